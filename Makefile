@@ -1,0 +1,41 @@
+# `make demo` and `make test`: each makes .venv on first use; later runs install nothing unless the versions change.
+# Another Python: `make test PYTHON=python3.12`. Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# in the environment spares the CUDA libraries (3 GB).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two processes of one thread each, one test file in each at a time.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := mergekit_mm tests examples
+
+export HF_HUB_OFFLINE := 1
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/easy_vqa/run.py
+
+test: $(VENV)/.test
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit(f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	@echo "[1/3] making the environment $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "[2/3] installing torch and torchvision (the largest part: some minutes)"
+	@$(PIP) torch torchvision
+	@echo "[3/3] installing mergekit-mm[$*] and what it needs (a minute or two)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""What is in a checkpoint: tensors, their roles, and their names on disk and in memory."""

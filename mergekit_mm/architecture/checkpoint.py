@@ -1,0 +1,161 @@
+"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and how to get at them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_config, read_headers
+from mergekit_mm.architecture.names import Group, group_names
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
+from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the model in memory has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: Role
+    is_convolution: bool = False
+
+    @property
+    def vocabulary_axis(self) -> int | None:
+        """The axis that token ids index, which may differ in length between models."""
+        return 0 if self.role in (Role.EMBEDDINGS, Role.LM_HEAD) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The inventory of one checkpoint directory. Only headers have been read."""
+
+    name: str  # as the user wrote it
+    directory: Path
+    config: Mapping[str, Any]
+    skeleton: Skeleton | None  # None for remote code, which is known by its names on disk alone
+    disk: Mapping[str, DiskTensor]
+    groups: tuple[Group, ...]
+    unknown: frozenset[str]  # on disk, but the model has no place for them
+    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
+
+    @cached_property
+    def group_of(self) -> Mapping[str, Group]:
+        """The group that makes each memory tensor; of several that make the same one, the first."""
+        result: dict[str, Group] = {}
+        for group in self.groups:
+            for name in group.memory:
+                result.setdefault(name, group)
+        return result
+
+    def present(self, name: str) -> str | None:
+        """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
+        if name in self.tensors:
+            return name
+        if self.skeleton is None:
+            return None
+        aliases = self.skeleton.aliases
+        first = aliases.get(name, name)
+        tied = [first, *(alias for alias, source in aliases.items() if source == first)]
+        return next((n for n in tied if n in self.tensors), None)
+
+    @property
+    def is_multimodal(self) -> bool:
+        return any(info.role in TOWERS or info.role is Role.PROJECTOR for info in self.tensors.values())
+
+    @cached_property
+    def backbone(self) -> Mapping[str, str]:
+        """The language model in names that do not depend on what surrounds it: neutral name -> name in memory.
+
+        The text-only twin of a multimodal model's decoder gives the same neutral names:
+        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`.
+        """
+        names = [n for n, info in self.tensors.items() if info.role in LANGUAGE_ROLES and n not in self.unknown]
+        stack = layer_stack(names)
+        parent = stack.rpartition(".")[0] + "." if "." in stack else ""
+        result = {}
+        for name in names:
+            if self.tensors[name].role is Role.LM_HEAD:
+                neutral = "lm_head." + name.rpartition(".")[2]
+            else:
+                neutral = name.removeprefix(parent)
+            result[neutral] = name
+        return result
+
+
+def layer_stack(names: list[str]) -> str:
+    """The path of the module list that holds most of these tensors: `model.language_model.layers`; "" if none does."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if match := re.search(r"\.\d+\.", name):
+            counts[name[: match.start()]] = counts.get(name[: match.start()], 0) + 1
+    return max(counts, key=lambda path: (counts[path], path), default="")
+
+
+def open_checkpoint(name: str, directory: Path) -> Checkpoint:
+    """Take the inventory of a checkpoint directory.
+
+    Raises:
+        CheckpointError: not a checkpoint, quantized, incomplete, or of shapes that its config contradicts.
+    """
+    config = read_config(directory)
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
+    disk = read_headers(directory)
+    skeleton = skeleton_of(config)
+    if skeleton is None:
+        groups = [Group((tensor,), (tensor,)) for tensor in disk]
+        unknown: list[str] = []
+    else:
+        groups, unknown = group_names(skeleton, disk)
+        groups += [Group((tensor,), (tensor,)) for tensor in unknown]
+    tensors = _inventory(name, skeleton, disk, groups)
+    checkpoint = Checkpoint(name, directory, config, skeleton, disk, tuple(groups), frozenset(unknown), tensors)
+    _require_complete(checkpoint)
+    return checkpoint
+
+
+def _inventory(
+    name: str, skeleton: Skeleton | None, disk: Mapping[str, DiskTensor], groups: list[Group]
+) -> dict[str, TensorInfo]:
+    roles = classify(skeleton) if skeleton else {}
+    roles = classify_names(disk) | roles
+    found: dict[str, TensorInfo] = {}
+    wrong: list[str] = []
+    for group in groups:
+        made = group.to_memory({n: torch.empty(disk[n].shape, dtype=disk[n].dtype, device="meta") for n in group.disk})
+        for memory, tensor in made.items():
+            expected = skeleton.tensors.get(memory) if skeleton else None
+            if expected is not None and expected.shape != tensor.shape:
+                wrong.append(f"{', '.join(group.disk[:2])}: {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+            convolution = skeleton is not None and memory in skeleton.convolutions
+            found.setdefault(memory, TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution))
+    if wrong:
+        raise CheckpointError(
+            f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
+            + "\n  ".join(wrong[:10])
+        )
+    if skeleton is None:
+        return found
+    order = {memory: i for i, memory in enumerate(skeleton.tensors)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _require_complete(checkpoint: Checkpoint) -> None:
+    skeleton = checkpoint.skeleton
+    if skeleton is None:
+        return
+    absent = [n for n in skeleton.tensors if checkpoint.present(n) is None and not skeleton.may_be_absent(n)]
+    if absent:
+        raise CheckpointError(
+            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.config.get('model_type')}), "
+            f"which transformers would fill with random values:\n  " + "\n  ".join(absent[:10])
+        )

@@ -1,0 +1,106 @@
+"""What a checkpoint directory holds, read from file headers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+from safetensors import safe_open
+
+# the header of a safetensors file names dtypes in its own short form
+_SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class DiskTensor:
+    """One tensor of a checkpoint as its file describes it: nothing of it has been read."""
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint, or a set of them, cannot be merged; the message says what, where and what to do."""
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a checkpoint directory, as it stands on disk."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.")
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+def read_headers(directory: Path) -> dict[str, DiskTensor]:
+    """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
+
+    Raises:
+        CheckpointError: no weights, a shard named by the index is missing or damaged,
+            or the index and the shards disagree about a tensor.
+    """
+    try:
+        index = ShardedTensorIndex.from_disk(str(directory))
+    except Exception as error:
+        if any((directory / name).exists() for name in ("model.safetensors", "pytorch_model.bin")):
+            raise CheckpointError(f"The weights in {directory} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards."
+        ) from error
+    found: dict[str, DiskTensor] = {}
+    for shard in index.shards:
+        path = directory / shard.filename
+        if not path.is_file():
+            raise CheckpointError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
+        try:
+            found.update((tensor.name, tensor) for tensor in _shard_headers(path))
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    absent = sorted(set(index.tensor_paths) - set(found))
+    unlisted = sorted(set(found) - set(index.tensor_paths))
+    if absent or unlisted:
+        raise CheckpointError(
+            f"The index of {directory} and its shards disagree: "
+            f"{len(absent)} tensors are named but absent {absent[:3]}, "
+            f"{len(unlisted)} are present but not named {unlisted[:3]}."
+        )
+    return found
+
+
+def _shard_headers(path: Path) -> Iterator[DiskTensor]:
+    if path.suffix == ".safetensors":
+        with safe_open(str(path), framework="pt") as shard:
+            for name in shard.keys():
+                view = shard.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
+                if dtype is None:
+                    raise CheckpointError(f"tensor {name} has dtype {view.get_dtype()}, which cannot be merged")
+                yield DiskTensor(name, path.name, tuple(view.get_shape()), dtype)
+        return
+    state = torch.load(path, map_location="meta", weights_only=True)
+    for name, tensor in state.get("state_dict", state).items():
+        yield DiskTensor(name, path.name, tuple(tensor.shape), tensor.dtype)

@@ -1,0 +1,119 @@
+"""The model a config describes, instantiated without storage: names, shapes, owners and ties of its tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
+
+from mergekit_mm.architecture.disk import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A model on the meta device, and what its modules say of each tensor of its state dict."""
+
+    model: PreTrainedModel
+
+    @cached_property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The state dict: name in memory -> meta tensor."""
+        state: dict[str, torch.Tensor] = self.model.state_dict()
+        return state
+
+    @cached_property
+    def aliases(self) -> Mapping[str, str]:
+        """For each tied tensor, the first name in the state dict that shares its storage."""
+        first: dict[int, str] = {}
+        result: dict[str, str] = {}
+        held = dict(self.model.named_parameters(remove_duplicate=False))
+        held.update(self.model.named_buffers(remove_duplicate=False))
+        for name in self.tensors:
+            owner = held.get(name)
+            if owner is None:  # extra state, which no module lists
+                continue
+            if (known := first.setdefault(id(owner), name)) != name:
+                result[name] = known
+        return result
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
+
+    @cached_property
+    def convolutions(self) -> frozenset[str]:
+        """Names of convolution kernels: tensors of three or more axes that are not stacks of matrices."""
+        conv = torch.nn.modules.conv._ConvNd
+        return frozenset(f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, conv))
+
+    def may_be_absent(self, name: str) -> bool:
+        """Whether transformers loads the model without a word when this tensor is not on disk."""
+        ignored = self.model._keys_to_ignore_on_load_missing or ()
+        return name in self.buffers or any(_matches(pattern, name) for pattern in ignored)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.search(pattern, name) is not None
+
+
+def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
+    """Instantiate the model of a `config.json` on the meta device.
+
+    Returns None for a checkpoint whose modelling code does not come with transformers (remote code):
+    its code is not run to learn names that are on disk anyway.
+
+    Raises:
+        CheckpointError: transformers knows the model type but cannot build this config.
+    """
+    model_type = raw_config.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        return None
+    architectures = raw_config.get("architectures") or [None]
+    if architectures[0] is not None and not hasattr(transformers, architectures[0]):
+        return None
+    return _build(json.dumps(raw_config, sort_keys=True))
+
+
+# experts of one base have the same config but for a path or a version, so one instance serves them all
+@lru_cache(maxsize=16)
+def _build(config_json: str) -> Skeleton:
+    raw = json.loads(config_json)
+    model_type = raw.pop("model_type")
+    # an attention implementation may need a package that merging does not
+    raw.pop("_attn_implementation", None)
+    try:
+        config = AutoConfig.for_model(model_type, **raw)
+        cls = _model_class(config)
+        with torch.device("meta"), no_init_weights():
+            model = cls(config)
+        # no_init_weights leaves tied weights apart
+        model.tie_weights()
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot instantiate the {model_type} model of this config: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return Skeleton(model)
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if config.architectures:
+        cls: type[PreTrainedModel] = getattr(transformers, config.architectures[0])
+        return cls
+    for mapping in (MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise CheckpointError("config.json names no architecture and transformers has no default one for it")

@@ -1,0 +1,81 @@
+"""The model card of a merge: method, parameters, what was done with each role, inputs and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import yaml
+from mergekit.card import method_md
+from tqdm import tqdm
+
+from mergekit_mm import __version__
+from mergekit_mm.planning.plan import Plan
+
+_CARD = """---
+{metadata}---
+# {name}
+
+A merge of multimodal models, made with [mergekit](https://github.com/arcee-ai/mergekit) and mergekit-mm {version}
+by the method {method}.
+
+## What was done
+
+```text
+{report}
+```
+
+## Inputs
+
+| model | file | sha256 |
+|---|---|---|
+{inputs}
+
+## Configuration
+
+```yaml
+{yaml}
+```
+"""
+
+
+def model_card(plan: Plan, name: str, config_yaml: str, quiet: bool) -> str:
+    """The text of README.md. Hashes every weight file of every input, with a progress bar."""
+    models = plan.inputs.checkpoints
+    on_hub = [str(model.model.path) for model in models if not Path(model.model.path).expanduser().exists()]
+    metadata = {"library_name": "transformers", "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
+    if on_hub:
+        metadata["base_model"] = on_hub
+    files = {
+        (str(model), file): checkpoint.directory / file
+        for model, checkpoint in models.items()
+        for file in sorted({tensor.file for tensor in checkpoint.disk.values()})
+    }
+    total = sum(path.stat().st_size for path in files.values())
+    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
+        rows = [f"| {model} | {file} | `{_sha256(path, bar)}` |" for (model, file), path in files.items()]
+    return _CARD.format(
+        metadata=yaml.safe_dump(metadata),
+        name=name,
+        version=__version__,
+        method=method_md(plan.config.merge_method),
+        report=plan.report(),
+        inputs="\n".join(rows),
+        yaml=config_yaml.rstrip(),
+    )
+
+
+def _sha256(path: Path, bar: tqdm) -> str:
+    # the hub's cache names a file by its hash and links to it
+    blob = os.path.basename(os.path.realpath(path))
+    if re.fullmatch(r"[0-9a-f]{64}", blob):
+        bar.update(path.stat().st_size)
+        return blob
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

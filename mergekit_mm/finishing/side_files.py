@@ -1,0 +1,60 @@
+"""Everything in a checkpoint but its weights: tokenizer, processor, chat template, remote code, generation config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mergekit.common import ModelReference
+
+# what belongs to the weights, to another format of them, to a training run, or to the card
+_NOT_COPIED = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "adapter_*"),
+    *("*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.pth", "consolidated*"),
+    *("optimizer.pt", "scheduler.pt", "rng_state*", "training_args.bin", "trainer_state.json", "*_results.json"),
+    *("config.json", "README.md", "mergekit_config.yml", ".*"),
+)
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken")
+# directories that transformers reads beside the files
+_DIRECTORIES = ("additional_chat_templates",)
+
+
+def copy_side_files(source: Path, target: Path, with_tokenizer: bool = True) -> None:
+    """Copy every file that is not weights, byte for byte, remote code and its packages included."""
+    left_out = _NOT_COPIED if with_tokenizer else _NOT_COPIED + _TOKENIZER
+    for path in sorted(source.iterdir()):
+        if any(fnmatch(path.name, pattern) for pattern in left_out):
+            continue
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+        elif path.name in _DIRECTORIES or any(path.glob("**/*.py")):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, target / path.name, ignore=ignore, dirs_exist_ok=True)
+
+
+def chat_template(directory: Path) -> str | None:
+    """The chat template of a checkpoint, from whichever of the files that may hold it."""
+    jinja = directory / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        file = directory / name
+        if file.is_file():
+            template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, str):
+                return template
+    return None
+
+
+def adopt_chat_template(target: Path, experts: Mapping[ModelReference, Path]) -> str | None:
+    """If the copied files hold no chat template but all experts agree on one, write theirs; says so if it did."""
+    if chat_template(target) is not None or not experts:
+        return None
+    templates = {chat_template(directory) for directory in experts.values()}
+    if len(templates) != 1 or (template := templates.pop()) is None:
+        return None
+    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return f"The base has no chat template; the one that all {len(experts)} experts share was taken."

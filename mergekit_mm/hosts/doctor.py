@@ -1,0 +1,123 @@
+"""What `mergekit-mm doctor` finds out: versions, the start-up hook's files, what a fresh interpreter makes of them."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from mergekit_mm import __version__, _autoload
+
+PACKAGES = ("mergekit", "transformers", "torch", "peft", "lm-eval")
+FALLBACK = "`python -m mergekit_mm yaml CONFIG OUT` works without the hook"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `state` is "ok", "note" or "BROKEN"."""
+
+    state: str
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:7}{self.subject:23}{self.text}"
+
+
+def examine() -> Iterator[Finding]:
+    """Yield the findings in the order of a report, as they become known. Imports mergekit in a subprocess only."""
+    yield Finding("ok", "mergekit-mm", f"{__version__} in {Path(__file__).parents[1]}")
+    yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
+    yield from _versions()
+    yield _stock_command()
+    hook = _hook()
+    yield hook
+    if hook.state == "ok":
+        yield from _fresh_interpreter()
+
+
+def _versions() -> Iterator[Finding]:
+    try:
+        required = [Requirement(line) for line in importlib.metadata.requires("mergekit-mm") or []]
+    except importlib.metadata.PackageNotFoundError:  # runs from PYTHONPATH
+        required = []
+    ranges = {each.name: each.specifier for each in required if each.marker is None}
+    for name in PACKAGES:
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("BROKEN", name, f"missing: pip install '{name}{ranges.get(name, '')}'")
+            continue
+        if name in ranges and not ranges[name].contains(found, prereleases=True):
+            yield Finding("BROKEN", name, f"{found}, needed is {ranges[name]}: pip install '{name}{ranges[name]}'")
+        else:
+            yield Finding("ok", name, found)
+
+
+def _stock_command() -> Finding:
+    """Compare the `mergekit-yaml` on PATH with this environment's: a plugin in another environment does nothing."""
+    found, here = shutil.which("mergekit-yaml"), Path(sysconfig.get_path("scripts"))
+    if found and Path(found).resolve().parent == here.resolve():
+        return Finding("ok", "mergekit-yaml", found)
+    if (here / "mergekit-yaml").exists():
+        return Finding("note", "mergekit-yaml", f"of this environment is {here / 'mergekit-yaml'}, PATH gives {found}")
+    return Finding(
+        "note",
+        "mergekit-yaml",
+        f"is not in this environment (PATH gives {found}). Install mergekit-mm where mergekit is: pip in the same "
+        "environment, `pipx inject mergekit mergekit-mm`, or `uv tool install mergekit --with mergekit-mm`",
+    )
+
+
+def _hook() -> Finding:
+    directories = [*site.getsitepackages(), site.getusersitepackages()]
+    candidates = [Path(each) / f"mergekit_mm.{suffix}" for each in directories for suffix in ("pth", "start")]
+    files = [each for each in candidates if each.exists()]
+    if os.environ.get("MERGEKIT_MM_AUTOLOAD") == "0":
+        return Finding("note", "start-up hook", f"turned off by MERGEKIT_MM_AUTOLOAD=0; {FALLBACK}")
+    if len({each.suffix for each in files}) < 2:
+        text = "not installed, stock mergekit-yaml does not see the plugin: pip install mergekit-mm here"
+        return Finding("BROKEN", "start-up hook", f"{text}; {FALLBACK}")
+    return Finding("ok", "start-up hook", f"mergekit_mm.pth and .start in {files[0].parent}")
+
+
+def _fresh_interpreter() -> Iterator[Finding]:
+    code = "from mergekit_mm.hosts.doctor import _report; _report()"
+    # From sys.prefix, since `-c` puts the working directory on the path, where a checkout would look installed.
+    run = subprocess.run([sys.executable, "-c", code], cwd=sys.prefix, capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("BROKEN", "interpreter", f"a fresh one cannot import the plugin and its hosts: {reason}")
+        return
+    report = json.loads(run.stdout.splitlines()[-1])
+    if report["active"]:
+        yield Finding("ok", "interpreter", "a fresh one has the hook active")
+    else:
+        yield Finding("BROKEN", "interpreter", f"a fresh one lacks the hook: is Python run with -S? {FALLBACK}")
+    for host, error in report["outcomes"].items():
+        yield Finding("BROKEN" if error else "ok", host, error or "plugged in")
+    yield Finding("ok" if report["methods"] else "BROKEN", "methods", " ".join(report["methods"]) or "none")
+
+
+def _report() -> None:
+    """In a fresh interpreter: import the hosts and print what the hook made of it."""
+    active = _autoload.finder in sys.meta_path
+    for host in _autoload.HOOKS:
+        importlib.import_module(host)
+    from mergekit.merge_methods import registered_methods
+
+    from mergekit_mm.methods import catalogue
+
+    registered = registered_methods()
+    methods = [ours.spec.name for ours in catalogue() if any(ours is each for each in registered)]
+    print(json.dumps({"active": active, "outcomes": _autoload.outcomes, "methods": methods}))

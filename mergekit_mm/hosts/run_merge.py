@@ -1,0 +1,78 @@
+"""The seam in mergekit 0.1.5: `mergekit.merge.run_merge`, which every mergekit command calls to merge models.
+
+Configs in which some input is multimodal are run here, all others by mergekit as if the plugin were not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import mergekit.merge
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+LOG = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Put the plugin between mergekit's commands and `run_merge`, once."""
+    original = mergekit.merge.run_merge
+    if getattr(original, "__mergekit_mm__", False):
+        return
+
+    @functools.wraps(original)
+    def run_merge(
+        merge_config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
+    ) -> None:
+        if is_multimodal(merge_config):
+            from mergekit_mm.merge import run_multimodal_merge
+
+            run_multimodal_merge(merge_config, out_path, options, config_source)
+        else:
+            original(merge_config, out_path, options, config_source)
+
+    run_merge.__mergekit_mm__ = True  # type: ignore[attr-defined]
+    # commands that were imported before have the function by its name
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "mergekit" and getattr(module, "run_merge", None) is original:
+            module.run_merge = run_merge  # type: ignore[attr-defined]
+
+
+def is_multimodal(config: MergeConfiguration) -> bool:
+    """Whether any model of a merge has more than text in its config."""
+    return any(_has_media(_raw_config(model)) for model in config.referenced_models())
+
+
+def _raw_config(model: ModelReference) -> Mapping[str, Any]:
+    """The model's config.json; empty if there is none to be found, which is then for mergekit to report."""
+    try:
+        path = Path(model.model.path).expanduser() / "config.json"
+        if not path.is_file():
+            path = Path(huggingface_hub.hf_hub_download(model.model.path, "config.json", revision=model.model.revision))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return config
+    except Exception as error:
+        LOG.debug("no config.json for %s: %s", model, error)
+        return {}
+
+
+def _has_media(config: Mapping[str, Any]) -> bool:
+    """Whether a raw config is that of a multimodal LLM, or contains one."""
+    # local: transformers' table of models is slow to import, and a text-only start-up need not pay for it
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+    parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    return (
+        config.get("model_type") in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
+        or any(_has_media(part) for part in parts.values())
+    )

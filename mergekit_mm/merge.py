@@ -1,0 +1,155 @@
+"""One multimodal merge, from its config to a finished and checked directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import transformers
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor, Task
+from mergekit.merge import _set_chat_template
+from mergekit.multigpu_executor import MultiGPUExecutor
+from mergekit.options import MergeOptions
+from mergekit.tokenizer import TokenizerInfo
+from transformers import PreTrainedTokenizerBase
+
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
+from mergekit_mm.finishing.card import model_card
+from mergekit_mm.finishing.config_json import output_config, write_config
+from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
+from mergekit_mm.finishing.verify import verify_written
+from mergekit_mm.planning.inputs import locate
+from mergekit_mm.planning.plan import Plan, plan_merge
+from mergekit_mm.planning.policies import SIDE_FILES
+from mergekit_mm.planning.tasks import SOURCES
+
+LOG = logging.getLogger(__name__)
+
+
+class MergeRefused(click.ClickException):
+    """A merge that cannot be done; on the command line, the message is all that is shown."""
+
+
+@contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that are about the user's config or files into `MergeRefused`."""
+    try:
+        yield
+    except kinds as error:
+        raise MergeRefused(str(error)) from error
+
+
+def run_multimodal_merge(
+    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
+) -> None:
+    """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
+
+    Raises:
+        MergeRefused: the config or an input is not fit to be merged.
+    """
+    if options.random_seed is not None:
+        transformers.trainer_utils.set_seed(options.random_seed)
+    out = Path(out_path)
+    try:
+        with refusing(CheckpointError, ValueError):
+            plan = plan_merge(config, options)
+            check_output(out, [c.directory for c in plan.inputs.checkpoints.values()], plan.output_bytes)
+            side_files = _side_files_source(plan, options)
+        with refusing(CheckpointError, ValueError), staged(out) as staging:
+            with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
+                targets = plan.planner.plan_to_disk(str(staging))
+            if not options.quiet:
+                click.echo(plan.report(), err=True)
+            tokenizer = _execute(targets, options)
+            _finish(plan, staging, side_files, tokenizer, options)
+            if options.write_model_card:
+                source = config_source or config.to_yaml()
+                card = model_card(plan, out.name, source, options.quiet)
+                (staging / "README.md").write_text(card, encoding="utf-8")
+                (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
+    finally:
+        SOURCES.clear()
+
+
+def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
+    """Plan a merge to the last tensor and say what it would do; nothing is read but headers, nothing is written.
+
+    Raises:
+        MergeRefused: the merge would be refused.
+    """
+    try:
+        with refusing(CheckpointError, ValueError, RuntimeError):
+            plan = plan_merge(config, options)
+            plan.planner.plan_to_disk("unused")
+            return (
+                plan.report()
+                + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.disk_names)} tensors"
+            )
+    finally:
+        SOURCES.clear()
+
+
+def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
+    """Run the task graph on mergekit's executors; returns the tokenizer if the config asks for a new one."""
+    if options.multi_gpu:
+        executor = MultiGPUExecutor(targets=targets, storage_device=None if options.low_cpu_memory else "cpu")
+    else:
+        executor = Executor(
+            targets=targets,
+            math_device=options.device,
+            storage_device=options.device if options.low_cpu_memory else "cpu",
+        )
+    tokenizer = None
+    for _task, value in executor.run(quiet=options.quiet):
+        if isinstance(value, TokenizerInfo):
+            tokenizer = value.tokenizer
+    return tokenizer
+
+
+def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
+    """The directory whose tokenizer and processor files the output gets."""
+    wanted = (plan.config.parameters or {}).get(SIDE_FILES, "base")
+    if wanted == "base":
+        return plan.inputs.base_checkpoint.directory
+    if not isinstance(wanted, str):
+        raise ValueError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
+    return locate(ModelReference.parse(wanted), options)
+
+
+def _finish(
+    plan: Plan, staging: Path, side_files: Path, tokenizer: PreTrainedTokenizerBase | None, options: MergeOptions
+) -> None:
+    """Add to the weights what makes them a model, and check the result."""
+    base = plan.inputs.base_checkpoint
+    written = read_headers(staging)
+    vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
+    write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
+    verify_written(staging, plan.planner.disk_names)
+    copy_side_files(side_files, staging, options.copy_tokenizer)
+    if tokenizer is None and plan.config.chat_template and options.copy_tokenizer:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(staging, trust_remote_code=options.trust_remote_code)
+    if tokenizer is not None:
+        _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
+        tokenizer.save_pretrained(staging)
+    # a text-only model's template would not know about images
+    alike = [
+        m for m, c in plan.inputs.checkpoints.items() if c.config.get("model_type") == base.config.get("model_type")
+    ]
+    experts = {m: plan.inputs.checkpoints[m].directory for m in alike if m != plan.inputs.base}
+    if options.copy_tokenizer and (said := adopt_chat_template(staging, experts)):
+        plan.inputs.notes.append(said)
+        LOG.warning(said)
+
+
+def _vocabulary_size(plan: Plan, written: Mapping[str, DiskTensor]) -> int:
+    """Rows of the written embeddings."""
+    base = plan.inputs.base_checkpoint
+    name = base.backbone["embed_tokens.weight"]
+    return written[base.group_of[name].disk[0]].shape[0]

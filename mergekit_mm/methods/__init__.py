@@ -1,0 +1,15 @@
+"""Merge methods beyond mergekit's own: one file each, listed once in `catalogue`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods import MergeMethod
+
+
+def catalogue() -> tuple[MergeMethod, ...]:
+    """Every method of this package, not yet registered; importing them waits until they are asked for."""
+    from mergekit_mm.methods.optmerge import optmerge
+
+    return (optmerge,)

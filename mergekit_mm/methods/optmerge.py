@@ -1,0 +1,193 @@
+"""OptMerge (Wei et al., ICLR 2026, arXiv 2505.19892): merge by making the experts' interference small.
+
+Per matrix, with tau_i the task vectors, q = min(out, in) and k = int(q / N), OptMerge descends (its Eq. 3)
+
+    L(x) = sum_i || (x - T_i) L_i^T ||^2 / || tau_i ||^2
+
+from a start x_0 for a fixed number of steps; where it stops is part of the method, since the minimum of L is not unique.
+T_i is the target (tau_i reduced to rank k), L_i = S V^T the proxy for the inputs that expert i has seen. The released
+code has three variants of it, and they are the presets here. Deviations from that code, all deliberate:
+  - SGD on a quadratic is linear, so its steps are applied at once as a filter on the spectrum of L: the same
+    result without a loop. Adam is not linear and stays a loop, with a gradient of two products instead of 2 N.
+  - everything is computed in float32 or wider. The released `lora` loop runs in the checkpoint's half precision, where
+    it is several per cent off (float16) or does not move at all (bfloat16).
+  - an expert that left a matrix untouched has weight 0 instead of dividing 0 by 0.
+  - where k = 0 (fewer rows than experts) there is nothing to optimise and the mean is returned, as for vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Optional
+
+import torch
+from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
+from torch import Tensor
+
+from mergekit_mm.methods.apply import merge_task_vectors, working_dtype
+from mergekit_mm.numerics.quadratic import Quadratic, Term
+from mergekit_mm.numerics.spectral import Truncation, gram_root, truncate
+from mergekit_mm.numerics.task_vector import TaskVector, joint_core
+
+Init = Literal["mean", "sum", "zero"]
+Optimizer = Literal["sgd", "adam"]
+Proxy = Literal["truncated", "full", "centered"]
+Target = Literal["truncated", "centered"]
+
+_DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every constant of one variant. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N."""
+
+    init: Init = "mean"
+    rank_fraction: float | None = None
+    iterations: int = 300
+    learning_rate: float = 1e-4
+    momentum: float = 0.9
+    optimizer: Optimizer = "sgd"
+    proxy: Proxy = "truncated"
+    target: Target = "truncated"
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _require(self.rank_fraction is None or 0 < self.rank_fraction <= 1, "rank_fraction", "in (0, 1]", self)
+        _require(self.iterations >= 0, "iterations", "0 or more", self)
+        _require(0 < self.learning_rate < math.inf, "learning_rate", "positive", self)
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self)
+        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)", self)
+        _require(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive", self)
+
+    def rank(self, shape: Sequence[int], experts: int) -> int:
+        """k: how many singular directions of a matrix of this shape are kept, rounded down."""
+        size = min(shape)
+        # the slack keeps products such as 100 * 0.29 from falling below the integer they stand for
+        return size // experts if self.rank_fraction is None else min(size, int(size * self.rank_fraction + 1e-9))
+
+
+def _require(holds: bool, name: str, rule: str, settings: Settings) -> None:
+    if not holds:
+        raise ValueError(f"optmerge: {name} must be {rule}; got {getattr(settings, name)}")
+
+
+PRESETS = {
+    "lora": Settings(),
+    "full": Settings(init="sum", learning_rate=1e-5, optimizer="adam", target="centered"),
+    "modality": Settings(rank_fraction=1 / 5, learning_rate=5e-2, proxy="full"),
+}
+
+
+@merge_method(
+    name="optmerge",
+    pretty_name="OptMerge",
+    reference_url="https://arxiv.org/abs/2505.19892",
+    contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
+)
+def optmerge(
+    group: TensorGroup,
+    scaling: float = 1.0,
+    preset: Literal["lora", "full", "modality"] = "lora",
+    init: Optional[Init] = None,
+    rank_fraction: Optional[float] = None,
+    iterations: Optional[int] = None,
+    learning_rate: Optional[float] = None,
+    momentum: Optional[float] = None,
+    optimizer: Optional[Optimizer] = None,
+    proxy: Optional[Proxy] = None,
+    target: Optional[Target] = None,
+    adam_beta2: Optional[float] = None,
+    adam_epsilon: Optional[float] = None,
+) -> Tensor:
+    """base + scaling * OptMerge(task vectors). Every parameter left out has the preset's value.
+
+    preset: `lora` (experts trained as adapters), `full` (full fine-tunes) or `modality` (experts of different media).
+    proxy: L_i from tau_i cut to rank k (`truncated`), whole (`full`), or from tau_i - mean cut to rank k (`centered`, as
+    the paper's Eq. 3 has it). target: T_i is tau_i cut to rank k, or (tau_i - mean) cut to rank k, plus the mean.
+    """
+    chosen = {
+        "init": init,
+        "rank_fraction": rank_fraction,
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "optimizer": optimizer,
+        "proxy": proxy,
+        "target": target,
+        "adam_beta2": adam_beta2,
+        "adam_epsilon": adam_epsilon,
+    }
+    settings = replace(PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None})
+    return merge_task_vectors(group, scaling, lambda task_vectors: solve(task_vectors, settings))
+
+
+def solve(task_vectors: Sequence[TaskVector], settings: Settings) -> TaskVector:
+    """The merged task vector of one matrix. From factors by SGD it is found in their joint core and stays factored."""
+    first = task_vectors[0]
+    rank = settings.rank(first.shape, len(task_vectors))
+    dtype = _dtype(working_dtype(first.left.dtype), first.shape)
+    if settings.optimizer == "sgd" and all(t.is_factored for t in task_vectors):
+        joint = joint_core(task_vectors, dtype)  # SGD commutes with rotations; Adam does not
+        return joint.expand(TaskVector(_solve_dense(joint.cores, settings, rank, dtype)))
+    return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
+
+
+def _dtype(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
+    return torch.float64 if math.prod(shape) <= _DOUBLE_UP_TO else dtype
+
+
+def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
+    """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean, then for their terms."""
+    count = len(task_vectors)
+    dtype = _dtype(dtype, task_vectors[0].shape)
+    if count == 1 and rank >= min(task_vectors[0].shape) and settings.init != "zero":
+        return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
+    mean, peaks = _mean_and_peaks(task_vectors, dtype)
+    if rank == 0 or max(peaks) == 0:
+        return mean
+    # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
+    scale = 2.0 ** math.frexp(max(peaks))[1]
+    mean /= scale
+    live = [t for t, peak in zip(task_vectors, peaks) if peak > 0]
+    starts = {"mean": 1.0, "sum": float(count), "zero": 0.0}[settings.init]
+    shared = 1.0 if settings.target == "centered" else 0.0
+    kept = min(rank, *mean.shape) if settings.proxy != "full" else min(mean.shape)
+    terms = (_term(t.dense(dtype).div_(scale), mean, settings, rank) for t in live)
+    problem = Quadratic.assemble(terms, kept * len(live), mean * (starts - shared))
+    if settings.optimizer == "sgd":
+        step = problem.sgd_step(settings.learning_rate, settings.momentum, settings.iterations)
+    else:
+        betas = (settings.momentum, settings.adam_beta2)
+        step = problem.adam_step(
+            settings.learning_rate / scale, betas, settings.adam_epsilon / scale, settings.iterations
+        )
+    return step.add_(mean, alpha=starts).mul_(scale)
+
+
+def _mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
+    mean = torch.zeros(task_vectors[0].shape, dtype=dtype, device=task_vectors[0].left.device)
+    peaks = []
+    for task_vector in task_vectors:
+        delta = task_vector.dense(dtype)
+        low, high = torch.aminmax(delta)
+        peaks.append(max(abs(float(low)), abs(float(high))))
+        mean += delta
+    return mean / len(peaks), peaks
+
+
+def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
+    """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
+
+    def cut(source: str) -> Truncation:
+        return truncate(delta - mean if source == "centered" else delta, rank)
+
+    weight = 1.0 / math.sqrt(float(delta.square().sum(1).to(torch.float64).sum()))
+    target = cut(settings.target)
+    if settings.proxy == "full":
+        rows = gram_root(delta)
+    else:
+        rows = target.rows if settings.proxy == settings.target else cut(settings.proxy).rows
+    return Term(rows * weight, target.left, target.right)

@@ -1,0 +1,119 @@
+"""The quadratic that WUDI and OptMerge minimise for one matrix, and two ways of descending it.
+
+    L(x) = sum_i w_i || (x - T_i) L_i^T ||^2,   gradient 2 (x A - B),   A = sum w_i L_i^T L_i,   B = sum w_i T_i L_i^T L_i
+
+for x (out, in). Everything is expressed in the step y = x - x_0, whose gradient is 2 (y A - D) with D = B - x_0 A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.numerics.filters import apply_quotient, heavy_ball_quotient
+from mergekit_mm.numerics.spectral import gram
+
+_ADAM_BLOCK = 1 << 18  # entries per row block of the Adam loop: its state stays in the cache
+
+
+class Term(NamedTuple):
+    """One expert's part: rows = sqrt(w) L (r, in), and its target as factors, T = left @ right (right None: left)."""
+
+    rows: Tensor
+    left: Tensor
+    right: Tensor | None
+
+    def target_times_rows(self) -> Tensor:
+        """P = T rows^T (out, r)."""
+        return self.left @ self.rows.T if self.right is None else self.left @ (self.right @ self.rows.T)
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """A and D in the smaller of two forms: A = rows^T rows, D = slope rows and core = rows rows^T, or rows None, A = core, D = slope.
+
+    rows (r, in) or None; core (r, r) or (in, in); slope (out, r) or (out, in).
+    """
+
+    core: Tensor
+    slope: Tensor
+    rows: Tensor | None
+
+    @classmethod
+    def assemble(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
+        """Sum the experts' terms, consumed one at a time; `row_count` is the number of rows they bring together.
+
+        start (out, in) is x_0 less whatever part all targets share and the terms leave out.
+        """
+        if row_count < start.shape[1]:
+            return cls._in_row_space(terms, row_count, start)
+        core = start.new_zeros(start.shape[1], start.shape[1])
+        slope = torch.zeros_like(start)
+        for term in terms:
+            core += gram(term.rows.T)
+            slope.addmm_(term.target_times_rows(), term.rows)
+        return cls(core, slope.addmm_(start, core, alpha=-1.0), None)
+
+    @classmethod
+    def _in_row_space(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
+        rows = start.new_empty(row_count, start.shape[1])
+        slope = start.new_empty(start.shape[0], row_count)
+        filled = 0
+        for term in terms:
+            stop = filled + term.rows.shape[0]
+            rows[filled:stop] = term.rows
+            slope[:, filled:stop] = term.target_times_rows()
+            filled = stop
+        return cls(gram(rows), slope.addmm_(start, rows.T, alpha=-1.0), rows)
+
+    def sgd_step(self, learning_rate: float, momentum: float, iterations: int) -> Tensor:
+        """y (out, in) after `iterations` steps of SGD with momentum from y = 0, as one spectral filter D q(A)."""
+        step = apply_quotient(
+            self.slope, self.core, lambda lam: heavy_ball_quotient(lam, learning_rate, momentum, iterations)
+        )
+        return step if self.rows is None else step @ self.rows
+
+    def adam_step(self, learning_rate: float, betas: tuple[float, float], epsilon: float, iterations: int) -> Tensor:
+        """y (out, in) after `iterations` steps of torch.optim.Adam's rule from y = 0.
+
+        Adam rescales every entry by itself, so no filter equals it; but rows never mix, so they run in blocks.
+        """
+        rows = self.rows
+        if rows is not None and 2 * rows.shape[0] >= rows.shape[1]:  # two thin products would cost more than one by A
+            slope, core, rows = self.slope @ rows, rows.T @ rows, None
+        else:
+            slope, core = self.slope, self.core
+        width = core.shape[1] if rows is None else rows.shape[1]
+        blocks = slope.split(max(1, -(-_ADAM_BLOCK // width)))
+        operator = 2.0 * core if rows is None else 2.0 * rows
+        return torch.cat([
+            _adam(2.0 * (b if rows is None else b @ rows), operator, rows, learning_rate, betas, epsilon, iterations)
+            for b in blocks
+        ])
+
+
+def _adam(
+    target: Tensor,
+    operator: Tensor,
+    rows: Tensor | None,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    iterations: int,
+) -> Tensor:
+    """Adam on gradient `y @ operator - target`, or `(y @ rows^T) @ operator - target` with rows given."""
+    y, first, second, scratch = (torch.zeros_like(target) for _ in range(4))
+    for t in range(1, iterations + 1):
+        gradient = torch.addmm(target, y if rows is None else y @ rows.T, operator, beta=-1.0)
+        first.lerp_(gradient, 1.0 - betas[0])
+        second.mul_(betas[1]).addcmul_(gradient, gradient, value=1.0 - betas[1])
+        # both bias corrections moved into scalars: m / b1 / (sqrt(v / b2) + eps) = (sqrt(b2) / b1) m / (sqrt(v) + sqrt(b2) eps)
+        correction = math.sqrt(1.0 - betas[1] ** t)
+        torch.sqrt(second, out=scratch).add_(epsilon * correction)
+        y.addcdiv_(first, scratch, value=-learning_rate * correction / (1.0 - betas[0] ** t))
+    return y

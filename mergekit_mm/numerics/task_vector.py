@@ -1,0 +1,79 @@
+"""A task vector: what fine-tuning changed in one weight matrix, materialised only when a solver asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """The delta of one matrix, dense or as a product of two thin factors.
+
+    dense:    `left - base`, or `left` itself when there is no base; both (out, in), any floating dtypes.
+              The difference is taken on request, so N experts never need N float32 copies at once.
+    factored: `left @ right`, (out, r) times (r, in): an adapter's `scale * B` and `A`.
+    """
+
+    left: Tensor
+    right: Tensor | None = None
+    base: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.right is not None and self.base is not None:
+            raise ValueError("a factored task vector is a delta already; it takes no base")
+        if self.right is not None and self.left.shape[-1] != self.right.shape[0]:
+            raise ValueError(f"factors do not chain: {tuple(self.left.shape)} times {tuple(self.right.shape)}")
+        if self.base is not None and self.left.shape != self.base.shape:
+            raise ValueError(f"tuned weight {tuple(self.left.shape)} and base {tuple(self.base.shape)} differ in shape")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in), whichever form is stored."""
+        if self.right is None:
+            return tuple(self.left.shape)
+        return (self.left.shape[0], self.right.shape[1])
+
+    @property
+    def is_factored(self) -> bool:
+        return self.right is not None
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The delta as a new (out, in) tensor of `dtype`; each operand is widened before the one operation on it."""
+        if self.right is not None:
+            return self.left.to(dtype) @ self.right.to(dtype)
+        if self.base is None:
+            return self.left.to(dtype, copy=True)
+        return torch.sub(self.left.to(dtype), self.base.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class JointCore:
+    """All factored deltas in one pair of orthonormal bases: `delta_i = left @ cores[i] @ right`.
+
+    left (out, a), right (b, in), cores (a, b) each, with a and b at most the sum of the ranks. A method that commutes
+    with rotations can work on the cores alone, and its answer stays a low-rank task vector.
+    """
+
+    left: Tensor
+    right: Tensor
+    cores: tuple[TaskVector, ...]
+
+    def expand(self, core: TaskVector) -> TaskVector:
+        """The task vector whose coordinates are `core`; still factored."""
+        return TaskVector(self.left @ core.dense(self.left.dtype), right=self.right)
+
+
+def joint_core(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> JointCore:
+    """Two thin QR factorisations, O((out + in) r^2) for r = sum of the ranks; no (out, in) array is formed."""
+    rights = [t.right.to(dtype) for t in task_vectors if t.right is not None]
+    if len(rights) != len(task_vectors):
+        raise ValueError("joint_core needs every task vector in factored form")
+    ranks = [r.shape[0] for r in rights]
+    left, left_coordinates = torch.linalg.qr(torch.cat([t.left.to(dtype) for t in task_vectors], dim=1))
+    right, right_coordinates = torch.linalg.qr(torch.cat(rights).T)
+    pairs = zip(left_coordinates.split(ranks, dim=1), right_coordinates.split(ranks, dim=1))
+    return JointCore(left, right.T, tuple(TaskVector(b @ a.T) for b, a in pairs))

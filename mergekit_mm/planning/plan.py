@@ -1,0 +1,65 @@
+"""A merge, planned and checked, with nothing read but headers and nothing written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_mm.architecture.roles import Role
+from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.planning.modules import merge_architecture
+from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.policies import check_parameters
+from mergekit_mm.planning.tasks import open_sources
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a merge will do."""
+
+    config: MergeConfiguration  # as the user gave it
+    inputs: Inputs
+    planner: MultimodalPlanner
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the output's tensors, at most: those of the base, in the dtype asked for."""
+        wanted = self.config.out_dtype or self.config.dtype
+        width = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}.get(wanted or "", 0)
+        disk = self.inputs.base_checkpoint.disk.values()
+        return sum(
+            t.nbytes // t.dtype.itemsize * width if width and t.dtype.is_floating_point else t.nbytes for t in disk
+        )
+
+    def report(self) -> str:
+        """What is done with the tensors of each role, and what may surprise, for people."""
+        method, base = self.config.merge_method, self.inputs.base
+        others = [str(model) for model in self.inputs.checkpoints if model != base]
+        lines = [f"{method} of {len(self.inputs.checkpoints)} models in the layout of {base}"]
+        lines += [f"  with {name}" for name in others]
+        words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
+        for role in Role:
+            counts = {policy: n for (r, policy), n in sorted(self.planner.done.items()) if r == role.value}
+            if counts:
+                lines.append(f"  {role.value:<15} " + "; ".join(f"{n} {words[p]}" for p, n in counts.items()))
+        return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys(self.inputs.notes)])
+
+
+def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
+    """Open the inputs, match them and settle what is done with each tensor.
+
+    Raises:
+        CheckpointError: an input is damaged, or the inputs do not fit each other.
+        ValueError: the config asks for something that does not exist.
+    """
+    if not (config.models or config.slices or config.modules):
+        raise ValueError("The merge config lists no models.")
+    inputs = open_inputs(config, options)
+    open_sources(inputs.checkpoints, options.lazy_unpickle)
+    architecture = merge_architecture(inputs.base_checkpoint)
+    check_parameters(config, list(architecture.modules))
+    # the planner rewrites its config
+    planner = MultimodalPlanner(config.model_copy(deep=True), architecture, options, inputs)
+    return Plan(config, inputs, planner)

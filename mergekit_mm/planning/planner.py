@@ -1,0 +1,346 @@
+"""mergekit's planner, taught that inputs may name tensors differently and that roles have policies."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from mergekit.architecture import ModelArchitecture, WeightInfo
+from mergekit.common import ModelReference
+from mergekit.config import (
+    ConfigReader,
+    InputModelDefinition,
+    InputSliceDefinition,
+    MergeConfiguration,
+    OutputModuleDefinition,
+    OutputSliceDefinition,
+)
+from mergekit.graph import Task
+from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
+from mergekit.options import MergeOptions
+from mergekit.parameter_resolver import resolve_parameters
+from mergekit.plan import MergePlanner
+from mergekit.tokenizer import PermutedVocabulary
+from mergekit.tokenizer.truncate import TruncatedVocabulary
+from transformers import PreTrainedConfig
+
+from mergekit_mm.architecture.checkpoint import TensorInfo
+from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.modules import ALIASES, RoleModule
+from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
+from mergekit_mm.planning.tasks import (
+    CastTensor,
+    ConvertToDisk,
+    GatherMemoryTensors,
+    KeepTensor,
+    LoadTensor,
+    MergeTensors,
+    PickTensor,
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One output tensor while it is planned."""
+
+    weight: WeightInfo
+    info: TensorInfo  # of the base's tensor that it is, or that it is like
+    label: str  # the base's name for it on disk, which orders the work
+    reader: ConfigReader
+
+
+class MultimodalPlanner(MergePlanner):  # type: ignore[misc]
+    """Plan every tensor of the base's layout from inputs that were matched to it.
+
+    Slices, gradients, filters and the tokenizer section are mergekit's; this class adds where tensors come from
+    (`Inputs`), what is done with each (`Policy`), and under which names they are written.
+    """
+
+    def __init__(self, config: MergeConfiguration, arch: ModelArchitecture, options: MergeOptions, inputs: Inputs):
+        super().__init__(config, arch, options, PreTrainedConfig())
+        self.inputs = inputs
+        self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
+        self.disk_names: list[str] = []  # of the output, once planned
+        self._expand_modules()
+
+    # -- configuration ------------------------------------------------------------------------------------------------
+
+    def _expand_modules(self) -> None:
+        """Bring `models:`, `slices:` and `modules:` to one form: for every module its slices."""
+        config, modules = self.config, self.arch_info.modules
+        if config.slices:
+            config.modules = {"language_model": OutputModuleDefinition(slices=config.slices)}
+        elif config.models:
+            config.modules = {name: OutputModuleDefinition(models=config.models) for name in modules}
+        config.models = config.slices = None
+        config.modules = {ALIASES.get(name, name): module for name, module in config.modules.items()}
+        self.unlisted = [name for name in modules if name not in config.modules]
+        for name in self.unlisted:
+            base_only = [InputModelDefinition(model=self.inputs.base)]
+            config.modules[name] = OutputModuleDefinition(models=base_only)
+        for name, module in config.modules.items():
+            if module.models:
+                layers = self._module(name).num_layers(self.out_model_config)
+                module.slices = [OutputSliceDefinition(sources=self._sources(module.models, layers))]
+                module.models = None
+        if self.unlisted:
+            self.inputs.notes.append(
+                f"Not listed under `modules:`, so kept as in {self.inputs.base}: {', '.join(self.unlisted)}."
+            )
+
+    def _sources(self, models: list[InputModelDefinition], layers: int) -> list[InputSliceDefinition]:
+        sources = [
+            InputSliceDefinition(model=m.model, layer_range=(0, layers), parameters=m.parameters) for m in models
+        ]
+        base = self.config.base_model
+        if base and all(source.model != base for source in sources):
+            sources.append(InputSliceDefinition(model=base, layer_range=(0, layers)))
+        return sources
+
+    def normalize_config(self) -> None:
+        """Check the inputs of each slice against the method's contract; the form was settled at construction."""
+        for name, module in self.config.modules.items():
+            if name in self.unlisted:
+                continue
+            for index, part in enumerate(module.slices):
+                self._method.validate_inputs(
+                    [source.model for source in part.sources],
+                    part.base_model or self.config.base_model,
+                    group_name=f"{name}.slices[{index}]",
+                )
+
+    def _module(self, name: str) -> RoleModule:
+        module = self.arch_info.modules[name].architecture
+        assert isinstance(module, RoleModule)
+        return module
+
+    # -- tensors ------------------------------------------------------------------------------------------------------
+
+    def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
+        """mergekit's order (before the layers, layers, after), with layer ranges checked first."""
+        layers = self._module(module_name).num_layers(self.out_model_config)
+        for part in definition.slices:
+            for source in part.sources:
+                if not 0 <= source.layer_range[0] <= source.layer_range[1] <= layers:
+                    raise CheckpointError(
+                        f"layer_range {list(source.layer_range)} of {source.model} in module {module_name} "
+                        f"is outside its {layers} layers."
+                    )
+        super().plan_module(module_name, definition)
+
+    def plan_layer(
+        self,
+        sources: list[InputSliceDefinition],
+        layer_offset: int,
+        t: float,
+        cfg_reader: ConfigReader,
+        module_name: str,
+    ) -> None:
+        """Plan one output layer; its tensors are those of the layers it is made from."""
+        module = self._module(module_name)
+        indices = [source.layer_range[0] + layer_offset for source in sources]
+        kinds = {tuple(module.layers[index]) for index in indices}
+        if len(kinds) != 1:
+            raise CheckpointError(f"Layers {indices} of module {module_name} are of different kinds.")
+        for suffix in kinds.pop():
+            like = module.name_at(indices[0], suffix)
+            self.plan_tensor(
+                weight=module.weight(module.name_at(self._current_module_layers, suffix), like),
+                weights_in=[module.weight(module.name_at(index, suffix)) for index in indices],
+                models=[source.model for source in sources],
+                cfg_reader=cfg_reader.with_t(t),
+            )
+        self._current_module_layers += 1
+
+    def plan_tensor(
+        self,
+        weight: WeightInfo,
+        weights_in: list[WeightInfo],
+        models: list[ModelReference],
+        cfg_reader: ConfigReader,
+    ) -> None:
+        """Plan one output tensor: all names are the base's in memory."""
+        names = {model: self.inputs.names[model].get(w.name) for model, w in zip(models, weights_in, strict=True)}
+        held = {model: name for model, name in names.items() if name is not None}
+        info = self.inputs.base_checkpoint.tensors[weights_in[0].name]
+        job = _Job(weight, info, self.inputs.base_checkpoint.group_of[info.name].disk[0], cfg_reader)
+        kept = info.role.module in self.unlisted
+        policy = Policy.BASE if kept else policy_of(info.role, weight.name, self._method.spec.name, cfg_reader)
+        experts = [model for model in held if model != cfg_reader.base_model]
+        if (policy is Policy.MERGE and len(held) < min(len(models), 2)) or (policy is Policy.AVERAGE and not experts):
+            policy = Policy.BASE  # no other input has this tensor
+        if policy is Policy.BASE:
+            keeper = cfg_reader.base_model if cfg_reader.base_model in held else next(iter(held), self.inputs.base)
+            held.setdefault(keeper, info.name)
+            task = self._keep(job, keeper, held)
+        elif policy is Policy.AVERAGE:
+            task = self._average(job, {model: held[model] for model in experts})
+        else:
+            task = self._merge(job, held)
+        done = "copy" if policy is Policy.MERGE and len(models) == 1 else policy.value
+        self.done[info.role.value, done] += 1
+        self._tensors.append((weight, task))
+
+    def _merge(self, job: _Job, held: dict[ModelReference, str]) -> Task:
+        spec, reader = self._method.spec, job.reader
+        own = is_own_method(spec.name)
+        shared, per_input = resolve_parameters(
+            spec,
+            tensor_name=job.weight.name,
+            inputs=held,
+            sources=reader.parameter_sources,
+            base_model=reader.base_model,
+            t=reader.t,
+        )
+        return MergeTensors(
+            method_name=spec.name,
+            gather_tensors=self._gather(job, held, None if own else self.config.dtype),
+            model_order=tuple(held),
+            parameters=shared,
+            input_parameters=per_input,
+            base_model=reader.base_model,
+            output_weight=job.weight,
+            # the plugin's methods compute in float32 whatever the merge dtype; the one cast follows at the end
+            dtype="float32" if own and job.info.dtype is not torch.float64 else None,
+            as_vector=own and job.info.is_convolution,
+        )
+
+    def _average(self, job: _Job, experts: dict[ModelReference, str]) -> Task:
+        return MergeTensors(
+            method_name="linear",
+            gather_tensors=self._gather(job, experts, self.config.dtype),
+            model_order=tuple(experts),
+            parameters={"normalize": True},
+            input_parameters={model: {"weight": 1.0} for model in experts},
+            base_model=None,
+            output_weight=job.weight,
+        )
+
+    def _keep(self, job: _Job, model: ModelReference, held: dict[ModelReference, str]) -> Task:
+        if job.weight.vocabulary_axis is not None and (self._tokenizer_task or self.options.unsafe_truncate_embeddings):
+            return KeepTensor(model=model, tensors=self._gather(job, held, None))
+        return LoadTensor(model=model, tensor=held[model], label=job.label, device=self._read_device())
+
+    def _gather(self, job: _Job, held: dict[ModelReference, str], dtype: str | None) -> Task:
+        """One tensor of several inputs, aligned by mergekit's tokenizer section where token ids index it."""
+        axis = job.weight.vocabulary_axis
+        gather = GatherMemoryTensors(
+            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in held.items()},
+            dtype=dtype,
+            device=self._read_device(),
+            label=job.label,
+        )
+        if axis is not None and self._tokenizer_task:
+            section = self.config.tokenizer
+            return PermutedVocabulary(
+                gather_tensors=gather,
+                tokenizer_task=self._tokenizer_task,
+                tokens=(section.tokens if section else None) or {},
+                pad_to_multiple_of=section.pad_to_multiple_of if section else None,
+                base_model=self.config.base_model,
+                vocabulary_axis=axis,
+            )
+        if axis is not None and self.options.unsafe_truncate_embeddings:
+            return TruncatedVocabulary(gather_tensors=gather, weight_info=job.weight)
+        return gather
+
+    def _read_device(self) -> str | None:
+        return self.options.device if self.options.read_to_gpu else None
+
+    # -- output -------------------------------------------------------------------------------------------------------
+
+    def plan_to_disk(self, out_path: str) -> list[Task]:
+        """Plan the merge to files in the base's layout.
+
+        Raises:
+            CheckpointError: a tensor of the base's layout that nothing would make.
+        """
+        self._plan()
+        made = {weight.name: task for weight, task in self._tensors}
+        outputs = list(self._in_disk_layout(made))
+        self.disk_names = [name for name, _ in outputs]
+        writer = TensorWriterTask(
+            out_path=out_path,
+            max_shard_size=self.options.out_shard_size,
+            safe_serialization=self.options.safe_serialization,
+            use_async=self.options.async_write,
+            max_write_threads=self.options.write_threads,
+        )
+        saves = tuple(
+            SaveTensor(tensor_name=name, tensor_task=task, writer_task=writer, clone=self.options.clone_tensors)
+            for name, task in outputs
+        )
+        targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
+        return [*targets, self._tokenizer_task] if self._tokenizer_task else targets
+
+    def _in_disk_layout(self, made: dict[str, Task]) -> Iterator[tuple[str, Task]]:
+        """(name on disk, task) of every output tensor."""
+        base = self.inputs.base_checkpoint
+        left = dict(made)
+        for group in base.groups:
+            tasks = {name: made[name] for name in group.memory if name in made}
+            if len(tasks) < len(group.memory):
+                if self._was_cut(group.memory):
+                    continue
+                raise CheckpointError(f"Nothing in this merge makes {', '.join(group.memory)} of {self.inputs.base}.")
+            for name in tasks:
+                left.pop(name, None)
+            if group.conversion is None:
+                yield group.disk[0], self._cast(tasks[group.memory[0]], group.disk[0])
+                continue
+            back = ConvertToDisk(model=self.inputs.base, tensor=group.memory[0], merged=tuple(tasks.items()))
+            for name in group.disk:
+                yield name, self._cast(PickTensor(group=back, tensor=name), name)
+        for name, task in left.items():  # layers beyond the base's own
+            disk, like = self._disk_name_beyond(name)
+            yield disk, self._cast(task, like)
+
+    def _cast(self, task: Task, like: str) -> Task:
+        """To the dtype that the config asks for; else, after a method that computes in float32, to the base's own."""
+        wanted = self.config.out_dtype or self.config.dtype
+        if wanted is None and is_own_method(self._method.spec.name):
+            wanted = str(self.inputs.base_checkpoint.disk[like].dtype).removeprefix("torch.")
+            if not self.inputs.base_checkpoint.disk[like].dtype.is_floating_point:
+                return task
+        return CastTensor(tensor=task, dtype=wanted) if wanted else task
+
+    def _was_cut(self, names: tuple[str, ...]) -> bool:
+        """Whether slices of fewer layers than the base has leave these tensors out on purpose."""
+        role = self.inputs.base_checkpoint.tensors[names[0]].role
+        module = self._module(role.module)
+        if not module.stack or not all(n.startswith(module.stack) for n in names):
+            return False
+        planned = sum(s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in self._slices(role.module))
+        return all(int(n[len(module.stack) :].split(".")[0]) >= planned for n in names)
+
+    def _slices(self, module: str) -> list[OutputSliceDefinition]:
+        slices: list[OutputSliceDefinition] = self.config.modules[module].slices
+        return slices
+
+    def layer_sources(self) -> list[int] | None:
+        """For each output layer of the language model, the layer it came from; None if all are where they were."""
+        if "language_model" not in self.arch_info.modules:
+            return None
+        first = [part.sources[0].layer_range for part in self._slices("language_model")]
+        layers = [index for low, high in first for index in range(low, high)]
+        return None if layers == list(range(len(self._module("language_model").layers))) else layers
+
+    def _disk_name_beyond(self, name: str) -> tuple[str, str]:
+        """The name on disk of a layer that the base does not have, from one that it has; and the latter."""
+        base = self.inputs.base_checkpoint
+        module = next(m for n in self.arch_info.modules if name.startswith((m := self._module(n)).stack) and m.stack)
+        index, _, suffix = name[len(module.stack) :].partition(".")
+        for known in range(len(module.layers)):
+            like = module.name_at(known, suffix)
+            group = base.group_of.get(like)
+            if group is not None and group.conversion is None:
+                disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
+                if count == 1:
+                    return disk, group.disk[0]
+        raise CheckpointError(
+            f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted."
+        )

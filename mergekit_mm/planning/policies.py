@@ -1,0 +1,84 @@
+"""What is done with the tensors of each role: kept at the base, averaged over the experts, or merged."""
+
+from __future__ import annotations
+
+import difflib
+from enum import Enum
+from typing import Any
+
+from mergekit import merge_methods
+from mergekit.config import ConfigReader, MergeConfiguration, evaluate_setting
+
+from mergekit_mm.architecture.roles import Role
+from mergekit_mm.methods import catalogue
+from mergekit_mm.planning.modules import ALIASES
+
+
+class Policy(str, Enum):
+    """Where the tensors of a role come from."""
+
+    BASE = "base"
+    AVERAGE = "average"  # the mean of the experts, the base left out
+    MERGE = "merge"  # the merge method
+
+
+# not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
+SIDE_FILES = "processor_source"
+ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
+
+
+def is_own_method(name: str) -> bool:
+    """Whether a merge method is the plugin's: it then defaults to the paper's choice of tensors."""
+    return any(method.spec.name == name for method in catalogue())
+
+
+def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Policy:
+    """The policy that a config sets for a tensor, or the method's default.
+
+    The plugin's methods merge the matrices of the language model and keep the rest at the base, as the OptMerge
+    paper does; mergekit's own methods merge everything, as they do without the plugin.
+    """
+    for scope in reader.parameter_sources():
+        if role is not Role.LANGUAGE_MODEL and scope and role.value in scope:
+            value = evaluate_setting(tensor, scope[role.value], reader.t, validate=lambda v: _parse(role, v))
+            if value is not None:
+                return Policy(value)
+    if role is Role.LANGUAGE_MODEL or not is_own_method(method):
+        return Policy.MERGE
+    return Policy.BASE
+
+
+def _parse(role: Role, value: Any) -> Policy:
+    try:
+        return Policy(value)
+    except ValueError:
+        choices = " | ".join(policy.value for policy in Policy)
+        raise ValueError(f"parameter {role.value}: {value!r} is not a policy; choose {choices}.") from None
+
+
+def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
+    """Refuse misspelled parameters and modules, which mergekit itself would ignore without a word.
+
+    A parameter of another merge method passes: one line of a config then switches between methods.
+
+    Raises:
+        ValueError: naming the parameter or module, and what was probably meant.
+    """
+    known = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
+    known |= {*ROLE_PARAMETERS, SIDE_FILES}
+    scopes: list[Any] = [config, *(config.models or ()), *(config.slices or ())]
+    for module in (config.modules or {}).values():
+        scopes += [module, *(module.models or ()), *(module.slices or ())]
+    scopes += [source for scope in scopes for source in getattr(scope, "sources", ())]
+    for scope in scopes:
+        for name in scope.parameters or ():
+            _require_known("parameter", name, known)
+    for name in config.modules or ():
+        _require_known("module", name, {*modules, *ALIASES})
+
+
+def _require_known(what: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(known))}."
+        raise ValueError(f"Unknown {what} {name!r} in the merge config.{hint}")

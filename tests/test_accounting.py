@@ -1,0 +1,374 @@
+"""Every tensor of every input is accounted for before anything is done, and a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+import zoo
+from checkpoints import (
+    Outcome,
+    Tensors,
+    altered,
+    assert_close,
+    assert_nothing_left,
+    assert_same_bytes,
+    checkpoint,
+    experts,
+    fresh,
+    linear,
+    load,
+    merge,
+    run,
+    save_model,
+    sharded,
+    side_files,
+    sum_of_deltas,
+    task_arithmetic,
+    tensors,
+    with_method,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# a tensor of the language model and one of a tower, per family and layout, as they are called on disk
+NAMES = {
+    ("llava", "plain"): ("language_model.model.layers.1.mlp.up_proj.weight", "multi_modal_projector.linear_1.weight"),
+    ("llava", "hub"): (
+        "language_model.model.layers.0.self_attn.q_proj.weight",
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+    ),
+    ("llava", "memory"): ("model.language_model.norm.weight", "model.vision_tower.encoder.layers.1.mlp.fc1.bias"),
+    ("qwen2_vl", "plain"): ("model.layers.0.mlp.down_proj.weight", "visual.merger.mlp.0.weight"),
+    ("qwen3_vl_moe", "plain"): (
+        "model.language_model.layers.0.mlp.experts.down_proj",
+        "model.visual.blocks.0.attn.qkv.weight",
+    ),
+}
+CASES = [(family, layout, name) for (family, layout), names in NAMES.items() for name in names]
+
+
+def refused(config: dict[str, Any], *named: str, flags: tuple[str, ...] = ()) -> Outcome:
+    """Run a merge that must be refused with one message naming all of `named`."""
+    outcome = run(config, *flags)
+    error = outcome.error
+    unnamed = [each for each in named if each not in error]
+    assert not unnamed, f"the error does not name {unnamed}: {error}"
+    assert "Traceback" not in outcome.console
+    assert_nothing_left(outcome)
+    return outcome
+
+
+def without(source: Path, name: str) -> Path:
+    return altered(source, lambda found: {k: v for k, v in found.items() if k != name})
+
+
+def with_tensor(source: Path, name: str, value: torch.Tensor) -> Path:
+    return altered(source, lambda found: {**found, name: value})
+
+
+@pytest.mark.parametrize(("family", "layout", "name"), CASES)
+def test_an_expert_lacks_a_tensor(family: str, layout: str, name: str) -> None:
+    expert = without(checkpoint(family, layout, "expert_0"), name)
+    # an input is named as the config names it, a tensor by its last parts, the same in every layout
+    config = task_arithmetic(checkpoint(family, layout), [expert, *experts(family, layout)[1:]])
+    refused(config, str(expert), tail(name))
+
+
+def tail(name: str) -> str:
+    return ".".join(name.split(".")[-3:])
+
+
+@pytest.mark.parametrize(("family", "layout", "name"), CASES[::2])
+def test_the_base_lacks_a_tensor(family: str, layout: str, name: str) -> None:
+    base = without(checkpoint(family, layout), name)
+    refused(task_arithmetic(base, experts(family, layout)), str(base), tail(name))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma4", "kimi_k25"])
+def test_an_expert_holds_a_tensor_that_nothing_consumes(family: str) -> None:
+    stray = "model.mystery_adapter.weight"
+    expert = with_tensor(checkpoint(family, "plain", "expert_0"), stray, torch.ones(3, 4))
+    refused(task_arithmetic(checkpoint(family), [expert, *experts(family)[1:]]), str(expert), stray)
+
+
+def test_a_layer_too_many() -> None:
+    expert = altered(
+        checkpoint("llava", "hub", "expert_0"),
+        lambda found: (
+            found
+            | {
+                n.replace(".layers.1.", ".layers.2."): v
+                for n, v in found.items()
+                if "language_model.model.layers.1." in n
+            }
+        ),
+    )
+    refused(task_arithmetic(checkpoint("llava", "hub"), [expert]), str(expert), "layers.2.")
+
+
+@pytest.mark.parametrize(("family", "layout", "name"), CASES)
+def test_a_shape_differs(family: str, layout: str, name: str) -> None:
+    expert = altered(
+        checkpoint(family, layout, "expert_0"),
+        lambda found: {k: torch.cat([v, v]) if k == name else v for k, v in found.items()},
+    )
+    shape = tensors(expert)[name].shape
+    refused(task_arithmetic(checkpoint(family, layout), [expert]), str(expert), tail(name), str(tuple(shape)))
+
+
+def test_different_multimodal_architectures() -> None:
+    base, other = checkpoint("llava"), checkpoint("qwen2_5_vl", "plain", "expert_0")
+    refused(task_arithmetic(base, [other]), str(base), str(other))
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    first = without(checkpoint("internvl", "plain", "expert_0"), "language_model.model.norm.weight")
+    second = with_tensor(checkpoint("internvl", "plain", "expert_1"), "model.stray", torch.ones(2))
+    refused(
+        task_arithmetic(checkpoint("internvl"), [first, second]), str(first), "norm.weight", str(second), "model.stray"
+    )
+
+
+@pytest.mark.parametrize("role", ["base", "expert"])
+def test_output_over_an_input(role: str) -> None:
+    base, expert = altered(checkpoint("llava")), altered(checkpoint("llava", "plain", "expert_0"))
+    target = base if role == "base" else expert
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    outcome = run(task_arithmetic(base, [expert]), out=target)
+    assert str(target) in outcome.error
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["optmerge", "task_arithmetic"])
+def test_a_damaged_value(method: str, value: float) -> None:
+    name = "model.layers.0.self_attn.v_proj.weight"
+
+    def damage(found: Tensors) -> None:
+        found[name][1, 2] = value
+
+    expert = altered(checkpoint("qwen2_5_vl", "plain", "expert_1"), damage)
+    others = [checkpoint("qwen2_5_vl", "plain", "expert_0"), expert]
+    outcome = run(with_method(method, checkpoint("qwen2_5_vl"), others))
+    assert "layers.0.self_attn.v_proj.weight" in outcome.error
+    assert str(expert) in outcome.error
+    assert_nothing_left(outcome)
+
+
+@pytest.mark.parametrize(
+    ("broken", "hint"),
+    [("model.safetensors", "weights"), ("config.json", "config.json")],
+)
+def test_an_input_without_one_of_its_files(broken: str, hint: str) -> None:
+    expert = altered(checkpoint("llava", "plain", "expert_0"))
+    (expert / broken).unlink()
+    refused(task_arithmetic(checkpoint("llava"), [expert]), str(expert), hint)
+
+
+def test_a_shard_is_missing() -> None:
+    expert = sharded(checkpoint("llava", "hub", "expert_0"))
+    shard = "model-00002-of-00003.safetensors"
+    (expert / shard).unlink()
+    refused(task_arithmetic(checkpoint("llava", "hub"), [expert]), str(expert), shard)
+
+
+def test_a_truncated_file() -> None:
+    expert = altered(checkpoint("llava", "plain", "expert_0"))
+    weights = expert / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(task_arithmetic(checkpoint("llava"), [expert]), str(expert))
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("llava", "hub"), ("qwen2_vl", "plain"), ("qwen3_omni_moe_thinker", "hub")]
+)
+def test_sharded_inputs(family: str, layout: str) -> None:
+    base = checkpoint(family, layout)
+    others = experts(family, layout)
+    outcome = merge(task_arithmetic(sharded(base), [sharded(others[0], 5), others[1], sharded(others[2], 2)]))
+    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
+
+
+# ----------------------------------------------------------------------------------------------------- dtypes
+
+
+def as_dtype(source: Path, dtype: torch.dtype) -> Path:
+    name = str(dtype).removeprefix("torch.")
+    return altered(source, lambda found: {k: v.to(dtype) for k, v in found.items()}, dtype=name)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "kimi_k25"])
+def test_inputs_of_different_dtypes(family: str) -> None:
+    """A float32 base and half-precision experts, merged in float32: only the experts' own rounding remains."""
+    base = checkpoint(family)
+    first, second, third = experts(family)
+    others = [as_dtype(first, torch.bfloat16), as_dtype(second, torch.float16), third]
+    got = merge(task_arithmetic(base, others)).tensors
+    assert_close(got, sum_of_deltas(tensors(base), [{k: v.float() for k, v in tensors(p).items()} for p in others]))
+    assert {t.dtype for t in got.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "granite_speech"])
+def test_out_dtype(family: str) -> None:
+    base, others = checkpoint(family), experts(family)
+    outcome = merge(task_arithmetic(base, others, out_dtype="bfloat16"))
+    expected = sum_of_deltas(tensors(base), [tensors(path) for path in others])
+    got = outcome.tensors
+    floating = [name for name, value in tensors(base).items() if value.is_floating_point()]
+    assert {got[name].dtype for name in floating} == {torch.bfloat16}
+    assert_close(got, expected, tolerance=0.02)
+    for name in floating:  # one rounding, at the end
+        assert torch.allclose(got[name].float(), expected[name].float(), rtol=2**-8, atol=1e-5), name
+    assert all(
+        torch.equal(got[n], v) and got[n].dtype == v.dtype for n, v in tensors(base).items() if n not in floating
+    )
+    config = json.loads((outcome.out / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+
+
+def test_without_a_dtype_the_base_has_its_way() -> None:
+    """bfloat16 in, bfloat16 out, for stock methods and for the plugin's."""
+    base = as_dtype(checkpoint("qwen2_5_vl"), torch.bfloat16)
+    others = [as_dtype(path, torch.bfloat16) for path in experts("qwen2_5_vl")]
+    for method in ("task_arithmetic", "optmerge"):
+        config = with_method(method, base, others)
+        del config["dtype"]
+        got = merge(config).tensors
+        assert {t.dtype for t in got.values()} == {torch.bfloat16}, method
+
+
+# ------------------------------------------------------------------------------------------------ remote code
+
+
+def remote_code_names(found: Tensors) -> Tensors:
+    """A tiny InternVL under the names of its original repository, with its fused qkv."""
+    renamed: Tensors = {}
+    for name, tensor in found.items():
+        new = name.replace("vision_tower.encoder.layer.", "vision_model.encoder.layers.")
+        new = new.replace("vision_tower.embeddings.", "vision_model.embeddings.")
+        new = new.replace("multi_modal_projector.layer_norm", "mlp1.0").replace(
+            "multi_modal_projector.linear_1", "mlp1.1"
+        )
+        new = new.replace("multi_modal_projector.linear_2", "mlp1.3")
+        if ".attention.q_proj." in new:
+            parts = [found[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
+            renamed[new.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+        elif not (".attention.k_proj." in new or ".attention.v_proj." in new):
+            renamed[new] = tensor
+    return renamed
+
+
+REMOTE_CONFIG: dict[str, Any] = {
+    "architectures": ["InternVLChatModel"],
+    "auto_map": {
+        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+        "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+    },
+    "model_type": "internvl_chat",
+    "downsample_ratio": 0.5,
+    "select_layer": -1,
+    "template": "internvl2_5",
+    "torch_dtype": "float32",
+    "llm_config": zoo.text("qwen2", architectures=["Qwen2ForCausalLM"], torch_dtype="float32"),
+    "vision_config": {"model_type": "intern_vit_6b", "architectures": ["InternVisionModel"], "hidden_size": 32},
+}
+PYTHON_FILES = ("configuration_internvl_chat.py", "modeling_internvl_chat.py", "conversation.py")
+
+
+def remote_code_checkpoint(tag: str) -> Path:
+    """A checkpoint whose model is code of its own; that code must not run."""
+    path = altered(checkpoint("internvl", "plain", tag), remote_code_names)
+    (path / "config.json").write_text(json.dumps(REMOTE_CONFIG, indent=2))
+    for name in PYTHON_FILES:
+        (path / name).write_text(f'raise SystemExit("{name} of {tag} was run")\n')
+    return path
+
+
+def test_remote_code_is_lossless() -> None:
+    source = remote_code_checkpoint("base")
+    outcome = merge(linear(source))
+    assert "mlp1.1.weight" in outcome.tensors
+    assert_same_bytes(outcome.tensors, tensors(source))
+    assert side_files(outcome.out) == side_files(source)
+    assert set(PYTHON_FILES) < set(side_files(outcome.out))
+    assert json.loads((outcome.out / "config.json").read_text())["auto_map"] == REMOTE_CONFIG["auto_map"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--trust-remote-code",)])
+def test_remote_code_is_merged_correctly(flags: tuple[str, ...]) -> None:
+    base = remote_code_checkpoint("base")
+    others = [remote_code_checkpoint(f"expert_{i}") for i in range(3)]
+    outcome = merge(task_arithmetic(base, others), *flags)
+    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
+
+
+def test_remote_code_is_accounted_for() -> None:
+    base, expert = remote_code_checkpoint("base"), remote_code_checkpoint("expert_0")
+    refused(task_arithmetic(base, [without(expert, "mlp1.3.weight")]), "mlp1.3.weight")
+    refused(task_arithmetic(base, [with_tensor(expert, "mlp1.9.weight", torch.ones(2))]), "mlp1.9.weight")
+
+
+def test_remote_code_knows_towers_from_language_model() -> None:
+    """The roles come from the names: optmerge leaves tower and projector alone and merges the decoder's matrices."""
+    base = remote_code_checkpoint("base")
+    others = [remote_code_checkpoint(f"expert_{i}") for i in range(3)]
+    before, after = tensors(base), merge(with_method("optmerge", base, others)).tensors
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    layers = {n for n, v in before.items() if "language_model.model.layers" in n and v.ndim == 2}
+    assert moved == layers
+
+
+# ------------------------------------------------------------------------------------------------- text only
+
+
+def llama(seed: int, base: Path | None = None) -> Path:
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**zoo.text("llama")))
+    if base is not None:
+        start = tensors(base)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(start[name] + 0.01 * torch.randn(tensor.shape))
+    return save_model(model)
+
+
+def test_text_only_merges_are_mergekits_own() -> None:
+    """The same bytes in every file with the plugin and without it, by the console script itself."""
+    script = Path(sys.executable).with_name("mergekit-yaml")
+    base = llama(0)
+    config = with_method("ties", base, [llama(1, base), llama(2, base)])
+    recipe = fresh("recipe.yaml")
+    recipe.write_text(yaml.safe_dump(config))
+    hashes, said = [], []
+    for autoload in ("1", "0"):
+        out = fresh("merged")
+        environment = {**os.environ, "MERGEKIT_MM_AUTOLOAD": autoload, "HF_HUB_OFFLINE": "1"}
+        command = [str(script), str(recipe), str(out), "--random-seed", "1"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        hashes.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()})
+        said.append(done.stderr)
+        shutil.rmtree(out)
+    assert hashes[0] == hashes[1]
+    assert "mergekit-mm" not in said[0]
+
+
+def test_the_console_script_merges_multimodal_models() -> None:
+    script = Path(sys.executable).with_name("mergekit-yaml")
+    recipe, out = fresh("recipe.yaml"), fresh("merged")
+    recipe.write_text(yaml.safe_dump(task_arithmetic(checkpoint("llava", "hub"), experts("llava", "memory"))))
+    done = subprocess.run([str(script), str(recipe), str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = sum_of_deltas(tensors(checkpoint("llava", "hub")), [tensors(p) for p in experts("llava", "hub")])
+    assert_close(tensors(out), expected)
+    load(out, "LlavaForConditionalGeneration")

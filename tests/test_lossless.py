@@ -1,0 +1,113 @@
+"""Merging one model with weight 1 gives that model back: every bit, under the same names, and it loads.
+
+Every family of the zoo, in every layout its checkpoints come in.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from checkpoints import (
+    Outcome,
+    altered,
+    assert_names,
+    assert_same_bytes,
+    checkpoint,
+    every_layout,
+    linear,
+    load,
+    logits,
+    merge,
+    side_files,
+    tensors,
+    text_inputs,
+)
+
+
+@functools.cache
+def identity(family: str, layout: str) -> Outcome:
+    return merge(linear(checkpoint(family, layout)))
+
+
+def models(family: str, layout: str) -> tuple[Any, Any]:
+    """The model that went in and the one that came out, both loaded without a complaint."""
+    cls = zoo.FAMILIES[family].cls
+    return load(checkpoint(family, layout), cls), load(identity(family, layout).out, cls)
+
+
+@pytest.mark.parametrize(("family", "layout"), every_layout())
+def test_every_bit_comes_back(family: str, layout: str) -> None:
+    assert_same_bytes(identity(family, layout).tensors, tensors(checkpoint(family, layout)))
+
+
+@pytest.mark.parametrize(("family", "layout"), every_layout())
+def test_side_files_come_along(family: str, layout: str) -> None:
+    expected = side_files(checkpoint(family, layout))
+    got = side_files(identity(family, layout).out)
+    wrong = [name for name, content in expected.items() if got.get(name) != content]
+    assert not wrong, f"lost or changed: {wrong}"
+
+
+@pytest.mark.parametrize(("family", "layout"), every_layout())
+def test_output_loads_and_answers_alike(family: str, layout: str) -> None:
+    before, after = models(family, layout)
+    inputs = text_inputs(before, family)
+    assert torch.equal(logits(before, inputs), logits(after, inputs))
+
+
+WITH_MEDIA = [p for p in every_layout() if zoo.FAMILIES[str(p.values[0])].media and p.values[1] == "plain"]
+
+
+@pytest.mark.parametrize(("family", "layout"), WITH_MEDIA)
+def test_output_sees_and_hears_alike(family: str, layout: str) -> None:
+    before, after = models(family, layout)
+    media = zoo.FAMILIES[family].media
+    assert media is not None
+    inputs = media()
+    changed = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in inputs.items()}
+    expected = logits(before, inputs)
+    assert not torch.allclose(expected, logits(before, changed), atol=1e-4), "this input does not reach the model"
+    assert torch.equal(expected, logits(after, inputs))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl", "granite_speech", "gemma4_infinite", "kimi_k25"])
+def test_a_dtype_leaves_float32_and_integers_alone(family: str) -> None:
+    source = checkpoint(family)
+    assert_same_bytes(merge(linear(source, dtype="float32")).tensors, tensors(source))
+
+
+def test_integer_and_infinite_buffers_are_covered() -> None:
+    """The zoo has what the two rules are about."""
+    counters = [v for v in tensors(checkpoint("granite_speech")).values() if v.dtype == torch.int64]
+    assert counters
+    assert all((v == zoo.BATCHES_TRACKED).all() and v.float().long().ne(v).all() for v in counters)
+    assert any(v.isinf().any() for v in tensors(checkpoint("gemma4_infinite")).values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl_moe"])
+def test_bfloat16_comes_back_bit_for_bit(family: str) -> None:
+    half = altered(checkpoint(family), lambda found: {k: v.bfloat16() for k, v in found.items()}, dtype="bfloat16")
+    assert_same_bytes(merge(linear(half)).tensors, tensors(half))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_5", "video_llava"])
+def test_small_shards(family: str) -> None:
+    source = checkpoint(family)
+    outcome = merge(linear(source), "--out-shard-size", "200K")
+    assert len(list(outcome.out.glob("*.safetensors"))) > 1
+    assert_same_bytes(outcome.tensors, tensors(source))
+    load(outcome.out, zoo.FAMILIES[family].cls)
+
+
+def test_a_tensor_tied_on_load_may_be_on_disk_as_well() -> None:
+    """Some published checkpoints store a tied lm_head beside the embeddings."""
+    source = checkpoint("gemma3", "memory")
+    name = next(n for n in tensors(source) if n.endswith("embed_tokens.weight"))
+    both = altered(source, lambda found: {**found, "lm_head.weight": found[name].clone()})
+    outcome = merge(linear(both))
+    assert_names(outcome.tensors.keys() | {"lm_head.weight"}, tensors(both))
+    load(outcome.out, "Gemma3ForConditionalGeneration")
