@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread each, one test file in each at a time.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# --no-compile: Python compiles the few modules it uses at their first import; all of torch and transformers
+# would take most of a minute.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 SOURCES := mergekit_mm tests examples
 
 export HF_HUB_OFFLINE := 1

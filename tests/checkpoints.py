@@ -234,6 +234,8 @@ def with_method(method: str, base: Path, others: Iterable[Path], **more: Any) ->
     per_model = {"linear": {"weight": 1.0}, "task_arithmetic": {"weight": WEIGHT}}
     per_model["ties"] = {"weight": WEIGHT, "density": 0.6}
     entries: list[dict[str, Any]] = [{"model": str(model)} for model in others]
+    if method == "linear":
+        entries.append({"model": str(base)})  # which has a weight as well, there
     for entry in entries:
         if method in per_model:
             entry["parameters"] = per_model[method]

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 
-def optmerge_loop(deltas: list[Tensor], preset: str, iterations: int = 300, learning_rate: float | None = None) -> Tensor:
-    """The merged delta of OptMerge as released: the optimiser is run. deltas: float64 (out, in) each."""
+def optmerge_loop(deltas: list[Tensor], preset: str, iterations: int = 300, centered_proxy: bool = False) -> Tensor:
+    """The merged delta of OptMerge as released: the optimiser is run. deltas (out, in) each, widened to float64.
+
+    centered_proxy: the proxy as the paper's Eq. 3 has it, from the centered delta; the released code does not.
+    """
     tau = torch.stack(deltas).double()
     count, size = len(deltas), min(deltas[0].shape)
     mean = tau.mean(0)
@@ -25,15 +28,16 @@ def optmerge_loop(deltas: list[Tensor], preset: str, iterations: int = 300, lear
             targets.append((uc[:, :rank] * sc[:rank]) @ vc[:rank] + mean)
         else:
             targets.append(kept)
+        if centered_proxy:
+            _, s, vh = torch.linalg.svd(delta - mean, full_matrices=False)
         proxies.append(delta if preset == "modality" else s[:rank, None] * vh[:rank])
     norms = tau.square().sum((1, 2))
     live = [i for i in range(count) if norms[i] > 0]  # the released code divides 0 by 0 here
     x = start.clone().requires_grad_(True)
     if preset == "full":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=learning_rate or 1e-5)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=1e-5)
     else:
-        default = 5e-2 if preset == "modality" else 1e-4
-        optimizer = torch.optim.SGD([x], lr=learning_rate or default, momentum=0.9)
+        optimizer = torch.optim.SGD([x], lr=5e-2 if preset == "modality" else 1e-4, momentum=0.9)
     for _ in range(iterations):
         optimizer.zero_grad()
         loss = sum(((x - targets[i]) @ proxies[i].T).square().sum() / norms[i] for i in live)

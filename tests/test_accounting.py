@@ -37,7 +37,8 @@ from checkpoints import (
     tensors,
     with_method,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
 
 # a tensor of the language model and one of a tower, per family and layout, as they are called on disk
 NAMES = {
@@ -121,8 +122,9 @@ def test_a_shape_differs(family: str, layout: str, name: str) -> None:
         checkpoint(family, layout, "expert_0"),
         lambda found: {k: torch.cat([v, v]) if k == name else v for k, v in found.items()},
     )
-    shape = tensors(expert)[name].shape
-    refused(task_arithmetic(checkpoint(family, layout), [expert]), str(expert), tail(name), str(tuple(shape)))
+    before, after = tensors(checkpoint(family, layout))[name].shape, tensors(expert)[name].shape
+    shapes = [] if family == "qwen3_vl_moe" else [str(tuple(before)), str(tuple(after))]  # stored transposed
+    refused(task_arithmetic(checkpoint(family, layout), [expert]), str(expert), tail(name), *shapes)
 
 
 def test_different_multimodal_architectures() -> None:
@@ -196,6 +198,79 @@ def test_sharded_inputs(family: str, layout: str) -> None:
     others = experts(family, layout)
     outcome = merge(task_arithmetic(sharded(base), [sharded(others[0], 5), others[1], sharded(others[2], 2)]))
     assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
+
+
+# ------------------------------------------------------------------- differences that are not mistakes, and said
+
+OLD_BUFFERS = {
+    "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(8.0),
+    "vision_tower.vision_model.embeddings.position_ids": torch.arange(5).reshape(1, 5),
+}
+
+
+def with_old_buffers(path: Path) -> Path:
+    """Checkpoints of older transformers store what is now computed; transformers ignores it when it loads them."""
+    return altered(path, lambda found: {**found, **OLD_BUFFERS})
+
+
+@pytest.mark.parametrize("who", ["base", "experts", "all"])
+def test_buffers_of_old_checkpoints(who: str) -> None:
+    base, others = checkpoint("llava", "hub"), experts("llava", "hub")
+    expected = sum_of_deltas(tensors(base), [tensors(path) for path in others])
+    if who != "experts":
+        base = with_old_buffers(base)
+    if who != "base":
+        others = [with_old_buffers(path) for path in others]
+    outcome = merge(task_arithmetic(base, others))
+    got = outcome.tensors
+    assert_close({n: t for n, t in got.items() if n not in OLD_BUFFERS}, expected)
+    assert all(torch.equal(got[n], v) for n, v in OLD_BUFFERS.items() if n in got)
+    model, report = LlavaForConditionalGeneration.from_pretrained(outcome.out, output_loading_info=True)
+    assert not report["missing_keys"] | report["unexpected_keys"]
+    assert torch.isfinite(model(**zoo.image(4)).logits).all()
+
+
+@pytest.mark.parametrize("who", ["base", "expert"])
+def test_a_tied_head_on_one_disk_only(who: str) -> None:
+    """The head of a model with tied embeddings may or may not be stored; it is the same model."""
+    base, (expert, *rest) = checkpoint("gemma3", "hub"), experts("gemma3", "hub")
+    name = "language_model.model.embed_tokens.weight"
+    expected = sum_of_deltas(tensors(base), [tensors(path) for path in (expert, *rest)])
+    doubled = altered(
+        base if who == "base" else expert, lambda found: {**found, "language_model.lm_head.weight": found[name].clone()}
+    )
+    outcome = merge(task_arithmetic(*(doubled, [expert, *rest]) if who == "base" else (base, [doubled, *rest])))
+    got = outcome.tensors
+    head = got.pop("language_model.lm_head.weight", expected[name].float())
+    assert torch.allclose(head, expected[name].float(), atol=1e-5)
+    assert_close(got, expected)
+    load(outcome.out, "Gemma3ForConditionalGeneration")
+
+
+@pytest.mark.parametrize(("family", "layout"), [("qwen2_vl", "plain"), ("llava", "hub"), ("gemma3", "memory")])
+def test_an_expert_with_added_tokens(family: str, layout: str) -> None:
+    """Its embeddings and head do not fit: the base's stay, which is said, and all else is merged."""
+    base, (expert, *rest) = checkpoint(family, layout), experts(family, layout)
+    names = {n for n in tensors(base) if n.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    grown = altered(expert, lambda found: {n: torch.cat([t, t[:9]]) if n in names else t for n, t in found.items()})
+    config = json.loads((grown / "config.json").read_text())
+    config["text_config"]["vocab_size"] = zoo.VOCAB + 9
+    (grown / "config.json").write_text(json.dumps(config))
+    outcome = merge(task_arithmetic(base, [grown, *rest]))
+    assert "embed_tokens" in outcome.said
+    assert str(zoo.VOCAB + 9) in outcome.said
+    start, got = tensors(base), outcome.tensors
+    fitting = sum_of_deltas({n: t for n, t in start.items() if n not in names}, [tensors(p) for p in (expert, *rest)])
+    assert_close({n: t for n, t in got.items() if n not in names}, fitting)
+    others = sum_of_deltas({n: start[n] for n in names}, [tensors(path) for path in rest])
+    for name in names:  # kept, or merged from the experts that have rows for it
+        assert torch.equal(got[name], start[name]) or torch.allclose(got[name].double(), others[name], atol=1e-5)
+    load(outcome.out, zoo.FAMILIES[family].cls)
+
+
+def test_a_quantized_input() -> None:
+    expert = altered(checkpoint("llava", "plain", "expert_0"), quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(task_arithmetic(checkpoint("llava"), [expert]), str(expert), "gptq")
 
 
 # ----------------------------------------------------------------------------------------------------- dtypes
@@ -326,6 +401,87 @@ def test_remote_code_knows_towers_from_language_model() -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     layers = {n for n, v in before.items() if "language_model.model.layers" in n and v.ndim == 2}
     assert moved == layers
+
+
+def test_a_text_only_llm_into_remote_code() -> None:
+    """The backbone of InternVL2.5 is a Qwen2 like any other."""
+    base = remote_code_checkpoint("base")
+    prefix, start = "language_model.", tensors(base)
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(Qwen2Config(**zoo.text("qwen2")))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(start[prefix + name] + 0.01 * torch.randn(tensor.shape))
+    llm = save_model(model)
+    tuned = {prefix + name: tensor for name, tensor in tensors(llm).items()}
+    outcome = merge(task_arithmetic(base, [llm]))
+    assert_close(outcome.tensors, sum_of_deltas(start, [{**start, **tuned}]))
+    refused(task_arithmetic(base, [llama(0)]), "q_proj.bias")
+
+
+# Names that other code than transformers' uses: (matrices of the decoder, the rest of the model).
+STYLES: dict[str, tuple[list[str], list[str]]] = {
+    "llava_llama": (
+        ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"],
+        ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.mm_projector.0.weight"]
+        + ["model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"],
+    ),
+    "minicpmv": (
+        ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
+        ["llm.model.embed_tokens.weight", "llm.lm_head.weight", "vpm.encoder.layers.0.mlp.fc1.weight"]
+        + ["resampler.kv_proj.weight", "apm.layers.0.fc1.weight", "audio_projection_layer.linear1.weight"],
+    ),
+    "deepseek_vl_v2": (
+        ["language.model.layers.0.mlp.up_proj.weight", "language.model.layers.1.self_attn.q_proj.weight"],
+        ["language.model.embed_tokens.weight", "language.lm_head.weight", "vision.blocks.0.attn.qkv.weight"]
+        + ["projector.layers.0.weight"],
+    ),
+    "ovis": (
+        ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
+        ["llm.model.embed_tokens.weight", "llm.lm_head.weight", "visual_tokenizer.head.0.weight"]
+        + ["visual_tokenizer.backbone.trunk.blocks.0.attn.qkv.weight", "vte.weight"],
+    ),
+    "phi3_v": (
+        ["model.layers.0.mlp.gate_up_proj.weight", "model.layers.1.self_attn.qkv_proj.weight"],
+        ["model.embed_tokens.weight", "lm_head.weight", "model.vision_embed_tokens.img_projection.0.weight"]
+        + ["model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight"],
+    ),
+}
+
+
+def foreign_checkpoint(style: str, seed: int) -> Path:
+    """A few matrices under the names of one style, as a model type that transformers does not know."""
+    path = fresh(style)
+    path.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for part in STYLES[style] for name in part]
+    save_file({n: torch.randn(12, 12, generator=generator) for n in names}, path / "model.safetensors")
+    config = {"model_type": style, "architectures": ["Custom"], "auto_map": {"AutoModel": "modeling_custom.Custom"}}
+    (path / "config.json").write_text(json.dumps({**config, "vision_config": {"hidden_size": 12}}))
+    (path / "modeling_custom.py").write_text("raise SystemExit('this code was run')\n")
+    return path
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_remote_code_of_other_styles(style: str) -> None:
+    base, others = foreign_checkpoint(style, 0), [foreign_checkpoint(style, seed) for seed in (1, 2, 3)]
+    start = tensors(base)
+    assert_same_bytes(merge(linear(base)).tensors, start)
+    outcome = merge(task_arithmetic(base, others))
+    assert_close(outcome.tensors, sum_of_deltas(start, [tensors(path) for path in others]))
+    after = merge(with_method("optmerge", base, others)).tensors
+    assert {n for n in start if not torch.equal(start[n], after[n])} == set(STYLES[style][0])
+
+
+def test_a_model_type_that_nobody_knows() -> None:
+    """The original LLaVA code: no auto_map, no sub-configs, a model type of its own."""
+    base, others = foreign_checkpoint("llava_llama", 0), [foreign_checkpoint("llava_llama", seed) for seed in (1, 2)]
+    for path in (base, *others):
+        (path / "modeling_custom.py").unlink()
+        config = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "clip"}
+        (path / "config.json").write_text(json.dumps(config))
+    outcome = merge(task_arithmetic(base, others))
+    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
 
 
 # ------------------------------------------------------------------------------------------------- text only

@@ -22,7 +22,12 @@ from packaging.requirements import Requirement
 
 import mergekit_mm
 from mergekit_mm._autoload import HOOKS
-from mergekit_mm.hosts.registration import SUPPORTED_MERGEKIT, check_mergekit_version
+from mergekit_mm.hosts.registration import (
+    SUPPORTED_MERGEKIT,
+    check_mergekit_version,
+    install_run_merge,
+    register_methods,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,8 +85,8 @@ class Environment:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, ROOT], check=True)
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(out)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
     return next(out.iterdir())
 
 
@@ -241,6 +246,18 @@ assert _autoload.outcomes == {"mergekit.merge_methods": ""}, _autoload.outcomes
 def test_host_imported_first_and_a_name_taken(installed: Environment) -> None:
     done = installed.run("python", "-c", HOST_FIRST, MERGEKIT_MM_AUTOLOAD="0")
     assert done.returncode == 0, done.stderr
+
+
+def test_registering_again_changes_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    run_yaml = importlib.import_module("mergekit.scripts.run_yaml")
+    importlib.import_module("mergekit_mm.register")
+    host = importlib.import_module("mergekit.merge_methods")
+    before = host.registered_methods(), run_yaml.run_merge
+    assert run_yaml.run_merge.__mergekit_mm__
+    register_methods()
+    install_run_merge()
+    assert (host.registered_methods(), run_yaml.run_merge) == before
+    assert not [each for each in recwarn if "mergekit" in str(each.message)]
 
 
 def test_other_versions_of_mergekit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,12 @@ class Checkpoint:
         return next((n for n in tied if n in self.tensors), None)
 
     @property
+    def ties_head(self) -> bool:
+        """Whether the output head is the embeddings again, so that it need not be on disk."""
+        embeddings = self.backbone.get("embed_tokens.weight")
+        return self.skeleton is not None and embeddings in self.skeleton.aliases.values()
+
+    @property
     def is_multimodal(self) -> bool:
         return any(info.role in TOWERS or info.role is Role.PROJECTOR for info in self.tensors.values())
 

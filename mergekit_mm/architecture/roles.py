@@ -2,7 +2,7 @@
 
 The role comes from the config: each `PreTrainedModel` inside a model carries the very sub-config it was
 built from, so the key of that sub-config (`vision_config`, `text_config`, ...) says what the module is.
-What no sub-config describes connects the others and is the projector. `_CONNECTORS` holds the exceptions.
+What no sub-config describes connects the others and is the projector.
 """
 
 from __future__ import annotations
@@ -51,41 +51,26 @@ _CONFIG_KEYS: tuple[tuple[str, Role], ...] = (
     (r"text|language|llm|decoder", Role.LANGUAGE_MODEL),
 )
 
-# Connectors that are built inside a tower, from the tower's own config: no API tells them apart.
-# model type of the tower's (or the whole model's) config -> what their names match, relative to that module.
-_CONNECTORS: dict[str, str] = {
-    "qwen2_vl_vision": r"^merger\.",
-    "qwen2_5_vl_vision": r"^merger\.",
-    "qwen3_vl_vision": r"^(merger|deepstack_merger_list)\.",
-    "qwen3_vl_moe_vision": r"^(merger|deepstack_merger_list)\.",
-    "qwen3_5_vision": r"^merger\.",
-    "qwen3_5_moe_vision": r"^merger\.",
-    "qwen2_5_omni_vision_encoder": r"^merger\.",
-    "qwen2_5_omni_audio_encoder": r"^proj\.",
-    "qwen3_omni_moe_vision_encoder": r"^(merger|merger_list)\.",
-    "qwen3_omni_moe_audio_encoder": r"^(proj1|proj2)\.",
-    "glm4v_vision": r"^(merger|downsample)\.",
-    "glm4v_moe_vision": r"^(merger|downsample)\.",
-    "llama4_vision_model": r"^vision_adapter\.",
-    "minicpmv4_6_vision": r"^vit_merger\.",
-    # phi4 has no text_config, so its decoder is what is left over; its projectors lie beside the towers
-    "phi4_multimodal": r"(^|\.)(img_projection|up_proj_for_\w+|down_proj_for_\w+|global_img_\w+|sub_img_\w+)",
-}
+# Connectors that are built inside a tower, from the tower's own config: no API tells them apart, but families name
+# them alike. Matched against names relative to the tower, so a `downsample` deeper inside is an ordinary stage.
+_CONNECTOR_IN_TOWER = re.compile(
+    r"(merger|merger_list|deepstack_merger_list|vit_merger|vision_adapter|downsample|proj\d?)\."
+)
+# A model without a text_config is itself the decoder, with all that lies loose in it, but for these.
+_CONNECTOR_IN_DECODER = {"phi4_multimodal": re.compile(r"model\.embed_tokens_extend\.")}
 
 
 def classify(skeleton: Skeleton) -> dict[str, Role]:
     """The role of each tensor of a model's state dict."""
     model = skeleton.model
     keys = dict(_sub_config_keys(model.config))
-    has_text = any(_role_of_key(path) is Role.LANGUAGE_MODEL for path in keys.values())
-    # name of a module built from a sub-config -> (its role, its config's model type); "" is the model itself
-    built: dict[str, tuple[Role | None, str]] = {
-        "": (Role.PROJECTOR if has_text else Role.LANGUAGE_MODEL, model.config.model_type)
+    # name of a module built from a sub-config -> its role, None for a mere container; "" is the model itself
+    built: dict[str, Role | None] = {
+        name: _role_of_key(keys[id(module.config)])
+        for name, module in model.named_modules()
+        if name and isinstance(module, PreTrainedModel) and id(module.config) in keys
     }
-    for name, module in model.named_modules():
-        config = getattr(module, "config", None)
-        if name and isinstance(config, PreTrainedConfig) and id(config) in keys:
-            built[name] = (_role_of_key(keys[id(config)]), config.model_type)
+    built[""] = None if Role.LANGUAGE_MODEL in built.values() else Role.LANGUAGE_MODEL
     vocabulary = _vocabulary(model, built)
     return {name: vocabulary.get(name) or _role(name, model, built) for name in skeleton.tensors}
 
@@ -108,21 +93,17 @@ def _role_of_key(path: str) -> Role | None:
     return next((role for pattern, role in _CONFIG_KEYS[1:] if re.search(pattern, last)), None)
 
 
-def _role(name: str, model: PreTrainedModel, built: Mapping[str, tuple[Role | None, str]]) -> Role:
-    owner, role, relative = "", None, name
-    for prefix in _ancestors(name):
-        if prefix in built and built[prefix][0] is not None:
-            owner, (role, _) = prefix, built[prefix]
-            relative = name[len(prefix) :].lstrip(".")
-            break
-    connector = _CONNECTORS.get(built[owner][1])
-    if connector and re.search(connector, relative):
+def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -> Role:
+    owner = next((prefix for prefix in _ancestors(name) if built.get(prefix) is not None), "")
+    role = built[owner] or Role.PROJECTOR
+    if role in TOWERS and _CONNECTOR_IN_TOWER.match(name[len(owner) + 1 :]):
         return Role.PROJECTOR
     if role is Role.VISION_TOWER and "video" in owner:
         return Role.VIDEO_TOWER  # twin towers that share one vision_config
     if role is Role.LANGUAGE_MODEL:
-        return _language_role(name, model)
-    return role or Role.PROJECTOR
+        connector = _CONNECTOR_IN_DECODER.get(model.config.model_type)
+        return Role.PROJECTOR if connector and connector.match(name) else _language_role(name, model)
+    return role
 
 
 def _ancestors(name: str) -> Iterator[str]:
@@ -143,12 +124,12 @@ def _language_role(name: str, model: PreTrainedModel) -> Role:
     return Role.BIASES if leaf.endswith("bias") else Role.LANGUAGE_MODEL
 
 
-def _vocabulary(model: PreTrainedModel, built: Mapping[str, tuple[Role | None, str]]) -> dict[str, Role]:
+def _vocabulary(model: PreTrainedModel, built: Mapping[str, Role | None]) -> dict[str, Role]:
     """Names of the input embeddings and the output head of the language model.
 
     The whole model is asked first, then the containers in it: the full Qwen-Omni models raise, their thinker answers.
     """
-    for name in ["", *(name for name, (role, _) in built.items() if role is None)]:
+    for name in ["", *(name for name, role in built.items() if name and role is None)]:
         module = model.get_submodule(name)
         try:
             found = module.get_input_embeddings(), module.get_output_embeddings()

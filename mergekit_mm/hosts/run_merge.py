@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import mergekit.merge
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
@@ -25,6 +24,8 @@ LOG = logging.getLogger(__name__)
 
 def install() -> None:
     """Put the plugin between mergekit's commands and `run_merge`, once."""
+    import mergekit.merge  # local: the start-up hook calls this function when that module is imported
+
     original = mergekit.merge.run_merge
     if getattr(original, "__mergekit_mm__", False):
         return

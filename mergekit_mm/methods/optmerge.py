@@ -27,6 +27,7 @@ from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge
 from torch import Tensor
 
 from mergekit_mm.methods.apply import merge_task_vectors, working_dtype
+from mergekit_mm.numerics.filters import heavy_ball_quotient
 from mergekit_mm.numerics.quadratic import Quadratic, Term
 from mergekit_mm.numerics.spectral import Truncation, gram_root, truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
@@ -37,6 +38,7 @@ Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
+_LONG_FILTER = 8.0  # filter slope q(0), by which rounding in the sums is multiplied: 0.58 for `lora`, 291 for `modality`
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Settings:
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self)
         _require(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)", self)
         _require(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive", self)
+
+    @property
+    def amplifies_rounding(self) -> bool:
+        """Whether float32 sums are too coarse: Adam rescales what is left when they cancel, a long filter multiplies it."""
+        slope = heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations)
+        return self.optimizer == "adam" or not float(slope) < _LONG_FILTER
 
     def rank(self, shape: Sequence[int], experts: int) -> int:
         """k: how many singular directions of a matrix of this shape are kept, rounded down."""
@@ -128,43 +136,43 @@ def solve(task_vectors: Sequence[TaskVector], settings: Settings) -> TaskVector:
     """The merged task vector of one matrix. From factors by SGD it is found in their joint core and stays factored."""
     first = task_vectors[0]
     rank = settings.rank(first.shape, len(task_vectors))
-    dtype = _dtype(working_dtype(first.left.dtype), first.shape)
+    dtype = _affordable(working_dtype(first.left.dtype), first.shape)
     if settings.optimizer == "sgd" and all(t.is_factored for t in task_vectors):
         joint = joint_core(task_vectors, dtype)  # SGD commutes with rotations; Adam does not
         return joint.expand(TaskVector(_solve_dense(joint.cores, settings, rank, dtype)))
     return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
 
 
-def _dtype(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
+def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
     return torch.float64 if math.prod(shape) <= _DOUBLE_UP_TO else dtype
 
 
 def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
     """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean, then for their terms."""
-    count = len(task_vectors)
-    dtype = _dtype(dtype, task_vectors[0].shape)
-    if count == 1 and rank >= min(task_vectors[0].shape) and settings.init != "zero":
+    count, shape = len(task_vectors), task_vectors[0].shape
+    dtype = _affordable(dtype, shape)
+    if count == 1 and rank >= min(shape) and settings.init != "zero":
         return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
-    mean, peaks = _mean_and_peaks(task_vectors, dtype)
+    setup = torch.float64 if settings.amplifies_rounding else dtype
+    mean, peaks = _mean_and_peaks(task_vectors, setup)
     if rank == 0 or max(peaks) == 0:
         return mean
     # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
     scale = 2.0 ** math.frexp(max(peaks))[1]
     mean /= scale
     live = [t for t, peak in zip(task_vectors, peaks) if peak > 0]
-    starts = {"mean": 1.0, "sum": float(count), "zero": 0.0}[settings.init]
-    shared = 1.0 if settings.target == "centered" else 0.0
-    kept = min(rank, *mean.shape) if settings.proxy != "full" else min(mean.shape)
-    terms = (_term(t.dense(dtype).div_(scale), mean, settings, rank) for t in live)
-    problem = Quadratic.assemble(terms, kept * len(live), mean * (starts - shared))
+    terms = (_term(t.dense(setup).div_(scale), mean, settings, rank) for t in live)
+    start = {"mean": 1.0, "sum": float(count), "zero": 0.0}[settings.init]
+    shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
+    rows_each = min(shape) if settings.proxy == "full" else min(rank, *shape)
+    problem = Quadratic.assemble(terms, rows_each * len(live), mean * (start - shared))
     if settings.optimizer == "sgd":
         step = problem.sgd_step(settings.learning_rate, settings.momentum, settings.iterations)
     else:
         betas = (settings.momentum, settings.adam_beta2)
-        step = problem.adam_step(
-            settings.learning_rate / scale, betas, settings.adam_epsilon / scale, settings.iterations
-        )
-    return step.add_(mean, alpha=starts).mul_(scale)
+        rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
+        step = problem.adam_step(rate, betas, epsilon, settings.iterations, dtype)
+    return step.add_(mean, alpha=start).mul_(scale)
 
 
 def _mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:

@@ -48,7 +48,8 @@ class Quadratic:
     def assemble(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
         """Sum the experts' terms, consumed one at a time; `row_count` is the number of rows they bring together.
 
-        start (out, in) is x_0 less whatever part all targets share and the terms leave out.
+        start (out, in) is x_0 less whatever part all targets share and the terms leave out. D is a difference of large
+        terms: a method that goes far along A's small eigenvalues should bring them in float64.
         """
         if row_count < start.shape[1]:
             return cls._in_row_space(terms, row_count, start)
@@ -78,38 +79,39 @@ class Quadratic:
         )
         return step if self.rows is None else step @ self.rows
 
-    def adam_step(self, learning_rate: float, betas: tuple[float, float], epsilon: float, iterations: int) -> Tensor:
-        """y (out, in) after `iterations` steps of torch.optim.Adam's rule from y = 0.
+    def adam_step(
+        self, learning_rate: float, betas: tuple[float, float], epsilon: float, iterations: int, dtype: torch.dtype
+    ) -> Tensor:
+        """y (out, in) after `iterations` steps of torch.optim.Adam's rule from y = 0, taken in `dtype`.
 
         Adam rescales every entry by itself, so no filter equals it; but rows never mix, so they run in blocks.
         """
-        rows = self.rows
+        rows, core, slope = self.rows, self.core, self.slope
         if rows is not None and 2 * rows.shape[0] >= rows.shape[1]:  # two thin products would cost more than one by A
-            slope, core, rows = self.slope @ rows, rows.T @ rows, None
-        else:
-            slope, core = self.slope, self.core
-        width = core.shape[1] if rows is None else rows.shape[1]
-        blocks = slope.split(max(1, -(-_ADAM_BLOCK // width)))
-        operator = 2.0 * core if rows is None else 2.0 * rows
-        return torch.cat([
-            _adam(2.0 * (b if rows is None else b @ rows), operator, rows, learning_rate, betas, epsilon, iterations)
-            for b in blocks
-        ])
+            rows, core, slope = None, gram(rows.T), slope @ rows
+        operator = 2.0 * (core if rows is None else rows).to(dtype)
+        coordinates = None if rows is None else rows.T.to(dtype)
+        height = max(1, -(-_ADAM_BLOCK // operator.shape[1]))
+        steps = []
+        for block in slope.split(height):
+            target = 2.0 * (block if rows is None else block @ rows).to(dtype)
+            steps.append(_adam(target, operator, coordinates, learning_rate, betas, epsilon, iterations))
+        return torch.cat(steps)
 
 
 def _adam(
     target: Tensor,
     operator: Tensor,
-    rows: Tensor | None,
+    coordinates: Tensor | None,
     learning_rate: float,
     betas: tuple[float, float],
     epsilon: float,
     iterations: int,
 ) -> Tensor:
-    """Adam on gradient `y @ operator - target`, or `(y @ rows^T) @ operator - target` with rows given."""
+    """Adam on the gradient `y @ operator - target`, or `(y @ coordinates) @ operator - target`."""
     y, first, second, scratch = (torch.zeros_like(target) for _ in range(4))
     for t in range(1, iterations + 1):
-        gradient = torch.addmm(target, y if rows is None else y @ rows.T, operator, beta=-1.0)
+        gradient = torch.addmm(target, y if coordinates is None else y @ coordinates, operator, beta=-1.0)
         first.lerp_(gradient, 1.0 - betas[0])
         second.mul_(betas[1]).addcmul_(gradient, gradient, value=1.0 - betas[1])
         # both bias corrections moved into scalars: m / b1 / (sqrt(v / b2) + eps) = (sqrt(b2) / b1) m / (sqrt(v) + sqrt(b2) eps)

@@ -39,7 +39,7 @@ class Inputs:
     base: ModelReference  # its layout, config and side files are the output's
     checkpoints: Mapping[ModelReference, Checkpoint]
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name in the base -> the model's own name in memory
-    notes: list[str] = field(default_factory=list)  # what is done on purpose but may surprise
+    notes: list[str]  # what is done on purpose but may surprise
 
     @property
     def base_checkpoint(self) -> Checkpoint:
@@ -97,25 +97,40 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             nothing would consume, shapes that differ.
     """
     models = models_in_order(config)
-    base = models[0]
-    checkpoints = {model: open_checkpoint(str(model), locate(model, options)) for model in models}
+    checkpoints, problems = _open_all(models, options)
+    base = checkpoints.get(models[0])
     keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
-    inputs = Inputs(base, checkpoints, {})
     names: dict[ModelReference, Mapping[str, str]] = {}
-    problems: list[str] = []
-    for model in models:
-        match = _Match(inputs.base_checkpoint, checkpoints[model], keeps_vocabulary)
+    notes: list[str] = []
+    for model, checkpoint in checkpoints.items():
+        if base is None:
+            break
+        match = _Match(base, checkpoint, keeps_vocabulary)
         names[model] = match.names()
         problems += match.problems
-        inputs.notes.extend(match.notes)
-    if problems:
-        raise CheckpointError("These inputs cannot be merged with each other:\n" + "\n".join(problems))
-    if inputs.base_checkpoint.unknown:
-        inputs.notes.append(
-            f"{base} holds {_some(inputs.base_checkpoint.unknown)} that transformers' model has no place for; "
+        notes += match.notes
+    if problems or base is None:
+        raise CheckpointError("These inputs cannot be merged:\n" + "\n".join(problems))
+    if base.unknown:
+        notes.append(
+            f"{base.name} holds {_some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
         )
-    return Inputs(base, checkpoints, names, inputs.notes)
+    return Inputs(models[0], checkpoints, names, notes)
+
+
+def _open_all(
+    models: list[ModelReference], options: MergeOptions
+) -> tuple[dict[ModelReference, Checkpoint], list[str]]:
+    """All checkpoints that can be opened, and what is wrong with the others."""
+    opened: dict[ModelReference, Checkpoint] = {}
+    problems: list[str] = []
+    for model in models:
+        try:
+            opened[model] = open_checkpoint(str(model), locate(model, options))
+        except CheckpointError as error:
+            problems.append(f"  {error}")
+    return opened, problems
 
 
 @dataclass
@@ -167,8 +182,8 @@ class _Match:
         heads = {n for n in (*base, *other) if self._is_vocabulary(base.get(n), other.get(n))}
         found = {base[n]: other[n] for n in base if n in other}
         for n in heads & base.keys() - other.keys():
-            if n == "lm_head.weight" and (tied := other.get("embed_tokens.weight")):
-                found[base[n]] = tied  # a tied head is not on disk, but it is there
+            if n == "lm_head.weight" and self.other.ties_head:
+                found[base[n]] = other["embed_tokens.weight"]  # not on disk, but there
         self._problem(
             "has no counterpart for {} tensors of the language model of {base}",
             [base[n] for n in base if n not in heads | other.keys()],

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, layer_stack
 
 # names that mergekit's own definitions of multimodal families use
-ALIASES = {"text_decoder": "language_model", "multi_modal_projector": "projector"}
+ALIASES = {"text_decoder": "language_model", "multi_modal_projector": "projector", "vision_model": "vision_tower"}
 
 
 class RoleModule(ModuleArchitecture):

@@ -64,15 +64,24 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     Raises:
         ValueError: naming the parameter or module, and what was probably meant.
     """
-    known = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
-    known |= {*ROLE_PARAMETERS, SIDE_FILES}
-    scopes: list[Any] = [config, *(config.models or ()), *(config.slices or ())]
+    of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
+    wide: list[Any] = [config, *(config.slices or ())]  # scopes that hold for all inputs
+    inputs: list[Any] = list(config.models or ())
     for module in (config.modules or {}).values():
-        scopes += [module, *(module.models or ()), *(module.slices or ())]
-    scopes += [source for scope in scopes for source in getattr(scope, "sources", ())]
-    for scope in scopes:
+        wide += [module, *(module.slices or ())]
+        inputs += module.models or ()
+    inputs += [source for scope in wide for source in getattr(scope, "sources", ())]
+    for scope in wide:
         for name in scope.parameters or ():
-            _require_known("parameter", name, known)
+            _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, SIDE_FILES})
+    for scope in inputs:
+        for name in scope.parameters or ():
+            if name in (*ROLE_PARAMETERS, SIDE_FILES):
+                raise ValueError(
+                    f"parameter {name} of input {scope.model} holds for all inputs or none: "
+                    "write it under `parameters:` at the top level, or of a module or slice."
+                )
+            _require_known("parameter", name, of_methods)
     for name in config.modules or ():
         _require_known("module", name, {*modules, *ALIASES})
 

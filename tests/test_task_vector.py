@@ -1,0 +1,132 @@
+"""The numerics under the merge methods: each fast form against the slow definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mergekit_mm.numerics.filters import apply_quotient, heavy_ball_quotient
+from mergekit_mm.numerics.spectral import gram, gram_root, top_eigenpairs, truncate
+from mergekit_mm.numerics.task_vector import TaskVector, joint_core
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def test_a_difference_is_taken_after_widening() -> None:
+    base = torch.tensor([[1.0, 256.0]], dtype=torch.bfloat16)
+    tuned = torch.tensor([[1.0078125, 258.0]], dtype=torch.bfloat16)
+    assert TaskVector(tuned, base=base).dense(torch.float32).tolist() == [[0.0078125, 2.0]]
+
+
+def test_a_dense_copy_can_be_overwritten_without_touching_the_input() -> None:
+    delta = randn(3, 4)
+    TaskVector(delta).dense(torch.float64).zero_()
+    assert torch.equal(delta, randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: TaskVector(randn(3, 2), right=randn(3, 4)),
+        lambda: TaskVector(randn(3, 2), base=randn(2, 3)),
+        lambda: TaskVector(randn(3, 2), right=randn(2, 4), base=randn(3, 4)),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(build: object) -> None:
+    with pytest.raises(ValueError, match=r"factors do not chain|differ in shape|takes no base"):
+        build()  # type: ignore[operator]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99))
+def test_the_joint_core_reproduces_every_factored_delta(rows: int, columns: int, ranks: list[int], seed: int) -> None:
+    factored = [
+        TaskVector(randn(rows, r, seed=seed + i), right=randn(r, columns, seed=seed + i + 50))
+        for i, r in enumerate(ranks)
+    ]
+    joint = joint_core(factored, torch.float64)
+    assert joint.left.shape[1] <= sum(ranks) and joint.right.shape[0] <= sum(ranks)
+    for core, original in zip(joint.cores, factored):
+        expanded = joint.expand(core)
+        assert expanded.is_factored and expanded.shape == original.shape
+        assert torch.allclose(expanded.dense(torch.float64), original.dense(torch.float64), atol=1e-12)
+
+
+def test_the_joint_core_wants_factors_only() -> None:
+    with pytest.raises(ValueError, match="factored"):
+        joint_core([TaskVector(randn(4, 2), right=randn(2, 4)), TaskVector(randn(4, 4))], torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (7, 3), (300, 20), (513, 40)])
+def test_gram_is_exactly_symmetric_and_equals_the_product(shape: tuple[int, int]) -> None:
+    x = randn(*shape)
+    assert torch.equal(gram(x), gram(x).T)
+    assert torch.allclose(gram(x), x @ x.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40), (300, 310), (310, 300)])
+@pytest.mark.parametrize("rank", [1, 12, 30, 400])
+def test_truncation_is_that_of_the_singular_value_decomposition(shape: tuple[int, int], rank: int) -> None:
+    x = randn(*shape)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    cut = truncate(x, rank)
+    found = cut.left if cut.right is None else cut.left @ cut.right
+    assert relative(found, best) < 1e-10
+    assert relative(cut.rows.T @ cut.rows, best.T @ best) < 1e-10
+    assert relative(gram_root(x).T @ gram_root(x), x.T @ x) < 1e-12
+
+
+@pytest.mark.parametrize("rank", [3, 290])
+def test_leading_eigenpairs_inside_a_null_space_are_still_orthonormal(rank: int) -> None:
+    """Asking for 60 pairs of a matrix of rank 3 is what adapters merged into a checkpoint do."""
+    x = randn(300, rank)
+    values, vectors = top_eigenpairs(gram(x), 60)
+    assert torch.allclose(vectors.T @ vectors, torch.eye(60, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose(gram(x) @ vectors, vectors * values, atol=1e-9)
+    assert bool((values[:-1] >= values[1:] - 1e-9).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 5), st.floats(1e-5, 0.1), st.floats(0, 0.95), st.integers(0, 60))
+def test_the_heavy_ball_quotient_is_what_the_optimiser_does(lam: float, rate: float, mu: float, steps: int) -> None:
+    x = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=rate, momentum=mu)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (lam * x.square() - 2 * 3.0 * x).sum().backward()  # gradient 2 (lam x - 3)
+        optimizer.step()
+    quotient = heavy_ball_quotient(torch.tensor([lam]).double(), rate, mu, steps)
+    assert float(2.0 + quotient * (3.0 - 2.0 * lam)) == pytest.approx(float(x), rel=1e-9)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 5e-2])
+@pytest.mark.parametrize("rows", [3, 400])
+def test_a_filter_applied_to_a_matrix_equals_its_definition(rate: float, rows: int) -> None:
+    """The short filter runs as a polynomial, the long one on many rows through the eigenvectors."""
+    half = randn(40, 60)
+    matrix = half.T @ half / 400
+    coefficients = randn(rows, 60, seed=1)
+    values, vectors = torch.linalg.eigh(matrix)
+    weights = heavy_ball_quotient(values, rate, 0.9, 300)
+    expected = (coefficients @ vectors * weights) @ vectors.T
+
+    def quotient(lam: Tensor) -> Tensor:
+        return heavy_ball_quotient(lam, rate, 0.9, 300)
+
+    assert relative(apply_quotient(coefficients, matrix, quotient), expected) < 1e-10
+    assert relative(apply_quotient(coefficients.float(), matrix.float(), quotient), expected) < 2e-5 * max(1, rate / 1e-3)
+
+
+def test_a_filter_of_nothing_is_its_slope() -> None:
+    result = apply_quotient(torch.ones(2, 3), torch.zeros(3, 3), lambda lam: 7.0 + lam)
+    assert torch.equal(result, torch.full((2, 3), 7.0))
