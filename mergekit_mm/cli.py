@@ -46,3 +46,46 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
     import mergekit_mm.register  # noqa: F401  # plugs in, also where the line above has run
 
     mergekit_yaml.main(args=list(arguments), prog_name="mergekit-mm yaml")
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+def check(config: str) -> None:
+    """Tell whether the merge in CONFIG will work, and what it will do, reading file headers only.
+
+    Exits with 1 and the reasons if mergekit-yaml would refuse it.
+    """
+    import yaml
+    from mergekit.config import MergeConfiguration
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.hosts.registration import register_methods
+    from mergekit_mm.hosts.run_merge import is_multimodal
+    from mergekit_mm.merge import check_merge
+
+    register_methods()
+    with open(config, encoding="utf-8") as file:
+        parsed = MergeConfiguration.model_validate(yaml.safe_load(file))
+    if not is_multimodal(parsed):
+        click.echo("No input is multimodal: mergekit runs this merge itself, as without the plugin.")
+        return
+    click.echo(check_merge(parsed, MergeOptions()))
+
+
+@main.command()
+@click.argument("model")
+def inspect(model: str) -> None:
+    """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk."""
+    from mergekit.common import ModelReference
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.architecture.checkpoint import open_checkpoint
+    from mergekit_mm.architecture.describe import describe
+    from mergekit_mm.architecture.disk import CheckpointError
+    from mergekit_mm.planning.inputs import locate
+
+    try:
+        for line in describe(open_checkpoint(model, locate(ModelReference.parse(model), MergeOptions()))):
+            click.echo(line)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error

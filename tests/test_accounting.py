@@ -37,6 +37,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from mergekit.merge_methods import merge_tensors
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
 
@@ -321,6 +322,19 @@ def test_without_a_dtype_the_base_has_its_way() -> None:
         assert {t.dtype for t in got.values()} == {torch.bfloat16}, method
 
 
+def test_optmerge_computes_in_float32_whatever_the_dtype() -> None:
+    """bfloat16 in and out, and between them one float32 computation and one rounding."""
+    base = as_dtype(checkpoint("qwen2_5_vl"), torch.bfloat16)
+    others = [as_dtype(path, torch.bfloat16) for path in experts("qwen2_5_vl")]
+    config = {**with_method("optmerge", base, others), "dtype": "bfloat16"}
+    got = merge(config).tensors
+    name = "model.layers.1.mlp.gate_proj.weight"
+    inputs = [tensors(path)[name].float() for path in (*others, base)]
+    exact = merge_tensors(inputs, "optmerge", base_index=3, dtype=torch.float32)
+    assert torch.equal(got[name], exact.bfloat16())
+    assert not torch.equal(got[name], tensors(base)[name])
+
+
 # ------------------------------------------------------------------------------------------------ remote code
 
 
@@ -423,28 +437,52 @@ def test_a_text_only_llm_into_remote_code() -> None:
 STYLES: dict[str, tuple[list[str], list[str]]] = {
     "llava_llama": (
         ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"],
-        ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.mm_projector.0.weight"]
-        + ["model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"],
+        [
+            "model.embed_tokens.weight",
+            "model.norm.weight",
+            "lm_head.weight",
+            "model.mm_projector.0.weight",
+            "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+        ],
     ),
     "minicpmv": (
         ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
-        ["llm.model.embed_tokens.weight", "llm.lm_head.weight", "vpm.encoder.layers.0.mlp.fc1.weight"]
-        + ["resampler.kv_proj.weight", "apm.layers.0.fc1.weight", "audio_projection_layer.linear1.weight"],
+        [
+            "llm.model.embed_tokens.weight",
+            "llm.lm_head.weight",
+            "vpm.encoder.layers.0.mlp.fc1.weight",
+            "resampler.kv_proj.weight",
+            "apm.layers.0.fc1.weight",
+            "audio_projection_layer.linear1.weight",
+        ],
     ),
     "deepseek_vl_v2": (
         ["language.model.layers.0.mlp.up_proj.weight", "language.model.layers.1.self_attn.q_proj.weight"],
-        ["language.model.embed_tokens.weight", "language.lm_head.weight", "vision.blocks.0.attn.qkv.weight"]
-        + ["projector.layers.0.weight"],
+        [
+            "language.model.embed_tokens.weight",
+            "language.lm_head.weight",
+            "vision.blocks.0.attn.qkv.weight",
+            "projector.layers.0.weight",
+        ],
     ),
     "ovis": (
         ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
-        ["llm.model.embed_tokens.weight", "llm.lm_head.weight", "visual_tokenizer.head.0.weight"]
-        + ["visual_tokenizer.backbone.trunk.blocks.0.attn.qkv.weight", "vte.weight"],
+        [
+            "llm.model.embed_tokens.weight",
+            "llm.lm_head.weight",
+            "visual_tokenizer.head.0.weight",
+            "visual_tokenizer.backbone.trunk.blocks.0.attn.qkv.weight",
+            "vte.weight",
+        ],
     ),
     "phi3_v": (
         ["model.layers.0.mlp.gate_up_proj.weight", "model.layers.1.self_attn.qkv_proj.weight"],
-        ["model.embed_tokens.weight", "lm_head.weight", "model.vision_embed_tokens.img_projection.0.weight"]
-        + ["model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight"],
+        [
+            "model.embed_tokens.weight",
+            "lm_head.weight",
+            "model.vision_embed_tokens.img_projection.0.weight",
+            "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight",
+        ],
     ),
 }
 

@@ -212,3 +212,15 @@ def test_relative_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkpoint("llava", "hub").parent)
     others = [Path(f"expert_{i}") for i in range(zoo.N_EXPERTS)]
     assert_correct(merge(task_arithmetic(Path("base"), others)), "llava", "hub")
+
+
+def test_a_config_with_an_infinite_number() -> None:
+    """JSON has no infinity, so transformers writes {"__float__": "Infinity"}; Mamba hybrids have some."""
+    base = altered(checkpoint("llava"))
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["initializer_range"] = {"__float__": "Infinity"}
+    (base / "config.json").write_text(json.dumps(config))
+    outcome = merge(task_arithmetic(base, experts("llava")))
+    assert_correct(outcome, "llava", "plain")
+    assert json.loads((outcome.out / "config.json").read_text()) == config
+    load(outcome.out, "LlavaForConditionalGeneration")

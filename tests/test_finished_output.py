@@ -20,6 +20,7 @@ from checkpoints import (
     assert_nothing_left,
     assert_same_bytes,
     checkpoint,
+    command,
     experts,
     fresh,
     linear,
@@ -32,6 +33,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from click.testing import CliRunner
 
 FAMILIES = ["llava", "qwen2_vl", "qwen2_5_vl", "gemma3", "qwen2_audio", "qwen2_5_omni"]
 
@@ -378,3 +380,20 @@ def test_pickled_output() -> None:
     (file,) = outcome.out.glob("pytorch_model*.bin")
     expected = sum_of_deltas(tensors(checkpoint("llava")), [tensors(path) for path in experts("llava")])
     assert_close(torch.load(file, weights_only=True), expected)
+
+
+def test_several_merges_in_one_file() -> None:
+    """`mergekit-multi` merges merges: the second reads what the first wrote."""
+    command()
+    from mergekit.scripts.multimerge import main
+
+    base, others = checkpoint("llava", "hub"), experts("llava", "hub")
+    first = {"name": "first", **task_arithmetic(base, others[:2])}
+    last = task_arithmetic(base, others[2:], weight=0.0)
+    last["models"].append({"model": "first", "parameters": {"weight": 1.0}})
+    recipe, out = fresh("recipe.yaml"), fresh("merged")
+    recipe.write_text(yaml.safe_dump_all([first, last]))
+    result = CliRunner().invoke(main, [str(recipe), "--out-path", str(out), "-I", str(fresh("steps"))])
+    assert result.exit_code == 0, result.output
+    assert_close(tensors(out), sum_of_deltas(tensors(base), [tensors(path) for path in others[:2]]))
+    load(out, "LlavaForConditionalGeneration")

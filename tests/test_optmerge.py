@@ -30,7 +30,7 @@ def registered() -> None:
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_deltas(shape: tuple[int, int], count: int, kind: str, std: float = 1e-3, seed: int = 0) -> list[Tensor]:
@@ -77,8 +77,10 @@ def test_presets_equal_the_released_loop(preset: str, kind: str, shape: tuple[in
     assert relative(start, expected) > 1e-2, "the start would pass too: this test could not fail"
 
 
-def test_single_precision_on_a_matrix_too_large_for_double() -> None:
-    deltas = make_deltas((300, 900), 3, "steep")
+def test_single_precision_from_leading_eigenpairs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of real matrices: float32, and a third of the eigenpairs of a Gram matrix large enough for a subset."""
+    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    deltas = make_deltas((264, 280), 3, "steep")
     assert relative(merged_delta(deltas), optmerge_loop(deltas, "lora")) < 1e-6
 
 
@@ -164,7 +166,7 @@ def test_the_same_input_gives_the_same_bytes_and_is_left_alone(preset: str) -> N
     deltas = make_deltas((30, 50), 3, "flat")
     first, second = merged_delta(deltas, preset=preset), merged_delta(deltas, preset=preset)
     assert torch.equal(first, second)
-    assert all(torch.equal(d, e) for d, e in zip(deltas, make_deltas((30, 50), 3, "flat")))
+    assert all(torch.equal(d, e) for d, e in zip(deltas, make_deltas((30, 50), 3, "flat"), strict=True))
 
 
 # --- factors ----------------------------------------------------------------------------------------------------------
@@ -200,9 +202,7 @@ def test_factors_give_what_their_products_give(
     scale=st.sampled_from([1e-4, 1e-2]),
     seed=st.integers(0, 999),
 )
-def test_any_shapes_and_ranks(
-    shape: tuple[int, int], ranks: list[int], preset: str, scale: float, seed: int
-) -> None:
+def test_any_shapes_and_ranks(shape: tuple[int, int], ranks: list[int], preset: str, scale: float, seed: int) -> None:
     """Rank 0 is an expert that never touched the matrix; shapes go down to one row, one column, one entry."""
     deltas = [
         randn(shape[0], r, seed=seed + i) @ randn(r, shape[1], seed=seed + i + 500) * scale for i, r in enumerate(ranks)
@@ -210,7 +210,7 @@ def test_any_shapes_and_ranks(
     merged = merged_delta(deltas, preset=preset, iterations=20)
     kept = int(min(shape) / 5) if preset == "modality" else int(min(shape) / len(ranks))
     expected = optmerge_loop(deltas, preset, iterations=20) if kept else torch.stack(deltas).double().mean(0)
-    assert merged.dtype == torch.float32 and bool(merged.isfinite().all())
+    assert merged.dtype == torch.float32
     assert torch.allclose(merged.double(), expected, rtol=0, atol=1e-6 * scale * max(shape))
 
 
@@ -248,7 +248,7 @@ def test_empty_tensors_pass(shape: tuple[int, ...]) -> None:
 def test_a_broken_input_is_named(bad: float, where: int, scaling: float) -> None:
     tensors = [randn(4, 5, seed=i).to(torch.bfloat16) for i in range(3)]
     tensors[where][1, 1] = bad
-    with pytest.raises(ValueError, match=r"'layers\.3\.q_proj\.weight' of input expert-%d holds NaN or Inf" % where):
+    with pytest.raises(ValueError, match=rf"'layers\.3\.q_proj\.weight' of input expert-{where} holds NaN or Inf"):
         merge_methods.merge_tensors(
             tensors,
             "optmerge",
@@ -290,11 +290,11 @@ def test_every_constant_of_a_preset_can_be_given(preset: str) -> None:
         assert torch.equal(merged_delta(deltas, preset=other, **spelled_out), merged_delta(deltas, preset=preset))
 
 
-@pytest.mark.parametrize("size", range(1, 200))
-def test_ranks_are_rounded_down_as_released(size: int) -> None:
-    for count in range(1, 12):
-        assert PRESETS["lora"].rank((size, 500), count) == int(size / count)
-        assert PRESETS["modality"].rank((500, size), count) == int(size / 5)
+def test_ranks_are_rounded_down_as_released() -> None:
+    for size in range(1, 500):
+        for count in range(1, 12):
+            assert PRESETS["lora"].rank((size, 500), count) == int(size / count)
+            assert PRESETS["modality"].rank((500, size), count) == int(size / 5)
 
 
 @pytest.mark.parametrize("init", ["mean", "sum", "zero"])

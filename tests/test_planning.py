@@ -11,11 +11,12 @@ from checkpoints import checkpoint, experts
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
 from mergekit.options import MergeOptions
+from sparse import sparse_checkpoint
+
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.merge import check_merge
 from mergekit_mm.planning.plan import plan_merge
 from mergekit_mm.planning.tasks import LoadTensor
-from sparse import sparse_checkpoint
 
 QWEN2_VL_72B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],

@@ -173,6 +173,35 @@ def test_policies_for_every_method(method: str) -> None:
     check(outcome, method, "llava_qwen2", "memory", policies)
 
 
+# Where the decoder is, for models that transformers' get_decoder() is wrong about.
+DECODERS = {
+    "phi4_multimodal": "model.layers",
+    "qwen2_5_omni": "thinker.model.language_model",
+    "qwen3_omni_moe": "thinker.model.language_model",
+    "florence2": "model.language_model",  # an encoder-decoder, and it gives the decoder alone
+}
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_optmerge_moves_the_matrices_of_the_decoder_and_nothing_else(family: str) -> None:
+    layout = "memory" if "memory" in zoo.FAMILIES[family].layouts else "plain"
+    outcome = merge(recipe("optmerge", family, layout, parameters={"iterations": 1}))
+    model = load(checkpoint(family, layout), zoo.FAMILIES[family].cls)
+    found = model.get_decoder() if family not in DECODERS else None
+    path = DECODERS.get(family) or next(name for name, module in model.named_modules() if module is found)
+    before, after = tensors(checkpoint(family, layout)), outcome.tensors
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    wanted = set()
+    for name, tensor in before.items():
+        owner, _, leaf = name.rpartition(".")
+        kind = type(model.get_submodule(owner)).__name__
+        inside = name.startswith(f"{path}.") and not re.search("lm_head|bias|Embedding|Norm", f"{leaf} {kind} {owner}")
+        if inside and tensor.ndim >= 2 and tensor.is_floating_point():
+            wanted.add(name)
+    assert {name for name in moved if before[name].ndim >= 2} == wanted
+    assert all(name.startswith(f"{path}.") for name in moved)
+
+
 def test_speech_output_stays_at_the_base_by_default() -> None:
     """OptMerge on the full Qwen2.5-Omni: talker and vocoder are no part of the language model."""
     before = tensors(checkpoint("qwen2_5_omni"))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import pytest
 import transformers
 import zoo
+
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import skeleton_of
 
-L, V, A, D, P, O = (
+L, V, A, D, P, OTHER = (
     "language_model",
     Role.VISION_TOWER,
     Role.AUDIO_TOWER,
@@ -39,21 +40,37 @@ JANUS = {"model.language_model": L, "lm_head": L, "model.vision_model": V, "mode
 
 EXPECTED: dict[str, dict[str, object]] = {
     **dict.fromkeys(
-        "llava llava_qwen2 llava_pixtral vipllava internvl gemma3 paligemma mistral3 cohere2_vision aya_vision got_ocr2 "
-        "lfm2_vl aria fast_vlm perception_lm florence2".split(),
+        [
+            "llava",
+            "llava_qwen2",
+            "llava_pixtral",
+            "vipllava",
+            "internvl",
+            "gemma3",
+            "paligemma",
+            "mistral3",
+            "cohere2_vision",
+            "aya_vision",
+            "got_ocr2",
+            "lfm2_vl",
+            "aria",
+            "fast_vlm",
+            "perception_lm",
+            "florence2",
+        ],
         LLAVA,
     ),
-    **dict.fromkeys("llava_next llava_onevision llava_next_video".split(), LLAVA_NEXT),
-    **dict.fromkeys("qwen2_vl qwen2_5_vl qwen3_5 qwen3_5_moe".split(), QWEN),
-    **dict.fromkeys("qwen3_vl qwen3_vl_two_deepstack qwen3_vl_moe".split(), QWEN_DEEPSTACK),
-    **dict.fromkeys("glm4v glm4v_moe glm_ocr".split(), GLM),
-    **dict.fromkeys("idefics2 idefics3 smolvlm".split(), IDEFICS),
+    **dict.fromkeys(["llava_next", "llava_onevision", "llava_next_video"], LLAVA_NEXT),
+    **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe"], QWEN),
+    **dict.fromkeys(["qwen3_vl", "qwen3_vl_two_deepstack", "qwen3_vl_moe"], QWEN_DEEPSTACK),
+    **dict.fromkeys(["glm4v", "glm4v_moe", "glm_ocr"], GLM),
+    **dict.fromkeys(["idefics2", "idefics3", "smolvlm"], IDEFICS),
     **dict.fromkeys(
-        "qwen2_audio qwen2_audio_llama audioflamingo3 voxtral glmasr musicflamingo".split(),
+        ["qwen2_audio", "qwen2_audio_llama", "audioflamingo3", "voxtral", "glmasr", "musicflamingo"],
         AUDIO,
     ),
-    **dict.fromkeys("gemma3n gemma4 gemma4_infinite".split(), GEMMA_N),
-    **dict.fromkeys("blip_2 instructblip".split(), BLIP),
+    **dict.fromkeys(["gemma3n", "gemma4", "gemma4_infinite"], GEMMA_N),
+    **dict.fromkeys(["blip_2", "instructblip"], BLIP),
     "video_llava": {
         "model.language_model": L,
         "lm_head": L,
@@ -79,8 +96,20 @@ EXPECTED: dict[str, dict[str, object]] = {
         "thinker.model.visual.merger": P,
         "thinker.model.audio_tower": A,
         "thinker.model.audio_tower.proj": P,
-        "talker": O,
-        "token2wav": O,
+        "talker": OTHER,
+        "token2wav": OTHER,
+    },
+    "qwen3_omni_moe": {
+        "thinker.model.language_model": L,
+        "thinker.lm_head": L,
+        "thinker.model.visual": V,
+        "thinker.model.visual.merger": P,
+        "thinker.model.visual.merger_list": P,
+        "thinker.model.audio_tower": A,
+        "thinker.model.audio_tower.proj1": P,
+        "thinker.model.audio_tower.proj2": P,
+        "talker": OTHER,
+        "code2wav": OTHER,
     },
     "video_llama_3": {"model.language_model": L, "lm_head": L, "model.vision_model": V, "model.projector": P},
     "paddleocr_vl": {"model.language_model": L, "lm_head": L, "model.visual": V, "model.projector": P},

@@ -54,10 +54,11 @@ def test_the_joint_core_reproduces_every_factored_delta(rows: int, columns: int,
         for i, r in enumerate(ranks)
     ]
     joint = joint_core(factored, torch.float64)
-    assert joint.left.shape[1] <= sum(ranks) and joint.right.shape[0] <= sum(ranks)
-    for core, original in zip(joint.cores, factored):
+    assert max(joint.left.shape[1], joint.right.shape[0]) <= sum(ranks)
+    for core, original in zip(joint.cores, factored, strict=True):
         expanded = joint.expand(core)
-        assert expanded.is_factored and expanded.shape == original.shape
+        assert expanded.is_factored
+        assert expanded.shape == original.shape
         assert torch.allclose(expanded.dense(torch.float64), original.dense(torch.float64), atol=1e-12)
 
 
@@ -67,9 +68,8 @@ def test_the_joint_core_wants_factors_only() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (7, 3), (300, 20), (513, 40)])
-def test_gram_is_exactly_symmetric_and_equals_the_product(shape: tuple[int, int]) -> None:
+def test_gram_equals_the_product(shape: tuple[int, int]) -> None:
     x = randn(*shape)
-    assert torch.equal(gram(x), gram(x).T)
     assert torch.allclose(gram(x), x @ x.T, atol=1e-12)
 
 
@@ -96,8 +96,8 @@ def test_leading_eigenpairs_inside_a_null_space_are_still_orthonormal(rank: int)
     assert bool((values[:-1] >= values[1:] - 1e-9).all())
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0, 5), st.floats(1e-5, 0.1), st.floats(0, 0.95), st.integers(0, 60))
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 5), st.floats(1e-5, 0.1), st.floats(0, 0.95), st.integers(0, 30))
 def test_the_heavy_ball_quotient_is_what_the_optimiser_does(lam: float, rate: float, mu: float, steps: int) -> None:
     x = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=rate, momentum=mu)
@@ -105,8 +105,8 @@ def test_the_heavy_ball_quotient_is_what_the_optimiser_does(lam: float, rate: fl
         optimizer.zero_grad()
         (lam * x.square() - 2 * 3.0 * x).sum().backward()  # gradient 2 (lam x - 3)
         optimizer.step()
-    quotient = heavy_ball_quotient(torch.tensor([lam]).double(), rate, mu, steps)
-    assert float(2.0 + quotient * (3.0 - 2.0 * lam)) == pytest.approx(float(x), rel=1e-9)
+    quotient = heavy_ball_quotient(torch.tensor([lam], dtype=torch.float64), rate, mu, steps)
+    assert float(2.0 + quotient * (3.0 - 2.0 * lam)) == pytest.approx(x.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 5e-2])
@@ -124,7 +124,7 @@ def test_a_filter_applied_to_a_matrix_equals_its_definition(rate: float, rows: i
         return heavy_ball_quotient(lam, rate, 0.9, 300)
 
     assert relative(apply_quotient(coefficients, matrix, quotient), expected) < 1e-10
-    assert relative(apply_quotient(coefficients.float(), matrix.float(), quotient), expected) < 2e-5 * max(1, rate / 1e-3)
+    assert relative(apply_quotient(coefficients.float(), matrix.float(), quotient), expected) < 1e-5
 
 
 def test_a_filter_of_nothing_is_its_slope() -> None:

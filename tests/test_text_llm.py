@@ -205,6 +205,20 @@ def test_a_tokenizer_section_merges_the_vocabularies() -> None:
     load(outcome.out, "LlavaForConditionalGeneration")
 
 
+def test_a_union_of_vocabularies() -> None:
+    """The result knows the fine-tune's own tokens as well: embeddings, config and tokenizer have grown together."""
+    llm = text_llm("llava", vocab_size=316)
+    outcome = merge(task_arithmetic(checkpoint("llava"), [llm], tokenizer={"source": "union"}))
+    model = load(outcome.out, "LlavaForConditionalGeneration")
+    assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == 316
+    assert model.config.text_config.vocab_size == 316
+    assert len(transformers.AutoTokenizer.from_pretrained(outcome.out)) == 316
+    got = decoder_of("llava", "plain", outcome.out)
+    shared = {n: t[:300] if n in VOCABULARY else t for n, t in got.items()}
+    expert = {n: t[:300] if n in VOCABULARY else t for n, t in tensors(llm).items()}
+    assert_close(shared, sum_of_deltas(decoder_of("llava", "plain", checkpoint("llava")), [expert]))
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 

@@ -874,6 +874,44 @@ def _qwen3_omni_thinker() -> Config:
     }
 
 
+@family("Qwen3OmniMoeForConditionalGeneration", "plain memory")
+def qwen3_omni_moe() -> Any:
+    """Thinker, talker, the talker's code predictor, and the vocoder code2wav; mixtures of experts in two of them."""
+    experts = moe(moe_intermediate_size=32)
+    return t.Qwen3OmniMoeConfig(
+        thinker_config=_qwen3_omni_thinker(),
+        talker_config={
+            "text_config": text(
+                "qwen3_omni_moe_talker_text",
+                vocab_size=64,
+                hidden_size=32,
+                head_dim=16,
+                rope_parameters=mrope(mrope_interleaved=True),
+                shared_expert_intermediate_size=32,
+                **experts,
+            ),
+            "code_predictor_config": _decoder(num_key_value_heads=2, head_dim=8, vocab_size=64, num_code_groups=4),
+            "num_code_groups": 4,
+            "thinker_hidden_size": HIDDEN,
+            "accept_hidden_layer": 1,
+            "spatial_merge_size": 2,
+        },
+        code2wav_config=_decoder(
+            num_key_value_heads=4,
+            codebook_size=64,
+            upsample_rates=(2, 2),
+            upsampling_ratios=(2, 2),
+            decoder_dim=32,
+            num_quantizers=4,
+        ),
+    )
+
+
+def _decoder(**over: Any) -> Config:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {**small, **over}
+
+
 @family("Cohere2VisionForConditionalGeneration", "plain hub", media=lambda: image(1))
 def cohere2_vision() -> Any:
     return t.Cohere2VisionConfig(

@@ -17,7 +17,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
-    apply_renamings,
     dot_natural_key,
     rename_source_key,
 )
@@ -58,7 +57,7 @@ class Conversion:
     model: PreTrainedModel
     target: str  # the first memory name; transformers derives the others from it
     patterns: Mapping[str, str]  # disk name -> the source pattern that it matched
-    stems: Mapping[str, str]  # name after the renamings, as the inverse conversion gives it -> disk name
+    stems: Mapping[str, str]  # name as the inverse conversion gives it -> disk name
 
     def forward(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         converter = deepcopy(self.converter)
@@ -108,10 +107,17 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
             collected.setdefault(target, []).append((name, pattern))
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
     for target, members in collected.items():
-        stems = {apply_renamings(name, renamings): name for name, _ in members}
+        stems = {stem: name for name, _ in members for stem in _stems(name, renamings, model.base_model_prefix)}
         conversion = Conversion(by_pattern[members[0][1]], model, target, dict(members), stems)
         groups.append(_converted_group(conversion, disk))
     return groups, unknown
+
+
+def _stems(name: str, renamings: Sequence[WeightRenaming], prefix: str) -> tuple[str, ...]:
+    """A disk name after the renamings, as it is and with the model's own prefix taken off or put on: both load."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"
 
 
 def _converted_group(conversion: Conversion, disk: Mapping[str, DiskTensor]) -> Group:

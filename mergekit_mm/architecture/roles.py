@@ -150,7 +150,7 @@ def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
 _NAMES: tuple[tuple[str, Role], ...] = (
     (r"talker|token2wav|code2wav|vocoder", Role.OTHER),
     (
-        r"projector|projection_layer|connector|aligner|resampler|merger|perceiver|qformer|^(model\.)?mlp1\.",
+        r"projector|projection_layer|connector|aligner|resampler|merger|perceiver|qformer|^(model\.)?mlp1\.|^vte\.",
         Role.PROJECTOR,
     ),
     (r"video_(tower|model|encoder)", Role.VIDEO_TOWER),

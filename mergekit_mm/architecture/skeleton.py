@@ -89,7 +89,7 @@ def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
 # experts of one base have the same config but for a path or a version, so one instance serves them all
 @lru_cache(maxsize=16)
 def _build(config_json: str) -> Skeleton:
-    raw = json.loads(config_json)
+    raw = PreTrainedConfig._decode_special_floats(json.loads(config_json))  # JSON has no infinity
     model_type = raw.pop("model_type")
     # an attention implementation may need a package that merging does not
     raw.pop("_attn_implementation", None)

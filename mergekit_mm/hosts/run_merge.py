@@ -75,5 +75,6 @@ def _has_media(config: Mapping[str, Any]) -> bool:
     return (
         config.get("model_type") in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
         or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
+        or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
         or any(_has_media(part) for part in parts.values())
     )

@@ -13,3 +13,8 @@ def catalogue() -> tuple[MergeMethod, ...]:
     from mergekit_mm.methods.optmerge import optmerge
 
     return (optmerge,)
+
+
+# The host before any method, and after `catalogue`: importing it makes the start-up hook ask for the catalogue, which
+# would fail if a method's own import of the host were the first one and that method only half imported.
+import mergekit.merge_methods  # noqa: E402, F401

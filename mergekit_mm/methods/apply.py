@@ -1,4 +1,4 @@
-"""What every task-vector method does around its mathematics: check the inputs, take deltas, add the result to the base."""
+"""What every task-vector method does around its mathematics: check inputs, take deltas, add the result to the base."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def merge_task_vectors(group: TensorGroup, scaling: float, solve: Solver) -> Ten
         if base.tensor.ndim == 2:
             return _matrix(base.tensor, tuned, scaling, solve, group)
         if base.tensor.ndim == 3:
-            slices = zip(base.tensor, *tuned)
+            slices = zip(base.tensor, *tuned, strict=True)
             return torch.stack([_matrix(b, list(experts), scaling, solve, group) for b, *experts in slices])
         return _add(base.tensor, mean_delta(base.tensor, tuned), scaling)
 
@@ -58,7 +58,8 @@ def _matrix(base: Tensor, tuned: list[Tensor], scaling: float, solve: Solver, gr
     delta = solve([TaskVector(tensor, base=base) for tensor in tuned]).dense(working_dtype(base.dtype))
     if not _is_finite(delta):
         raise ValueError(
-            f"Merging {_label(group)} diverged: the merged delta holds NaN or Inf. Lower learning_rate, momentum or iterations"
+            f"Merging {_label(group)} diverged: the merged delta holds NaN or Inf. "
+            "Lower learning_rate, momentum or iterations"
         )
     return _add(base, delta, scaling)
 

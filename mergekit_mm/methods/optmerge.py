@@ -4,7 +4,7 @@ Per matrix, with tau_i the task vectors, q = min(out, in) and k = int(q / N), Op
 
     L(x) = sum_i || (x - T_i) L_i^T ||^2 / || tau_i ||^2
 
-from a start x_0 for a fixed number of steps; where it stops is part of the method, since the minimum of L is not unique.
+from a start x_0 for a fixed number of steps; where it stops is part of the method, as the minimum of L is not unique.
 T_i is the target (tau_i reduced to rank k), L_i = S V^T the proxy for the inputs that expert i has seen. The released
 code has three variants of it, and they are the presets here. Deviations from that code, all deliberate:
   - SGD on a quadratic is linear, so its steps are applied at once as a filter on the spectrum of L: the same
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
@@ -38,7 +38,7 @@ Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
-_LONG_FILTER = 8.0  # filter slope q(0), by which rounding in the sums is multiplied: 0.58 for `lora`, 291 for `modality`
+_LONG_FILTER = 8.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Settings:
 
     @property
     def amplifies_rounding(self) -> bool:
-        """Whether float32 sums are too coarse: Adam rescales what is left when they cancel, a long filter multiplies it."""
+        """Whether float32 sums are too coarse: Adam normalises what little is left of them, a long filter grows it."""
         slope = heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations)
         return self.optimizer == "adam" or not float(slope) < _LONG_FILTER
 
@@ -99,36 +99,26 @@ def optmerge(
     group: TensorGroup,
     scaling: float = 1.0,
     preset: Literal["lora", "full", "modality"] = "lora",
-    init: Optional[Init] = None,
-    rank_fraction: Optional[float] = None,
-    iterations: Optional[int] = None,
-    learning_rate: Optional[float] = None,
-    momentum: Optional[float] = None,
-    optimizer: Optional[Optimizer] = None,
-    proxy: Optional[Proxy] = None,
-    target: Optional[Target] = None,
-    adam_beta2: Optional[float] = None,
-    adam_epsilon: Optional[float] = None,
+    init: Init | None = None,
+    rank_fraction: float | None = None,
+    iterations: int | None = None,
+    learning_rate: float | None = None,
+    momentum: float | None = None,
+    optimizer: Optimizer | None = None,
+    proxy: Proxy | None = None,
+    target: Target | None = None,
+    adam_beta2: float | None = None,
+    adam_epsilon: float | None = None,
 ) -> Tensor:
     """base + scaling * OptMerge(task vectors). Every parameter left out has the preset's value.
 
     preset: `lora` (experts trained as adapters), `full` (full fine-tunes) or `modality` (experts of different media).
-    proxy: L_i from tau_i cut to rank k (`truncated`), whole (`full`), or from tau_i - mean cut to rank k (`centered`, as
-    the paper's Eq. 3 has it). target: T_i is tau_i cut to rank k, or (tau_i - mean) cut to rank k, plus the mean.
+    proxy: L_i from tau_i cut to rank k (`truncated`), from the whole tau_i (`full`), or from tau_i - mean cut to rank k
+    (`centered`, as in the paper's Eq. 3). target: T_i is tau_i cut to rank k (`truncated`), or tau_i - mean cut to rank
+    k plus the mean (`centered`).
     """
-    chosen = {
-        "init": init,
-        "rank_fraction": rank_fraction,
-        "iterations": iterations,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "optimizer": optimizer,
-        "proxy": proxy,
-        "target": target,
-        "adam_beta2": adam_beta2,
-        "adam_epsilon": adam_epsilon,
-    }
-    settings = replace(PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None})
+    chosen = {k: v for k, v in locals().items() if k not in ("group", "scaling", "preset") and v is not None}
+    settings = replace(PRESETS[preset], **chosen)
     return merge_task_vectors(group, scaling, lambda task_vectors: solve(task_vectors, settings))
 
 
@@ -160,7 +150,7 @@ def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: i
     # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
     scale = 2.0 ** math.frexp(max(peaks))[1]
     mean /= scale
-    live = [t for t, peak in zip(task_vectors, peaks) if peak > 0]
+    live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
     terms = (_term(t.dense(setup).div_(scale), mean, settings, rank) for t in live)
     start = {"mean": 1.0, "sum": float(count), "zero": 0.0}[settings.init]
     shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean

@@ -1,6 +1,7 @@
 """The quadratic that WUDI and OptMerge minimise for one matrix, and two ways of descending it.
 
-    L(x) = sum_i w_i || (x - T_i) L_i^T ||^2,   gradient 2 (x A - B),   A = sum w_i L_i^T L_i,   B = sum w_i T_i L_i^T L_i
+    L(x) = sum_i w_i || (x - T_i) L_i^T ||^2,   gradient 2 (x A - B),
+    A = sum_i w_i L_i^T L_i,   B = sum_i w_i T_i L_i^T L_i
 
 for x (out, in). Everything is expressed in the step y = x - x_0, whose gradient is 2 (y A - D) with D = B - x_0 A.
 """
@@ -35,9 +36,10 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
-    """A and D in the smaller of two forms: A = rows^T rows, D = slope rows and core = rows rows^T, or rows None, A = core, D = slope.
+    """A and D in the smaller of two forms.
 
-    rows (r, in) or None; core (r, r) or (in, in); slope (out, r) or (out, in).
+    rows (r, in):  A = rows^T rows, D = slope @ rows, with slope (out, r) and core = rows rows^T (r, r).
+    rows None:     A = core (in, in), D = slope (out, in).
     """
 
     core: Tensor
@@ -86,15 +88,17 @@ class Quadratic:
 
         Adam rescales every entry by itself, so no filter equals it; but rows never mix, so they run in blocks.
         """
-        rows, core, slope = self.rows, self.core, self.slope
-        if rows is not None and 2 * rows.shape[0] >= rows.shape[1]:  # two thin products would cost more than one by A
-            rows, core, slope = None, gram(rows.T), slope @ rows
-        operator = 2.0 * (core if rows is None else rows).to(dtype)
+        rows, slope, operator = self.rows, self.slope, self.core
+        if rows is not None:
+            operator = rows
+            if 2 * rows.shape[0] >= rows.shape[1]:  # two products by the rows would cost more than one by A
+                slope, operator, rows = slope @ rows, gram(rows.T), None
+        operator = (2.0 * operator).to(dtype)
         coordinates = None if rows is None else rows.T.to(dtype)
         height = max(1, -(-_ADAM_BLOCK // operator.shape[1]))
         steps = []
         for block in slope.split(height):
-            target = 2.0 * (block if rows is None else block @ rows).to(dtype)
+            target = (2.0 * (block @ rows if rows is not None else block)).to(dtype)
             steps.append(_adam(target, operator, coordinates, learning_rate, betas, epsilon, iterations))
         return torch.cat(steps)
 
@@ -114,7 +118,7 @@ def _adam(
         gradient = torch.addmm(target, y if coordinates is None else y @ coordinates, operator, beta=-1.0)
         first.lerp_(gradient, 1.0 - betas[0])
         second.mul_(betas[1]).addcmul_(gradient, gradient, value=1.0 - betas[1])
-        # both bias corrections moved into scalars: m / b1 / (sqrt(v / b2) + eps) = (sqrt(b2) / b1) m / (sqrt(v) + sqrt(b2) eps)
+        # m / c1 / (sqrt(v / c2) + eps) with the bias corrections c1, c2 moved out of the entries into scalars
         correction = math.sqrt(1.0 - betas[1] ** t)
         torch.sqrt(second, out=scratch).add_(epsilon * correction)
         y.addcdiv_(first, scratch, value=-learning_rate * correction / (1.0 - betas[0] ** t))

@@ -27,7 +27,7 @@ class Truncation(NamedTuple):
 
 
 def gram(x: Tensor) -> Tensor:
-    """`x @ x.T` for x (rows, columns), exactly symmetric, at little more than half the cost of the full product."""
+    """`x @ x.T` for x (rows, columns), at little more than half the cost of the full product."""
     size = x.shape[0]
     out = x.new_empty(size, size)
     step = max(1, -(-size // _BLOCKS)) if size >= _SUBSET_FROM else max(1, size)
@@ -70,7 +70,7 @@ def _lapack_subset(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor] | Non
 
 
 def gram_root(x: Tensor) -> Tensor:
-    """Rows (min(out, in), in) with the same Gram matrix, rows^T rows = x^T x: x itself, or R of its QR when x is tall."""
+    """Rows (min(out, in), in) with rows^T rows = x^T x: x itself, or R of its QR factorisation when x is tall."""
     return x if x.shape[0] <= x.shape[1] else torch.linalg.qr(x, mode="r").R
 
 

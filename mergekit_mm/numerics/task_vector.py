@@ -75,5 +75,5 @@ def joint_core(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> JointC
     ranks = [r.shape[0] for r in rights]
     left, left_coordinates = torch.linalg.qr(torch.cat([t.left.to(dtype) for t in task_vectors], dim=1))
     right, right_coordinates = torch.linalg.qr(torch.cat(rights).T)
-    pairs = zip(left_coordinates.split(ranks, dim=1), right_coordinates.split(ranks, dim=1))
+    pairs = zip(left_coordinates.split(ranks, dim=1), right_coordinates.split(ranks, dim=1), strict=True)
     return JointCore(left, right.T, tuple(TaskVector(b @ a.T) for b, a in pairs))

@@ -237,7 +237,10 @@ class _Match:
 
 
 def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
-    return (checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected or ()) if checkpoint.skeleton else ()
+    # buffers that older versions of transformers saved, and that newer ones drop for every model
+    dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
+    own = checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected if checkpoint.skeleton else None
+    return [*dropped, *(own or ())]
 
 
 def _some(names: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ class _Job:
     reader: ConfigReader
 
 
-class MultimodalPlanner(MergePlanner):  # type: ignore[misc]
+class MultimodalPlanner(MergePlanner):
     """Plan every tensor of the base's layout from inputs that were matched to it.
 
     Slices, gradients, filters and the tokenizer section are mergekit's; this class adds where tensors come from

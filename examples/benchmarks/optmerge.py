@@ -1,0 +1,255 @@
+"""How fast, how exact and how large is OptMerge here, beside the released set-up and loop, on shapes of real models?
+
+    OMP_NUM_THREADS=1 python examples/benchmarks/optmerge.py                      # about five minutes
+    OMP_NUM_THREADS=1 python examples/benchmarks/optmerge.py --shapes 1536x8960,3584x3584 --presets lora
+
+Times are CPU seconds of one process. The released side is restated from its description, in float32, and costs hours when
+run in full: its set-up is timed for one expert and multiplied, its loop extrapolated from two short runs. Truth is this
+package in float64, which the tests hold to the loop run in float64; `--loop` runs the float32 loop itself to the end for
+the first shape, for its error. Synthetic task vectors: nothing here measures the quality of a merge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.methods.optmerge import PRESETS, Settings, solve
+from mergekit_mm.numerics.task_vector import TaskVector
+
+STEPS = 300
+Shape = tuple[int, int]
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int = 1) -> float:
+    """The fastest of `repeats` runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def gemm_rate() -> float:
+    """Flops per CPU second of a float32 matrix product: the bound every other figure is held against."""
+    x = torch.randn(1536, 1536)
+    return 2 * 1536**3 / cpu_seconds(lambda: x @ x, 5)
+
+
+def task_vectors(shape: Shape, count: int, spectrum: float, seed: int = 0) -> list[Tensor]:
+    """Full-rank deltas (out, in) with singular values falling about as j^-spectrum and a 30% part in common."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(shape, generator=generator)
+    deltas = []
+    for _ in range(count):
+        own = torch.randn(shape, generator=generator)
+        if spectrum > 0:
+            falling = torch.arange(1, min(shape) + 1) ** -spectrum
+            own = (torch.randn(shape[0], min(shape), generator=generator) * falling) @ own[: min(shape)]
+        deltas.append((own / own.std()).add_(common, alpha=0.3).mul_(1e-4))
+    return deltas
+
+
+def adapters(shape: Shape, count: int, rank: int) -> list[TaskVector]:
+    generator = torch.Generator().manual_seed(1)
+    pairs = [
+        (torch.randn(shape[0], rank, generator=generator), torch.randn(rank, shape[1], generator=generator))
+        for _ in range(count)
+    ]
+    return [TaskVector(b * 1e-4, right=a) for b, a in pairs]
+
+
+# --- the released computation -----------------------------------------------------------------------------------------
+
+
+def released_setup(delta: Tensor, mean: Tensor, rank: int, preset: str) -> tuple[Tensor, Tensor]:
+    """Proxy and target of one expert by two singular value decompositions, one of them with full bases."""
+    u, s, vh = torch.linalg.svd(delta, full_matrices=True)
+    u2, s2, vh2 = torch.linalg.svd(delta - mean if preset == "full" else delta, full_matrices=False)
+    target = (u2[:, :rank] * s2[:rank]) @ vh2[:rank]
+    if preset == "full":
+        target += mean
+    if preset == "modality":
+        return delta, target
+    proxy = torch.zeros_like(delta)  # the whole (out, in) although rank rows of it are not zero, as released
+    proxy[:rank] = s[:rank, None] * vh[:rank]
+    return proxy, target
+
+
+def released_loop(deltas: Tensor, proxies: Tensor, targets: Tensor, preset: str, steps: int) -> Tensor:
+    """Autograd and torch.optim over m x m products per expert. All (experts, out, in)."""
+    x = torch.nn.Parameter(deltas.sum(0) if preset == "full" else deltas.mean(0))
+    constants = PRESETS[preset]
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.Adam([x], lr=constants.learning_rate)
+        if constants.optimizer == "adam"
+        else torch.optim.SGD([x], lr=constants.learning_rate, momentum=constants.momentum)
+    )
+    norms = torch.norm(deltas.reshape(len(deltas), -1), dim=-1).square()
+    for _ in range(steps):
+        inner = (x.unsqueeze(0) - targets) @ proxies.transpose(1, 2)
+        loss = (inner.square() / norms[:, None, None]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return x.detach()
+
+
+def released(deltas: list[Tensor], preset: str, run_to_end: bool) -> tuple[float, float, Tensor | None]:
+    """CPU seconds of the set-up of all experts and of one step; the merged delta if asked to run to the end."""
+    stacked = torch.stack(deltas)
+    mean = stacked.mean(0)
+    rank = PRESETS[preset].rank(mean.shape, len(deltas))
+    start = time.process_time()
+    proxy, target = released_setup(deltas[0], mean, rank, preset)
+    setup = (time.process_time() - start) * len(deltas)
+    proxies, targets = proxy.expand_as(stacked), target.expand_as(stacked)
+    if run_to_end:
+        parts = [released_setup(delta, mean, rank, preset) for delta in deltas]
+        proxies, targets = torch.stack([p for p, _ in parts]), torch.stack([t for _, t in parts])
+    else:
+        proxies, targets = proxies.contiguous(), targets.contiguous()
+    released_loop(stacked, proxies, targets, preset, 1)
+    short, long = (cpu_seconds(lambda n=n: released_loop(stacked, proxies, targets, preset, n)) for n in (1, 4))
+    end = released_loop(stacked, proxies, targets, preset, STEPS) if run_to_end else None
+    return setup, (long - short) / 3, end
+
+
+# --- this package -----------------------------------------------------------------------------------------------------
+
+
+def ours(vectors: list[TaskVector], settings: Settings) -> float:
+    """CPU seconds of one matrix, dense result included; an Adam loop is extrapolated as the released one is."""
+
+    def run(iterations: int) -> None:
+        solve(vectors, replace(settings, iterations=iterations)).dense(torch.float32)
+
+    if settings.optimizer == "sgd":
+        return cpu_seconds(
+            lambda: run(settings.iterations), 3 if vectors[0].shape[0] * vectors[0].shape[1] < 5e6 else 1
+        )
+    short, long = cpu_seconds(lambda: run(5)), cpu_seconds(lambda: run(20))
+    return short + (long - short) / 15 * (settings.iterations - 5)
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm() / truth.norm())
+
+
+def product_flops(shape: Shape, count: int, settings: Settings) -> float:
+    """Matrix-product flops of the `lora` path with all experts live and no polynomial: what a perfect run could reach."""
+    m, n = max(shape), min(shape)
+    kept = settings.rank(shape, count) * count
+    grams = count * m * n * n + m * kept * kept  # symmetric: half of 2 m n^2 each
+    return grams + 2.0 * m * n * kept * 3  # rows, slope, step
+
+
+def peak_extra_mib(shape: Shape, preset: str, count: int) -> float:
+    """Peak memory beyond the inputs, in a process of its own."""
+    arguments = [sys.executable, str(Path(__file__).resolve()), "--memory-of", f"{shape[0]}x{shape[1]}"]
+    arguments += ["--presets", preset, "--experts", str(count)]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def report_memory(shape: Shape, preset: str, count: int) -> None:
+    solve([TaskVector(torch.randn(300, 300)) for _ in range(2)], replace(PRESETS[preset], iterations=1))  # libraries
+    base = torch.randn(shape)
+    vectors = [TaskVector(base + d, base=base) for d in (torch.randn(shape) for _ in range(count))]
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    before = status_mib("VmRSS")
+    solve(vectors, replace(PRESETS[preset], iterations=3 if preset == "full" else STEPS))
+    print(status_mib("VmHWM") - before)
+
+
+def status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def row(shape: Shape, preset: str, options: argparse.Namespace, rate: float, first: bool) -> str:
+    settings = PRESETS[preset]
+    deltas = task_vectors(shape, options.experts, options.spectrum)
+    vectors = [TaskVector(d) for d in deltas]
+    mine = ours(vectors, settings)
+    run_to_end = options.loop and first
+    setup, step, end = released(deltas, preset, run_to_end)
+    theirs = setup + STEPS * step
+    error = theirs_error = "-"
+    if options.truth and shape[0] * shape[1] < 6e6 and settings.optimizer == "sgd" or run_to_end:
+        truth = solve([TaskVector(d.double()) for d in deltas], settings).dense(torch.float64)
+        error = f"{relative_error(solve(vectors, settings).dense(torch.float32), truth):.1e}"
+        theirs_error = f"{relative_error(end, truth):.1e}" if end is not None else "-"
+    loop_bound = 4.0 * options.experts * shape[0] ** 2 * shape[1] / rate
+    bound = f"{product_flops(shape, options.experts, settings) / rate:.2f}" if preset == "lora" else "-"
+    memory = peak_extra_mib(shape, preset, options.experts)
+    inputs = (options.experts + 1) * shape[0] * shape[1] * 4 / 2**20
+    cells = [
+        f"{shape[0]}x{shape[1]}",
+        preset,
+        f"{setup:.1f} + {STEPS} x {step:.2f}",
+        f"{loop_bound:.2f}",
+        f"{theirs:.0f}",
+    ]
+    cells += [f"{mine:.2f}", bound, f"**{theirs / mine:.0f}x**", error, theirs_error, f"{memory:.0f} / {inputs:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def adapter_row(shape: Shape, options: argparse.Namespace, rank: int) -> str:
+    factored = adapters(shape, options.experts, rank)
+    mine = ours(factored, PRESETS["lora"])
+    stays = cpu_seconds(lambda: solve(factored, PRESETS["lora"]), 3)
+    truth = solve([TaskVector(t.dense(torch.float64)) for t in factored], PRESETS["lora"]).dense(torch.float64)
+    error = relative_error(solve(factored, PRESETS["lora"]).dense(torch.float32), truth)
+    return f"| {shape[0]}x{shape[1]} | {rank} | {stays:.4f} | {mine:.4f} | {error:.1e} |"
+
+
+def parse(text: str) -> Shape:
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="896x896,896x4864,4864x896", help="out x in, comma separated")
+    parser.add_argument("--presets", default="lora", help="of lora, full, modality, comma separated")
+    parser.add_argument("--experts", type=int, default=5)
+    parser.add_argument("--spectrum", type=float, default=0.3, help="singular values fall about as j^-this")
+    parser.add_argument("--ranks", default="16", help="ranks of the adapter table, comma separated")
+    parser.add_argument("--loop", action="store_true", help="run the released loop to its end for the first shape")
+    parser.add_argument("--no-truth", dest="truth", action="store_false", help="skip errors against float64")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        return report_memory(parse(options.memory_of), options.presets, options.experts)
+    shapes = [parse(s) for s in options.shapes.split(",")]
+    rate = gemm_rate()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM float32 {rate / 1e9:.0f} GFLOP/s\n")
+    print(
+        "| shape | preset | released: set-up + loop, s | GEMM bound of a step, s | released, s | ours, s | its GEMM bound, s",
+        end="",
+    )
+    print(" | ratio | our error | loop's error | extra memory / inputs, MiB |\n|" + "---|" * 11, flush=True)
+    for preset in options.presets.split(","):
+        for shape in shapes:
+            print(row(shape, preset, options, rate, shape == shapes[0]), flush=True)
+    print("\n| adapters | rank | factors out, s | dense out, s | error |\n|" + "---|" * 5, flush=True)
+    for shape in shapes:
+        for rank in options.ranks.split(","):
+            print(adapter_row(shape, options, int(rank)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Train the models of this example from scratch: a base, three fully fine-tuned experts and three LoRA experts.
+
+    python examples/easy_vqa/train.py --out out/easy_vqa_models        # all seven, 10 to 30 minutes of CPU
+    python examples/easy_vqa/train.py --out out/quick --quick          # a smaller model, about a minute
+
+Stages: (1) the CLIP tower learns to name the colour and the shape it sees; (2) the decoder learns to answer a share of the
+questions from which some colours, a shape and most negations are withheld: this is the base; (3) each expert continues from
+the base, in bfloat16 as saved, on the questions of one type. A stage whose result exists is skipped. Tower, projector: frozen
+after the stage that made them. The loss is on the answer and the end token only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from vqa_data import COLORS, SHAPES, TYPES, Draw, Question, base_share, by_type, drawer, image, questions, subset
+from vqa_model import Size, make_model, make_processor, prompt_ids
+from vqa_score import load, score, table
+
+MODELS = ("base", *(f"{kind}_{part}" for kind in ("expert", "lora") for part in TYPES))
+MIXTURE = {"color": 0.1, "shape": 0.1, "yesno": 0.8}  # yes/no takes longest to learn by far
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many optimiser steps of so many examples, at a peak learning rate."""
+
+    steps: int
+    batch: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what comes out, besides the seed. Chosen on validation questions."""
+
+    size: Size = Size()
+    tower: Stage = Stage(1400, 128, 2e-3)
+    base: Stage = Stage(1500, 48, 1e-3)
+    share: float = 0.2
+    expert: Stage = Stage(100, 48, 2e-4)
+    lora: Stage = Stage(150, 48, 1e-3)
+    yesno_factor: int = 4  # the yes/no experts train that many times longer
+    rank: int = 8
+
+
+QUICK = Plan(
+    size=Size(vision_width=64, vision_layers=2, width=64, layers=2, mlp=128),
+    tower=Stage(250, 96, 3e-3),
+    base=Stage(150, 32, 2e-3),
+    expert=Stage(60, 32, 1e-3),
+    lora=Stage(60, 32, 4e-3),
+    yesno_factor=1,
+)
+
+
+def optimise(parameters: Iterator[torch.nn.Parameter], stage: Stage, label: str) -> Iterator[Any]:
+    """Yield once per step for a loss to be put on the step's list: AdamW, 10 % warm-up, cosine to 5 % of the peak rate."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    bar = tqdm(range(stage.steps), desc=label, unit="step")
+    for step in bar:
+        warm = min(1.0, (step + 1) / (0.1 * stage.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / stage.steps)))
+        losses: list[torch.Tensor] = []
+        yield losses
+        optimiser.zero_grad()
+        losses[0].backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{losses[0].item():.3f}")
+
+
+def training_pixels(processor: Any) -> torch.Tensor:
+    """All training images that are not validation images, as the processor prepares them."""
+    last = max(row.image for row in questions("train"))
+    return processor.image_processor([image("train", n) for n in range(last + 1)], return_tensors="pt")["pixel_values"]
+
+
+class Shifter:
+    """Move the one shape of an image to a random place, and mirror every other image: new views, same colour and shape."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+        corners = torch.stack([pixels[:, :, y, x] for y in (0, -1) for x in (0, -1)], 1)
+        background = corners.median(1).values  # the shape covers at most one corner
+        self.boxes = [self._box(mask) for mask in (pixels != background[:, :, None, None]).any(1)]
+
+    @staticmethod
+    def _box(mask: torch.Tensor) -> tuple[int, int, int, int]:
+        rows, columns = (mask.any(axis).nonzero().flatten() for axis in (1, 0))
+        return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+
+    def __call__(self, numbers: Sequence[int], rng: random.Random) -> torch.Tensor:
+        views = self.pixels[list(numbers)]
+        for view, number in zip(views, numbers, strict=True):
+            top, bottom, left, right = self.boxes[number]
+            last = view.shape[-1] - 1
+            view.copy_(view.roll((rng.randint(-top, last - bottom), rng.randint(-left, last - right)), (1, 2)))
+            if rng.random() < 0.5:
+                view.copy_(view.flip(-1))
+        return views
+
+
+def train_tower(tower: Any, pixels: torch.Tensor, stage: Stage, seed: int) -> None:
+    """Stage 1: name colour and shape through a linear head that is thrown away; labels come from the training answers."""
+    rng = random.Random(f"{seed} tower")
+    labels = {names: torch.full((len(pixels),), -100) for names in (COLORS, SHAPES)}
+    for row in questions("train"):
+        for names, label in labels.items():
+            if row.answer in names:
+                label[row.image] = names.index(row.answer)
+    head = torch.nn.Linear(tower.config.hidden_size, len(COLORS) + len(SHAPES))
+    shift = Shifter(pixels)
+    for losses in optimise(iter([*tower.parameters(), *head.parameters()]), stage, "vision tower"):
+        numbers = rng.choices(range(len(pixels)), k=stage.batch)
+        seen = tower(pixel_values=shift(numbers, rng)).last_hidden_state[:, 1:].mean(1)
+        color, shape = head(seen).split([len(COLORS), len(SHAPES)], -1)
+        losses.append(cross_entropy(color, labels[COLORS][numbers]) + cross_entropy(shape, labels[SHAPES][numbers]))
+
+
+@torch.no_grad()
+def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What the frozen tower sees in each image: computed once, since it no longer changes."""
+    tower = model.model.vision_tower
+    return torch.cat([tower(pixel_values=part).last_hidden_state[:, 1:] for part in pixels.split(256)])
+
+
+class Answering:
+    """The answer loss of a batch of drawn questions, given the frozen tower's features."""
+
+    def __init__(self, model: Any, processor: Any, features: torch.Tensor) -> None:
+        self.model, self.features = model, features
+        self.prompts = prompt_ids(processor, sorted({row.text for row in questions("train")}))
+        self.image, self.pad = processor.image_token_id, processor.tokenizer.pad_token_id
+        self.end, self.token = processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids
+
+    def __call__(self, rows: Sequence[Question]) -> torch.Tensor:
+        told = torch.tensor([[self.token(row.answer)] for row in rows])
+        longest = max(len(self.prompts[row.text]) for row in rows)
+        ids = torch.full((len(rows), longest), self.pad)
+        for line, row in zip(ids, rows, strict=True):
+            line[longest - len(self.prompts[row.text]) :] = self.prompts[row.text]
+        ids = torch.cat([ids, told], 1)
+        embedded = self.model.get_input_embeddings()(ids)
+        seen = self.model.model.multi_modal_projector(self.features[[row.image for row in rows]])
+        embedded = embedded.masked_scatter((ids == self.image)[..., None].expand_as(embedded), seen)
+        logits = self.model(inputs_embeds=embedded, attention_mask=(ids != self.pad).long(), logits_to_keep=2).logits
+        targets = torch.cat([told, torch.full_like(told, self.end)], 1)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def train_answers(loss: Answering, draws: dict[str, Draw], stage: Stage, seed: str) -> None:
+    """Stages 2 and 3: learn to answer questions drawn from `draws`, types in the proportions of MIXTURE."""
+    rng = random.Random(seed)
+    weights = [MIXTURE[kind] for kind in draws]
+    for losses in optimise(loss.model.parameters(), stage, seed.split(maxsplit=1)[1]):
+        kinds = rng.choices(list(draws), weights, k=stage.batch)
+        losses.append(loss([draws[kind](rng) for kind in kinds]))
+
+
+def save(model: Any, processor: Any, directory: Path) -> None:
+    """Write the model in bfloat16; a full model with its processor, an adapter (`processor` None) alone."""
+    model.to(torch.bfloat16).save_pretrained(directory)
+    if processor is not None:
+        processor.save_pretrained(directory)
+
+
+def make_base(plan: Plan, seed: int, directory: Path) -> None:
+    """Stages 1 and 2."""
+    torch.manual_seed(seed)
+    rows = questions("train")
+    processor = make_processor(rows, plan.size)
+    model = make_model(processor, plan.size)
+    pixels = training_pixels(processor)
+    train_tower(model.model.vision_tower, pixels, plan.tower, seed)
+    model.model.vision_tower.requires_grad_(False)
+    loss = Answering(model, processor, tower_features(model, pixels))
+    share = base_share(rows, plan.share, seed)
+    train_answers(loss, {kind: drawer(kind, members) for kind, members in share.items()}, plan.base, f"{seed} base")
+    save(model, processor, directory)
+
+
+def make_expert(plan: Plan, seed: int, directory: Path) -> None:
+    """Stage 3: the expert named by the directory (`expert_<type>` full, `lora_<type>` as an adapter) from `base/` beside it."""
+    way, kind = directory.name.split("_")
+    stage = plan.expert if way == "expert" else plan.lora
+    stage = replace(stage, steps=stage.steps * (plan.yesno_factor if kind == "yesno" else 1))
+    torch.manual_seed(seed)
+    model, processor = load(directory.parent / "base")
+    trained = model
+    model.model.vision_tower.requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(False)
+    if way == "lora":
+        targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+        model.config._name_or_path = model.name_or_path = str(directory.parent / "base")
+        trained = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=targets))
+    loss = Answering(model, processor, tower_features(model, training_pixels(processor)))
+    rows = by_type(questions("train"))[kind]
+    train_answers(loss, {kind: drawer(kind, rows)}, stage, f"{seed} {directory.name}")
+    save(trained, processor if way == "expert" else None, directory)
+
+
+def train(out: Path, names: Sequence[str], quick: bool, seed: int) -> None:
+    """Make the named models in `out`, skipping those that exist."""
+    plan = QUICK if quick else Plan()
+    for name in [name for name in MODELS if name == "base" or name in names]:
+        if any((out / name).glob("*.safetensors")):
+            print(f"{name}: exists, skipped")
+            continue
+        started = time.monotonic()
+        (make_base if name == "base" else make_expert)(plan, seed, out / name)
+        print(f"{name}: {time.monotonic() - started:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory for the models")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, help="make these (and the base) only")
+    parser.add_argument("--quick", action="store_true", help="a smaller model trained for about a minute")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="questions for the final accuracies"
+    )
+    parser.add_argument("--limit", type=int, default=3000, help="score at most so many questions")
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.only, arguments.quick, arguments.seed)
+    rows = subset(questions(arguments.split), arguments.limit)
+    made = [name for name in MODELS if name == "base" or name in arguments.only]
+    results = {name: score(arguments.out / name, arguments.split, rows, name) for name in made}
+    print(f"\n{arguments.split} questions, {len(rows)} of them, 95 % intervals")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
