@@ -218,7 +218,7 @@ def test_a_config_with_an_infinite_number() -> None:
     """JSON has no infinity, so transformers writes {"__float__": "Infinity"}; Mamba hybrids have some."""
     base = altered(checkpoint("llava"))
     config = json.loads((base / "config.json").read_text())
-    config["text_config"]["initializer_range"] = {"__float__": "Infinity"}
+    config["text_config"]["rms_norm_eps"] = {"__float__": "Infinity"}
     (base / "config.json").write_text(json.dumps(config))
     outcome = merge(task_arithmetic(base, experts("llava")))
     assert_correct(outcome, "llava", "plain")

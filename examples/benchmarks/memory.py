@@ -28,23 +28,23 @@ EXPERTS = 3
 def make(directory: Path, layers: int, width: int) -> tuple[int, int]:
     """Write a base and its experts; returns the bytes of one model and of its largest tensor."""
     config = transformers.LlavaConfig(
-        text_config=dict(
-            model_type="llama",
-            vocab_size=1000,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=8,
-        ),
-        vision_config=dict(
-            model_type="clip_vision_model",
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=28,
-            patch_size=14,
-        ),
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 1000,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 8,
+        },
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+        },
         image_token_index=999,
     )
     torch.manual_seed(0)
@@ -89,9 +89,7 @@ def main() -> None:
     command = str(Path(sys.executable).parent / "mergekit-yaml")
     idle = peak_of([sys.executable, "-c", "import mergekit.scripts.run_yaml, mergekit_mm.merge"])
     print(f"{EXPERTS} experts and a base; imports alone: {idle / 1e6:.0f} MB, not counted below")
-    print(
-        f"{'method':<16} {'layers':>6} {'model MB':>9} {'largest MB':>10} {'peak MB':>8} {'peak/largest':>12} {'peak/model':>10}"
-    )
+    print(f"{'method':<16} layers  model MB  largest MB  peak MB  peak/largest  peak/model")
     for layers in args.layers:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)

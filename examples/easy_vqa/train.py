@@ -3,10 +3,10 @@
     python examples/easy_vqa/train.py --out out/easy_vqa_models        # all seven, 10 to 30 minutes of CPU
     python examples/easy_vqa/train.py --out out/quick --quick          # a smaller model, about a minute
 
-Stages: (1) the CLIP tower learns to name the colour and the shape it sees; (2) the decoder learns to answer a share of the
-questions from which some colours, a shape and most negations are withheld: this is the base; (3) each expert continues from
-the base, in bfloat16 as saved, on the questions of one type. A stage whose result exists is skipped. Tower, projector: frozen
-after the stage that made them. The loss is on the answer and the end token only.
+Stages: (1) the CLIP tower learns to name the colour and the shape it sees; (2) projector and decoder learn to answer a
+share of the questions, from which some colours, a shape and most negations are withheld: this is the base; (3) each
+expert continues from the base as saved, in bfloat16, on the questions of one type. The tower is frozen after stage 1,
+the projector after stage 2. The loss is on the answer and the end token only. A model found in --out is not made again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vqa_model import Size, make_model, make_processor, prompt_ids
 from vqa_score import load, score, table
 
 MODELS = ("base", *(f"{kind}_{part}" for kind in ("expert", "lora") for part in TYPES))
+PROCESSOR_FILES = ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 MIXTURE = {"color": 0.1, "shape": 0.1, "yesno": 0.8}  # yes/no takes longest to learn by far
 
 
@@ -45,7 +47,6 @@ class Stage:
 class Plan:
     """Everything that decides what comes out, besides the seed. Chosen on validation questions."""
 
-    size: Size = Size()
     tower: Stage = Stage(1400, 128, 2e-3)
     base: Stage = Stage(1500, 48, 1e-3)
     share: float = 0.2
@@ -53,6 +54,7 @@ class Plan:
     lora: Stage = Stage(150, 48, 1e-3)
     yesno_factor: int = 4  # the yes/no experts train that many times longer
     rank: int = 8
+    size: Size = field(default_factory=Size)
 
 
 QUICK = Plan(
@@ -66,7 +68,7 @@ QUICK = Plan(
 
 
 def optimise(parameters: Iterator[torch.nn.Parameter], stage: Stage, label: str) -> Iterator[Any]:
-    """Yield once per step for a loss to be put on the step's list: AdamW, 10 % warm-up, cosine to 5 % of the peak rate."""
+    """Yield a list once per step, for the step's loss: AdamW, 10 % warm-up, then a cosine to 5 % of the peak rate."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
     bar = tqdm(range(stage.steps), desc=label, unit="step")
@@ -91,7 +93,7 @@ def training_pixels(processor: Any) -> torch.Tensor:
 
 
 class Shifter:
-    """Move the one shape of an image to a random place, and mirror every other image: new views, same colour and shape."""
+    """Move the one shape of an image to a random place and mirror every other image: a new view, the same answers."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self.pixels = pixels
@@ -116,7 +118,7 @@ class Shifter:
 
 
 def train_tower(tower: Any, pixels: torch.Tensor, stage: Stage, seed: int) -> None:
-    """Stage 1: name colour and shape through a linear head that is thrown away; labels come from the training answers."""
+    """Stage 1: name colour and shape through a linear head, later thrown away; labels are the training answers."""
     rng = random.Random(f"{seed} tower")
     labels = {names: torch.full((len(pixels),), -100) for names in (COLORS, SHAPES)}
     for row in questions("train"):
@@ -172,11 +174,11 @@ def train_answers(loss: Answering, draws: dict[str, Draw], stage: Stage, seed: s
         losses.append(loss([draws[kind](rng) for kind in kinds]))
 
 
-def save(model: Any, processor: Any, directory: Path) -> None:
-    """Write the model in bfloat16; a full model with its processor, an adapter (`processor` None) alone."""
+def save(model: Any, directory: Path) -> None:
+    """Write a model or an adapter in bfloat16."""
+    for config in (model.config.text_config, model.config.vision_config):
+        config.dtype = torch.bfloat16
     model.to(torch.bfloat16).save_pretrained(directory)
-    if processor is not None:
-        processor.save_pretrained(directory)
 
 
 def make_base(plan: Plan, seed: int, directory: Path) -> None:
@@ -191,38 +193,49 @@ def make_base(plan: Plan, seed: int, directory: Path) -> None:
     loss = Answering(model, processor, tower_features(model, pixels))
     share = base_share(rows, plan.share, seed)
     train_answers(loss, {kind: drawer(kind, members) for kind, members in share.items()}, plan.base, f"{seed} base")
-    save(model, processor, directory)
+    save(model, directory)
+    processor.save_pretrained(directory)
 
 
-def make_expert(plan: Plan, seed: int, directory: Path) -> None:
-    """Stage 3: the expert named by the directory (`expert_<type>` full, `lora_<type>` as an adapter) from `base/` beside it."""
+def make_expert(plan: Plan, seed: int, directory: Path, features: torch.Tensor) -> None:
+    """Stage 3: the expert its directory names (full `expert_<type>`, adapter `lora_<type>`) from `base/` beside it."""
     way, kind = directory.name.split("_")
     stage = plan.expert if way == "expert" else plan.lora
     stage = replace(stage, steps=stage.steps * (plan.yesno_factor if kind == "yesno" else 1))
     torch.manual_seed(seed)
-    model, processor = load(directory.parent / "base")
-    trained = model
+    base = directory.parent / "base"
+    model, processor = load(base)
+    model.train()
     model.model.vision_tower.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(False)
+    trained = model
     if way == "lora":
         targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        model.config._name_or_path = model.name_or_path = str(directory.parent / "base")
         trained = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=targets))
-    loss = Answering(model, processor, tower_features(model, training_pixels(processor)))
-    rows = by_type(questions("train"))[kind]
-    train_answers(loss, {kind: drawer(kind, rows)}, stage, f"{seed} {directory.name}")
-    save(trained, processor if way == "expert" else None, directory)
+    draws = {kind: drawer(kind, by_type(questions("train"))[kind])}
+    train_answers(Answering(model, processor, features), draws, stage, f"{seed} {directory.name}")
+    save(trained, directory)
+    if way == "expert":
+        for name in PROCESSOR_FILES:
+            shutil.copyfile(base / name, directory / name)
 
 
 def train(out: Path, names: Sequence[str], quick: bool, seed: int) -> None:
     """Make the named models in `out`, skipping those that exist."""
     plan = QUICK if quick else Plan()
+    features: torch.Tensor | None = None
     for name in [name for name in MODELS if name == "base" or name in names]:
         if any((out / name).glob("*.safetensors")):
             print(f"{name}: exists, skipped")
             continue
         started = time.monotonic()
-        (make_base if name == "base" else make_expert)(plan, seed, out / name)
+        if name == "base":
+            make_base(plan, seed, out / name)
+        else:
+            if features is None:
+                model, processor = load(out / "base")
+                features = tower_features(model, training_pixels(processor))
+            make_expert(plan, seed, out / name, features)
         print(f"{name}: {time.monotonic() - started:.0f} s")
 
 

@@ -1,7 +1,7 @@
 """The easy-VQA questions, sorted into three types, with the split and the subsets that training and scoring use.
 
-Source: the PyPI package `easy-vqa` 1.0 (MIT, Victor Zhou): 4000 training and 1000 test images of one coloured shape each,
-and about 48 000 questions. Nothing of the test split is read by training or by any choice of a setting.
+Source: the PyPI package `easy-vqa` 1.0 (MIT, Victor Zhou): 4000 training and 1000 test images of one coloured shape
+each, and about 48 000 questions. Nothing of the test split is read by training or by any choice of a setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 TYPES = ("color", "shape", "yesno")
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-# Training images from here on are never trained on: settings (learning rates, merge weights) are chosen on their questions.
+# Training images from here on are never trained on: learning rates and merge weights are chosen on their questions.
 FIRST_VALIDATION_IMAGE = 3600
 # What the base never sees in training, so that each expert has something of its own to add.
 WITHHELD_COLORS = ("brown", "green", "teal")
@@ -49,7 +49,7 @@ Draw = Callable[[random.Random], Question]
 
 @lru_cache
 def questions(split: str) -> tuple[Question, ...]:
-    """All questions of a split: `test`, `validation` (the held-out tenth of the training images) or `train` (the rest)."""
+    """All questions of a split: `test`, `validation` (a tenth of the training images) or `train` (the other nine)."""
     read = easy_vqa.get_test_questions if split == "test" else easy_vqa.get_train_questions
     rows = [Question(*row) for row in zip(*read(), strict=True)]
     if split == "test":
@@ -58,10 +58,14 @@ def questions(split: str) -> tuple[Question, ...]:
     return tuple(row for row in rows if (row.image >= FIRST_VALIDATION_IMAGE) == held_out)
 
 
+@lru_cache
+def _paths(split: str) -> dict[int, str]:
+    return easy_vqa.get_test_image_paths() if split == "test" else easy_vqa.get_train_image_paths()
+
+
 def image(split: str, number: int) -> Image.Image:
     """The image as RGB; `validation` images live in the package's training folder under the same numbers."""
-    paths = easy_vqa.get_test_image_paths() if split == "test" else easy_vqa.get_train_image_paths()
-    with Image.open(paths[number]) as picture:
+    with Image.open(_paths(split)[number]) as picture:
         return picture.convert("RGB")
 
 
@@ -92,8 +96,8 @@ def base_share(rows: Sequence[Question], share: float, seed: int) -> dict[str, l
 def drawer(kind: str, rows: Sequence[Question]) -> Draw:
     """A function that draws one question of a type.
 
-    Yes/no questions are drawn with both answers equally often for each wording: seven of eight colour questions are answered
-    the same way whatever the image, and a model trained on them as they come learns that, not to look.
+    Yes/no questions are drawn with both answers equally often for each wording: as they come, seven of eight that name
+    a colour have the same answer whatever the image, and a model learns that instead of looking.
     """
     if kind != "yesno":
         return lambda rng: rng.choice(rows)

@@ -55,13 +55,12 @@ def load(directory: Path | str, base: Path | str | None = None) -> tuple[Any, An
 def answers(model: Any, processor: Any, split: str, rows: Sequence[Question], label: str = "") -> list[str]:
     """The model's answer to each question: the most likely next token, i.e. the first token greedy `generate()` gives.
 
-    Each distinct image and each distinct wording is preprocessed once, by the checkpoint's own processor; every question
-    then takes a full forward pass, in batches of equally long prompts, so that nothing is padded.
+    Each distinct image and each distinct wording is preprocessed once, by the checkpoint's own processor; every
+    question then takes a full forward pass, in batches of equally long prompts, so that nothing is padded.
     """
     numbers = sorted({row.image for row in rows})
-    pixels = processor.image_processor([image(split, number) for number in numbers], return_tensors="pt")[
-        "pixel_values"
-    ]
+    images = [image(split, number) for number in numbers]
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     place = {number: index for index, number in enumerate(numbers)}
     prompts = prompt_ids(processor, sorted({row.text for row in rows}))
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[rows[index].text]), index))
@@ -88,16 +87,17 @@ def _equal_lengths(order: Sequence[int], lengths: Sequence[int]) -> list[list[in
 
 def tally(rows: Sequence[Question], told: Sequence[str]) -> dict[str, Score]:
     """The score of each type that occurs in `rows`."""
-    right = {
-        kind: [answer == row.answer for row, answer in zip(rows, told, strict=True) if row.type == kind]
-        for kind in TYPES
-    }
-    return {kind: Score(sum(hits), len(hits)) for kind, hits in right.items() if hits}
+    right: dict[str, list[bool]] = {}
+    for row, answer in zip(rows, told, strict=True):
+        right.setdefault(row.type, []).append(answer == row.answer)
+    return {kind: Score(sum(right[kind]), len(right[kind])) for kind in TYPES if kind in right}
 
 
-def score(directory: Path | str, split: str, rows: Sequence[Question], label: str = "") -> dict[str, Score]:
-    """Load a checkpoint or an adapter and score its answers to `rows`."""
-    model, processor = load(directory)
+def score(
+    directory: Path | str, split: str, rows: Sequence[Question], label: str = "", base: Path | None = None
+) -> dict[str, Score]:
+    """Load a checkpoint, or an adapter of `base`, and score its answers to `rows`."""
+    model, processor = load(directory, base)
     return tally(rows, answers(model, processor, split, rows, label))
 
 
@@ -110,8 +110,8 @@ def blind_score(rows: Sequence[Question]) -> dict[str, Score]:
 def percentages(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:
     """Per type and for their plain mean: the accuracy and half the width of its 95 % interval, in percent.
 
-    The mean's interval treats the types as independent samples: the root of the summed squares of their half widths, over
-    their number.
+    The mean's interval treats the types as independent samples: the root of the summed squares of their half widths,
+    over their number.
     """
     cells = {kind: (100 * s.accuracy, 50 * (s.wilson[1] - s.wilson[0])) for kind, s in scores.items()}
     mean = sum(value for value, _ in cells.values()) / len(cells)
@@ -125,16 +125,22 @@ def table(results: Mapping[str, Mapping[str, Score]], markdown: bool = False) ->
     for name, scores in results.items():
         cells = percentages(scores)
         body.append([name, *(f"{cells[c][0]:5.1f} ±{cells[c][1]:4.1f}" for c in COLUMNS)])
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in [head, *body]
+    rows = [head, *body]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    padded = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows
     ]
     if markdown:
-        lines = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in [head, *body]
-        ]
-        lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if n else "-") for n, w in enumerate(widths)) + "|")
-    else:
-        lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+        rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+        lines = [f"| {' | '.join(row)} |" for row in padded]
+        return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    lines = ["  ".join(row) for row in padded]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def as_json(results: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, dict[str, float | int | list[float]]]]:
+    """Per model and type: `right`, `total`, `accuracy` and its interval `wilson95`, as fractions."""
+    return {
+        name: {kind: {**s._asdict(), "accuracy": s.accuracy, "wilson95": list(s.wilson)} for kind, s in scores.items()}
+        for name, scores in results.items()
+    }

@@ -105,10 +105,11 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
             groups.append(Group((name,), (target,)))
         else:
             collected.setdefault(target, []).append((name, pattern))
-    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
     for target, members in collected.items():
         stems = {stem: name for name, _ in members for stem in _stems(name, renamings, model.base_model_prefix)}
-        conversion = Conversion(by_pattern[members[0][1]], model, target, dict(members), stems)
+        # sub-models may share a pattern, so ask which converter took this name
+        converter = next(c for stem in stems for c in converters if c.rename_source_key(stem)[1] is not None)
+        conversion = Conversion(converter, model, target, dict(members), stems)
         groups.append(_converted_group(conversion, disk))
     return groups, unknown
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.numerics.filters import apply_quotient, heavy_ball_quotient
-from mergekit_mm.numerics.spectral import gram
+from mergekit_mm.numerics.spectral import add_gram_, gram
 
 _ADAM_BLOCK = 1 << 18  # entries per row block of the Adam loop: its state stays in the cache
 
@@ -38,13 +38,13 @@ class Term(NamedTuple):
 class Quadratic:
     """A and D in the smaller of two forms.
 
-    rows (r, in):  A = rows^T rows, D = slope @ rows, with slope (out, r) and core = rows rows^T (r, r).
-    rows None:     A = core (in, in), D = slope (out, in).
+    by rows:  matrix = R (r, in) with A = R^T R, and slope (out, r) with D = slope @ R.
+    else:     matrix = A (in, in), and slope = D (out, in).
     """
 
-    core: Tensor
     slope: Tensor
-    rows: Tensor | None
+    matrix: Tensor
+    by_rows: bool
 
     @classmethod
     def assemble(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
@@ -54,16 +54,16 @@ class Quadratic:
         terms: a method that goes far along A's small eigenvalues should bring them in float64.
         """
         if row_count < start.shape[1]:
-            return cls._in_row_space(terms, row_count, start)
-        core = start.new_zeros(start.shape[1], start.shape[1])
+            return cls._stack(terms, row_count, start)
+        hessian = start.new_zeros(start.shape[1], start.shape[1])
         slope = torch.zeros_like(start)
         for term in terms:
-            core += gram(term.rows.T)
+            add_gram_(hessian, term.rows.T)
             slope.addmm_(term.target_times_rows(), term.rows)
-        return cls(core, slope.addmm_(start, core, alpha=-1.0), None)
+        return cls(slope.addmm_(start, hessian, alpha=-1.0), hessian, by_rows=False)
 
     @classmethod
-    def _in_row_space(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
+    def _stack(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
         rows = start.new_empty(row_count, start.shape[1])
         slope = start.new_empty(start.shape[0], row_count)
         filled = 0
@@ -72,14 +72,20 @@ class Quadratic:
             rows[filled:stop] = term.rows
             slope[:, filled:stop] = term.target_times_rows()
             filled = stop
-        return cls(gram(rows), slope.addmm_(start, rows.T, alpha=-1.0), rows)
+        return cls(slope.addmm_(start, rows.T, alpha=-1.0), rows, by_rows=True)
 
     def sgd_step(self, learning_rate: float, momentum: float, iterations: int) -> Tensor:
-        """y (out, in) after `iterations` steps of SGD with momentum from y = 0, as one spectral filter D q(A)."""
-        step = apply_quotient(
-            self.slope, self.core, lambda lam: heavy_ball_quotient(lam, learning_rate, momentum, iterations)
-        )
-        return step if self.rows is None else step @ self.rows
+        """y (out, in) after `iterations` steps of SGD with momentum from y = 0: the spectral filter y = D q(A).
+
+        By rows this is slope q(R R^T) R, with the filter on the smaller matrix.
+        """
+
+        def quotient(eigenvalues: Tensor) -> Tensor:
+            return heavy_ball_quotient(eigenvalues, learning_rate, momentum, iterations)
+
+        if self.by_rows:
+            return apply_quotient(self.slope, gram(self.matrix), quotient) @ self.matrix
+        return apply_quotient(self.slope, self.matrix, quotient)
 
     def adam_step(
         self, learning_rate: float, betas: tuple[float, float], epsilon: float, iterations: int, dtype: torch.dtype
@@ -88,17 +94,15 @@ class Quadratic:
 
         Adam rescales every entry by itself, so no filter equals it; but rows never mix, so they run in blocks.
         """
-        rows, slope, operator = self.rows, self.slope, self.core
-        if rows is not None:
-            operator = rows
-            if 2 * rows.shape[0] >= rows.shape[1]:  # two products by the rows would cost more than one by A
-                slope, operator, rows = slope @ rows, gram(rows.T), None
-        operator = (2.0 * operator).to(dtype)
-        coordinates = None if rows is None else rows.T.to(dtype)
-        height = max(1, -(-_ADAM_BLOCK // operator.shape[1]))
+        slope, matrix, by_rows = self.slope, self.matrix, self.by_rows
+        if by_rows and 2 * matrix.shape[0] >= matrix.shape[1]:  # one product by A costs less than two by R
+            slope, matrix, by_rows = slope @ matrix, gram(matrix.T), False
+        operator = (2.0 * matrix).to(dtype)
+        coordinates = matrix.T.to(dtype) if by_rows else None
+        height = max(1, -(-_ADAM_BLOCK // matrix.shape[1]))
         steps = []
         for block in slope.split(height):
-            target = (2.0 * (block @ rows if rows is not None else block)).to(dtype)
+            target = (2.0 * (block @ matrix if by_rows else block)).to(dtype)
             steps.append(_adam(target, operator, coordinates, learning_rate, betas, epsilon, iterations))
         return torch.cat(steps)
 

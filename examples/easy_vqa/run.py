@@ -1,0 +1,148 @@
+"""Merge three experts of a small vision-language model with the stock `mergekit-yaml`, and see what the merges know.
+
+    python examples/easy_vqa/run.py                                # four merges, all test questions
+    python examples/easy_vqa/run.py --recipes ties --limit 1500    # one merge, 1500 questions
+    python examples/easy_vqa/run.py --lora                         # the LoRA experts in the table as well
+
+Runs from anywhere. Merged models and the table (Markdown and JSON) go to out/easy_vqa/, or to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from transformers.utils import logging
+from vqa_data import TYPES, Question, by_type, image, questions, subset
+from vqa_score import Score, answers, as_json, blind_score, load, percentages, table, tally
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MODELS = HERE / "models"
+RECIPES = ("linear", "task_arithmetic", "ties", "optmerge")
+EXAMPLE_IMAGES = 3
+
+
+def mergekit_yaml(config: Path, target: Path) -> None:
+    """Run the unmodified console script from the repository's root; what it printed is shown if it fails."""
+    script = Path(sys.executable).parent / "mergekit-yaml"
+    command = [str(script), str(config), str(target), "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
+
+
+def merge(recipe: str, out: Path) -> Path:
+    """Merge by merge_yamls/easy_vqa_<recipe>.yaml into out/<recipe>/."""
+    config, target, started = Path(f"merge_yamls/easy_vqa_{recipe}.yaml"), out / recipe, time.monotonic()
+    mergekit_yaml(config, target)
+    print(f"  mergekit-yaml {config} {target}   {time.monotonic() - started:.0f} s", flush=True)
+    return target
+
+
+def generated(model: Any, processor: Any, row: Question) -> str:
+    """What the model says to one question about one test image, the way a user asks it."""
+    content = [{"type": "image"}, {"type": "text", "text": row.text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=image("test", row.image), text=prompt, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def examples() -> list[Question]:
+    """A colour, a shape and a negated question about each of the first test images that has all three."""
+    by_image: dict[int, list[Question]] = {}
+    for row in questions("test"):
+        by_image.setdefault(row.image, []).append(row)
+    picked: list[Question] = []
+    for rows in by_image.values():
+        kinds = by_type(rows)
+        negated = [row for row in kinds["yesno"] if row.negated]
+        if kinds["color"] and kinds["shape"] and negated and len(picked) < len(TYPES) * EXAMPLE_IMAGES:
+            picked += [kinds["color"][0], kinds["shape"][0], negated[0]]
+    return picked
+
+
+def transcript(said: Mapping[str, Sequence[str]], rows: Sequence[Question]) -> str:
+    """Questions, true answers and what each model said, aligned."""
+    head = ["image", "question", "answer", *said]
+    body = [[str(row.image), row.text, row.answer, *(said[name][n] for name in said)] for n, row in enumerate(rows)]
+    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *body])
+
+
+def verdict(results: Mapping[str, Mapping[str, Score]], merges: Sequence[str]) -> str:
+    """Which merge has the best mean, and which of the others its interval does not tell apart from it."""
+    means = {name: percentages(results[name])["mean"] for name in merges}
+    best = max(means, key=lambda name: means[name][0])
+    close = [
+        name for name in merges if name != best and means[name][0] + means[name][1] > means[best][0] - means[best][1]
+    ]
+    tie = f"; within the intervals: {', '.join(close)}" if close else ""
+    return f"best mean of the merges: {best}, {means[best][0]:.1f} %{tie}"
+
+
+def write_results(out: Path, results: Mapping[str, Mapping[str, Score]], count: int, closing: str) -> None:
+    """results.md and results.json: the table, when and with what it was made."""
+    packages = ("mergekit", "mergekit-mm", "torch", "transformers", "peft", "easy-vqa")
+    made = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
+    named = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    lines = [
+        f"{count} test questions; ± is half the width of the 95 % interval. {made['date']}; {named}.",
+        "",
+        table(results, True),
+    ]
+    (out / "results.md").write_text("\n".join([*lines, "", closing[0].upper() + closing[1:] + "."]) + "\n")
+    (out / "results.json").write_text(
+        json.dumps({**made, "questions": count, "models": as_json(results)}, indent=2) + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--lora", action="store_true", help="score the LoRA experts too (base + adapter, through peft)")
+    parser.add_argument("--limit", type=int, help="at most so many test questions, a third of each type (default: all)")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "easy_vqa")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
+    print(f"merging {len(arguments.recipes)} times, from {ROOT}:", flush=True)
+    with ThreadPoolExecutor(2) as pool:  # most of a small merge is starting up, on one core
+        merged = dict(
+            zip(arguments.recipes, pool.map(lambda recipe: merge(recipe, out), arguments.recipes), strict=True)
+        )
+
+    rows, asked = subset(questions("test"), arguments.limit), examples()
+    print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images", flush=True)
+    ways = ("expert", "lora") if arguments.lora else ("expert",)
+    paths = {"base": MODELS / "base"}
+    paths |= {f"{way} {kind}": MODELS / f"{way}_{kind}" for way in ways for kind in TYPES}
+    paths |= {f"merge {recipe}": path for recipe, path in merged.items()}
+    results, said = {"without looking": blind_score(rows)}, {}
+    for name, path in paths.items():
+        model, processor = load(path)
+        results[name] = tally(rows, answers(model, processor, "test", rows, name))
+        if name == "base" or name.startswith("merge"):
+            said[name] = [generated(model, processor, row) for row in asked]
+    merges = [name for name in results if name.startswith("merge")]
+    closing = verdict(results, merges)
+    print(f"\n{table(results)}\n\n{closing}\n\n{transcript(said, asked)}\n\n{out / 'results.md'}, results.json")
+    write_results(out, results, len(rows), closing)
+
+
+if __name__ == "__main__":
+    main()
