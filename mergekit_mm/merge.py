@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
 from mergekit_mm.finishing.card import model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
-from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.planning.inputs import locate
@@ -58,13 +58,14 @@ def run_multimodal_merge(
         transformers.trainer_utils.set_seed(options.random_seed)
     out = Path(out_path)
     try:
-        with refusing(CheckpointError, ValueError):
+        with refusing(CheckpointError, ValueError, RuntimeError):
             plan = plan_merge(config, options)
-            check_output(out, [c.directory for c in plan.inputs.checkpoints.values()], plan.output_bytes)
+            check_output(out, [c.directory for c in plan.inputs.checkpoints.values()])
             side_files = _side_files_source(plan, options)
         with refusing(CheckpointError, ValueError), staged(out) as staging:
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = plan.planner.plan_to_disk(str(staging))
+            check_room(staging, plan.output_bytes)
             if not options.quiet:
                 click.echo(plan.report(), err=True)
             tokenizer = _execute(targets, options)
@@ -87,11 +88,9 @@ def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
     try:
         with refusing(CheckpointError, ValueError, RuntimeError):
             plan = plan_merge(config, options)
+            _side_files_source(plan, options)
             plan.planner.plan_to_disk("unused")
-            return (
-                plan.report()
-                + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.disk_names)} tensors"
-            )
+            return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
     finally:
         SOURCES.clear()
 
@@ -131,7 +130,7 @@ def _finish(
     written = read_headers(staging)
     vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
-    verify_written(staging, plan.planner.disk_names)
+    verify_written(staging, plan.planner.output)
     copy_side_files(side_files, staging, options.copy_tokenizer)
     if tokenizer is None and plan.config.chat_template and options.copy_tokenizer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(staging, trust_remote_code=options.trust_remote_code)

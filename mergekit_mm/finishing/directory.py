@@ -14,8 +14,8 @@ from mergekit_mm.architecture.disk import CheckpointError
 _OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
-def check_output(out: Path, inputs: Iterable[Path], needed_bytes: int) -> None:
-    """Refuse an output path that would destroy an input, is no directory, or has no room.
+def check_output(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output path that would destroy an input, or cannot be made.
 
     Raises:
         CheckpointError: saying which.
@@ -28,10 +28,18 @@ def check_output(out: Path, inputs: Iterable[Path], needed_bytes: int) -> None:
     parent = next(p for p in out.resolve().parents if p.exists())
     if not os.access(parent, os.W_OK):
         raise CheckpointError(f"The output path {out} cannot be made: {parent} is not writable.")
-    free = shutil.disk_usage(parent).free
+
+
+def check_room(directory: Path, needed_bytes: int) -> None:
+    """Refuse an output that the disk has no room for.
+
+    Raises:
+        CheckpointError: with both sizes.
+    """
+    free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise CheckpointError(
-            f"The output needs {needed_bytes / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB free."
+            f"The output needs {needed_bytes / 1e9:.1f} GB, but {directory.parent} has {free / 1e9:.1f} GB free."
         )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mergekit import merge_methods
 from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
@@ -25,13 +28,16 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the output's tensors, at most: those of the base, in the dtype asked for."""
+        """Size of the output's tensors, in the dtype asked for; known once the tasks are planned."""
         wanted = self.config.out_dtype or self.config.dtype
-        width = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}.get(wanted or "", 0)
-        disk = self.inputs.base_checkpoint.disk.values()
-        return sum(
-            t.nbytes // t.dtype.itemsize * width if width and t.dtype.is_floating_point else t.nbytes for t in disk
-        )
+        width = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}.get(wanted or "")
+
+        def size(tensor: DiskTensor) -> int:
+            if width and tensor.dtype.is_floating_point:
+                return tensor.nbytes // tensor.dtype.itemsize * width
+            return tensor.nbytes
+
+        return sum(map(size, self.planner.output.values()))
 
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
@@ -56,6 +62,10 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
     """
     if not (config.models or config.slices or config.modules):
         raise ValueError("The merge config lists no models.")
+    if merge_methods.get(config.merge_method).spec.contract.base is BasePolicy.REQUIRED and not config.base_model:
+        raise ValueError(
+            f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
+        )
     inputs = open_inputs(config, options)
     open_sources(inputs.checkpoints, options.lazy_unpickle)
     architecture = merge_architecture(inputs.base_checkpoint)

@@ -28,7 +28,7 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from transformers import PreTrainedConfig
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
@@ -64,7 +64,7 @@ class MultimodalPlanner(MergePlanner):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
-        self.disk_names: list[str] = []  # of the output, once planned
+        self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self._expand_modules()
 
     # -- configuration ------------------------------------------------------------------------------------------------
@@ -262,7 +262,6 @@ class MultimodalPlanner(MergePlanner):
         self._plan()
         made = {weight.name: task for weight, task in self._tensors}
         outputs = list(self._in_disk_layout(made))
-        self.disk_names = [name for name, _ in outputs]
         writer = TensorWriterTask(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -290,17 +289,19 @@ class MultimodalPlanner(MergePlanner):
             for name in tasks:
                 left.pop(name, None)
             if group.conversion is None:
-                yield group.disk[0], self._cast(tasks[group.memory[0]], group.disk[0])
+                yield group.disk[0], self._finished(tasks[group.memory[0]], group.disk[0])
                 continue
             back = ConvertToDisk(model=self.inputs.base, tensor=group.memory[0], merged=tuple(tasks.items()))
             for name in group.disk:
-                yield name, self._cast(PickTensor(group=back, tensor=name), name)
+                yield name, self._finished(PickTensor(group=back, tensor=name), name)
         for name, task in left.items():  # layers beyond the base's own
             disk, like = self._disk_name_beyond(name)
-            yield disk, self._cast(task, like)
+            yield disk, self._finished(task, disk, like)
 
-    def _cast(self, task: Task, like: str) -> Task:
-        """To the dtype that the config asks for; else, after a method that computes in float32, to the base's own."""
+    def _finished(self, task: Task, name: str, like: str | None = None) -> Task:
+        """In the dtype that the config asks for; else, after a method that computes in float32, in the base's own."""
+        like = like or name
+        self.output[name] = self.inputs.base_checkpoint.disk[like]
         wanted = self.config.out_dtype or self.config.dtype
         if wanted is None and is_own_method(self._method.spec.name):
             wanted = str(self.inputs.base_checkpoint.disk[like].dtype).removeprefix("torch.")

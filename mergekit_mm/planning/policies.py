@@ -73,6 +73,10 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     inputs += [source for scope in wide for source in getattr(scope, "sources", ())]
     for scope in wide:
         for name in scope.parameters or ():
+            if name == SIDE_FILES and scope is not config:
+                raise ValueError(
+                    f"parameter {SIDE_FILES} is for the whole merge: write it under the top `parameters:`."
+                )
             _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, SIDE_FILES})
     for scope in inputs:
         for name in scope.parameters or ():
