@@ -106,7 +106,7 @@ def sharded(source: Path, n_shards: int = 3) -> Path:
     parts: list[Tensors] = [{} for _ in range(n_shards)]
     for i, name in enumerate(sorted(found)):
         parts[i % n_shards][name] = found[name]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate(parts):
         name = f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors"
         save_file(_own_storage(part), path / name, metadata={"format": "pt"})

@@ -127,6 +127,30 @@ def test_a_filter_applied_to_a_matrix_equals_its_definition(rate: float, rows: i
     assert relative(apply_quotient(coefficients.float(), matrix.float(), quotient), expected) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "spectrum",
+    [
+        torch.linspace(0, 1, 200),
+        0.7 ** torch.arange(200),
+        torch.eye(200)[3] * 2,
+        torch.ones(200),
+        torch.eye(200)[0] + 1,
+    ],
+    ids=["even", "geometric", "rank one", "flat", "one spike"],
+)
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 5e-2])
+def test_no_spectrum_escapes_the_interval_of_the_polynomial(spectrum: Tensor, rate: float) -> None:
+    """A bound below the largest eigenvalue would show at once: outside its interval the series explodes."""
+    spectrum = spectrum.double()
+    vectors = torch.linalg.qr(randn(200, 200)).Q
+    weights = heavy_ball_quotient(spectrum, rate, 0.9, 300)
+    coefficients = randn(3, 200, seed=1)
+    result = apply_quotient(
+        coefficients, (vectors * spectrum) @ vectors.T, lambda lam: heavy_ball_quotient(lam, rate, 0.9, 300)
+    )
+    assert relative(result, (coefficients @ vectors * weights) @ vectors.T) < 1e-10
+
+
 def test_a_filter_of_nothing_is_its_slope() -> None:
     result = apply_quotient(torch.ones(2, 3), torch.zeros(3, 3), lambda lam: 7.0 + lam)
     assert torch.equal(result, torch.full((2, 3), 7.0))

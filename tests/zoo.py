@@ -1382,6 +1382,17 @@ def _seed(*parts: object) -> int:
     return zlib.crc32("/".join(map(str, parts)).encode())
 
 
+def _fresh(spec: Family) -> Any:
+    """The same model in every run. transformers leaves some parameters as it found the memory (the experts of
+    Qwen3-Omni's talker): torch's deterministic mode makes NaN of those, and `_perturb` zero and noise."""
+    torch.manual_seed(_seed(spec.name, "init"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        return getattr(t, spec.cls)(spec.config()).float().eval()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def _perturb(model: torch.nn.Module, std: float, seed: int, keep_infinite: bool) -> None:
     """Add N(0, std) to every floating tensor of the state dict, tied tensors once."""
     generator = torch.Generator().manual_seed(seed)
@@ -1394,8 +1405,9 @@ def _perturb(model: torch.nn.Module, std: float, seed: int, keep_infinite: bool)
             if not tensor.is_floating_point() or tensor.numel() == 0 or key in seen:
                 continue
             seen.add(key)
-            if not keep_infinite:  # a trained Gemma 4 has numbers where a fresh one has infinite clip bounds
-                torch.nan_to_num_(tensor, posinf=8.0, neginf=-8.0)
+            # a trained Gemma 4 has numbers where a fresh one has infinite clip bounds
+            bound = float("inf") if keep_infinite else 8.0
+            torch.nan_to_num_(tensor, nan=0.0, posinf=bound, neginf=-bound)
             tensor.add_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * std)
 
 
@@ -1458,8 +1470,7 @@ def build(name: str, root: Path, layouts: Iterable[str] | None = None) -> None:
     """Write base and experts of one family under `root`, in its layouts (or the ones named)."""
     spec = FAMILIES[name]
     wanted = tuple(layouts or spec.layouts)
-    torch.manual_seed(_seed(name, "init"))
-    model = getattr(t, spec.cls)(spec.config()).float().eval()
+    model = _fresh(spec)
     _perturb(model, BASE_STD, _seed(name, "base"), spec.infinite)
     base = copy.deepcopy(model.state_dict())
     for tag in ("base", *(f"expert_{i}" for i in range(N_EXPERTS))):

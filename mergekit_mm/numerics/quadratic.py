@@ -19,7 +19,7 @@ from torch import Tensor
 from mergekit_mm.numerics.filters import apply_quotient, heavy_ball_quotient
 from mergekit_mm.numerics.spectral import add_gram_, gram
 
-_ADAM_BLOCK = 1 << 18  # entries per row block of the Adam loop: its state stays in the cache
+_ADAM_ROWS = 256  # rows per block of the Adam loop: enough for a fast product, few enough to stay in the cache
 
 
 class Term(NamedTuple):
@@ -77,7 +77,7 @@ class Quadratic:
     def sgd_step(self, learning_rate: float, momentum: float, iterations: int) -> Tensor:
         """y (out, in) after `iterations` steps of SGD with momentum from y = 0: the spectral filter y = D q(A).
 
-        By rows this is slope q(R R^T) R, with the filter on the smaller matrix.
+        By rows it is slope q(R R^T) R, with the filter on the smaller matrix.
         """
 
         def quotient(eigenvalues: Tensor) -> Tensor:
@@ -99,9 +99,8 @@ class Quadratic:
             slope, matrix, by_rows = slope @ matrix, gram(matrix.T), False
         operator = (2.0 * matrix).to(dtype)
         coordinates = matrix.T.to(dtype) if by_rows else None
-        height = max(1, -(-_ADAM_BLOCK // matrix.shape[1]))
         steps = []
-        for block in slope.split(height):
+        for block in slope.split(_ADAM_ROWS):
             target = (2.0 * (block @ matrix if by_rows else block)).to(dtype)
             steps.append(_adam(target, operator, coordinates, learning_rate, betas, epsilon, iterations))
         return torch.cat(steps)
