@@ -1,4 +1,4 @@
-"""The trained models that travel with the example: what is claimed of them, and that the script still makes such models."""
+"""The trained models that travel with the example: what is claimed of them holds, and the script still makes such."""
 
 # ruff: noqa: E402 (the example's modules can be imported only after the path is set)
 

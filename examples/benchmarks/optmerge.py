@@ -211,7 +211,8 @@ def adapter_row(shape: Shape, options: argparse.Namespace, rank: int) -> str:
     factored = adapters(shape, options.experts, rank)
     mine = ours(factored, PRESETS["lora"])
     stays = cpu_seconds(lambda: solve(factored, PRESETS["lora"]), 3)
-    truth = solve([TaskVector(t.dense(torch.float64)) for t in factored], PRESETS["lora"]).dense(torch.float64)
+    double = [TaskVector(t.left.double(), right=t.right.double()) for t in factored if t.right is not None]
+    truth = solve(double, PRESETS["lora"]).dense(torch.float64)
     error = relative_error(solve(factored, PRESETS["lora"]).dense(torch.float32), truth)
     return f"| {shape[0]}x{shape[1]} | {rank} | {stays:.4f} | {mine:.4f} | {error:.1e} |"
 

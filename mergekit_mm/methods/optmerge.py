@@ -39,6 +39,7 @@ Target = Literal["truncated", "centered"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
 _LONG_FILTER = 8.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
+_AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: i
     problem = Quadratic.assemble(terms, rows_each * len(live), mean * (start - shared))
     if settings.optimizer == "sgd":
         step = problem.sgd_step(settings.learning_rate, settings.momentum, settings.iterations)
+    elif float(problem.slope.abs().max()) < _AT_REST:
+        step = torch.zeros_like(mean)  # the start is the optimum, where Adam would blow rounding noise up to full steps
     else:
         betas = (settings.momentum, settings.adam_beta2)
         rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
