@@ -119,7 +119,8 @@ def released(deltas: list[Tensor], preset: str, run_to_end: bool) -> tuple[float
     else:
         proxies, targets = proxies.contiguous(), targets.contiguous()
     released_loop(stacked, proxies, targets, preset, 1)
-    short, long = (cpu_seconds(lambda n=n: released_loop(stacked, proxies, targets, preset, n)) for n in (1, 4))
+    short = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 1))
+    long = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 4))
     end = released_loop(stacked, proxies, targets, preset, STEPS) if run_to_end else None
     return setup, (long - short) / 3, end
 
