@@ -182,5 +182,5 @@ def test_an_expert_trained_again_is_as_good(tmp_path: Path) -> None:
 def test_the_quick_training_from_scratch_makes_experts(tmp_path: Path) -> None:
     run("train.py", "--out", tmp_path, "--quick", "--only", "expert_color", "lora_color", "--limit", "30")
     color = {name: score(tmp_path / name, "test", SUBSET)["color"] for name in ("base", "expert_color", "lora_color")}
-    assert color["base"].accuracy > 0.4
+    assert color["base"].accuracy > 0.3  # without looking it would be 0.11
     assert min(color["expert_color"].accuracy, color["lora_color"].accuracy) > color["base"].accuracy + 0.1

@@ -332,7 +332,7 @@ def test_plan_at_full_size(name: str) -> None:
     assert dict(plan.planner.done) == ROLES[name]
     assert sum(plan.planner.done.values()) == len(plan.inputs.base_checkpoint.tensors)
     disk = plan.inputs.base_checkpoint.disk
-    assert sorted(plan.planner.disk_names) == sorted(disk)
+    assert sorted(plan.planner.output) == sorted(disk)
     assert sum(math.prod(tensor.shape) for tensor in disk.values()) == PARAMETERS[name]
     assert plan.output_bytes == 2 * PARAMETERS[name]
     assert str(plan.inputs.base) == str(full_size(recipe(name)["base_model"]))
