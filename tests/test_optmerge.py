@@ -25,8 +25,8 @@ def registered() -> None:
     """The plugin's start-up hook registers the catalogue where it is installed; elsewhere the tests do."""
     known = {method.spec.name for method in merge_methods.registered_methods()}
     for method in catalogue():
-        if method.spec.name not in known:
-            merge_methods.register(method)
+        if method.name not in known:
+            merge_methods.register(method.host)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -235,7 +235,7 @@ with warnings.catch_warnings(record=True) as caught:
     _autoload.install()
 from mergekit_mm.methods import catalogue
 names = {method.spec.name for method in host.registered_methods()}
-assert {method.spec.name for method in catalogue()} <= names, names
+assert {method.name for method in catalogue()} <= names, names
 assert host.get("optmerge") is stranger
 texts = [str(each.message) for each in caught if "optmerge" in str(each.message)]
 assert len(texts) == 1 and "already" in texts[0], texts

@@ -119,5 +119,5 @@ def _report() -> None:
     from mergekit_mm.methods import catalogue
 
     registered = registered_methods()
-    methods = [ours.spec.name for ours in catalogue() if any(ours is each for each in registered)]
+    methods = [ours.name for ours in catalogue() if any(ours.host is each for each in registered)]
     print(json.dumps({"active": active, "outcomes": _autoload.outcomes, "methods": methods}))

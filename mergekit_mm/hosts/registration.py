@@ -32,10 +32,10 @@ def register_methods() -> None:
 
     taken = {method.spec.name: method for method in host.registered_methods()}
     for method in catalogue():
-        name = method.spec.name
+        name = method.name
         if name not in taken:
-            host.register(method)
-        elif taken[name] is not method:
+            host.register(method.host)
+        elif taken[name] is not method.host:
             warnings.warn(
                 f"mergekit already has a merge method {name!r}, which stays in place; mergekit-mm's is not registered.",
                 RuntimeWarning,

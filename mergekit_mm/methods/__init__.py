@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergekit.merge_methods import MergeMethod
+    from mergekit_mm.methods.apply import TaskVectorMethod
 
 
-def catalogue() -> tuple[MergeMethod, ...]:
+def catalogue() -> tuple[TaskVectorMethod, ...]:
     """Every method of this package, not yet registered; importing them waits until they are asked for."""
     from mergekit_mm.methods.optmerge import optmerge
 

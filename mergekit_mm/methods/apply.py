@@ -1,12 +1,15 @@
-"""What every task-vector method does around its mathematics: check inputs, take deltas, add the result to the base."""
+"""What every task-vector method shares: its declaration to mergekit, and the steps around its mathematics."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 import torch
-from mergekit.merge_methods import TensorEntry, TensorGroup
+from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
 from torch import Tensor
 
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -14,30 +17,76 @@ from mergekit_mm.numerics.task_vector import TaskVector
 Solver = Callable[[Sequence[TaskVector]], TaskVector]
 
 
-def merge_task_vectors(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:
-    """base + scaling * solve(deltas), computed in float32 or wider and cast once to the inputs' dtype.
+@dataclass(frozen=True, eq=False)
+class TaskVectorMethod:
+    """A merge method written on task vectors, and the form in which mergekit runs it on tensors.
+
+    solve: (task vectors of one matrix, **parameters) -> merged task vector. `scaling` is not among its parameters: it
+    multiplies what comes out, for every method alike.
+    """
+
+    host: MergeMethod
+    solve: Callable[..., TaskVector]
+
+    @property
+    def name(self) -> str:
+        name: str = self.host.spec.name
+        return name
+
+    def merge(
+        self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
+    ) -> Tensor:
+        """base + scaling * solve(task vectors), for task vectors in any form; see `merge_task_vectors`."""
+        return merge_task_vectors(base, task_vectors, scaling, lambda v: self.solve(v, **parameters), label)
+
+
+def task_vector_method(name: str, pretty_name: str, reference_url: str) -> Callable[..., TaskVectorMethod]:
+    """Declare `solve(task_vectors, **parameters)` as a merge method; its signature becomes the YAML parameters."""
+
+    def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
+        def kernel(group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
+            return _merge_group(group, scaling, lambda task_vectors: solve(task_vectors, **parameters))
+
+        # mergekit reads a method's parameters from the signature of its kernel
+        before = list(inspect.signature(kernel).parameters.values())[:2]
+        own = list(inspect.signature(solve).parameters.values())[1:]
+        kernel.__signature__ = inspect.Signature([*before, *own])  # type: ignore[attr-defined]
+        kernel.__annotations__ = {
+            **get_type_hints(solve, include_extras=True),
+            "group": TensorGroup,
+            "scaling": float,
+            "return": Tensor,
+        }
+        kernel.__doc__ = solve.__doc__
+        contract = InputContract(base=BasePolicy.REQUIRED, min_non_base=1)
+        host = merge_method(kernel, name=name, pretty_name=pretty_name, reference_url=reference_url, contract=contract)
+        return TaskVectorMethod(host, solve)
+
+    return declare
+
+
+def merge_task_vectors(
+    base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str
+) -> Tensor:
+    """base + scaling * solve(task vectors), computed in float32 or wider and cast once to the base's dtype.
 
     Matrices go to `solve`; a 3-D tensor is a stack of matrices (the experts of a mixture-of-experts layer), each solved
     by itself; vectors, scalars and tensors of four or more axes get the mean of the deltas. A scaling of 0 returns the
-    base bit for bit. ValueError, naming tensor and input: a missing base, NaN or Inf in an input, a diverged solution.
+    base bit for bit. The inputs must be finite; ValueError, naming the tensor, for a solution that is not.
     """
-    base = group.base
-    if base is None:
-        raise ValueError(f"Merging {_label(group)} needs a base model: set base_model in the configuration")
     if not math.isfinite(scaling):
         raise ValueError(f"scaling must be a finite number; got {scaling}")
-    for entry in group.entries:
-        _require_finite(entry, group)
-    if scaling == 0.0 or base.tensor.numel() == 0:
-        return base.tensor.clone()
-    tuned = [entry.tensor for entry in group.non_base]
+    if scaling == 0.0 or base.numel() == 0:
+        return base.clone()
     with torch.no_grad():
-        if base.tensor.ndim == 2:
-            return _matrix(base.tensor, tuned, scaling, solve, group)
-        if base.tensor.ndim == 3:
-            slices = zip(base.tensor, *tuned, strict=True)
-            return torch.stack([_matrix(b, list(experts), scaling, solve, group) for b, *experts in slices])
-        return _add(base.tensor, mean_delta(base.tensor, tuned), scaling)
+        if base.ndim == 2:
+            return _matrix(base, task_vectors, scaling, solve, label)
+        if base.ndim == 3:
+            slices = zip(*(_slices(t) for t in task_vectors), strict=True)
+            return torch.stack(
+                [_matrix(b, experts, scaling, solve, label) for b, experts in zip(base, slices, strict=True)]
+            )
+        return _add(base, TaskVector(mean_delta(task_vectors)), scaling)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -45,44 +94,58 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def mean_delta(base: Tensor, tuned: Sequence[Tensor]) -> Tensor:
-    """The average of `tuned - base`, any shape, in the working dtype."""
+def mean_delta(task_vectors: Sequence[TaskVector]) -> Tensor:
+    """The average of the deltas, any shape, in the working dtype."""
+    dtype = working_dtype(task_vectors[0].left.dtype)
+    total = task_vectors[0].dense(dtype)
+    for task_vector in task_vectors[1:]:
+        total += task_vector.dense(dtype)
+    return total / len(task_vectors)
+
+
+def _merge_group(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:
+    label = f"tensor {group.metadata.name!r}" if group.metadata.name else "an unnamed tensor"
+    if group.base is None:
+        raise ValueError(f"Merging {label} needs a base model: set base_model in the configuration")
+    for entry in group.entries:
+        if not is_finite(entry.tensor):
+            raise ValueError(
+                f"{label} of input {entry.id} holds NaN or Inf; a task vector cannot be taken. "
+                "Repair that checkpoint, or leave it out of the merge"
+            )
+    base: Tensor = group.base.tensor
+    task_vectors = [TaskVector(entry.tensor, base=base) for entry in group.non_base]
+    return merge_task_vectors(base, task_vectors, scaling, solve, label)
+
+
+def _slices(task_vector: TaskVector) -> list[TaskVector]:
+    """The matrices of a 3-D task vector."""
+    if task_vector.base is None:
+        return [TaskVector(left) for left in task_vector.dense(task_vector.left.dtype)]
+    return [TaskVector(left, base=base) for left, base in zip(task_vector.left, task_vector.base, strict=True)]
+
+
+def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str) -> Tensor:
+    merged = solve(task_vectors)
+    if not all(is_finite(part) for part in (merged.left, merged.right) if part is not None):
+        raise ValueError(
+            f"Merging {label} diverged: the merged delta holds NaN or Inf. Lower learning_rate, momentum or iterations"
+        )
+    return _add(base, merged, scaling)
+
+
+def _add(base: Tensor, merged: TaskVector, scaling: float) -> Tensor:
+    """One widening, one sum, one cast; a product of factors is added without being written out first."""
     dtype = working_dtype(base.dtype)
-    total = torch.zeros_like(base, dtype=dtype)
-    for tensor in tuned:
-        total += torch.sub(tensor.to(dtype), base.to(dtype))
-    return total / len(tuned)
+    wide = base.to(dtype)
+    if merged.right is not None:
+        return torch.addmm(wide, merged.left.to(dtype), merged.right.to(dtype), alpha=scaling).to(base.dtype)
+    return wide.add(merged.dense(dtype), alpha=scaling).to(base.dtype)
 
 
-def _matrix(base: Tensor, tuned: list[Tensor], scaling: float, solve: Solver, group: TensorGroup) -> Tensor:
-    delta = solve([TaskVector(tensor, base=base) for tensor in tuned]).dense(working_dtype(base.dtype))
-    if not _is_finite(delta):
-        raise ValueError(
-            f"Merging {_label(group)} diverged: the merged delta holds NaN or Inf. "
-            "Lower learning_rate, momentum or iterations"
-        )
-    return _add(base, delta, scaling)
-
-
-def _add(base: Tensor, delta: Tensor, scaling: float) -> Tensor:
-    return base.to(delta.dtype).add(delta, alpha=scaling).to(base.dtype)
-
-
-def _require_finite(entry: TensorEntry, group: TensorGroup) -> None:
-    if not _is_finite(entry.tensor):
-        raise ValueError(
-            f"{_label(group)} of input {entry.id} holds NaN or Inf; a task vector cannot be taken. "
-            "Repair that checkpoint, or leave it out of the merge"
-        )
-
-
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """One pass and no copy: NaN and Inf both survive in the extremes."""
     if tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor.detach())
     return math.isfinite(float(low)) and math.isfinite(float(high))
-
-
-def _label(group: TensorGroup) -> str:
-    return f"tensor {group.metadata.name!r}" if group.metadata.name else "an unnamed tensor"

@@ -23,10 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
 from torch import Tensor
 
-from mergekit_mm.methods.apply import merge_task_vectors, working_dtype
+from mergekit_mm.methods.apply import task_vector_method, working_dtype
 from mergekit_mm.numerics.filters import heavy_ball_quotient
 from mergekit_mm.numerics.quadratic import Quadratic, Term
 from mergekit_mm.numerics.spectral import Truncation, gram_root, truncate
@@ -90,15 +89,9 @@ PRESETS = {
 }
 
 
-@merge_method(
-    name="optmerge",
-    pretty_name="OptMerge",
-    reference_url="https://arxiv.org/abs/2505.19892",
-    contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
-)
+@task_vector_method(name="optmerge", pretty_name="OptMerge", reference_url="https://arxiv.org/abs/2505.19892")
 def optmerge(
-    group: TensorGroup,
-    scaling: float = 1.0,
+    task_vectors: Sequence[TaskVector],
     preset: Literal["lora", "full", "modality"] = "lora",
     init: Init | None = None,
     rank_fraction: float | None = None,
@@ -110,17 +103,16 @@ def optmerge(
     target: Target | None = None,
     adam_beta2: float | None = None,
     adam_epsilon: float | None = None,
-) -> Tensor:
-    """base + scaling * OptMerge(task vectors). Every parameter left out has the preset's value.
+) -> TaskVector:
+    """The OptMerge of one matrix's task vectors. Every parameter left out has the preset's value.
 
     preset: `lora` (experts trained as adapters), `full` (full fine-tunes) or `modality` (experts of different media).
     proxy: L_i from tau_i cut to rank k (`truncated`), from the whole tau_i (`full`), or from tau_i - mean cut to rank k
     (`centered`, as in the paper's Eq. 3). target: T_i is tau_i cut to rank k (`truncated`), or tau_i - mean cut to rank
     k plus the mean (`centered`).
     """
-    chosen = {k: v for k, v in locals().items() if k not in ("group", "scaling", "preset") and v is not None}
-    settings = replace(PRESETS[preset], **chosen)
-    return merge_task_vectors(group, scaling, lambda task_vectors: solve(task_vectors, settings))
+    chosen = {k: v for k, v in locals().items() if k not in ("task_vectors", "preset") and v is not None}
+    return solve(task_vectors, replace(PRESETS[preset], **chosen))
 
 
 def solve(task_vectors: Sequence[TaskVector], settings: Settings) -> TaskVector:

@@ -29,7 +29,7 @@ ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE
 
 def is_own_method(name: str) -> bool:
     """Whether a merge method is the plugin's: it then defaults to the paper's choice of tensors."""
-    return any(method.spec.name == name for method in catalogue())
+    return any(method.name == name for method in catalogue())
 
 
 def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Policy:
