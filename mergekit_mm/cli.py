@@ -85,7 +85,7 @@ def inspect(model: str) -> None:
     from mergekit_mm.planning.inputs import locate
 
     try:
-        for line in describe(open_checkpoint(model, locate(ModelReference.parse(model), MergeOptions()))):
+        for line in describe(open_checkpoint(model, locate(ModelReference.parse(model).model, MergeOptions()))):
             click.echo(line)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error

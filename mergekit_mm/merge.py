@@ -28,7 +28,7 @@ from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.planning.inputs import locate
 from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.planning.policies import SIDE_FILES
-from mergekit_mm.planning.tasks import SOURCES
+from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
         return plan.inputs.base_checkpoint.directory
     if not isinstance(wanted, str):
         raise ValueError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
-    return locate(ModelReference.parse(wanted), options)
+    return locate(ModelReference.parse(wanted).model, options)
 
 
 def _finish(

@@ -47,7 +47,8 @@ from mergekit_mm.cli import main
 from mergekit_mm.merge import MergeRefused, check_merge
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.planning.tasks import SOURCES, MergeTensors
+from mergekit_mm.planning.reading import SOURCES
+from mergekit_mm.planning.tasks import MergeTensors
 
 RECIPES = Path(__file__).parents[1] / "merge_yamls"
 Recipe = dict[str, Any]
@@ -431,7 +432,7 @@ def other_size(found: Recipe) -> None:
     ("name", "change", "told"),
     [
         ("qwen2_vl_7b_optmerge", other_generation, ["qwen2_5_vl", "qwen2_vl", "different multimodal architectures"]),
-        ("qwen2_vl_7b_optmerge", adapter, ["LoRA adapter", "merge_and_unload"]),
+        ("qwen2_vl_7b_optmerge", adapter, ["someone/adapter is neither a local directory nor"]),
         ("qwen2_vl_7b_optmerge", adapter_directory, ["config.json"]),
         ("qwen2_vl_7b_optmerge", quantized, ["quantized", "awq"]),
         ("qwen2_vl_7b_optmerge", misspelt, ["'scalling'", "'scaling'"]),

@@ -7,7 +7,7 @@ groups of disk tensors that make memory tensors together, and each group can be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -112,6 +112,26 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
         conversion = Conversion(converter, model, target, dict(members), stems)
         groups.append(_converted_group(conversion, disk))
     return groups, unknown
+
+
+def memory_names(skeleton: Skeleton, names: Iterable[str]) -> dict[str, str]:
+    """Which tensor in memory each of these names means, in whichever of the layouts that load they are written.
+
+    Names that mean none, or only a part of one (stored converted), are left out.
+    """
+    model = skeleton.model
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    found = {}
+    for name in names:
+        if name in skeleton.tensors:
+            found[name] = name
+            continue
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, skeleton.tensors)
+        if target in skeleton.tensors and pattern is None:
+            found[name] = target
+    return found
 
 
 def _stems(name: str, renamings: Sequence[WeightRenaming], prefix: str) -> tuple[str, ...]:

@@ -44,15 +44,17 @@ by the method {method}.
 def model_card(plan: Plan, name: str, config_yaml: str, quiet: bool) -> str:
     """The text of README.md. Hashes every weight file of every input, with a progress bar."""
     models = plan.inputs.checkpoints
-    on_hub = [str(model.model.path) for model in models if not Path(model.model.path).expanduser().exists()]
+    on_hub = list(dict.fromkeys(m.model.path for m in models if not Path(m.model.path).expanduser().exists()))
     metadata = {"library_name": "transformers", "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
     if on_hub:
         metadata["base_model"] = on_hub
     files = {
-        (str(model), file): checkpoint.directory / file
+        (str(model.model), file): checkpoint.directory / file
         for model, checkpoint in models.items()
         for file in sorted({tensor.file for tensor in checkpoint.disk.values()})
     }
+    adapters = {model: found.adapter.file for model, found in plan.inputs.adaptations.items()}
+    files |= {(str(model.lora), file.name): file for model, file in adapters.items()}
     total = sum(path.stat().st_size for path in files.values())
     with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
         rows = [f"| {model} | {file} | `{_sha256(path, bar)}` |" for (model, file), path in files.items()]

@@ -10,9 +10,24 @@ if TYPE_CHECKING:
 
 def catalogue() -> tuple[TaskVectorMethod, ...]:
     """Every method of this package, not yet registered; importing them waits until they are asked for."""
+    from mergekit_mm.methods.aswudi import aswudi
+    from mergekit_mm.methods.iso_c import iso_c
+    from mergekit_mm.methods.iso_cts import iso_cts
     from mergekit_mm.methods.optmerge import optmerge
+    from mergekit_mm.methods.swudi import swudi
+    from mergekit_mm.methods.tsv import tsv
+    from mergekit_mm.methods.wudi import wudi
 
-    return (optmerge,)
+    return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts)
+
+
+def method_named(name: str) -> TaskVectorMethod:
+    """The method of the catalogue with this name.
+
+    Raises:
+        KeyError: it is none of this package's.
+    """
+    return {method.name: method for method in catalogue()}[name]
 
 
 # The host before any method, and after `catalogue`: importing it makes the start-up hook ask for the catalogue, which

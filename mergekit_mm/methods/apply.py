@@ -135,12 +135,8 @@ def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, so
 
 
 def _add(base: Tensor, merged: TaskVector, scaling: float) -> Tensor:
-    """One widening, one sum, one cast; a product of factors is added without being written out first."""
-    dtype = working_dtype(base.dtype)
-    wide = base.to(dtype)
-    if merged.right is not None:
-        return torch.addmm(wide, merged.left.to(dtype), merged.right.to(dtype), alpha=scaling).to(base.dtype)
-    return wide.add(merged.dense(dtype), alpha=scaling).to(base.dtype)
+    """One widening, one sum, one cast."""
+    return merged.added_to(base.to(working_dtype(base.dtype)), scaling).to(base.dtype)
 
 
 def is_finite(tensor: Tensor) -> bool:

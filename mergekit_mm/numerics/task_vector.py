@@ -49,6 +49,17 @@ class TaskVector:
             return self.left.to(dtype, copy=True)
         return torch.sub(self.left.to(dtype), self.base.to(dtype))
 
+    def added_to(self, weight: Tensor, scaling: float = 1.0) -> Tensor:
+        """`weight + scaling * delta` in the weight's dtype; factors are never written out."""
+        if self.right is not None:
+            return torch.addmm(weight, self.left.to(weight.dtype), self.right.to(weight.dtype), alpha=scaling)
+        return weight.add(self.dense(weight.dtype), alpha=scaling)
+
+    def to(self, device: torch.device | str) -> TaskVector:
+        """The same task vector with all its parts on `device`."""
+        right = None if self.right is None else self.right.to(device)
+        return TaskVector(self.left.to(device), right, None if self.base is None else self.base.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class JointCore:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES
+from mergekit_mm.planning.adapters import bind_adapter
+from mergekit_mm.planning.reading import Adaptation
 
 # everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
 _NOT_DOWNLOADED = [
@@ -37,7 +39,8 @@ class Inputs:
     """All checkpoints of a merge. Names are those that the base has in memory."""
 
     base: ModelReference  # its layout, config and side files are the output's
-    checkpoints: Mapping[ModelReference, Checkpoint]
+    checkpoints: Mapping[ModelReference, Checkpoint]  # of a model with an adapter, that of the model alone
+    adaptations: Mapping[ModelReference, Adaptation]
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name in the base -> the model's own name in memory
     notes: list[str]  # what is done on purpose but may surprise
 
@@ -58,27 +61,22 @@ def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
     return list(dict.fromkeys(listed))
 
 
-def locate(model: ModelReference, options: MergeOptions) -> Path:
-    """The local directory of a model, downloaded with all its side files if it is on the hub.
+def locate(model: ModelPath, options: MergeOptions) -> Path:
+    """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
 
     Raises:
-        CheckpointError: the model cannot be found, or is an adapter.
+        CheckpointError: it cannot be found.
     """
-    if model.lora:
-        raise CheckpointError(
-            f"{model} names a LoRA adapter, which a multimodal merge does not take yet. Merge it into its base first: "
-            "peft.PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...)."
-        )
-    path = Path(model.model.path).expanduser()
+    path = Path(model.path).expanduser()
     if path.is_dir():
         return path
     try:
-        files = huggingface_hub.list_repo_files(str(model.model.path), revision=model.model.revision)
+        files = huggingface_hub.list_repo_files(model.path, revision=model.revision)
         ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
         return Path(
             huggingface_hub.snapshot_download(
-                model.model.path,
-                revision=model.model.revision,
+                model.path,
+                revision=model.revision,
                 cache_dir=options.transformers_cache,
                 ignore_patterns=ignore,
             )
@@ -97,8 +95,10 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             nothing would consume, shapes that differ.
     """
     models = models_in_order(config)
-    checkpoints, problems = _open_all(models, options)
+    checkpoints, adaptations, problems = _open_all(models, options)
     base = checkpoints.get(models[0])
+    if config.base_model and base is not None:
+        problems += _on_other_models(checkpoints, base)
     keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
     names: dict[ModelReference, Mapping[str, str]] = {}
     notes: list[str] = []
@@ -116,21 +116,50 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} holds {_some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
         )
-    return Inputs(models[0], checkpoints, names, notes)
+    return Inputs(models[0], checkpoints, adaptations, names, notes)
 
 
 def _open_all(
     models: list[ModelReference], options: MergeOptions
-) -> tuple[dict[ModelReference, Checkpoint], list[str]]:
-    """All checkpoints that can be opened, and what is wrong with the others."""
+) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
+    """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
+    adaptations: dict[ModelReference, Adaptation] = {}
+    alone: dict[ModelPath, Checkpoint | CheckpointError] = {}  # the model of many adapters is opened once
     problems: list[str] = []
     for model in models:
+        if model.model not in alone:
+            alone[model.model] = _open(model.model, options)
+        checkpoint = alone[model.model]
+        if isinstance(checkpoint, CheckpointError):
+            problems.append(f"  {checkpoint}")
+            continue
+        opened[model] = checkpoint
         try:
-            opened[model] = open_checkpoint(str(model), locate(model, options))
+            if model.lora:
+                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint)
         except CheckpointError as error:
             problems.append(f"  {error}")
-    return opened, problems
+    return opened, adaptations, list(dict.fromkeys(problems))
+
+
+def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> list[str]:
+    """Adapters that are put on another model of the base's architecture than the base itself."""
+    return [
+        f"  {model.lora} is put on {model.model}, but base_model is {base.name}; an adapter is a delta over its own "
+        "base: name the same model in both places."
+        for model, checkpoint in checkpoints.items()
+        if model.lora
+        and checkpoint.directory.resolve() != base.directory.resolve()
+        and checkpoint.config.get("model_type") == base.config.get("model_type")
+    ]
+
+
+def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | CheckpointError:
+    try:
+        return open_checkpoint(str(model), locate(model, options))
+    except CheckpointError as error:
+        return error
 
 
 @dataclass

@@ -15,7 +15,7 @@ from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.planner import MultimodalPlanner
 from mergekit_mm.planning.policies import check_parameters
-from mergekit_mm.planning.tasks import open_sources
+from mergekit_mm.planning.reading import open_sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,12 @@ class Plan:
             counts = {policy: n for (r, policy), n in sorted(self.planner.done.items()) if r == role.value}
             if counts:
                 lines.append(f"  {role.value:<15} " + "; ".join(f"{n} {words[p]}" for p, n in counts.items()))
-        return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys(self.inputs.notes)])
+        notes = [
+            f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "
+            f"(`parameters: {role.value}: merge`) would merge them."
+            for (model, role), count in self.planner.unused.items()
+        ]
+        return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys([*self.inputs.notes, *notes])])
 
 
 def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
@@ -67,7 +72,7 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
             f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
         )
     inputs = open_inputs(config, options)
-    open_sources(inputs.checkpoints, options.lazy_unpickle)
+    open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
     architecture = merge_architecture(inputs.base_checkpoint)
     check_parameters(config, list(architecture.modules))
     # the planner rewrites its config

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import (
@@ -20,6 +19,7 @@ from mergekit.config import (
 )
 from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
+from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 from mergekit.parameter_resolver import resolve_parameters
 from mergekit.plan import MergePlanner
@@ -29,15 +29,16 @@ from transformers import PreTrainedConfig
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.roles import Role
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
+from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.tasks import (
     CastTensor,
     ConvertToDisk,
-    GatherMemoryTensors,
     KeepTensor,
-    LoadTensor,
+    MergeTaskVectors,
     MergeTensors,
     PickTensor,
 )
@@ -64,6 +65,7 @@ class MultimodalPlanner(MergePlanner):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
+        self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self._expand_modules()
 
@@ -173,8 +175,12 @@ class MultimodalPlanner(MergePlanner):
         experts = [model for model in held if model != cfg_reader.base_model]
         if (policy is Policy.MERGE and len(held) < min(len(models), 2)) or (policy is Policy.AVERAGE and not experts):
             policy = Policy.BASE  # no other input has this tensor
+        if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
+            policy = Policy.BASE
         if policy is Policy.BASE:
             keeper = cfg_reader.base_model if cfg_reader.base_model in held else next(iter(held), self.inputs.base)
+            adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
+            self.unused.update((model, info.role) for model in adapted)
             held.setdefault(keeper, info.name)
             task = self._keep(job, keeper, held)
         elif policy is Policy.AVERAGE:
@@ -185,9 +191,14 @@ class MultimodalPlanner(MergePlanner):
         self.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
+    def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
+        """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
+        needs_base = self._method.spec.contract.base is BasePolicy.REQUIRED
+        same = {without_adapter(model) for model in held} == {base} and len(held) > 1
+        return needs_base and same and not any(SOURCES[model].adapts(name) for model, name in held.items())
+
     def _merge(self, job: _Job, held: dict[ModelReference, str]) -> Task:
         spec, reader = self._method.spec, job.reader
-        own = is_own_method(spec.name)
         shared, per_input = resolve_parameters(
             spec,
             tensor_name=job.weight.name,
@@ -196,23 +207,36 @@ class MultimodalPlanner(MergePlanner):
             base_model=reader.base_model,
             t=reader.t,
         )
-        return MergeTensors(
-            method_name=spec.name,
-            gather_tensors=self._gather(job, held, None if own else self.config.dtype),
-            model_order=tuple(held),
-            parameters=shared,
-            input_parameters=per_input,
-            base_model=reader.base_model,
-            output_weight=job.weight,
-            # the plugin's methods compute in float32 whatever the merge dtype; the one cast follows at the end
-            dtype="float32" if own and job.info.dtype is not torch.float64 else None,
-            as_vector=own and job.info.is_convolution,
-        )
+        common = {
+            "method_name": spec.name,
+            "model_order": tuple(held),
+            "parameters": shared,
+            "input_parameters": per_input,
+            "base_model": reader.base_model,
+            "output_weight": job.weight,
+        }
+        if is_own_method(spec.name):
+            deltas = self._adapters_of_base(job, held)
+            gather = self._gather(job, held, None, deltas)
+            return MergeTaskVectors(gather_tensors=gather, as_vector=job.info.is_convolution, **common)
+        return MergeTensors(gather_tensors=self._gather(job, held, self._merge_dtype(held)), **common)
+
+    def _adapters_of_base(self, job: _Job, held: dict[ModelReference, str]) -> tuple[ModelReference, ...]:
+        """The inputs that are adapters of the base model of this merge, whose delta needs no subtraction."""
+        base = job.reader.base_model
+        if base is None or base.lora or job.weight.vocabulary_axis is not None:
+            return ()  # the rows of a vocabulary may first have to be aligned
+        return tuple(m for m in held if m.lora and without_adapter(m) == base)
+
+    def _merge_dtype(self, held: dict[ModelReference, str]) -> str | None:
+        """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
+        adapted = any(SOURCES[model].adapts(name) for model, name in held.items())
+        return "float32" if adapted and self.config.dtype != "float64" else self.config.dtype
 
     def _average(self, job: _Job, experts: dict[ModelReference, str]) -> Task:
         return MergeTensors(
             method_name="linear",
-            gather_tensors=self._gather(job, experts, self.config.dtype),
+            gather_tensors=self._gather(job, experts, self._merge_dtype(experts)),
             model_order=tuple(experts),
             parameters={"normalize": True},
             input_parameters={model: {"weight": 1.0} for model in experts},
@@ -223,9 +247,11 @@ class MultimodalPlanner(MergePlanner):
     def _keep(self, job: _Job, model: ModelReference, held: dict[ModelReference, str]) -> Task:
         if job.weight.vocabulary_axis is not None and (self._tokenizer_task or self.options.unsafe_truncate_embeddings):
             return KeepTensor(model=model, tensors=self._gather(job, held, None))
-        return LoadTensor(model=model, tensor=held[model], label=job.label, device=self._read_device())
+        return load(model, held[model], job.label, None, self._read_device())
 
-    def _gather(self, job: _Job, held: dict[ModelReference, str], dtype: str | None) -> Task:
+    def _gather(
+        self, job: _Job, held: dict[ModelReference, str], dtype: str | None, deltas: tuple[ModelReference, ...] = ()
+    ) -> Task:
         """One tensor of several inputs, aligned by mergekit's tokenizer section where token ids index it."""
         axis = job.weight.vocabulary_axis
         gather = GatherMemoryTensors(
@@ -233,6 +259,7 @@ class MultimodalPlanner(MergePlanner):
             dtype=dtype,
             device=self._read_device(),
             label=job.label,
+            deltas=deltas,
         )
         if axis is not None and self._tokenizer_task:
             section = self.config.tokenizer
@@ -303,7 +330,7 @@ class MultimodalPlanner(MergePlanner):
         like = like or name
         self.output[name] = self.inputs.base_checkpoint.disk[like]
         wanted = self.config.out_dtype or self.config.dtype
-        if wanted is None and is_own_method(self._method.spec.name):
+        if wanted is None and (self.inputs.adaptations or is_own_method(self._method.spec.name)):
             wanted = str(self.inputs.base_checkpoint.disk[like].dtype).removeprefix("torch.")
             if not self.inputs.base_checkpoint.disk[like].dtype.is_floating_point:
                 return task

@@ -1,0 +1,1 @@
+"""PEFT adapters: read as the factors they are, and written from merged task vectors."""

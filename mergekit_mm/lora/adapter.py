@@ -1,0 +1,255 @@
+"""A LoRA adapter on disk, as what it changes of which tensor; values are read one tensor at a time.
+
+Names are those of the model that was trained: `<module path>.weight`, without PEFT's prefix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from torch import Tensor
+
+from mergekit_mm.numerics.task_vector import TaskVector
+
+_PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?P<end>(\.default)?(\.weight)?|\.bias)"
+)
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.(?=[^.]+$)")
+
+# features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
+_REFUSED = {
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "layer_replication": "layer replication",
+    "target_parameters": "adapters on bare parameters (target_parameters)",
+    "trainable_token_indices": "trainable tokens",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA",
+}
+_BASE_CHANGING = re.compile(r"pissa|olora|loftq|corda|lora_ga")
+_ADVICE = "Merge it into its base with PEFT (merge_and_unload), save the model and name that directory instead."
+
+
+class AdapterError(ValueError):
+    """An adapter cannot be used; the message says which, why and what to do."""
+
+
+@dataclass
+class Change:
+    """What an adapter does to one tensor: the keys of its file that say so."""
+
+    a: str | None = None
+    b: str | None = None
+    bias: str | None = None  # what lora_B adds to the bias
+    magnitude: str | None = None
+    replacement: str | None = None
+    scaling: float = 1.0
+    is_embedding: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One adapter directory. Only the header of its file has been read."""
+
+    name: str  # as the user wrote it
+    directory: Path
+    config: Mapping[str, Any]
+    changes: Mapping[str, Change] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key of the file
+
+    @property
+    def base(self) -> str | None:
+        """The model that the adapter says it was trained on."""
+        return self.config.get("base_model_name_or_path") or None
+
+    @property
+    def file(self) -> Path:
+        return _weights(self.directory, self.name)
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)  # only for .bin
+
+    def _read(self, key: str) -> Tensor:
+        if self.file.suffix != ".safetensors":
+            return self._tensors[key]
+        with safe_open(str(self.file), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+            return tensor
+
+    def needs_base(self, name: str) -> bool:
+        """Whether the delta of a tensor can only be told from the base's values."""
+        change = self.changes[name]
+        return change.magnitude is not None or change.replacement is not None
+
+    def shape(self, name: str, base_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a changed tensor must have, where the adapter tells; `base_shape` where it does not."""
+        change = self.changes[name]
+        key = change.replacement or change.bias
+        if key is not None:
+            return self.shapes[key]
+        if change.a is None or change.b is None:
+            return base_shape
+        a, b = self.shapes[change.a], self.shapes[change.b]
+        if change.is_embedding or self.config.get("fan_in_fan_out"):
+            return (a[1], b[0])
+        return (b[0], *a[1:])
+
+    def task_vector(self, name: str, base: Tensor | None = None) -> TaskVector:
+        """What the adapter changes of a tensor: factors (out, r) and (r, in) with the scaling in the left one.
+
+        Convolutions, biases and whole tensors come dense. `base` (the tensor that was adapted) is read where
+        `needs_base` says so. float32 or wider.
+        """
+        change = self.changes[name]
+        if change.bias is not None:
+            return TaskVector(self._wide(change.bias) * change.scaling)
+        factors = self._factors(change) if change.a is not None else None
+        if not self.needs_base(name):
+            assert factors is not None
+            return factors
+        assert base is not None
+        tuned = (
+            self._wide(change.replacement)
+            if change.replacement
+            else base.to(torch.promote_types(base.dtype, torch.float32))
+        )
+        if factors is not None:
+            tuned = tuned + factors.dense(tuned.dtype)
+        if (
+            change.magnitude is not None
+        ):  # DoRA: the direction is the adapted weight's, the length of each row is learnt
+            magnitude = self._wide(change.magnitude).reshape(-1, 1)
+            tuned = tuned * (magnitude / torch.linalg.vector_norm(tuned, dim=1, keepdim=True))
+        return TaskVector(tuned, base=base)
+
+    def _factors(self, change: Change) -> TaskVector:
+        assert change.a is not None
+        assert change.b is not None
+        a, b = self._wide(change.a), self._wide(change.b)
+        if a.ndim > 2:  # a convolution: B is 1 x 1, so the product over the rank is a matrix product
+            kernel = (b.flatten(1) @ a.flatten(1)).mul_(change.scaling)
+            return TaskVector(kernel.reshape(b.shape[0], *a.shape[1:]))
+        if change.is_embedding or self.config.get("fan_in_fan_out"):
+            return TaskVector(a.T * change.scaling, right=b.T)
+        return TaskVector(b * change.scaling, right=a)
+
+    def _wide(self, key: str) -> Tensor:
+        return _widened(self._read(key))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def open_adapter(name: str, directory: Path) -> Adapter:
+    """Read what an adapter changes, from its config and the header of its file.
+
+    Raises:
+        AdapterError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
+    """
+    file = directory / "adapter_config.json"
+    if not file.is_file():
+        raise AdapterError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.")
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    _require_plain(name, config)
+    changes: dict[str, Change] = {}
+    shapes = _shapes(_weights(directory, name))
+    for key in shapes:
+        _sort(name, key, changes)
+    for tensor, change in changes.items():
+        if (change.a is None) != (change.b is None):
+            raise AdapterError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
+        if change.a is not None and change.b is not None:
+            change.scaling = _scaling(name, config, tensor, shapes[change.a], shapes[change.b])
+        elif change.bias is not None:
+            weight = changes.get(tensor.removesuffix(".bias") + ".weight")
+            change.scaling = weight.scaling if weight else 1.0
+        if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
+            raise AdapterError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
+    if not changes:
+        raise AdapterError(f"{name} holds no tensors.")
+    return Adapter(name, directory, config, changes, shapes)
+
+
+def _require_plain(name: str, config: Mapping[str, Any]) -> None:
+    kind = str(config.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise AdapterError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
+    for key, what in _REFUSED.items():
+        if config.get(key):
+            raise AdapterError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and _BASE_CHANGING.search(start):
+        raise AdapterError(
+            f"{name} was started by {start}, which changes the base it is applied to. Save it once more with PEFT's "
+            "path_initial_model_for_weight_conversion, which makes it a plain adapter of the original base."
+        )
+    if config.get("fan_in_fan_out") and config.get("use_dora"):
+        raise AdapterError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
+
+
+def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
+    """File one key of an adapter under the tensor that it changes."""
+    path = key.removeprefix(_PREFIX)
+    if found := _PART.fullmatch(path):
+        module, part = found["module"].replace(".base_layer", ""), found["part"]
+        if found["end"] == ".bias":
+            changes.setdefault(f"{module}.bias", Change()).bias = key
+            return
+        change = changes.setdefault(f"{module}.weight", Change())
+        if part == "lora_magnitude_vector":
+            change.magnitude = key
+        elif part.endswith("A"):
+            change.a = key
+        else:
+            change.b = key
+        change.is_embedding |= "embedding" in part
+        return
+    if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
+        raise AdapterError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
+    changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
+
+
+def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules."""
+    module = tensor.removesuffix(".weight")
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
+    alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise AdapterError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
+    if a[0] != rank or b[1] != rank:
+        raise AdapterError(
+            f"{name}: the factors of {tensor} are {b} and {a}, which is not the rank {rank} that "
+            "adapter_config.json (r, rank_pattern) gives it."
+        )
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _weights(directory: Path, name: str) -> Path:
+    for file in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (directory / file).is_file():
+            return directory / file
+    raise AdapterError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    if file.suffix != ".safetensors":
+        state = torch.load(file, map_location="meta", weights_only=True)
+        return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with safe_open(str(file), framework="pt") as opened:
+        return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}

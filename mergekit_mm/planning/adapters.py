@@ -1,0 +1,90 @@
+"""Adapters among the inputs: opened, held against the model they are put on, and bound to its tensors."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+from mergekit.common import ModelReference
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.names import memory_names
+from mergekit_mm.lora.adapter import Adapter, AdapterError, open_adapter
+from mergekit_mm.planning.reading import Adaptation
+
+_SHOWN = 6
+
+
+def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:
+    """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
+
+    Raises:
+        CheckpointError: no adapter that can be merged, one of another base, or one that changes tensors which the
+            model lacks, holds tied to others, or holds in other shapes.
+    """
+    try:
+        adapter = open_adapter(str(model.lora), directory)
+    except AdapterError as error:
+        raise CheckpointError(str(error)) from error
+    if not _is_base(adapter, str(model.model.path), checkpoint):
+        raise CheckpointError(
+            f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
+            "model. If both are the same model under two names, write this one into base_model_name_or_path of its "
+            "adapter_config.json."
+        )
+    names = _memory_names(adapter, checkpoint)
+    problems = list(_problems(adapter, names, checkpoint))
+    if problems:
+        raise CheckpointError(
+            f"{adapter.name} does not fit {model.model}:\n"
+            + "\n".join(f"    {p}" for p in problems[:_SHOWN])
+            + (f"\n    ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
+        )
+    return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
+
+
+def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
+    """The adapter's own name of each tensor -> its name in memory."""
+    if checkpoint.skeleton is None:
+        return {name: name for name in adapter.changes if name in checkpoint.tensors}
+    return memory_names(checkpoint.skeleton, adapter.changes)
+
+
+def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
+    problems = [f"{name}: the model has no such tensor" for name in adapter.changes if name not in names]
+    aliases = checkpoint.skeleton.aliases if checkpoint.skeleton else {}
+    tied = {*aliases, *aliases.values()}
+    for own, memory in names.items():
+        if memory in tied:
+            partners = sorted(n for n in tied if aliases.get(n, n) == aliases.get(memory, memory) and n != memory)
+            problems.append(
+                f"{own}: the model ties it to {', '.join(partners)}, which would change with it; "
+                "merge that adapter with PEFT and untie the two"
+            )
+        elif memory in checkpoint.tensors:
+            expected = checkpoint.tensors[memory].shape
+            if (found := adapter.shape(own, expected)) != expected:
+                problems.append(f"{own}: the adapter is for {found}, the model has {expected}")
+    return problems
+
+
+def _is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
+    """Whether the model that an adapter names is the one it is put on: the same name, place, or files."""
+    said = adapter.base
+    if said is None or said == given:
+        return True
+    here, there = checkpoint.directory, Path(said).expanduser()
+    if (there / "config.json").is_file():
+        return there.resolve() == here.resolve() or _same_weights(here, there)
+    # not on this machine: then the name must be that of the model, or the one under which its config knows itself
+    last = said.rstrip("/").rpartition("/")[2].lower()
+    known = (given, str(checkpoint.config.get("_name_or_path") or ""), *here.parts)
+    return any(last == name.rstrip("/").replace("--", "/").rpartition("/")[2].lower() for name in known)
+
+
+def _same_weights(here: Path, there: Path) -> bool:
+    """Whether two directories hold the same weight files; sizes first, bytes only if these agree."""
+    ours = {f.name: f.stat().st_size for f in here.iterdir() if f.suffix in (".safetensors", ".bin")}
+    theirs = {f.name: f.stat().st_size for f in there.iterdir() if f.suffix in (".safetensors", ".bin")}
+    return ours == theirs and all(filecmp.cmp(here / name, there / name, shallow=False) for name in ours)

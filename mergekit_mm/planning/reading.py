@@ -1,0 +1,226 @@
+"""The plugin's reading steps in mergekit's task graph: tensors in memory layout, adapters as what they change.
+
+Tasks are compared and hashed by value, so they name a model and a tensor; what these names stand for is looked up
+in `SOURCES`, as mergekit's own tasks look up their files in `LoaderCache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import Task
+from mergekit.io.lazy_tensor_loader import LazyTensorLoader
+from mergekit.io.tasks import GatherTensors
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.lora.adapter import Adapter
+from mergekit_mm.numerics.task_vector import TaskVector
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapter bound to the checkpoint it adapts: name in memory -> the adapter's own name."""
+
+    adapter: Adapter
+    names: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open input: its inventory, its files, and the adapter on top of them."""
+
+    checkpoint: Checkpoint
+    loader: LazyTensorLoader
+    adaptation: Adaptation | None
+
+    def read(self, name: str, device: str | None) -> torch.Tensor:
+        """One tensor by its name on disk, without the adapter."""
+        return self.loader.get_tensor(name, device=device or "cpu")
+
+    def adapts(self, tensor: str) -> bool:
+        return self.adaptation is not None and tensor in self.adaptation.names
+
+
+SOURCES: dict[ModelReference, Source] = {}
+
+
+def open_sources(
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    adaptations: Mapping[ModelReference, Adaptation],
+    lazy_unpickle: bool,
+) -> None:
+    """Make these inputs, and no others, known to the tasks; what an adapter leaves alone is read as its base's."""
+    SOURCES.clear()
+    loaders: dict[str, LazyTensorLoader] = {}
+    for model, checkpoint in checkpoints.items():
+        path = str(checkpoint.directory)
+        loader = loaders.setdefault(path, LazyTensorLoader.from_disk(path, lazy_unpickle=lazy_unpickle))
+        SOURCES[model] = Source(checkpoint, loader, adaptations.get(model))
+        SOURCES.setdefault(without_adapter(model), Source(checkpoint, loader, None))
+
+
+def without_adapter(model: ModelReference) -> ModelReference:
+    return model.model_copy(update={"lora": None}) if model.lora else model
+
+
+def load(model: ModelReference, tensor: str, label: str, dtype: str | None, device: str | None) -> Task[torch.Tensor]:
+    """The task that gives one memory tensor of one input, with its adapter applied if that changes it.
+
+    An adapted tensor comes in float32 unless `dtype` is given: rounded to 16 bits, much of the delta would be lost.
+    """
+    plain = without_adapter(model)
+    if not SOURCES[model].adapts(tensor):
+        return LoadTensor(model=plain, tensor=tensor, label=label, dtype=dtype, device=device)
+    base = LoadTensor(model=plain, tensor=tensor, label=label, device=device)
+    return AdaptTensor(model=model, tensor=tensor, base=base, dtype=dtype)
+
+
+def load_delta(model: ModelReference, tensor: str, label: str, device: str | None) -> Task[TaskVector]:
+    """The task that gives what an adapter changes of its own base, as factors where it holds factors."""
+    base = LoadTensor(model=without_adapter(model), tensor=tensor, label=label, device=device)
+    return LoadDelta(model=model, tensor=tensor, base=base)
+
+
+class LoadGroup(Task[dict[str, torch.Tensor]]):
+    """Read one group of disk tensors and convert it to memory tensors."""
+
+    model: ModelReference
+    tensor: str  # any memory name of the group
+    label: str
+    device: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        return {}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.label
+
+    def execute(self, **_kwargs: object) -> dict[str, torch.Tensor]:
+        source = SOURCES[self.model]
+        group = source.checkpoint.group_of[self.tensor]
+        return group.to_memory({name: source.read(name, self.device) for name in group.disk})
+
+
+class LoadTensor(Task[torch.Tensor]):
+    """One memory tensor of one checkpoint; floating tensors are cast to `dtype`, integer buffers never.
+
+    `label` is the name of the output on the base's disk, whatever this input calls the tensor: mergekit runs tasks
+    in the order of their labels, so equal ones keep the inputs of one output together and memory bounded.
+    """
+
+    model: ModelReference
+    tensor: str
+    label: str
+    dtype: str | None = None
+    device: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        group = SOURCES[self.model].checkpoint.group_of[self.tensor]
+        if group.conversion is None:
+            return {}
+        return {"group": LoadGroup(model=self.model, tensor=group.memory[0], label=self.label, device=self.device)}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.label
+
+    def execute(self, group: dict[str, torch.Tensor] | None = None, **_kwargs: object) -> torch.Tensor:
+        if group is None:
+            source = SOURCES[self.model]
+            tensor = source.read(source.checkpoint.group_of[self.tensor].disk[0], self.device)
+        else:
+            tensor = group[self.tensor]
+        dtype = dtype_from_name(self.dtype)
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+class LoadDelta(Task[TaskVector]):
+    """What an adapter changes of one tensor of its base: nothing at all is a task vector of rank 0."""
+
+    model: ModelReference
+    tensor: str
+    base: LoadTensor
+
+    def arguments(self) -> dict[str, Task]:
+        source = SOURCES[self.model]
+        if self.tensor in (found := _adaptation(source)).names and found.adapter.needs_base(found.names[self.tensor]):
+            return {"base": self.base}
+        return {}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.base.group_label()
+
+    def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
+        source = SOURCES[self.model]
+        found = _adaptation(source)
+        if self.tensor in found.names:
+            delta = found.adapter.task_vector(found.names[self.tensor], base)
+            return delta.to(self.base.device) if self.base.device else delta
+        shape = source.checkpoint.tensors[self.tensor].shape
+        if len(shape) != 2:
+            return TaskVector(torch.zeros(shape, device=self.base.device))
+        left = torch.zeros(shape[0], 0, device=self.base.device)
+        return TaskVector(left, right=torch.zeros(0, shape[1], device=self.base.device))
+
+
+class AdaptTensor(Task[torch.Tensor]):
+    """One tensor of a base with its adapter applied, in float32 or wider unless `dtype` asks otherwise."""
+
+    model: ModelReference
+    tensor: str
+    base: LoadTensor
+    dtype: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.base.group_label()
+
+    def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        found = _adaptation(SOURCES[self.model])
+        delta = found.adapter.task_vector(found.names[self.tensor], base).to(base.device)
+        wide = torch.promote_types(base.dtype, torch.float32)
+        tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
+        dtype = dtype_from_name(self.dtype)
+        return tuned.to(dtype) if dtype is not None else tuned
+
+
+def _adaptation(source: Source) -> Adaptation:
+    assert source.adaptation is not None
+    return source.adaptation
+
+
+class GatherMemoryTensors(GatherTensors):
+    """mergekit's collector of one tensor from several inputs, with each input's name being that in its memory.
+
+    The models in `deltas` are adapters of the merge's base, and give a task vector instead of a tensor.
+    """
+
+    label: str
+    deltas: tuple[ModelReference, ...] = ()
+
+    def arguments(self) -> dict[str, Task]:
+        return {
+            f"{model}:{weight.name}": load_delta(model, weight.name, self.label, self.device)
+            if model in self.deltas
+            else load(model, weight.name, self.label, self.dtype, self.device)
+            for model, weight in self.weight_info.items()
+        }
+
+    def group_label(self) -> str | None:
+        return self.label
