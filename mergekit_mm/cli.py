@@ -1,8 +1,17 @@
 """The command line `mergekit-mm`: one thin function per command. Imports are local, so that `--help` is instant."""
 
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from mergekit_mm import __version__
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +57,66 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
     mergekit_yaml.main(args=list(arguments), prog_name="mergekit-mm yaml")
 
 
+@main.command(context_settings={"show_default": True})
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
+@click.option("--out-shard-size", default="5B", help="Parameters per output file.")
+@click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
+@click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
+def sweep(config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, quiet: bool) -> None:
+    """Merge once, write several strengths: OUT/scaling_0.3 and so on.
+
+    Each output is base + s * (merged - base), where merged is what CONFIG gives by itself. The merge is solved once for
+    all of them, so that a sweep costs little more than its output files.
+    """
+    from mergekit.common import parse_kmb
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.merge import run_sweep
+
+    try:
+        scales = [float(part) for part in scaling.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{scaling!r} is not a list of numbers", param_hint="--scaling") from None
+    if not all(map(math.isfinite, scales)):
+        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
+    options = MergeOptions(out_shard_size=parse_kmb(out_shard_size), cuda=cuda, quiet=quiet)
+    source, parsed = _read_config(config)
+    for path in run_sweep(parsed, out, options, scales, source):
+        click.echo(path)
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--rank", type=click.IntRange(min=1), help="Keep at most so many directions per module.  [default: all]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
+@click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
+@click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
+@click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
+def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random_seed: int | None, quiet: bool) -> None:
+    """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
+
+    With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
+    fine-tunes change has no low rank and must be cut. Tells for each module its rank and the energy that is kept: the
+    share of the squared norm of the merged delta.
+    """
+    import torch
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.merge_adapter import merge_to_adapter
+
+    source, parsed = _read_config(config)
+    options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
+    results = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
+    if not quiet:
+        for result in results:
+            click.echo(f"{result.path}  rank {result.rank}  energy {result.energy:.6f}")
+    ranks, worst = [result.rank for result in results], min(result.energy for result in results)
+    click.echo(f"{out}: {len(results)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}")
+
+
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 def check(config: str) -> None:
@@ -55,17 +124,12 @@ def check(config: str) -> None:
 
     Exits with 1 and the reasons if mergekit-yaml would refuse it.
     """
-    import yaml
-    from mergekit.config import MergeConfiguration
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.hosts.registration import register_methods
     from mergekit_mm.hosts.run_merge import is_multimodal
     from mergekit_mm.merge import check_merge
 
-    register_methods()
-    with open(config, encoding="utf-8") as file:
-        parsed = MergeConfiguration.model_validate(yaml.safe_load(file))
+    _, parsed = _read_config(config)
     if not is_multimodal(parsed):
         click.echo("No input is multimodal: mergekit runs this merge itself, as without the plugin.")
         return
@@ -89,3 +153,15 @@ def inspect(model: str) -> None:
             click.echo(line)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _read_config(path: str) -> tuple[str, MergeConfiguration]:
+    """The text of a merge config, and what mergekit reads in it."""
+    import yaml
+    from mergekit.config import MergeConfiguration
+
+    from mergekit_mm.hosts.registration import register_methods
+
+    register_methods()
+    source = Path(path).read_text(encoding="utf-8")
+    return source, MergeConfiguration.model_validate(yaml.safe_load(source))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
-from mergekit_mm.finishing.card import model_card
+from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
@@ -54,29 +54,65 @@ def run_multimodal_merge(
     Raises:
         MergeRefused: the config or an input is not fit to be merged.
     """
+    _run(config, {None: Path(out_path)}, options, config_source)
+
+
+def run_sweep(
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    scales: Sequence[float],
+    config_source: str | None = None,
+) -> list[Path]:
+    """One merge at several strengths: `out_path/scaling_<s>` is base + s * (merged - base), solved once for all.
+
+    Raises:
+        MergeRefused: as for one merge, or the config has no base model to scale from.
+    """
+    if not config.base_model:
+        raise MergeRefused("A sweep scales what a merge changes of its base: add `base_model: <model>` to the config.")
+    outputs: dict[float | None, Path] = {s: Path(out_path) / f"scaling_{s:g}" for s in scales}
+    _run(config, outputs, options, config_source)
+    return list(outputs.values())
+
+
+def _run(
+    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str | None
+) -> None:
+    """Merge to every output: scale of the merged delta (None: as it is) -> directory."""
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
-    out = Path(out_path)
     try:
         with refusing(CheckpointError, ValueError, RuntimeError):
-            plan = plan_merge(config, options)
-            check_output(out, [c.directory for c in plan.inputs.checkpoints.values()])
+            plan = plan_merge(config, options, sweep=None not in outputs)
+            for out in outputs.values():
+                check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError), staged(out) as staging:
+        with refusing(CheckpointError, ValueError), ExitStack() as stack:
+            staging = {scale: stack.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
-                targets = plan.planner.plan_to_disk(str(staging))
-            check_room(staging, plan.output_bytes)
+                targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
+            check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
             if not options.quiet:
                 click.echo(plan.report(), err=True)
-            tokenizer = _execute(targets, options)
-            _finish(plan, staging, side_files, tokenizer, options)
+            tokenizer = _execute(list(dict.fromkeys(targets)), options)
+            for path in staging.values():
+                _finish(plan, path, side_files, tokenizer, options)
             if options.write_model_card:
-                source = config_source or config.to_yaml()
-                card = model_card(plan, out.name, source, options.quiet)
-                (staging / "README.md").write_text(card, encoding="utf-8")
-                (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
+                hashes = hash_inputs(plan, options.quiet)
+                for scale, path in staging.items():
+                    source = _recipe(config_source or config.to_yaml(), scale)
+                    card = model_card(plan, outputs[scale].name, source, hashes)
+                    (path / "README.md").write_text(card, encoding="utf-8")
+                    (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
     finally:
         SOURCES.clear()
+
+
+def _recipe(source: str, scale: float | None) -> str:
+    if scale is None:
+        return source
+    return f"# One of a sweep: what this merge changes of its base was multiplied by {scale:g}.\n{source}"
 
 
 def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -41,32 +42,38 @@ by the method {method}.
 """
 
 
-def model_card(plan: Plan, name: str, config_yaml: str, quiet: bool) -> str:
-    """The text of README.md. Hashes every weight file of every input, with a progress bar."""
+def model_card(
+    plan: Plan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
+) -> str:
+    """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not Path(m.model.path).expanduser().exists()))
-    metadata = {"library_name": "transformers", "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
+    metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
     if on_hub:
         metadata["base_model"] = on_hub
-    files = {
-        (str(model.model), file): checkpoint.directory / file
-        for model, checkpoint in models.items()
-        for file in sorted({tensor.file for tensor in checkpoint.disk.values()})
-    }
-    adapters = {model: found.adapter.file for model, found in plan.inputs.adaptations.items()}
-    files |= {(str(model.lora), file.name): file for model, file in adapters.items()}
-    total = sum(path.stat().st_size for path in files.values())
-    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
-        rows = [f"| {model} | {file} | `{_sha256(path, bar)}` |" for (model, file), path in files.items()]
     return _CARD.format(
         metadata=yaml.safe_dump(metadata),
         name=name,
         version=__version__,
         method=method_md(plan.config.merge_method),
         report=plan.report(),
-        inputs="\n".join(rows),
+        inputs="\n".join(f"| {model} | {file} | `{digest}` |" for (model, file), digest in hashes.items()),
         yaml=config_yaml.rstrip(),
     )
+
+
+def hash_inputs(plan: Plan, quiet: bool) -> dict[tuple[str, str], str]:
+    """(model or adapter, file) -> SHA-256 of every weight file of every input, with a progress bar."""
+    files = {
+        (str(model.model), file): checkpoint.directory / file
+        for model, checkpoint in plan.inputs.checkpoints.items()
+        for file in sorted({tensor.file for tensor in checkpoint.disk.values()})
+    }
+    adapters = {model: found.adapter.file for model, found in plan.inputs.adaptations.items()}
+    files |= {(str(model.lora), file.name): file for model, file in adapters.items()}
+    total = sum(path.stat().st_size for path in files.values())
+    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
+        return {key: _sha256(path, bar) for key, path in files.items()}
 
 
 def _sha256(path: Path, bar: tqdm) -> str:

@@ -45,6 +45,12 @@ class Inputs:
     notes: list[str]  # what is done on purpose but may surprise
 
     @property
+    def directories(self) -> list[Path]:
+        """Where the inputs are, adapters among them."""
+        adapters = [found.adapter.directory for found in self.adaptations.values()]
+        return [*(checkpoint.directory for checkpoint in self.checkpoints.values()), *adapters]
+
+    @property
     def base_checkpoint(self) -> Checkpoint:
         return self.checkpoints[self.base]
 

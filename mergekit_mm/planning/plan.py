@@ -58,8 +58,8 @@ class Plan:
         return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys([*self.inputs.notes, *notes])])
 
 
-def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
-    """Open the inputs, match them and settle what is done with each tensor.
+def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Plan:
+    """Open the inputs, match them and settle what is done with each tensor; `sweep` if deltas will be rescaled.
 
     Raises:
         CheckpointError: an input is damaged, or the inputs do not fit each other.
@@ -76,5 +76,5 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions) -> Plan:
     architecture = merge_architecture(inputs.base_checkpoint)
     check_parameters(config, list(architecture.modules))
     # the planner rewrites its config
-    planner = MultimodalPlanner(config.model_copy(deep=True), architecture, options, inputs)
+    planner = MultimodalPlanner(config.model_copy(deep=True), architecture, options, inputs, sweep)
     return Plan(config, inputs, planner)

@@ -41,6 +41,7 @@ from mergekit_mm.planning.tasks import (
     MergeTaskVectors,
     MergeTensors,
     PickTensor,
+    RescaleDelta,
 )
 
 
@@ -61,9 +62,18 @@ class MultimodalPlanner(MergePlanner):
     (`Inputs`), what is done with each (`Policy`), and under which names they are written.
     """
 
-    def __init__(self, config: MergeConfiguration, arch: ModelArchitecture, options: MergeOptions, inputs: Inputs):
+    def __init__(
+        self,
+        config: MergeConfiguration,
+        arch: ModelArchitecture,
+        options: MergeOptions,
+        inputs: Inputs,
+        sweep: bool = False,
+    ):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
+        self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
+        self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
         self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
@@ -207,6 +217,8 @@ class MultimodalPlanner(MergePlanner):
             base_model=reader.base_model,
             t=reader.t,
         )
+        if reader.base_model in held:
+            self._bases[job.weight.name] = self._keep(job, reader.base_model, dict(held))
         common = {
             "method_name": spec.name,
             "model_order": tuple(held),
@@ -224,13 +236,13 @@ class MultimodalPlanner(MergePlanner):
     def _adapters_of_base(self, job: _Job, held: dict[ModelReference, str]) -> tuple[ModelReference, ...]:
         """The inputs that are adapters of the base model of this merge, whose delta needs no subtraction."""
         base = job.reader.base_model
-        if base is None or base.lora or job.weight.vocabulary_axis is not None:
-            return ()  # the rows of a vocabulary may first have to be aligned
+        if base is None or base.lora or self._is_realigned(job):
+            return ()
         return tuple(m for m in held if m.lora and without_adapter(m) == base)
 
     def _merge_dtype(self, held: dict[ModelReference, str]) -> str | None:
         """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
-        adapted = any(SOURCES[model].adapts(name) for model, name in held.items())
+        adapted = self._sweep or any(SOURCES[model].adapts(name) for model, name in held.items())
         return "float32" if adapted and self.config.dtype != "float64" else self.config.dtype
 
     def _average(self, job: _Job, experts: dict[ModelReference, str]) -> Task:
@@ -245,9 +257,14 @@ class MultimodalPlanner(MergePlanner):
         )
 
     def _keep(self, job: _Job, model: ModelReference, held: dict[ModelReference, str]) -> Task:
-        if job.weight.vocabulary_axis is not None and (self._tokenizer_task or self.options.unsafe_truncate_embeddings):
+        if self._is_realigned(job):
             return KeepTensor(model=model, tensors=self._gather(job, held, None))
         return load(model, held[model], job.label, None, self._read_device())
+
+    def _is_realigned(self, job: _Job) -> bool:
+        """Whether the rows of a vocabulary are moved before they are merged."""
+        moves = self._tokenizer_task or self.options.unsafe_truncate_embeddings
+        return job.weight.vocabulary_axis is not None and bool(moves)
 
     def _gather(
         self, job: _Job, held: dict[ModelReference, str], dtype: str | None, deltas: tuple[ModelReference, ...] = ()
@@ -278,16 +295,29 @@ class MultimodalPlanner(MergePlanner):
     def _read_device(self) -> str | None:
         return self.options.device if self.options.read_to_gpu else None
 
+    def plan_tensors(self) -> None:
+        """Settle what makes each output tensor, once."""
+        if not self._tensors:
+            self._plan()
+
+    @property
+    def tensors(self) -> dict[str, Task]:
+        """Output tensor, by its name in memory -> the task that makes it."""
+        return {weight.name: task for weight, task in self._tensors}
+
     # -- output -------------------------------------------------------------------------------------------------------
 
-    def plan_to_disk(self, out_path: str) -> list[Task]:
-        """Plan the merge to files in the base's layout.
+    def plan_to_disk(self, out_path: str, scale: float | None = None) -> list[Task]:
+        """Plan the merge to files in the base's layout, with every merged delta times `scale`; may be called again.
 
         Raises:
             CheckpointError: a tensor of the base's layout that nothing would make.
         """
-        self._plan()
-        made = {weight.name: task for weight, task in self._tensors}
+        self.plan_tensors()
+        made = self.tensors
+        if scale is not None:
+            for name, base in self._bases.items():
+                made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
         outputs = list(self._in_disk_layout(made))
         writer = TensorWriterTask(
             out_path=out_path,
@@ -330,7 +360,7 @@ class MultimodalPlanner(MergePlanner):
         like = like or name
         self.output[name] = self.inputs.base_checkpoint.disk[like]
         wanted = self.config.out_dtype or self.config.dtype
-        if wanted is None and (self.inputs.adaptations or is_own_method(self._method.spec.name)):
+        if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
             wanted = str(self.inputs.base_checkpoint.disk[like].dtype).removeprefix("torch.")
             if not self.inputs.base_checkpoint.disk[like].dtype.is_floating_point:
                 return task

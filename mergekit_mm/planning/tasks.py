@@ -76,6 +76,27 @@ def _is_finite(value: torch.Tensor | TaskVector) -> bool:
     return is_finite(value)
 
 
+class RescaleDelta(Task[torch.Tensor]):
+    """base + scale * (merged - base) in float32 or wider: one solution of a merge serves every strength of it."""
+
+    base: Task
+    merged: Task
+    scale: float
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        if self.scale == 1.0 or not merged.is_floating_point():
+            return merged
+        wide = base.to(working_dtype(merged.dtype))
+        # equal infinities, which masks hold, differ by nothing
+        return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
+
+
 class KeepTensor(Task[torch.Tensor]):
     """One model's tensor out of several that were aligned with each other (by a tokenizer) first."""
 

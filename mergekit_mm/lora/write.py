@@ -1,0 +1,66 @@
+"""One PEFT adapter from merged factors: adapter_model.safetensors and adapter_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from mergekit_mm.numerics.factorise import Factors
+
+
+def write_adapter(
+    directory: Path,
+    factors: Mapping[str, Factors],
+    embeddings: Collection[str],
+    modules: Collection[str],
+    base: str,
+    dtype: torch.dtype,
+) -> None:
+    """Write the factors of each module as an adapter whose scaling is 1 everywhere (alpha = rank).
+
+    factors: module path in memory -> its factors (out, r), (r, in). embeddings: those of them that are embeddings, with
+    factors (vocabulary, r), (r, width). modules: the paths of all modules of the model, so that short target names are
+    used where they mean the same. base: what the adapter says it belongs to.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path, (b, a, _) in factors.items():
+        key = f"base_model.model.{path}"
+        if path in embeddings:
+            tensors[f"{key}.lora_embedding_A"] = b.T.to(dtype).contiguous()
+            tensors[f"{key}.lora_embedding_B"] = a.T.to(dtype).contiguous()
+        else:
+            tensors[f"{key}.lora_A.weight"] = a.to(dtype)
+            tensors[f"{key}.lora_B.weight"] = b.to(dtype)
+    ranks = {path: found.rank for path, found in factors.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    unusual = {path: rank for path, rank in ranks.items() if rank != usual}
+    config = LoraConfig(
+        r=usual,
+        lora_alpha=usual,
+        rank_pattern=unusual,
+        alpha_pattern=dict(unusual),
+        target_modules=_targets(factors, modules),
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    content = config.to_dict()
+    content["target_modules"] = sorted(content["target_modules"])
+    (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def _targets(chosen: Collection[str], modules: Collection[str]) -> list[str]:
+    """The last parts of the module names if all modules that end so are meant, else the whole names."""
+    endings = {path.rpartition(".")[2] for path in chosen}
+    matched = {path for path in modules if path.rpartition(".")[2] in endings}
+    return sorted(endings) if matched == set(chosen) else sorted(chosen)
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

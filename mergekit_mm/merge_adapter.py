@@ -1,0 +1,127 @@
+"""One merge whose result is an adapter: what it changes of its base, factorised, module by module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor, Task
+from mergekit.options import MergeOptions
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.finishing.card import hash_inputs, model_card
+from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.lora.write import write_adapter
+from mergekit_mm.merge import refusing
+from mergekit_mm.numerics.factorise import Factors, factorise
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.planning.deltas import plan_deltas
+from mergekit_mm.planning.plan import plan_merge
+from mergekit_mm.planning.reading import SOURCES
+
+LOG = logging.getLogger(__name__)
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class ModuleResult:
+    """One module of a written adapter."""
+
+    path: str
+    rank: int
+    energy: float  # share of the squared norm of the merged delta that the factors keep
+
+
+def merge_to_adapter(
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    rank: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    config_source: str | None = None,
+) -> list[ModuleResult]:
+    """Run a merge and write what it changes of its base as one PEFT adapter, of at most `rank` per module.
+
+    Raises:
+        MergeRefused: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
+            a `rank` to cut it to.
+    """
+    out = Path(out_path)
+    if options.random_seed is not None:
+        torch.manual_seed(options.random_seed)
+    try:
+        with refusing(CheckpointError, ValueError, RuntimeError):
+            plan = plan_merge(config, options)
+            check_output(out, plan.inputs.directories)
+            tasks = plan_deltas(plan.planner)
+            if not options.quiet:
+                click.echo(plan.report(), err=True)
+            with staged(out) as staging:
+                base = plan.inputs.base_checkpoint
+                factors = dict(_factorised(tasks, base, rank, options))
+                if not factors:
+                    raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
+                modules, embeddings = _modules(base)
+                name = str(plan.inputs.base.model.path)
+                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, dtype)
+                source = config_source or config.to_yaml()
+                (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
+                if options.write_model_card:
+                    card = model_card(plan, out.name, source, hash_inputs(plan, options.quiet), library="peft")
+                    (staging / "README.md").write_text(card, encoding="utf-8")
+            return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
+    finally:
+        SOURCES.clear()
+
+
+def _factorised(
+    tasks: dict[str, Task[TaskVector]], base: Checkpoint, rank: int | None, options: MergeOptions
+) -> Iterator[tuple[str, Factors]]:
+    """(module path, factors) of everything that changes; only factors are kept.
+
+    Raises:
+        CheckpointError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
+    """
+    names = {task: name for name, task in tasks.items()}
+    modules, _ = _modules(base)
+    unfit: list[str] = []
+    executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
+    for task, delta in executor.run(quiet=options.quiet):
+        name = names[task]
+        path = name.removesuffix(".weight")
+        if path in modules and len(delta.shape) == 2:
+            if delta.right is None and rank is None and delta.dense(torch.float32).any():
+                raise CheckpointError(
+                    f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
+                )
+            if (found := factorise(delta, rank)) is not None:
+                yield path, found
+        elif delta.dense(torch.float32).any():
+            unfit.append(name)
+    if unfit:
+        shown = "\n  ".join(unfit[:_SHOWN]) + (f"\n  ... and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else "")
+        raise CheckpointError(
+            f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
+            f"adapter can hold:\n  {shown}\nKeep them at the base, e.g. by `parameters: norms: base`, or write a model."
+        )
+
+
+def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
+    """Paths of the modules that PEFT can adapt, and which of them are embeddings; tied ones are left out."""
+    if base.skeleton is None:  # remote code: a matrix of that name is a linear layer
+        plain = {
+            n.removesuffix(".weight") for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2
+        }
+        return plain, set()
+    aliases = base.skeleton.aliases
+    tied = {*aliases, *aliases.values()}
+    found = dict(base.skeleton.model.named_modules())
+    fit = {p: m for p, m in found.items() if f"{p}.weight" not in tied}
+    embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
+    return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
