@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from mergekit.common import ModelReference
 from mergekit.graph import Task
-from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.methods import method_named
@@ -20,7 +19,7 @@ from mergekit_mm.planning.tasks import MergeTensors
 _SUMS = ("linear", "task_arithmetic")
 
 
-class MergeDelta(ExecuteMergeMethodTask):
+class MergeDelta(MergeTensors):
     """What a merge method makes of the deltas of one tensor over the model `over`; factors stay factors where they can.
 
     The plugin's methods give task vectors by themselves. mergekit's are run over a base of zero; one that adds up
@@ -29,7 +28,9 @@ class MergeDelta(ExecuteMergeMethodTask):
 
     over: ModelReference
 
-    def execute(self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object) -> TaskVector:
+    def execute(  # type: ignore[override]  # a task vector instead of a tensor
+        self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
+    ) -> TaskVector:
         base = tensors.get(self.over)
         assert not isinstance(base, TaskVector)
         deltas = {
@@ -65,7 +66,7 @@ class MergeDelta(ExecuteMergeMethodTask):
         """mergekit's method on tensors of any shape, over a constant base."""
         if self.base_model is not None:
             values = {**values, self.base_model: torch.full_like(next(iter(values.values())), of_base)}
-        merged: torch.Tensor | None = super().execute(values)
+        merged = self._merged(dict(values))
         assert merged is not None
         return merged
 
@@ -115,6 +116,6 @@ def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task
         names.pop(over, None)  # every delta is an adapter's: the base's values are not needed
     else:
         names.setdefault(over, names[task.base_model or next(iter(names))])
-    fields = {name: getattr(task, name) for name in ExecuteMergeMethodTask.model_fields}
+    fields = {name: getattr(task, name) for name in MergeTensors.model_fields}
     read = GatherMemoryTensors(weight_info=names, device=gather.device, label=gather.label, deltas=deltas)
     return MergeDelta(**{**fields, "gather_tensors": read, "over": over})

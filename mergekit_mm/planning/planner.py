@@ -231,7 +231,8 @@ class MultimodalPlanner(MergePlanner):
             deltas = self._adapters_of_base(job, held)
             gather = self._gather(job, held, None, deltas)
             return MergeTaskVectors(gather_tensors=gather, as_vector=job.info.is_convolution, **common)
-        return MergeTensors(gather_tensors=self._gather(job, held, self._merge_dtype(held)), **common)
+        gather = self._gather(job, held, self._merge_dtype(held))
+        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
 
     def _adapters_of_base(self, job: _Job, held: dict[ModelReference, str]) -> tuple[ModelReference, ...]:
         """The inputs that are adapters of the base model of this merge, whose delta needs no subtraction."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 
 import torch
 from mergekit.common import ModelReference, dtype_from_name
@@ -18,7 +19,13 @@ LOG = logging.getLogger(__name__)
 
 
 class MergeTensors(ExecuteMergeMethodTask):
-    """Run a merge method on one tensor, after the cases in which arithmetic would do harm."""
+    """Run a merge method on one tensor, after the cases in which arithmetic would do harm.
+
+    A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
+    the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
+    """
+
+    seed: int = 0
 
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
@@ -43,8 +50,20 @@ class MergeTensors(ExecuteMergeMethodTask):
         return self._merged(tensors)
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
-        merged: torch.Tensor | None = super().execute(tensors)
+        devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._stream(tensors))
+            merged: torch.Tensor | None = super().execute(tensors)
         return merged
+
+    def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> int:
+        """Seed, name and the first values of each input: experts that are merged one by one get masks of their own."""
+        state = zlib.crc32(f"{self.seed} {self.output_weight.name}".encode())
+        for model in self.model_order:
+            if isinstance(tensor := tensors[model], torch.Tensor):
+                first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
+                state = zlib.crc32(first.numpy().tobytes(), state)
+        return state
 
 
 class MergeTaskVectors(MergeTensors):
