@@ -1,0 +1,208 @@
+"""Every merge method of this package on one matrix: time, error and memory, beside the published computation.
+
+    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py                                 # some minutes
+    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py --shapes 3584x3584 --experts 8 --methods tsv swudi
+
+Times are CPU seconds of one process. The published side is restated from its description, in float32: singular value
+decompositions for TSV and Iso, an eigendecomposition of in x in for SWUDI, an autograd loop for WUDI, extrapolated from
+a few steps. Truth is this package in float64, which the tests hold to independent restatements. Synthetic task
+vectors: nothing here measures the quality of a merge. OptMerge has a table of its own: optmerge.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from optmerge import adapters, cpu_seconds, gemm_rate, parse, relative_error, status_mib, task_vectors
+from torch import Tensor
+
+from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.task_vector import TaskVector
+
+STEPS = 300
+SETTINGS: dict[str, dict[str, Any]] = {
+    "tsv": {},
+    "iso_c": {},
+    "iso_cts": {},
+    "swudi": {},
+    "aswudi": {},
+    "wudi exact": {"solver": "exact"},
+    "wudi": {},
+    "optmerge": {},
+    "optmerge modality": {"preset": "modality"},
+}
+
+
+# --- the published computations, restated ----------------------------------------------------------------------------
+
+
+def thin_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    return u, s, vh
+
+
+def polar(x: Tensor) -> Tensor:
+    u, _, vh = thin_svd(x)
+    return u @ vh
+
+
+def published_tsv(deltas: list[Tensor]) -> Tensor:
+    rank = min(deltas[0].shape) // len(deltas)
+    parts = [thin_svd(delta) for delta in deltas]
+    left = polar(torch.cat([u[:, :rank] for u, _, _ in parts], dim=1))
+    right = polar(torch.cat([vh[:rank] for _, _, vh in parts]))
+    return (left * torch.cat([s[:rank] for _, s, _ in parts])) @ right
+
+
+def published_iso_c(deltas: list[Tensor]) -> Tensor:
+    u, s, vh = thin_svd(torch.stack(deltas).sum(0))
+    return s.mean() * (u @ vh)
+
+
+def published_iso_cts(deltas: list[Tensor]) -> Tensor:
+    count, size = len(deltas), min(deltas[0].shape)
+    common = size - count * round((size - int(0.8 * size)) / count)
+    each = (size - common) // count
+    u, s, vh = thin_svd(torch.stack(deltas).sum(0))
+    u, s, vh = u[:, :common], s[:common], vh[:common]
+    parts = [thin_svd(delta - u @ (u.T @ delta)) for delta in deltas]
+    left = polar(torch.cat([*(p[0][:, :each] for p in parts), u], dim=1))
+    right = polar(torch.cat([*(p[2][:each] for p in parts), vh]))
+    return torch.cat([*(p[1][:each] for p in parts), s]).mean() * (left @ right)
+
+
+def published_swudi(deltas: list[Tensor], adaptive: bool = False) -> Tensor:
+    weights = [1.0 / delta.square().sum() for delta in deltas]
+    hessian = sum(w * (delta.T @ delta) for w, delta in zip(weights, deltas, strict=True))
+    target = sum(w * (delta @ (delta.T @ delta)) for w, delta in zip(weights, deltas, strict=True))
+    assert isinstance(hessian, Tensor)
+    assert isinstance(target, Tensor)
+    values, vectors = torch.linalg.eigh(hessian)
+    values = values.clamp_min(1e-8)
+    kept = float(values.sqrt().sum() ** 2 / values.sum()) if adaptive else 0.65 * len(values)
+    share = torch.ones_like(values) if adaptive else 1 - torch.exp(-300.0 * values)
+    share[: len(values) - int(kept + 0.999)] = 0
+    start = torch.stack(deltas).sum(0)
+    return start + ((target @ vectors) * (share / values) - (start @ vectors) * share) @ vectors.T
+
+
+def published_wudi_seconds(deltas: list[Tensor]) -> float:
+    x = torch.nn.Parameter(torch.stack(deltas).sum(0))
+    optimizer = torch.optim.Adam([x], lr=1e-5)
+    norms = [delta.square().sum() for delta in deltas]
+
+    def step() -> None:
+        loss = sum(((x - d) @ d.T).square().sum() / n for d, n in zip(deltas, norms, strict=True))
+        assert isinstance(loss, Tensor)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    return STEPS * cpu_seconds(step, 2)
+
+
+PUBLISHED: dict[str, Callable[[list[Tensor]], Tensor]] = {
+    "tsv": published_tsv,
+    "iso_c": published_iso_c,
+    "iso_cts": published_iso_cts,
+    "swudi": published_swudi,
+    "aswudi": lambda deltas: published_swudi(deltas, adaptive=True),
+}
+
+
+# --- this package -----------------------------------------------------------------------------------------------------
+
+
+def solved(name: str, vectors: list[TaskVector], **more: Any) -> Tensor:
+    merged = method_named(name.split()[0]).solve(vectors, **SETTINGS[name], **more)
+    return merged.dense(torch.promote_types(vectors[0].left.dtype, torch.float32))
+
+
+def seconds(name: str, vectors: list[TaskVector]) -> float:
+    """CPU seconds with the dense result; the Adam loop is extrapolated as the published one is."""
+    if name != "wudi":
+        return cpu_seconds(lambda: solved(name, vectors))
+    short = cpu_seconds(lambda: solved(name, vectors, iterations=5))
+    long = cpu_seconds(lambda: solved(name, vectors, iterations=20))
+    return short + (long - short) / 15 * (STEPS - 5)
+
+
+def doubled(vectors: list[TaskVector]) -> list[TaskVector]:
+    return [TaskVector(t.left.double(), right=None if t.right is None else t.right.double()) for t in vectors]
+
+
+def peak_extra_mib(name: str, shape: tuple[int, int], count: int) -> float:
+    """Peak memory beyond the inputs, in a process of its own."""
+    arguments = ["--memory-of", f"{shape[0]}x{shape[1]}", "--methods", name, "--experts", str(count)]
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
+    few = {"iterations": 2} if name == "wudi" else {}
+    solved(name, [TaskVector(torch.randn(300, 280)) for _ in range(2)], **few)  # loads the libraries
+    base = torch.randn(shape)
+    vectors = [TaskVector(base + delta, base=base) for delta in (torch.randn(shape) for _ in range(count))]
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    before = status_mib("VmRSS")
+    solved(name, vectors, **few)
+    print(status_mib("VmHWM") - before)
+
+
+def row(name: str, shape: tuple[int, int], options: argparse.Namespace) -> str:
+    deltas = task_vectors(shape, options.experts, options.spectrum)
+    vectors = [TaskVector(delta) for delta in deltas]
+    mine = seconds(name, vectors)
+    theirs = published_wudi_seconds(deltas) if name == "wudi" else None
+    if name in PUBLISHED:
+        theirs = cpu_seconds(lambda: PUBLISHED[name](deltas))
+    error = "-"
+    if name != "wudi":
+        error = f"{relative_error(solved(name, vectors), solved(name, doubled(vectors))):.1e}"
+    cells = [f"{shape[0]}x{shape[1]}", name, f"{theirs:.2f}" if theirs else "-", f"{mine:.2f}"]
+    cells += [f"**{theirs / mine:.1f}x**" if theirs else "-", error]
+    inputs = (options.experts + 1) * shape[0] * shape[1] * 4 / 2**20
+    cells.append(f"{peak_extra_mib(name, shape, options.experts) / inputs:.1f}")
+    for rank in map(int, options.ranks.split(",")):
+        factored = adapters(shape, options.experts, rank)
+        if name == "wudi":
+            cells.append("as dense")
+            continue
+        spent = cpu_seconds(lambda factored=factored: solved(name, factored))
+        wrong = relative_error(solved(name, factored), solved(name, doubled(factored)))
+        cells.append(f"{spent:.3f}, {wrong:.0e}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="896x896,896x4864,4864x896", help="out x in, comma separated")
+    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--experts", type=int, default=5)
+    parser.add_argument("--ranks", default="8,64", help="ranks of the adapters, comma separated")
+    parser.add_argument("--spectrum", type=float, default=0.7, help="singular values fall about as j^-this")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        return report_memory(options.methods[0], parse(options.memory_of), options.experts)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM float32 {gemm_rate() / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{options.experts} experts, singular values falling as j^-{options.spectrum}\n")
+    head = ["shape", "method", "published, s", "ours, s", "ratio", "our error", "extra memory / inputs"]
+    head += [f"rank-{rank} adapters: s, error" for rank in options.ranks.split(",")]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for shape in options.shapes.split(","):
+        for name in options.methods:
+            print(row(name, parse(shape), options), flush=True)
+
+
+if __name__ == "__main__":
+    main()
