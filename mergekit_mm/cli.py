@@ -126,12 +126,12 @@ def check(config: str) -> None:
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.hosts.run_merge import is_multimodal
+    from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
 
     _, parsed = _read_config(config)
-    if not is_multimodal(parsed):
-        click.echo("No input is multimodal: mergekit runs this merge itself, as without the plugin.")
+    if not is_planned_here(parsed):
+        click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
         return
     click.echo(check_merge(parsed, MergeOptions()))
 

@@ -26,6 +26,7 @@ from checkpoints import (
     logits,
     merge,
     run,
+    save_model,
     side_files,
     tensors,
     text_inputs,
@@ -100,6 +101,52 @@ def test_adapters_merge_as_the_models_that_peft_makes_of_them(family: str, metho
         with_method(method, base, [whole for _, whole in both]),
     )
     assert differs(got, tensors(base)), "nothing was merged"
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("optmerge", {"preset": "modality"}),
+        ("wudi", {"solver": "exact"}),
+        ("swudi", {"time": "relative", "exp_time": 3.0}),
+        ("aswudi", {"rank_rule": "entropy"}),
+        ("tsv", {}),
+        ("iso_c", {}),
+        ("iso_cts", {}),
+    ],
+)
+def test_every_method_of_the_plugin_gives_from_factors_what_it_gives_from_models(
+    method: str, parameters: dict[str, Any]
+) -> None:
+    """The models are rounded to float32 when they are saved, so an absolute tolerance; deltas are about 0.05."""
+    base, both = checkpoint("llava"), pair("llava")
+    more = {"parameters": {"scaling": 0.5, **parameters}}
+    got = assert_same_merge(
+        {**with_method(method, base, [plus(base, adapter) for adapter, _ in both]), **more},
+        {**with_method(method, base, [whole for _, whole in both]), **more},
+        tolerance=2e-5,
+    )
+    assert differs(got, tensors(base)), "nothing was merged"
+
+
+def test_adapters_of_a_text_only_model_keep_their_factors_too(tmp_path: Path) -> None:
+    """mergekit by itself would write a merged model of each adapter to its cache."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    base = save_model(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=4)))
+    adapters = []
+    for seed in range(2):
+        model = peft.get_peft_model(
+            transformers.LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(r=3, target_modules="all-linear")
+        )
+        randomise(model, seed)
+        adapters.append(fresh("adapter"))
+        model.save_pretrained(adapters[-1])
+    cache = tmp_path / "cache"
+    outcome = merge(with_method("iso_c", base, [plus(base, a) for a in adapters]), "--lora-merge-cache", str(cache))
+    assert not cache.exists()
+    assert differs(outcome.tensors, tensors(base))
+    transformers.LlamaForCausalLM.from_pretrained(outcome.out)
 
 
 @pytest.mark.parametrize("family", [name for name in zoo.FAMILIES if name not in FAMILIES])

@@ -1,6 +1,7 @@
 """The seam in mergekit 0.1.5: `mergekit.merge.run_merge`, which every mergekit command calls to merge models.
 
-Configs in which some input is multimodal are run here, all others by mergekit as if the plugin were not there.
+Merges with a multimodal input, and merges of adapters by the plugin's methods, are run here; all others by mergekit, as
+if the plugin were not there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from mergekit_mm.methods import catalogue
+
 LOG = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ def install() -> None:
     def run_merge(
         merge_config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
     ) -> None:
-        if is_multimodal(merge_config):
+        if is_planned_here(merge_config):
             from mergekit_mm.merge import run_multimodal_merge
 
             run_multimodal_merge(merge_config, out_path, options, config_source)
@@ -46,6 +49,12 @@ def install() -> None:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "mergekit" and getattr(module, "run_merge", None) is original:
             module.run_merge = run_merge  # type: ignore[attr-defined]
+
+
+def is_planned_here(config: MergeConfiguration) -> bool:
+    """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors."""
+    adapters = any(model.lora for model in config.referenced_models())
+    return is_multimodal(config) or (adapters and config.merge_method in {method.name for method in catalogue()})
 
 
 def is_multimodal(config: MergeConfiguration) -> bool:
