@@ -1,4 +1,4 @@
-"""`mergekit-mm lora`: the adapter it writes, put on the base by PEFT, is the merged model. And `mergekit-mm sweep`."""
+"""`mergekit-mm lora`: the adapter it writes, put on the base by PEFT, is the merged model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ import yaml
 import zoo
 from checkpoints import (
     assert_close,
-    assert_same_bytes,
     checkpoint,
     experts,
     fresh,
-    linear,
     load,
     logits,
     merge,
@@ -190,35 +188,3 @@ def test_factors_are_the_best_of_their_rank(
     lost = float((found.b @ found.a - b @ a).double().square().sum())
     assert lost <= float(s[found.rank :].square().sum()) + 1e-6 * float(s.square().sum())
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
-
-
-# --------------------------------------------------------------------------------------------------------------- sweep
-
-
-@pytest.mark.parametrize("method", ["optmerge", "task_arithmetic", "ties"])
-def test_a_sweep_is_the_same_merge_at_each_strength(method: str) -> None:
-    base, strengths = checkpoint("llava"), (0.25, 1.0, 1.5)
-    config = with_method(method, base, experts("llava"))
-    out, result = command("sweep", config, "--scaling", "0.25,1,1.5", "--quiet")
-    assert result.exit_code == 0, result.output
-    merged, before = wide(merge(config).tensors), wide(tensors(base))
-    for strength in strengths:
-        path = out / f"scaling_{strength:g}"
-        expected = {n: torch.lerp(before[n].double(), v.double(), strength) for n, v in merged.items()}
-        assert_close(wide(tensors(path)), expected, 1e-6)
-        load(path, zoo.FAMILIES["llava"].cls)
-    assert_same_bytes(tensors(out / "scaling_1"), merge(config).tensors)
-
-
-@pytest.mark.parametrize(("scaling", "told"), [("0.3,x", "list of numbers"), ("nan", "finite")])
-def test_strengths_that_are_no_numbers_are_refused(scaling: str, told: str) -> None:
-    out, result = command("sweep", with_method("optmerge", checkpoint("llava"), experts("llava")), "--scaling", scaling)
-    assert result.exit_code != 0
-    assert told in result.output
-    assert not out.exists()
-
-
-def test_a_sweep_needs_a_base_to_scale_from() -> None:
-    _, result = command("sweep", linear(*experts("llava")), "--scaling", "0.5")
-    assert result.exit_code == 1
-    assert "base_model" in result.output
