@@ -2,84 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
-from mergekit_mm.methods import method_named
-from mergekit_mm.methods.apply import is_finite, mean_delta
 from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTensors
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import is_own_method
 from mergekit_mm.planning.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
-from mergekit_mm.planning.tasks import MergeTensors
-
-# mergekit's methods whose result is a weighted sum of the deltas, whatever these are
-_SUMS = ("linear", "task_arithmetic")
-
-
-class MergeDelta(MergeTensors):
-    """What a merge method makes of the deltas of one tensor over the model `over`; factors stay factors where they can.
-
-    The plugin's methods give task vectors by themselves. mergekit's are run over a base of zero; one that adds up
-    weighted tensors is asked for its weights, by running it on unit vectors.
-    """
-
-    over: ModelReference
-
-    def execute(  # type: ignore[override]  # a task vector instead of a tensor
-        self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
-    ) -> TaskVector:
-        base = tensors.get(self.over)
-        assert not isinstance(base, TaskVector)
-        deltas = {
-            model: value if isinstance(value := tensors[model], TaskVector) else TaskVector(value, base=base)
-            for model in self.model_order
-            if model != self.base_model
-        }
-        broken = [
-            str(m) for m, d in deltas.items() if not (is_finite(d.left) and (d.right is None or is_finite(d.right)))
-        ]
-        if broken:
-            raise CheckpointError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
-        if is_own_method(self.method_name):
-            return self._solved(list(deltas.values()))
-        self._require_base_kept(list(deltas))
-        if self.method_name in _SUMS and all(d.right is not None for d in deltas.values()):
-            weights = self._run(dict(zip(deltas, torch.eye(len(deltas)), strict=True)))
-            left = torch.cat([d.left * w for d, w in zip(deltas.values(), weights, strict=True)], dim=1)
-            return TaskVector(left, right=torch.cat([d.right for d in deltas.values() if d.right is not None]))
-        return TaskVector(self._run({model: d.dense(torch.float32) for model, d in deltas.items()}))
-
-    def _solved(self, deltas: list[TaskVector]) -> TaskVector:
-        parameters = dict(self.parameters.items())
-        scaling = parameters.pop("scaling")
-        if len(deltas[0].shape) != 2:
-            return TaskVector(mean_delta(deltas) * scaling)
-        merged = method_named(self.method_name).solve(deltas, **parameters)
-        if merged.right is None:
-            return TaskVector(merged.dense(torch.float32) * scaling)
-        return TaskVector(merged.left * scaling, right=merged.right)
-
-    def _run(self, values: dict[ModelReference, torch.Tensor], of_base: float = 0.0) -> torch.Tensor:
-        """mergekit's method on tensors of any shape, over a constant base."""
-        if self.base_model is not None:
-            values = {**values, self.base_model: torch.full_like(next(iter(values.values())), of_base)}
-        merged = self._merged(dict(values))
-        assert merged is not None
-        return merged
-
-    def _require_base_kept(self, experts: list[ModelReference]) -> None:
-        """A sum whose weights are not one in all scales the base itself."""
-        if self.method_name != "linear":
-            return
-        total = float(self._run({model: torch.ones(1) for model in experts}, of_base=1.0))
-        if abs(total - 1.0) > 1e-6:
-            raise CheckpointError(
-                f"The weights of this linear merge add up to {total:g}, which scales the base itself; no adapter can. "
-                "Let them add up to 1, or leave `normalize` on."
-            )
 
 
 def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
@@ -107,6 +37,8 @@ def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task
         raise CheckpointError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
     if isinstance(task, AdaptTensor):
         return LoadDelta(model=task.model, tensor=task.tensor, base=task.base)
+    if isinstance(task, AddDelta):
+        return task.delta
     assert isinstance(task, MergeTensors)
     gather = task.gather_tensors
     assert isinstance(gather, GatherMemoryTensors)

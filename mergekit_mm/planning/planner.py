@@ -31,18 +31,11 @@ from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
-from mergekit_mm.planning.tasks import (
-    CastTensor,
-    ConvertToDisk,
-    KeepTensor,
-    MergeTaskVectors,
-    MergeTensors,
-    PickTensor,
-    RescaleDelta,
-)
+from mergekit_mm.planning.tasks import CastTensor, ConvertToDisk, KeepTensor, PickTensor, RescaleDelta
 
 
 @dataclass(frozen=True)
@@ -227,10 +220,15 @@ class MultimodalPlanner(MergePlanner):
             "base_model": reader.base_model,
             "output_weight": job.weight,
         }
+        adapters = self._adapters_of_base(job, held)
         if is_own_method(spec.name):
-            deltas = self._adapters_of_base(job, held)
-            gather = self._gather(job, held, None, deltas)
+            gather = self._gather(job, held, None, adapters)
             return MergeTaskVectors(gather_tensors=gather, as_vector=job.info.is_convolution, **common)
+        if spec.name == "task_arithmetic" and adapters and len(adapters) == len(held) - 1:
+            # a sum of adapters is added to the base as one pair of factors, and no adapted copy of it is made
+            gather = self._gather(job, {model: held[model] for model in adapters}, None, adapters)
+            delta = MergeDelta(gather_tensors=gather, over=reader.base_model, **common)
+            return AddDelta(base=self._bases[job.weight.name], delta=delta)
         gather = self._gather(job, held, self._merge_dtype(held))
         return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
 
