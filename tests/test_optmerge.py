@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from mergekit_mm.methods import catalogue
 from mergekit_mm.methods.optmerge import PRESETS, solve
+from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
+from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 SGD = ["lora", "modality"]
@@ -94,6 +97,18 @@ def test_single_precision_everywhere(
     expected = merged_delta([d.double() for d in deltas], preset=preset)
     monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
     assert relative(merged_delta(deltas, preset=preset), expected) < (5e-6 if preset == "full" else 1e-6)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("flat", torch.float32), ("adapter", torch.float64)])
+def test_a_long_filter_on_a_wide_matrix_is_float32_where_that_is_enough(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows stay rows there, so that only the root of the filter's slope multiplies rounding; a wide spectrum is not."""
+    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    deltas = make_deltas((120, 420), 3, kind)
+    merged = solve([TaskVector(d) for d in deltas], PRESETS["modality"]).left
+    assert merged.dtype == dtype
+    assert relative(merged, optmerge_loop(deltas, "modality")) < 1e-6
 
 
 def test_the_proxy_of_the_paper() -> None:
@@ -189,6 +204,103 @@ def test_factors_give_what_their_products_give(
     assert merged.is_factored == (preset in SGD)
     if merged.right is not None:
         assert merged.right.shape[0] <= 2 + 8 + 5 + 4
+
+
+# --- relative time ----------------------------------------------------------------------------------------------------
+
+
+def relative_time_loop(deltas: Sequence[Tensor], preset: str, iterations: int = 300) -> Tensor:
+    """Heavy-ball steps of lr / (largest eigenvalue of A) on the gradient 2 (x A - B), in float64 from full SVDs."""
+    constants, rank = PRESETS[preset], PRESETS[preset].rank(deltas[0].shape, len(deltas))
+    x = torch.stack(list(deltas)).double().mean(0)
+    hessian, right_side = x.new_zeros(x.shape[1], x.shape[1]), torch.zeros_like(x)
+    for delta in (d.double() for d in deltas):
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        target = (u[:, :rank] * s[:rank]) @ vh[:rank]
+        proxy = delta if preset == "modality" else target
+        hessian = hessian + proxy.T @ proxy / delta.square().sum()
+        right_side = right_side + target @ proxy.T @ proxy / delta.square().sum()
+    rate = constants.learning_rate / float(torch.linalg.eigvalsh(hessian)[-1])
+    velocity = torch.zeros_like(x)
+    for _ in range(iterations):
+        velocity = constants.momentum * velocity + 2 * (x @ hessian - right_side)
+        x = x - rate * velocity
+    return x
+
+
+@pytest.mark.parametrize("preset", SGD)
+@pytest.mark.parametrize("kind", ["adapter", "flat", "steep"])
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 400)])
+def test_relative_time_divides_the_learning_rate_by_the_largest_eigenvalue(
+    preset: str, kind: str, shape: tuple[int, int]
+) -> None:
+    deltas, steps = make_deltas(shape, 3, kind), 300 if preset == "lora" else 10  # far from the end, where both agree
+    expected = relative_time_loop(deltas, preset, steps)
+    assert relative(merged_delta(deltas, preset=preset, time="relative", iterations=steps), expected) < 1e-6
+    doubled = merged_delta([d.double() for d in deltas], preset=preset, time="relative", iterations=steps)
+    assert relative(doubled, expected) < 1e-10
+    assert relative(merged_delta(deltas, preset=preset, iterations=steps), expected) > 1e-3
+
+
+@pytest.mark.parametrize("preset", SGD)
+@pytest.mark.parametrize("kind", ["flat", "steep"])
+def test_relative_time_of_a_large_matrix(preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 sums and an iterative eigenvalue, as on matrices of real models."""
+    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    deltas = make_deltas((264, 300), 3, kind)
+    merged = merged_delta(deltas, preset=preset, time="relative")
+    assert relative(merged, relative_time_loop(deltas, preset)) < 1e-6
+
+
+@pytest.mark.parametrize("preset", SGD)
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60)])
+def test_relative_time_is_the_same_from_factors(preset: str, shape: tuple[int, int]) -> None:
+    setting = replace(PRESETS[preset], time="relative")
+    pairs = [(randn(shape[0], r, seed=r).double(), randn(r, shape[1], seed=r + 20).double()) for r in (2, 8, 5)]
+    merged = solve([TaskVector(b, right=a) for b, a in pairs], setting)
+    assert merged.is_factored
+    assert relative(merged.dense(torch.float64), solve([TaskVector(b @ a) for b, a in pairs], setting).left) < 1e-10
+
+
+def disjoint_flat_deltas(rank: int) -> list[Tensor]:
+    """Two experts of `rank` equal singular values each, in row spaces orthogonal to each other."""
+    left, right = (torch.linalg.qr(randn(160, 160, seed=s).double()).Q for s in (1, 2))
+    return [left[:, part] @ right[part] for part in (slice(0, rank), slice(rank, 2 * rank))]
+
+
+def test_relative_time_makes_different_ranks_progress_alike() -> None:
+    """The optimum here is the sum, each expert whole in its own subspace; the start is the mean."""
+
+    def progress(rank: int, time: str) -> float:
+        deltas = disjoint_flat_deltas(rank)
+        mean = torch.stack(deltas).mean(0)  # of the way to the optimum one half lies behind, one half ahead
+        return float(((merged_delta(deltas, time=time) - mean) * mean).sum() / mean.square().sum())
+
+    assert progress(8, "relative") == pytest.approx(progress(64, "relative"), rel=1e-10)
+    assert progress(8, "absolute") > 5 * progress(64, "absolute")
+    assert 0.4 < progress(8, "relative") < 0.5  # 1 - e_T(1) of 300 steps of 1e-4 at momentum 0.9
+
+
+def test_relative_time_stays_at_the_start_where_nothing_curves() -> None:
+    """Equal experts have no centered part: A is zero, and so is its largest eigenvalue."""
+    delta = make_deltas((30, 50), 1, "flat")[0]
+    merged = merged_delta([delta] * 3, proxy="centered", time="relative")
+    assert relative(merged, delta) < 1e-6
+
+
+def test_relative_time_is_refused_for_adam() -> None:
+    with pytest.raises(ValueError, match="time must be absolute with the adam optimizer; got relative"):
+        merged_delta(make_deltas((4, 5), 2, "flat"), preset="full", time="relative")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 7, 500])
+def test_the_largest_eigenvalue(dtype: torch.dtype, rank: int) -> None:
+    matrix = gram(randn(500, rank, seed=rank).to(dtype))
+    exact = float(torch.linalg.eigvalsh(matrix.double())[-1])
+    assert largest_eigenvalue(matrix) == pytest.approx(exact, rel=1e-6 if dtype == torch.float32 else 1e-13)
+    assert exact <= largest_eigenvalue_bound(matrix) < 1.5 * exact
+    assert largest_eigenvalue(torch.zeros(300, 300, dtype=dtype)) == 0
 
 
 # --- awkward input ----------------------------------------------------------------------------------------------------
@@ -334,7 +446,7 @@ def test_values_out_of_range_are_named(name: str, value: float) -> None:
         merged_delta(make_deltas((4, 5), 2, "flat"), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("preset", "fast"), ("init", "median"), ("optimizer", "lion")])
+@pytest.mark.parametrize(("name", "value"), [("preset", "fast"), ("init", "median"), ("time", "own")])
 def test_unknown_choices_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=value):
         merged_delta(make_deltas((4, 5), 2, "flat"), **{name: value})

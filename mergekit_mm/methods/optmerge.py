@@ -26,18 +26,20 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method, working_dtype
-from mergekit_mm.numerics.filters import heavy_ball_quotient
+from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.quadratic import Quadratic, Term
-from mergekit_mm.numerics.spectral import Truncation, gram_root, truncate
+from mergekit_mm.numerics.spectral import Truncation, truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
 Init = Literal["mean", "sum", "zero"]
 Optimizer = Literal["sgd", "adam"]
 Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
+Time = Literal["absolute", "relative"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
-_LONG_FILTER = 8.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
+_LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
+_LONG_FILTER_BY_ROWS = 32.0  # for whole deltas by rows: slope times largest eigenvalue, whose root alone multiplies
 _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 
@@ -53,6 +55,7 @@ class Settings:
     optimizer: Optimizer = "sgd"
     proxy: Proxy = "truncated"
     target: Target = "truncated"
+    time: Time = "absolute"
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
 
@@ -63,12 +66,17 @@ class Settings:
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self)
         _require(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)", self)
         _require(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive", self)
+        _require(self.optimizer == "sgd" or self.time == "absolute", "time", "absolute with the adam optimizer", self)
+
+    @property
+    def slope(self) -> float:
+        """q(0): how far SGD goes, per unit of an eigenvalue."""
+        return float(heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations))
 
     @property
     def amplifies_rounding(self) -> bool:
         """Whether float32 sums are too coarse: Adam normalises what little is left of them, a long filter grows it."""
-        slope = heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations)
-        return self.optimizer == "adam" or not float(slope) < _LONG_FILTER
+        return self.optimizer == "adam" or not self.slope < _LONG_FILTER
 
     def rank(self, shape: Sequence[int], experts: int) -> int:
         """k: how many singular directions of a matrix of this shape are kept, rounded down."""
@@ -101,6 +109,7 @@ def optmerge(
     optimizer: Optimizer | None = None,
     proxy: Proxy | None = None,
     target: Target | None = None,
+    time: Time | None = None,
     adam_beta2: float | None = None,
     adam_epsilon: float | None = None,
 ) -> TaskVector:
@@ -110,6 +119,9 @@ def optmerge(
     proxy: L_i from tau_i cut to rank k (`truncated`), from the whole tau_i (`full`), or from tau_i - mean cut to rank k
     (`centered`, as in the paper's Eq. 3). target: T_i is tau_i cut to rank k (`truncated`), or tau_i - mean cut to rank
     k plus the mean (`centered`).
+    time: the learning rate as it is (`absolute`, as released), or in units of one over the largest eigenvalue of
+    sum_i L_i^T L_i / ||tau_i||^2 (`relative`), so that matrices whose deltas differ in effective rank progress alike;
+    for the sgd optimizer only.
     """
     chosen = {k: v for k, v in locals().items() if k not in ("task_vectors", "preset") and v is not None}
     return solve(task_vectors, replace(PRESETS[preset], **chosen))
@@ -131,33 +143,65 @@ def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
 
 
 def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean, then for their terms."""
+    """The merged delta (out, in), from sums taken in `dtype` where that may be enough, else in float64."""
     count, shape = len(task_vectors), task_vectors[0].shape
     dtype = _affordable(dtype, shape)
     if count == 1 and rank >= min(shape) and settings.init != "zero":
         return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
-    setup = torch.float64 if settings.amplifies_rounding else dtype
-    mean, peaks = _mean_and_peaks(task_vectors, setup)
+    rows = min(shape) if settings.proxy == "full" else min(rank, *shape)
+    # whole deltas, kept as rows, are exact and large: float64 is put off until the spectrum is seen to need it
+    wait = settings.optimizer == "sgd" and settings.proxy == "full" and rows * count < shape[1]
+    coarse = settings.amplifies_rounding and not wait
+    return _descend(task_vectors, settings, rank, rows, torch.float64 if coarse else dtype)
+
+
+def _descend(
+    task_vectors: Sequence[TaskVector], settings: Settings, rank: int, rows: int, dtype: torch.dtype
+) -> Tensor:
+    """The merged delta; `rows` are those of each proxy, `dtype` is that of the sums.
+
+    Deltas are formed one at a time, twice: for the mean, then for their terms.
+    """
+    mean, peaks = _mean_and_peaks(task_vectors, dtype)
     if rank == 0 or max(peaks) == 0:
         return mean
     # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
     scale = 2.0 ** math.frexp(max(peaks))[1]
     mean /= scale
     live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-    terms = (_term(t.dense(setup).div_(scale), mean, settings, rank) for t in live)
-    start = {"mean": 1.0, "sum": float(count), "zero": 0.0}[settings.init]
+    terms = (_term(t.dense(dtype).div_(scale), mean, settings, rank) for t in live)
+    start = {"mean": 1.0, "sum": float(len(task_vectors)), "zero": 0.0}[settings.init]
     shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
-    rows_each = min(shape) if settings.proxy == "full" else min(rank, *shape)
-    problem = Quadratic.assemble(terms, rows_each * len(live), mean * (start - shared))
+    own = start - shared
+    problem = Quadratic.assemble(terms, rows * len(live), mean if own == 1.0 else mean * own)
+    if _too_coarse(problem, settings):
+        del problem, mean
+        return _descend(task_vectors, settings, rank, rows, torch.float64)
     if settings.optimizer == "sgd":
-        step = problem.sgd_step(settings.learning_rate, settings.momentum, settings.iterations)
+        step = _sgd_step(problem, settings)
     elif float(problem.slope.abs().max()) < _AT_REST:
         step = torch.zeros_like(mean)  # the start is the optimum, where Adam would blow rounding noise up to full steps
     else:
         betas = (settings.momentum, settings.adam_beta2)
         rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
-        step = problem.adam_step(rate, betas, epsilon, settings.iterations, dtype)
+        steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
+        step = problem.adam_step(rate, betas, epsilon, settings.iterations, steps_in)
     return step.add_(mean, alpha=start).mul_(scale)
+
+
+def _too_coarse(problem: Quadratic, settings: Settings) -> bool:
+    """Whether a filter this long, on a spectrum this wide, asks for a float64 problem."""
+    if problem.slope.dtype == torch.float64 or not settings.amplifies_rounding:
+        return False
+    reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(problem.hessian)
+    return not settings.slope * reach < _LONG_FILTER_BY_ROWS
+
+
+def _sgd_step(problem: Quadratic, settings: Settings) -> Tensor:
+    rate = settings.learning_rate
+    if settings.time == "relative":
+        rate /= largest_eigenvalue(problem.hessian) or 1.0  # no curvature, no step at any rate
+    return problem.sgd_step(rate, settings.momentum, settings.iterations)
 
 
 def _mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
@@ -168,19 +212,21 @@ def _mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> t
         low, high = torch.aminmax(delta)
         peaks.append(max(abs(float(low)), abs(float(high))))
         mean += delta
-    return mean / len(peaks), peaks
+    return mean.div_(len(peaks)), peaks
 
 
 def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
     """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
+    far = settings.amplifies_rounding or settings.time == "relative"
+    solve_in = torch.float64 if far else None
 
     def cut(source: str) -> Truncation:
-        return truncate(delta - mean if source == "centered" else delta, rank)
+        return truncate(delta - mean if source == "centered" else delta, rank, solve_in)
 
     weight = 1.0 / math.sqrt(float(delta.square().sum(1).to(torch.float64).sum()))
     target = cut(settings.target)
-    if settings.proxy == "full":
-        rows = gram_root(delta)
+    if settings.proxy == "full":  # the delta itself, its memory too unless it is also the target
+        rows = delta.mul_(weight) if target.left is not delta else delta * weight
     else:
-        rows = target.rows if settings.proxy == settings.target else cut(settings.proxy).rows
-    return Term(rows * weight, target.left, target.right)
+        rows = (target if settings.proxy == settings.target else cut(settings.proxy)).rows * weight
+    return Term(rows, target.left, target.right)

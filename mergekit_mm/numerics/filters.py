@@ -12,8 +12,9 @@ Quotient = Callable[[Tensor], Tensor]
 
 _NODES = 128  # Chebyshev nodes: twice the highest degree that is ever worth applying
 _EIGH_COST = 11.0  # full symmetric eigendecomposition / size^3, in flops at the speed of a matrix product (measured)
-_LANCZOS_STEPS = 12
-_ROW_BLOCK = 512  # rows are filtered independently, so scratch space need not grow with the matrix
+_LANCZOS_STEPS = 12  # for a bound
+_DENSE_UP_TO = 256  # below this size all eigenvalues cost as little as one
+_ROW_BLOCK = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
 
 
 def heavy_ball_quotient(eigenvalues: Tensor, learning_rate: float, momentum: float, iterations: int) -> Tensor:
@@ -39,7 +40,7 @@ def apply_quotient(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> 
     where the polynomial would cost more, the matrix is decomposed.
     """
     rows, size = coefficients.shape
-    bound = _largest_eigenvalue_bound(matrix)
+    bound = largest_eigenvalue_bound(matrix)
     if bound == 0.0:
         return coefficients * float(quotient(torch.zeros(1, dtype=torch.float64)))
     series = _chebyshev_series(quotient, bound, _tolerance(matrix.dtype))
@@ -48,7 +49,7 @@ def apply_quotient(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> 
         return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_ROW_BLOCK)])
     values, vectors = torch.linalg.eigh(matrix)
     weights = quotient(values.clamp_min(0)).to(matrix.dtype)
-    return ((coefficients @ vectors) * weights) @ vectors.T
+    return (coefficients @ vectors).mul_(weights) @ vectors.T
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -56,29 +57,45 @@ def _tolerance(dtype: torch.dtype) -> float:
     return max(torch.finfo(dtype).eps / 8, 1e-12)
 
 
-def _largest_eigenvalue_bound(matrix: Tensor) -> float:
+def largest_eigenvalue(matrix: Tensor) -> float:
+    """The largest eigenvalue of a symmetric positive semi-definite matrix (size, size), to the rounding of its dtype.
+
+    By Lanczos, since one eigenvalue does not justify a decomposition. Its error is of second order in the residual of
+    the eigenvector, hence the square root.
+    """
+    if matrix.shape[0] <= _DENSE_UP_TO:
+        return max(0.0, float(torch.linalg.eigvalsh(matrix.to(torch.float64))[-1]))
+    return _lanczos(matrix, matrix.shape[0], 0.1 * math.sqrt(torch.finfo(matrix.dtype).eps))[0]
+
+
+def largest_eigenvalue_bound(matrix: Tensor) -> float:
     """An upper bound of the spectrum: Lanczos plus its residual (Zhou & Li 2011), never above the Frobenius norm."""
     frobenius = 1.02 * float(torch.linalg.vector_norm(matrix))  # in float32 this may fall short by 1%
-    size = matrix.shape[0]
-    if size <= _LANCZOS_STEPS or frobenius == 0.0:
+    if matrix.shape[0] <= _LANCZOS_STEPS or frobenius == 0.0:
         return frobenius
-    start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return min(frobenius, 1.01 * sum(_lanczos(matrix, _LANCZOS_STEPS, 0.0)))
+
+
+def _lanczos(matrix: Tensor, steps: int, tolerance: float) -> tuple[float, float]:
+    """The largest Ritz value after `steps` steps, fewer if its residual falls below `tolerance` of it; and beta."""
+    start = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = (start / start.norm()).to(matrix)
     previous, beta = torch.zeros_like(vector), 0.0
-    diagonal, off_diagonal = [], []
-    for _ in range(_LANCZOS_STEPS):
+    tridiagonal = torch.zeros(0, 0, dtype=torch.float64)
+    tolerance = max(tolerance, torch.finfo(matrix.dtype).eps)
+    while True:
         residual = matrix @ vector - beta * previous
         alpha = float(residual @ vector)
+        tridiagonal = torch.block_diag(tridiagonal, torch.tensor([[alpha]], dtype=torch.float64))
+        if beta:
+            tridiagonal[-1, -2] = tridiagonal[-2, -1] = beta
         residual = residual - alpha * vector
         beta = float(residual.norm())
-        diagonal.append(alpha)
-        off_diagonal.append(beta)
-        if beta <= 1e-6 * frobenius:
-            break
+        values, vectors = torch.linalg.eigh(tridiagonal)
+        value = float(values[-1])
+        if len(values) >= steps or beta * abs(float(vectors[-1, -1])) <= tolerance * abs(value):
+            return value, beta
         previous, vector = vector, residual / beta
-    side = torch.tensor(off_diagonal[:-1], dtype=torch.float64)
-    tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(side, 1) + torch.diag(side, -1)
-    return min(frobenius, 1.01 * (float(torch.linalg.eigvalsh(tridiagonal)[-1]) + off_diagonal[-1]))
 
 
 def _chebyshev_series(quotient: Quotient, bound: float, tolerance: float) -> list[float]:

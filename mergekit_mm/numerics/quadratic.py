@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,13 @@ class Term(NamedTuple):
         """P = T rows^T (out, r)."""
         return self.left @ self.rows.T if self.right is None else self.left @ (self.right @ self.rows.T)
 
+    def add_to_slope_(self, slope: Tensor) -> None:
+        """slope += T rows^T rows (out, in), through the thin factor of T where it has one."""
+        if self.right is None:
+            slope.addmm_(self.left @ self.rows.T, self.rows)
+        else:
+            slope.addmm_(self.left, (self.right @ self.rows.T) @ self.rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
@@ -50,8 +58,9 @@ class Quadratic:
     def assemble(cls, terms: Iterable[Term], row_count: int, start: Tensor) -> Quadratic:
         """Sum the experts' terms, consumed one at a time; `row_count` is the number of rows they bring together.
 
-        start (out, in) is x_0 less whatever part all targets share and the terms leave out. D is a difference of large
-        terms: a method that goes far along A's small eigenvalues should bring them in float64.
+        start (out, in) is x_0 less whatever part all targets share and the terms leave out. The slope's rounding is
+        multiplied by q(A), by rows only by q(A) sqrt(A): a method that goes far along small eigenvalues should bring
+        float64 terms in the other form, and in both if A's spectrum is wide.
         """
         if row_count < start.shape[1]:
             return cls._stack(terms, row_count, start)
@@ -59,7 +68,7 @@ class Quadratic:
         slope = torch.zeros_like(start)
         for term in terms:
             add_gram_(hessian, term.rows.T)
-            slope.addmm_(term.target_times_rows(), term.rows)
+            term.add_to_slope_(slope)
         return cls(slope.addmm_(start, hessian, alpha=-1.0), hessian, by_rows=False)
 
     @classmethod
@@ -74,6 +83,11 @@ class Quadratic:
             filled = stop
         return cls(slope.addmm_(start, rows.T, alpha=-1.0), rows, by_rows=True)
 
+    @cached_property
+    def hessian(self) -> Tensor:
+        """A, or by rows the smaller R R^T, which has the same eigenvalues but for zeros. Kept: for memory, ask late."""
+        return gram(self.matrix) if self.by_rows else self.matrix
+
     def sgd_step(self, learning_rate: float, momentum: float, iterations: int) -> Tensor:
         """y (out, in) after `iterations` steps of SGD with momentum from y = 0: the spectral filter y = D q(A).
 
@@ -83,9 +97,8 @@ class Quadratic:
         def quotient(eigenvalues: Tensor) -> Tensor:
             return heavy_ball_quotient(eigenvalues, learning_rate, momentum, iterations)
 
-        if self.by_rows:
-            return apply_quotient(self.slope, gram(self.matrix), quotient) @ self.matrix
-        return apply_quotient(self.slope, self.matrix, quotient)
+        step = apply_quotient(self.slope, self.hessian, quotient)
+        return step @ self.matrix if self.by_rows else step
 
     def adam_step(
         self, learning_rate: float, betas: tuple[float, float], epsilon: float, iterations: int, dtype: torch.dtype

@@ -50,7 +50,7 @@ def top_eigenpairs(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
         if found is not None:
             return found
     values, vectors = torch.linalg.eigh(symmetric)
-    return values[-count:].flip(0), vectors[:, -count:].flip(1)
+    return values.flip(0)[:count], vectors.flip(1)[:, :count]
 
 
 def _lapack_subset(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
@@ -78,13 +78,18 @@ def gram_root(x: Tensor) -> Tensor:
     return x if x.shape[0] <= x.shape[1] else torch.linalg.qr(x, mode="r").R
 
 
-def truncate(x: Tensor, rank: int) -> Truncation:
-    """The best rank-`rank` approximation of x (out, in), from the Gram matrix of its smaller side."""
+def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None) -> Truncation:
+    """The best rank-`rank` approximation of x (out, in), from the Gram matrix of its smaller side.
+
+    solve_in: a wider dtype for the eigenpairs alone, half as dear again. Between close singular values float32
+    eigenvectors are off by many times its rounding, while a float32 Gram matrix is good to that rounding.
+    """
+    solve_in = solve_in or x.dtype
     if rank >= min(x.shape):
         return Truncation(x, None, gram_root(x))
     if x.shape[0] <= x.shape[1]:
-        _, u = top_eigenpairs(gram(x), rank)
+        u = top_eigenpairs(gram(x).to(solve_in), rank)[1].to(x.dtype)
         right = u.T @ x  # S V^T
         return Truncation(u, right, right)
-    values, v = top_eigenpairs(gram(x.T), rank)
+    values, v = (part.to(x.dtype) for part in top_eigenpairs(gram(x.T).to(solve_in), rank))
     return Truncation(x @ v, v.T, values.clamp_min(0).sqrt().unsqueeze(1) * v.T)

@@ -1,0 +1,54 @@
+"""Steps that every solver takes on its task vectors: down to the joint core and back, one pass for mean and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.numerics.task_vector import TaskVector, joint_core
+
+
+def in_joint_core(
+    task_vectors: Sequence[TaskVector], solve: Callable[[Sequence[TaskVector]], Tensor | None]
+) -> TaskVector:
+    """The merged task vector of a `solve` that commutes with rotations: from factors it works on their small cores.
+
+    solve gets task vectors that are cheap to densify and returns the merged delta in their coordinates, float64, or
+    None for zero. From factored input the answer is factored, of at most the summed ranks; no (out, in) array is made.
+    """
+    if not all(t.is_factored for t in task_vectors):
+        merged = solve(task_vectors)
+        return TaskVector(_zeros(task_vectors[0], *task_vectors[0].shape) if merged is None else merged)
+    joint = joint_core(task_vectors, torch.float64)
+    empty = not (joint.left.shape[1] and joint.right.shape[0])
+    core = None if empty else solve(joint.cores)
+    if core is None:
+        rows, columns = task_vectors[0].shape
+        return TaskVector(_zeros(task_vectors[0], rows, 0), right=_zeros(task_vectors[0], 0, columns))
+    return joint.expand(TaskVector(core))
+
+
+def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
+    """The average delta (out, in), and each delta's largest absolute entry; one delta in memory at a time."""
+    mean = torch.zeros(task_vectors[0].shape, dtype=dtype, device=task_vectors[0].left.device)
+    peaks = []
+    for task_vector in task_vectors:
+        delta = task_vector.dense(dtype)
+        low, high = torch.aminmax(delta)
+        peaks.append(max(-float(low), float(high)))
+        mean += delta
+    return mean / len(peaks), peaks
+
+
+def sum_of_deltas(task_vectors: Sequence[TaskVector]) -> Tensor:
+    """The sum of the deltas (out, in) in float64; one delta in memory at a time."""
+    total = task_vectors[0].dense(torch.float64)
+    for task_vector in task_vectors[1:]:
+        total += task_vector.dense(torch.float64)
+    return total
+
+
+def _zeros(like: TaskVector, rows: int, columns: int) -> Tensor:
+    return torch.zeros(rows, columns, dtype=torch.float64, device=like.left.device)

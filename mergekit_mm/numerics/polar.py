@@ -1,0 +1,105 @@
+"""Singular triplets and polar factors in float64, from the Gram matrix of the smaller side, aware of the rank.
+
+Methods that level the spectrum let the smallest singular direction count as much as the largest. A Gram matrix squares
+the condition number, so it has to be in float64: then it is more accurate here than a float32 singular value
+decomposition, and cheaper. Directions below a tolerance are rounding, not data: they are left out instead of being
+raised to full weight, so a polar factor is a partial isometry, zero outside the numerical range.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.numerics.spectral import add_gram_, gram, top_eigenpairs
+
+ROUNDING = 1e-5  # of the largest singular value: what float32 leaves of a small delta stored on top of a base
+COINCIDING = 1e-6  # singular values of unit vectors side by side: below this share of the largest they are dependent
+
+
+class Triplets(NamedTuple):
+    """Singular triplets: u (out, r) and v (in, r) with orthonormal columns, s (r,) positive and descending."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+
+def eigenpairs_(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """All eigenvalues, descending, and their eigenvectors as columns; `symmetric` (n, n) is used up as work space.
+
+    LAPACK's ?syevr takes two thirds of the time of torch's ?syevd and no copy. Where it fails (it may on a badly
+    clustered spectrum), without scipy, or off the CPU, torch's is used.
+    """
+    symmetric.neg_()  # LAPACK's order is ascending, and turning the vectors round would take a copy
+    found = _syevr(symmetric) if symmetric.device.type == "cpu" and symmetric.numel() else None
+    values, vectors = torch.linalg.eigh(symmetric) if found is None else found
+    return values.neg_(), vectors
+
+
+def _syevr(symmetric: Tensor) -> tuple[Tensor, Tensor] | None:
+    try:
+        from scipy.linalg import LinAlgError, eigh
+    except ImportError:
+        return None
+    diagonal = symmetric.diagonal().clone()
+    try:
+        values, vectors = eigh(symmetric.numpy().T, driver="evr", overwrite_a=True, check_finite=False)
+    except LinAlgError:  # LAPACK wrote on one triangle and the diagonal: the other triangle still has the matrix
+        lower = symmetric.tril(-1)
+        symmetric.copy_(lower + lower.T + diagonal.diag())
+        return None
+    return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+def numerical_rank(eigenvalues: Tensor, tolerance: float) -> int:
+    """How many of a Gram matrix's eigenvalues, descending, have roots (singular values) above tolerance x the first."""
+    if eigenvalues.numel() == 0:
+        return 0
+    return int((eigenvalues > max(float(eigenvalues[0]), 0.0) * tolerance**2).sum())
+
+
+def leading_triplets(x: Tensor, count: int, tolerance: float, scale: float = 0.0) -> Triplets:
+    """The `count` leading singular triplets of x (out, in) in float64, fewer where its numerical rank is lower.
+
+    A direction counts when its singular value exceeds tolerance x the larger of `scale` and the first singular value.
+    """
+    wide = x.shape[0] <= x.shape[1]
+    near = leading_range(gram(x if wide else x.T), count, tolerance, scale)
+    s, far = normalised_(x.T @ near if wide else x @ near)
+    return Triplets(near, s, far) if wide else Triplets(far, s, near)
+
+
+def leading_range(symmetric: Tensor, count: int, tolerance: float, scale: float = 0.0) -> Tensor:
+    """The leading eigenvectors of a Gram matrix that `leading_triplets` would keep, as columns."""
+    values, vectors = top_eigenpairs(symmetric, min(count, symmetric.shape[0]))
+    floor = max([scale**2, *values[:1].tolist()]) * tolerance**2
+    return vectors[:, : min(count, int((values > floor).sum()))]
+
+
+def normalised_(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms and directions of the columns `x @ v`: singular values, closer than as roots of eigenvalues, and U."""
+    s = columns.norm(dim=0)
+    return s, columns.div_(s)
+
+
+def inverse_root_(symmetric: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """G^(-1/2) on the numerical range of a Gram matrix G (n, n), 0 outside; and the singular values kept, descending.
+
+    `symmetric` is used up. With G = x^T x, `x @ G^(-1/2)` is the polar factor U V^T of x.
+    """
+    values, vectors = eigenpairs_(symmetric)
+    rank = numerical_rank(values, tolerance)
+    s = values[:rank].sqrt()
+    return add_gram_(symmetric.zero_(), vectors[:, :rank].mul_(s.rsqrt())), s
+
+
+def polar(x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The polar factor U V^T of x (out, in), over its numerical range only; and its singular values there."""
+    if x.shape[0] <= x.shape[1]:
+        root, s = inverse_root_(gram(x), tolerance)
+        return root @ x, s
+    root, s = inverse_root_(gram(x.T), tolerance)
+    return x @ root, s

@@ -1,0 +1,86 @@
+"""How many leading eigenvalues to keep, read off the spectrum itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+_ALMOST = 1 - 1e-12  # so that rounding does not add one to a count that is exact, as of equal eigenvalues
+
+
+def ratio_rank(ratio: float, size: int) -> int:
+    """ceil(ratio * size) as released: a product within a thousandth above an integer counts as that integer."""
+    return max(1, int(ratio * size + 0.999))
+
+
+def is_rank_rule(rule: str) -> bool:
+    """Whether `adaptive_rank` knows the rule; `cumvar_<x>` needs x in (0, 1]."""
+    return rule in _RULES or rule == "gavish_donoho" or _share(rule) is not None
+
+
+def adaptive_rank(rule: str, eigenvalues: Tensor, shape: Sequence[int]) -> int:
+    """How many to keep, at least 1, of A's positive `eigenvalues`, descending, for a matrix of `shape` (out, in).
+
+    participation_sqrt   ceil((sum sqrt l)^2 / sum l)    participation  ceil((sum l)^2 / sum l^2)
+    entropy              ceil(exp H(l / sum l))          stable_rank    ceil(sum l^2 / l_1^2)
+    cumvar_x             the fewest that hold the share x of the sum
+    gavish_donoho        those with sqrt(l) above omega(beta) x the median of sqrt(l), see `_gavish_donoho`
+    none                 all
+    """
+    lam = eigenvalues.to(torch.float64)
+    if lam.numel() == 0:
+        return 0
+    share = _share(rule)
+    if share is not None:
+        count = int((lam.cumsum(0) / lam.sum() < share * _ALMOST).sum()) + 1
+    elif rule == "gavish_donoho":
+        count = _gavish_donoho(lam.sqrt(), shape)
+    else:
+        count = math.ceil(_RULES[rule](lam) * _ALMOST)
+    return max(1, min(count, lam.numel()))
+
+
+def _participation(x: Tensor) -> float:
+    return float(x.sum().square() / x.square().sum())
+
+
+def _entropy(lam: Tensor) -> float:
+    share = lam / lam.sum()
+    return float(torch.special.entr(share).sum().exp())
+
+
+_RULES: dict[str, Callable[[Tensor], float]] = {
+    "participation_sqrt": lambda lam: _participation(lam.sqrt()),
+    "participation": _participation,
+    "entropy": _entropy,
+    "stable_rank": lambda lam: float((lam / lam[0]).square().sum()),
+    "none": lambda lam: float(lam.numel()),
+}
+
+
+def _share(rule: str) -> float | None:
+    """The x of `cumvar_<x>`."""
+    if not rule.startswith("cumvar_"):
+        return None
+    try:
+        share = float(rule.removeprefix("cumvar_"))
+    except ValueError:
+        return None
+    return share if 0 < share <= 1 else None
+
+
+def _gavish_donoho(singular: Tensor, shape: Sequence[int]) -> int:
+    """Gavish and Donoho's optimal hard threshold (arXiv 1305.5870), lambda*(beta) / mu(beta) x the median.
+
+    beta is the aspect ratio. mu(beta) is the released code's stand-in for the root of the Marchenko-Pastur median, kept
+    for the same ranks: sqrt((1 - beta)^2 + beta), and sqrt(2 + sqrt 3) for square matrices. The median is over all
+    `in` directions, so it is 0, and everything is kept, where most of them are null: the noise it stands for is none.
+    """
+    beta = min(shape) / max(shape)
+    best = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
+    mu = math.sqrt((1 - beta) ** 2 + beta) if beta < 0.9999 else math.sqrt(2 + math.sqrt(3))
+    middle = shape[1] // 2  # counted from the top: the lower of two medians
+    return int((singular > best / mu * float(singular[middle])).sum()) if middle < len(singular) else len(singular)

@@ -1,0 +1,300 @@
+"""TSV-Merging, Iso-C and Iso-CTS: against their definitions, at full rank as published, on adapters free of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import oracles_methods as oracles
+import pytest
+import torch
+from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, register_catalogue, relative
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mergekit_mm.methods import method_named
+from mergekit_mm.methods.iso_cts import counts
+from mergekit_mm.numerics import polar as numerics
+from mergekit_mm.numerics.spectral import gram
+from mergekit_mm.numerics.task_vector import TaskVector
+
+METHODS = ["tsv", "iso_c", "iso_cts"]
+CASES = [((48, 64), 3), ((64, 48), 5), ((40, 40), 2), ((24, 100), 3), ((100, 24), 3), ((30, 50), 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    register_catalogue()
+
+
+def expected(method: str, deltas: list[Tensor], rank: int | None = None) -> Tensor:
+    """The oracle's answer; rank is that of each delta where it is known to be lower than its size."""
+    if method == "tsv":
+        return oracles.tsv(deltas, None if rank is None else [rank] * len(deltas))
+    whole = min(deltas[0].shape) if rank is None else min(rank * len(deltas), *deltas[0].shape)
+    return oracles.iso_c(deltas, whole) if method == "iso_c" else oracles.iso_cts(deltas, rank=whole)
+
+
+# --- the published methods --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("shape", "count"), CASES)
+def test_results_are_those_of_the_definition(method: str, kind: str, shape: tuple[int, int], count: int) -> None:
+    deltas = make_deltas(shape, count, kind)
+    reference = expected(method, deltas, ADAPTER_RANK if kind == "adapter" else None)
+    assert relative(merged_delta(method, deltas), reference) < 1e-6
+    assert relative(merged_delta(method, [d.double() for d in deltas]), reference) < 1e-6
+    if method != "tsv" or count > 1:
+        for other in (sum(deltas), sum(deltas) / count):
+            assert relative(other, reference) > 1e-2, "this test could not fail"
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(20, 32), (32, 20)])
+def test_every_rank_fraction(fraction: float, shape: tuple[int, int]) -> None:
+    """Three experts at 0.5 bring more vectors than there are dimensions."""
+    deltas = make_deltas(shape, 3, "steep")
+    reference = oracles.tsv(deltas, rank_fraction=fraction)
+    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction), reference) < 1e-6
+    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction / 2), reference) > 1e-2
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_every_common_fraction(fraction: float) -> None:
+    deltas = make_deltas((30, 44), 3, "flat")
+    reference = oracles.iso_cts(deltas, common_fraction=fraction)
+    assert relative(merged_delta("iso_cts", deltas, common_fraction=fraction), reference) < 1e-6
+
+
+def test_all_in_common_is_iso_c() -> None:
+    deltas = make_deltas((30, 44), 3, "flat")
+    assert relative(merged_delta("iso_cts", deltas, common_fraction=1.0), merged_delta("iso_c", deltas)) < 1e-6
+
+
+@pytest.mark.parametrize(("rank", "experts"), [(896, 5), (64, 8), (100, 3), (7, 5), (6, 7), (1, 1), (0, 4)])
+@pytest.mark.parametrize("fraction", [0.0, 0.8, 1.0])
+def test_directions_given_away_are_never_more_than_there_are(rank: int, experts: int, fraction: float) -> None:
+    common, each = counts(rank, experts, fraction)
+    assert common >= 0
+    assert each >= 0
+    assert common + experts * each <= rank
+    if (rank, experts, fraction) == (896, 5, 0.8):
+        assert (common, each) == (716, 36)
+
+
+def test_sizes_where_lapack_gives_a_subset() -> None:
+    deltas = [d.double() for d in make_deltas((264, 280), 3, "steep")]
+    for method in METHODS:
+        assert relative(merged_delta(method, deltas), expected(method, deltas)) < 1e-9
+
+
+# --- rank ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (64, 64)])
+def test_rounding_does_not_move_the_merge_of_adapters(method: str, shape: tuple[int, int]) -> None:
+    """The published forms fill up with null vectors, which any perturbation turns to anywhere else."""
+    deltas = [d.double() for d in make_deltas(shape, 3, "adapter")]
+    moved = [d * (1 + 1e-7 * randn(*shape, seed=i + 900)) for i, d in enumerate(deltas)]
+    assert relative(merged_delta(method, moved), merged_delta(method, deltas)) < 1e-5
+    published: Callable[[list[Tensor]], Tensor] = getattr(oracles, method)
+    assert relative(published(moved), published(deltas)) > 0.1
+
+
+def test_a_coarser_tolerance_cleans_adapters_stored_in_16_bits() -> None:
+    base = randn(64, 96, seed=7) * 0.02
+    clean = make_deltas((64, 96), 3, "adapter", std=1e-3)
+    stored = [(base + d).to(torch.bfloat16).double() - base.to(torch.bfloat16).double() for d in clean]
+    reference = expected("iso_c", clean, ADAPTER_RANK)
+    assert relative(merged_delta("iso_c", stored, rank_tolerance=0.1), reference) < 0.1
+    assert relative(merged_delta("iso_c", stored), reference) > 0.5
+
+
+def test_the_sum_of_singular_values_is_kept() -> None:
+    for kind in KINDS:
+        deltas = make_deltas((40, 60), 3, kind)
+        nuclear = torch.linalg.svdvals(sum(deltas).double()).sum()
+        assert torch.linalg.svdvals(merged_delta("iso_c", deltas).double()).sum() == pytest.approx(float(nuclear), 1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (12, 50), (50, 12)])
+def test_factors_give_what_their_products_give(method: str, shape: tuple[int, int]) -> None:
+    factors = make_factors(shape, [2, 8, 5, 4])
+    factors[1].left[:, 3:] = 0  # a rank that training never used
+    factors[3].left.zero_()  # an adapter still at its initial value
+    solve = method_named(method).solve
+    merged = solve(factors)
+    assert merged.is_factored
+    assert merged.right.shape[0] <= 2 + 8 + 5 + 4
+    dense = solve([TaskVector(t.dense(torch.float64)) for t in factors])
+    assert not dense.is_factored
+    assert relative(merged.dense(torch.float64), dense.left) < 1e-5
+    assert relative(sum(t.dense(torch.float64) for t in factors) / 4, dense.left) > 1e-2
+
+
+# --- identities -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
+def test_equal_experts_give_the_leading_part_of_the_expert(count: int, shape: tuple[int, int]) -> None:
+    delta = make_deltas(shape, 1, "steep")[0]
+    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    k = 30 // count
+    assert relative(merged_delta("tsv", [delta] * count), (u[:, :k] * s[:k]) @ vh[:k]) < 1e-5
+    assert relative(merged_delta("iso_c", [delta] * count), count * s.mean() * u @ vh) < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_that_share_nothing_do_not_disturb_each_other(method: str) -> None:
+    """Blocks of a block matrix: each method treats them one by one, up to the common mean of singular values."""
+    blocks = [randn(10, 12, seed=1), randn(10, 12, seed=2)]
+    deltas = [torch.zeros(20, 24), torch.zeros(20, 24)]
+    deltas[0][:10, :12], deltas[1][10:, 12:] = blocks
+    merged = merged_delta(method, deltas)
+    assert float(merged[:10, 12:].abs().max()) < 1e-5
+    assert float(merged[10:, :12].abs().max()) < 1e-5
+    if method == "tsv":
+        assert relative(merged, sum(deltas)) < 1e-5
+    else:
+        values = torch.linalg.svdvals(torch.block_diag(*blocks))
+        assert torch.allclose(torch.linalg.svdvals(merged), values.mean().expand(20), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_experts_does_not_matter(method: str, kind: str) -> None:
+    deltas = make_deltas((30, 50), 4, kind)
+    assert relative(merged_delta(method, deltas[::-1]), merged_delta(method, deltas)) < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("factor", [1e-20, 2.0**-70, 1e6, 1e15])
+def test_results_scale_with_the_deltas(method: str, factor: float) -> None:
+    deltas = make_deltas((30, 50), 3, "steep", std=1.0)
+    scaled = merged_delta(method, [d * factor for d in deltas])
+    assert relative(scaled.double() / factor, merged_delta(method, deltas)) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["tsv", "iso_c"])
+def test_transposed_experts_give_the_transposed_merge(method: str) -> None:
+    deltas = make_deltas((30, 50), 3, "flat")
+    assert relative(merged_delta(method, [d.T for d in deltas]), merged_delta(method, deltas).T) < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_input_gives_the_same_bytes_and_is_left_alone(method: str) -> None:
+    deltas = make_deltas((30, 50), 3, "flat")
+    assert torch.equal(merged_delta(method, deltas), merged_delta(method, deltas))
+    assert all(torch.equal(d, e) for d, e in zip(deltas, make_deltas((30, 50), 3, "flat"), strict=True))
+
+
+# --- awkward input ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    method=st.sampled_from(METHODS),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    ranks=st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 999),
+)
+def test_any_shapes_and_ranks(
+    method: str, shape: tuple[int, int], ranks: list[int], dtype: torch.dtype, seed: int
+) -> None:
+    """Rank 0 is an expert that never touched the matrix; shapes go down to one entry. Dense equals factored."""
+    factors = [TaskVector(t.left.to(dtype), right=t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
+    dense = [t.dense(torch.float64) for t in factors]
+    solve = method_named(method).solve
+    merged, reference = solve([TaskVector(d) for d in dense]), solve(factors)
+    norm = sum(float(d.norm()) for d in dense)
+    assert merged.shape == reference.shape == shape
+    assert float((merged.dense(torch.float64) - reference.dense(torch.float64)).norm()) <= 1e-5 * norm
+    assert float(merged.dense(torch.float64).norm()) <= 1.01 * sum(float(torch.linalg.svdvals(d).sum()) for d in dense)
+    if not any(ranks):
+        assert not merged.dense(torch.float64).any()
+    through_mergekit = merged_delta(method, [d.to(dtype) for d in dense])
+    assert through_mergekit.dtype == dtype
+    assert bool(through_mergekit.isfinite().all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_untouched_expert_leaves_the_others_to_themselves(method: str) -> None:
+    deltas = make_deltas((20, 30), 2, "adapter")
+    merged = merged_delta(method, [*deltas, torch.zeros(20, 30)])
+    if method == "iso_cts":
+        assert relative(merged, oracles.iso_cts([*deltas, torch.zeros(20, 30)], rank=8)) < 1e-6
+    else:
+        assert relative(merged, merged_delta(method, deltas)) < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_that_cancel_out(method: str) -> None:
+    delta = make_deltas((20, 30), 1, "flat")[0]
+    assert float(merged_delta(method, [delta, -delta]).norm()) <= 1.01 * float(delta.norm())
+
+
+def test_one_entry() -> None:
+    deltas = [torch.tensor([[x]]) for x in (3.0, -1.0, 4.0)]
+    assert float(merged_delta("tsv", deltas)) == pytest.approx(2.0)
+    assert float(merged_delta("iso_c", deltas)) == pytest.approx(6.0)
+    assert float(merged_delta("iso_cts", deltas)) == pytest.approx(6.0)
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("tsv", "rank_fraction", 0.0),
+        ("tsv", "rank_fraction", 1.5),
+        ("tsv", "rank_tolerance", -1e-9),
+        ("iso_c", "rank_tolerance", 1.0),
+        ("iso_c", "rank_tolerance", float("nan")),
+        ("iso_cts", "common_fraction", 1.1),
+        ("iso_cts", "rank_tolerance", 2.0),
+    ],
+)
+def test_values_out_of_range_are_named(method: str, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{method}: {name} must be"):
+        merged_delta(method, make_deltas((4, 5), 2, "flat"), **{name: value})
+
+
+# --- the numerics below -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (9, 9), (300, 310)])
+@pytest.mark.parametrize("rank", [0, 3, 9])
+def test_polar_factor_of_any_rank(shape: tuple[int, int], rank: int) -> None:
+    x = randn(shape[0], rank).double() @ randn(rank, shape[1], seed=1).double()
+    rank = min(rank, *shape)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    isometry, sigma = numerics.polar(x, 1e-5)
+    assert torch.allclose(isometry, u[:, :rank] @ vh[:rank], atol=1e-9)
+    assert torch.allclose(sigma, s[:rank], rtol=1e-9)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_eigenpairs_survive_a_failing_driver(fails: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK has then written over the triangle it was given."""
+    import scipy.linalg
+
+    def failing(a: object, **options: object) -> object:
+        a[...] = (torch.from_numpy(a).triu(1) + 99.0 * torch.ones(size, size).double().tril()).numpy()  # type: ignore[index, arg-type]
+        raise scipy.linalg.LinAlgError
+
+    symmetric = gram(randn(size, 60).double())
+    wanted = symmetric.clone()
+    if fails:
+        monkeypatch.setattr(scipy.linalg, "eigh", failing)
+    values, vectors = numerics.eigenpairs_(symmetric)
+    assert torch.allclose((vectors * values) @ vectors.T, wanted, atol=1e-9)
+    assert torch.allclose(vectors.T @ vectors, torch.eye(size).double(), atol=1e-10)
+    assert bool((values[:-1] >= values[1:]).all())
