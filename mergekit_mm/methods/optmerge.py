@@ -20,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method, working_dtype
+from mergekit_mm.methods.checks import require
+from mergekit_mm.numerics.deltas import mean_and_peaks
 from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.quadratic import Quadratic, Term
 from mergekit_mm.numerics.spectral import Truncation, truncate
@@ -47,6 +49,7 @@ _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta en
 class Settings:
     """Every constant of one variant. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N."""
 
+    method: ClassVar[str] = "optmerge"  # whose parameters these are, for error messages
     init: Init = "mean"
     rank_fraction: float | None = None
     iterations: int = 300
@@ -60,13 +63,16 @@ class Settings:
     adam_epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        _require(self.rank_fraction is None or 0 < self.rank_fraction <= 1, "rank_fraction", "in (0, 1]", self)
-        _require(self.iterations >= 0, "iterations", "0 or more", self)
-        _require(0 < self.learning_rate < math.inf, "learning_rate", "positive", self)
-        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self)
-        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)", self)
-        _require(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive", self)
-        _require(self.optimizer == "sgd" or self.time == "absolute", "time", "absolute with the adam optimizer", self)
+        def check(holds: bool, name: str, rule: str) -> None:
+            require(holds, self.method, name, rule, getattr(self, name))
+
+        check(self.rank_fraction is None or 0 < self.rank_fraction <= 1, "rank_fraction", "in (0, 1]")
+        check(self.iterations >= 0, "iterations", "0 or more")
+        check(0 < self.learning_rate < math.inf, "learning_rate", "positive")
+        check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        check(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)")
+        check(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive")
+        check(self.optimizer == "sgd" or self.time == "absolute", "time", "absolute with the adam optimizer")
 
     @property
     def slope(self) -> float:
@@ -83,11 +89,6 @@ class Settings:
         size = min(shape)
         # the slack keeps products such as 100 * 0.29 from falling below the integer they stand for
         return size // experts if self.rank_fraction is None else min(size, int(size * self.rank_fraction + 1e-9))
-
-
-def _require(holds: bool, name: str, rule: str, settings: Settings) -> None:
-    if not holds:
-        raise ValueError(f"optmerge: {name} must be {rule}; got {getattr(settings, name)}")
 
 
 PRESETS = {
@@ -162,7 +163,7 @@ def _descend(
 
     Deltas are formed one at a time, twice: for the mean, then for their terms.
     """
-    mean, peaks = _mean_and_peaks(task_vectors, dtype)
+    mean, peaks = mean_and_peaks(task_vectors, dtype)
     if rank == 0 or max(peaks) == 0:
         return mean
     # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
@@ -202,17 +203,6 @@ def _sgd_step(problem: Quadratic, settings: Settings) -> Tensor:
     if settings.time == "relative":
         rate /= largest_eigenvalue(problem.hessian) or 1.0  # no curvature, no step at any rate
     return problem.sgd_step(rate, settings.momentum, settings.iterations)
-
-
-def _mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
-    mean = torch.zeros(task_vectors[0].shape, dtype=dtype, device=task_vectors[0].left.device)
-    peaks = []
-    for task_vector in task_vectors:
-        delta = task_vector.dense(dtype)
-        low, high = torch.aminmax(delta)
-        peaks.append(max(abs(float(low)), abs(float(high))))
-        mean += delta
-    return mean.div_(len(peaks)), peaks
 
 
 def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:

@@ -22,20 +22,21 @@ Deviations from the released code, all deliberate:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from mergekit_mm.methods.apply import task_vector_method, working_dtype
-from mergekit_mm.methods.checks import require, require_tolerance
-from mergekit_mm.numerics.interference import Init, Interference, filtered
+from mergekit_mm.methods.apply import task_vector_method
+from mergekit_mm.methods.checks import require_tolerance
+from mergekit_mm.methods.optmerge import Settings, solve
+from mergekit_mm.numerics.interference import Init, filtered
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.task_vector import TaskVector
 
-_DOUBLE_UP_TO = 1 << 18  # entries; below this float64 steps cost next to nothing
-_AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
+
+class _Settings(Settings):
+    method = "wudi"
 
 
 @task_vector_method(name="wudi", pretty_name="WUDI-Merging", reference_url="https://arxiv.org/abs/2503.08099")
@@ -56,33 +57,19 @@ def wudi(
     steps are not invariant under rotations, so it works on dense deltas whatever the inputs are. rank_tolerance: of
     `exact`; singular values of the stacked task vectors below this share of the largest are rounding, not data.
     """
-    require(iterations >= 0, "wudi", "iterations", "0 or more", iterations)
-    require(0 < learning_rate < math.inf, "wudi", "learning_rate", "positive", learning_rate)
-    require(0 <= momentum < 1, "wudi", "momentum", "in [0, 1)", momentum)
-    require(0 <= adam_beta2 < 1, "wudi", "adam_beta2", "in [0, 1)", adam_beta2)
-    require(0 < adam_epsilon < math.inf, "wudi", "adam_epsilon", "positive", adam_epsilon)
     require_tolerance("wudi", rank_tolerance)
     if solver == "exact":
         return filtered(task_vectors, init, torch.reciprocal, rank_tolerance)
-    return _descend(task_vectors, init, iterations, learning_rate, (momentum, adam_beta2), adam_epsilon)
-
-
-def _descend(
-    task_vectors: Sequence[TaskVector],
-    init: Init,
-    iterations: int,
-    learning_rate: float,
-    betas: tuple[float, float],
-    epsilon: float,
-) -> TaskVector:
-    interference = Interference.measure(task_vectors, init)
-    if interference is None:
-        return TaskVector(torch.zeros_like(task_vectors[0].dense(torch.float64)))
-    problem, scale = interference.problem, interference.scale
-    if float(problem.slope.abs().max()) < _AT_REST:
-        return TaskVector(interference.moved(torch.zeros_like(interference.mean)))
-    shape = task_vectors[0].shape
-    dtype = torch.float64 if math.prod(shape) <= _DOUBLE_UP_TO else working_dtype(task_vectors[0].left.dtype)
-    # Adam is not scale-free: its constants are meant for the deltas as they came
-    step = problem.adam_step(learning_rate / scale, betas, epsilon / scale, iterations, dtype)
-    return TaskVector(interference.moved(step.to(torch.float64)))
+    # OptMerge's quadratic with whole task vectors on both sides is this one
+    whole = _Settings(
+        init=init,
+        rank_fraction=1.0,
+        iterations=iterations,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        optimizer="adam",
+        proxy="full",
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
+    )
+    return solve(task_vectors, whole)

@@ -39,7 +39,7 @@ def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tu
         low, high = torch.aminmax(delta)
         peaks.append(max(-float(low), float(high)))
         mean += delta
-    return mean / len(peaks), peaks
+    return mean.div_(len(peaks)), peaks
 
 
 def sum_of_deltas(task_vectors: Sequence[TaskVector]) -> Tensor:
