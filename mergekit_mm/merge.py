@@ -23,6 +23,7 @@ from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_head
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
+from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.planning.inputs import locate
@@ -164,6 +165,14 @@ def _finish(
     """Add to the weights what makes them a model, and check the result."""
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
+    if plan.inputs.composition is not None:
+        layers = plan.planner.layer_sources()
+        inputs = plan.inputs
+        started = inputs.checkpoints.get(plan.config.base_model, base)
+        for note in finish_omni(plan.inputs.composition, inputs.checkpoints, started, written, layers, staging):
+            plan.inputs.notes.append(note)
+            LOG.warning(note)
+        return
     vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
     verify_written(staging, plan.planner.output)

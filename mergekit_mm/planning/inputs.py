@@ -16,6 +16,7 @@ from mergekit_mm.architecture.checkpoint import Checkpoint, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES
 from mergekit_mm.planning.adapters import bind_adapter
+from mergekit_mm.planning.composition import Composition, compose, differences, is_composed
 from mergekit_mm.planning.reading import Adaptation
 
 # everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
@@ -43,6 +44,7 @@ class Inputs:
     adaptations: Mapping[ModelReference, Adaptation]
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name in the base -> the model's own name in memory
     notes: list[str]  # what is done on purpose but may surprise
+    composition: Composition | None = None  # of an omni model; `base` is then its host
 
     @property
     def directories(self) -> list[Path]:
@@ -102,18 +104,24 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     """
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options)
-    base = checkpoints.get(models[0])
-    if config.base_model and base is not None:
+    composition = compose(config, checkpoints) if not problems and is_composed(checkpoints) else None
+    layout = composition.host if composition else models[0]
+    base = checkpoints.get(layout)
+    if config.base_model and base is not None and not composition:
         problems += _on_other_models(checkpoints, base)
-    keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
+    keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None and composition is None
     names: dict[ModelReference, Mapping[str, str]] = {}
     notes: list[str] = []
     for model, checkpoint in checkpoints.items():
         if base is None:
             break
-        match = _Match(base, checkpoint, keeps_vocabulary)
+        match = _Match(base, checkpoint, keeps_vocabulary, composition is not None)
         names[model] = match.names()
         problems += match.problems
+        if composition:
+            forbidding, known = differences(checkpoints.get(config.base_model, base), checkpoint)
+            problems += [f"  The language models differ: {told}." for told in forbidding]
+            notes += [f"The language models differ: {told}. The output has the latter." for told in known]
         notes += match.notes
     if problems or base is None:
         raise CheckpointError("These inputs cannot be merged:\n" + "\n".join(problems))
@@ -122,7 +130,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} holds {_some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
         )
-    return Inputs(models[0], checkpoints, adaptations, names, notes)
+    return Inputs(layout, checkpoints, adaptations, names, notes, composition)
 
 
 def _open_all(
@@ -175,6 +183,7 @@ class _Match:
     base: Checkpoint
     other: Checkpoint
     keeps_vocabulary: bool
+    composing: bool  # towers are grafted, so only language models have to match
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -206,7 +215,7 @@ class _Match:
 
     def _by_backbone(self) -> dict[str, str]:
         """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
-        if self.other.is_multimodal and self.base.is_multimodal:
+        if self.other.is_multimodal and self.base.is_multimodal and not self.composing:
             self.problems.append(
                 f"{self.other.name} ({self.other.config.get('model_type')}) and {self.base.name} "
                 f"({self.base.config.get('model_type')}) are different multimodal architectures. "
@@ -229,9 +238,9 @@ class _Match:
         )
         unused = [n for n, info in self.other.tensors.items() if info.role not in LANGUAGE_ROLES]
         unused += [other[n] for n in heads & other.keys() - base.keys()]
-        if unused:
+        if unused and not self.composing:
             self.notes.append(f"Only the language model of {self.other.name} is merged; not used: {_some(unused)}.")
-        if not self.problems:
+        if not self.problems and not self.composing:
             kept = [n for n, info in self.base.tensors.items() if info.role not in LANGUAGE_ROLES]
             self.notes.append(
                 f"{self.other.name} ({self.other.config.get('model_type')}) is merged into the language model"

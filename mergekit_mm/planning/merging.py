@@ -29,6 +29,7 @@ class MergeTensors(ExecuteMergeMethodTask):
     the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
     """
 
+    gather_tensors: Task  # mergekit's own collectors of tensors, or ours
     seed: int = 0
 
     def execute(

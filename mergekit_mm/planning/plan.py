@@ -11,6 +11,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.planning.composition import choices
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.planner import MultimodalPlanner
@@ -45,7 +46,13 @@ class Plan:
         others = [str(model) for model in self.inputs.checkpoints if model != base]
         lines = [f"{method} of {len(self.inputs.checkpoints)} models in the layout of {base}"]
         lines += [f"  with {name}" for name in others]
+        if (omni := self.inputs.composition) is not None:
+            lines[0] = (
+                f"omni model: {method} of the language models of {len(self.inputs.checkpoints)} models; host {base}"
+            )
+            lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
         words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
+        words["graft"] = "grafted"
         for role in Role:
             counts = {policy: n for (r, policy), n in sorted(self.planner.done.items()) if r == role.value}
             if counts:
@@ -75,6 +82,9 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
     architecture = merge_architecture(inputs.base_checkpoint)
     check_parameters(config, list(architecture.modules))
-    # the planner rewrites its config
-    planner = MultimodalPlanner(config.model_copy(deep=True), architecture, options, inputs, sweep)
+    planned = config.model_copy(deep=True)  # the planner rewrites its config
+    if inputs.composition:
+        chosen = choices(config, inputs.checkpoints)
+        planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
+    planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
     return Plan(config, inputs, planner)

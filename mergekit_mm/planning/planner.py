@@ -30,12 +30,14 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.planning.composition import guest_tensors
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.tasks import CastTensor, ConvertToDisk, KeepTensor, PickTensor, RescaleDelta
+from mergekit_mm.planning.vocabulary import UniteRows, remember
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ class MultimodalPlanner(MergePlanner):
 
     def _is_realigned(self, job: _Job) -> bool:
         """Whether the rows of a vocabulary are moved before they are merged."""
-        moves = self._tokenizer_task or self.options.unsafe_truncate_embeddings
+        moves = self._tokenizer_task or self.options.unsafe_truncate_embeddings or self.inputs.composition
         return job.weight.vocabulary_axis is not None and bool(moves)
 
     def _gather(
@@ -277,6 +279,10 @@ class MultimodalPlanner(MergePlanner):
             label=job.label,
             deltas=deltas,
         )
+        if axis is not None and (omni := self.inputs.composition) is not None:
+            order = (omni.host, *omni.guests.values(), *held)
+            directories = tuple((m, str(self.inputs.checkpoints[m].directory)) for m in dict.fromkeys(order))
+            return UniteRows(vocabulary=remember(omni.vocabulary), tensors=gather, directories=directories)
         if axis is not None and self._tokenizer_task:
             section = self.config.tokenizer
             return PermutedVocabulary(
@@ -317,7 +323,7 @@ class MultimodalPlanner(MergePlanner):
         if scale is not None:
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
-        outputs = list(self._in_disk_layout(made))
+        outputs = list(self._composed(made) if self.inputs.composition else self._in_disk_layout(made))
         writer = TensorWriterTask(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -345,23 +351,36 @@ class MultimodalPlanner(MergePlanner):
             for name in tasks:
                 left.pop(name, None)
             if group.conversion is None:
-                yield group.disk[0], self._finished(tasks[group.memory[0]], group.disk[0])
+                yield group.disk[0], self._finished(tasks[group.memory[0]], group.disk[0], base.disk[group.disk[0]])
                 continue
             back = ConvertToDisk(model=self.inputs.base, tensor=group.memory[0], merged=tuple(tasks.items()))
             for name in group.disk:
-                yield name, self._finished(PickTensor(group=back, tensor=name), name)
+                yield name, self._finished(PickTensor(group=back, tensor=name), name, base.disk[name])
         for name, task in left.items():  # layers beyond the base's own
             disk, like = self._disk_name_beyond(name)
-            yield disk, self._finished(task, disk, like)
+            yield disk, self._finished(task, disk, base.disk[like])
 
-    def _finished(self, task: Task, name: str, like: str | None = None) -> Task:
-        """In the dtype that the config asks for; else, after a method that computes in float32, in the base's own."""
-        like = like or name
-        self.output[name] = self.inputs.base_checkpoint.disk[like]
+    def _composed(self, made: dict[str, Task]) -> Iterator[tuple[str, Task]]:
+        """(name in memory, task) of every tensor of an omni model: the host's own names, and what guests bring."""
+        omni, base = self.inputs.composition, self.inputs.base_checkpoint
+        assert omni is not None
+        for name, task in made.items():
+            yield name, self._finished(task, name, base.disk[base.group_of[name].disk[0]])
+        for guest, model in omni.guests.items():
+            donor = self.inputs.checkpoints[model]
+            for inner, own in guest_tensors(donor).items():
+                name = f"guests.{guest}.{inner}"
+                self.done[donor.tensors[own].role.value, "graft"] += 1
+                task = load(model, own, name, None, self._read_device())
+                yield name, self._finished(task, name, donor.disk[donor.group_of[own].disk[0]])
+
+    def _finished(self, task: Task, name: str, like: DiskTensor) -> Task:
+        """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
+        self.output[name] = like
         wanted = self.config.out_dtype or self.config.dtype
         if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
-            wanted = str(self.inputs.base_checkpoint.disk[like].dtype).removeprefix("torch.")
-            if not self.inputs.base_checkpoint.disk[like].dtype.is_floating_point:
+            wanted = str(like.dtype).removeprefix("torch.")
+            if not like.dtype.is_floating_point:
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 

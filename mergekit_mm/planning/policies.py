@@ -11,6 +11,7 @@ from mergekit.config import ConfigReader, MergeConfiguration, evaluate_setting
 
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.methods import catalogue
+from mergekit_mm.planning.composition import HOST
 from mergekit_mm.planning.modules import ALIASES
 
 
@@ -24,6 +25,7 @@ class Policy(str, Enum):
 
 # not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
 SIDE_FILES = "processor_source"
+OF_THE_WHOLE = (SIDE_FILES, HOST)
 ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
 
 
@@ -73,14 +75,12 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     inputs += [source for scope in wide for source in getattr(scope, "sources", ())]
     for scope in wide:
         for name in scope.parameters or ():
-            if name == SIDE_FILES and scope is not config:
-                raise ValueError(
-                    f"parameter {SIDE_FILES} is for the whole merge: write it under the top `parameters:`."
-                )
-            _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, SIDE_FILES})
+            if name in OF_THE_WHOLE and scope is not config:
+                raise ValueError(f"parameter {name} is for the whole merge: write it under the top `parameters:`.")
+            _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
     for scope in inputs:
         for name in scope.parameters or ():
-            if name in (*ROLE_PARAMETERS, SIDE_FILES):
+            if name in (*ROLE_PARAMETERS, *OF_THE_WHOLE):
                 raise ValueError(
                     f"parameter {name} of input {scope.model} holds for all inputs or none: "
                     "write it under `parameters:` at the top level, or of a module or slice."

@@ -1,0 +1,30 @@
+"""The code that a checkpoint carries, for environments with transformers alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+FILES = (
+    "configuration.py",
+    "composition.py",
+    "modeling.py",
+    "media.py",
+    "expansion.py",
+    "templates.py",
+    "processing.py",
+)
+AUTO_MODELS = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText")
+
+
+def copy_code(directory: str | Path) -> dict[str, str]:
+    """Copies the modules into a checkpoint; returns the `auto_map` of its config.json.
+
+    The same `auto_map` goes into processor_config.json (`OmniProcessor.auto_map`).
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(Path(__file__).with_name(name), directory / name)
+    auto_map = {"AutoConfig": "configuration.OmniConfig", "AutoProcessor": "processing.OmniProcessor"}
+    return auto_map | dict.fromkeys(AUTO_MODELS, "modeling.OmniForConditionalGeneration")

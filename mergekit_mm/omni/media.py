@@ -1,0 +1,69 @@
+"""Media as users give them, in the order of their placeholders: single, listed, or listed per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def _dimensions(item: Any) -> int:
+    return item.ndim if isinstance(item, (np.ndarray, torch.Tensor)) else -1
+
+
+def _is_frame(item: Any) -> bool:
+    return not isinstance(item, (str, list, tuple)) and _dimensions(item) in (-1, 2, 3)
+
+
+def _is_image(item: Any) -> bool:
+    return not isinstance(item, (list, tuple)) and _dimensions(item) != 4
+
+
+def _is_video(item: Any) -> bool:
+    """A path, an array (frames, ...), or a list of frames."""
+    if isinstance(item, (list, tuple)):
+        return bool(item) and all(_is_frame(frame) for frame in item)
+    return _dimensions(item) != 5
+
+
+def _is_audio(item: Any) -> bool:
+    """A path, an array (samples,), or a list of numbers."""
+    if isinstance(item, (list, tuple)):
+        return bool(item) and isinstance(item[0], (int, float))
+    return _dimensions(item) != 2
+
+
+_IS_ONE: dict[str, Callable[[Any], bool]] = {"image": _is_image, "video": _is_video, "audio": _is_audio}
+
+
+def by_sample(modality: str, media: Any, wanted: list[int], token: str) -> list[list[Any]]:
+    """The media of each sample; `wanted` is the number of placeholders (`token`) in each.
+
+    Raises ValueError, with both numbers, when placeholders and media do not match.
+    """
+    is_one = _IS_ONE[modality]
+    nested = isinstance(media, (list, tuple)) and not is_one(media) and len(media) == len(wanted)
+    if nested and all(isinstance(part, (list, tuple)) and not is_one(part) for part in media):
+        found = [_flat(part, is_one) for part in media]
+        for i, (n, part) in enumerate(zip(wanted, found, strict=True)):
+            _check(modality, token, n, len(part), f"sample {i}: ")
+        return found
+    items = [] if media is None else _flat(media, is_one)
+    _check(modality, token, sum(wanted), len(items), "")
+    rest = iter(items)
+    return [[next(rest) for _ in range(n)] for n in wanted]
+
+
+def _flat(media: Any, is_one: Callable[[Any], bool]) -> list[Any]:
+    if media is None:
+        return []
+    return [media] if is_one(media) else [item for part in media for item in _flat(part, is_one)]
+
+
+def _check(modality: str, token: str, placeholders: int, media: int, where: str) -> None:
+    if placeholders != media:
+        raise ValueError(
+            f"{where}{placeholders} {modality} placeholder(s) {token!r} in the text, but {media} {modality} input(s)."
+        )

@@ -1,0 +1,197 @@
+"""Text and media of an omni model into its inputs, each medium by its own donor's processor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from .expansion import ARGUMENT, run_donor, translation
+from .media import by_sample
+from .templates import media_snippet, omni_template
+
+VIDEO_SAMPLING = ("num_frames", "fps", "do_sample_frames", "video_metadata")
+DIRECTORY = "processors"  # of a checkpoint: each donor's processor is in a directory of its own in there
+
+
+class OmniProcessor(ProcessorMixin):
+    """One tokenizer and one chat template over the processors of the donors.
+
+    tokenizer: of the omni vocabulary.
+    donors: owner ("host" or the name of a guest) -> the donor's processor.
+    modalities: "image" | "video" | "audio" -> {"owner": ..., "token": placeholder in the omni vocabulary}, and if need
+        be "donor_token": the donor's placeholder (default: its processor's), "snippet": what the donor writes for a
+        medium (default: the placeholder with the special tokens that the donor's chat template puts around it),
+        "rename": donor token -> omni token, for tokens that have another name in the omni vocabulary.
+    chat_template: over content lists of text and media; default: the host's, made so (`omni_template`).
+
+    In a text, a medium is one placeholder. It becomes what the donor's processor makes of its snippet.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        donors: dict[str, Any] | None = None,
+        modalities: dict[str, dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.donors = donors or {}
+        self.modalities = {m: self._completed(m, dict(entry)) for m, entry in (modalities or {}).items()}
+        if chat_template is None and tokenizer is not None:
+            host = self.donors.get("host")
+            own = getattr(host, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+            tokens = {modality: entry["token"] for modality, entry in self.modalities.items()}
+            chat_template = omni_template(own, tokens, **tokenizer.special_tokens_map)
+        super().__init__(tokenizer, chat_template=chat_template)
+        for modality, entry in self.modalities.items():
+            self._check_token(modality, entry["token"])
+
+    def _completed(self, modality: str, entry: dict[str, Any]) -> dict[str, Any]:
+        owner = entry["owner"]
+        if modality not in ARGUMENT or owner not in self.donors:
+            raise ValueError(f"{modality}: no processor of {owner!r} among {', '.join(self.donors) or 'none'}.")
+        donor = self.donors[owner]
+        token = entry.setdefault("donor_token", getattr(donor, f"{modality}_token", None))
+        if token is None:
+            raise ValueError(f"{modality}: {type(donor).__name__} of {owner!r} has no {modality}_token.")
+        if "snippet" not in entry:
+            entry["snippet"] = media_snippet(donor, modality, str(token))
+        if donor.tokenizer.pad_token is None:  # media of unequal length are processed together
+            donor.tokenizer.pad_token = donor.tokenizer.eos_token
+        return entry
+
+    def _check_token(self, modality: str, token: str) -> None:
+        if self.tokenizer.encode(token, add_special_tokens=False) != [self.tokenizer.convert_tokens_to_ids(token)]:
+            raise ValueError(f"{modality}: {token!r} is not a single token of the omni tokenizer.")
+
+    # ---------------------------------------------------------------------------------------------------- calling
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` (batch, sequence), and the media as `<modality>__<key>`.
+
+        Media are given singly, as a list in the order of their placeholders, or as a list per text; an image as PIL,
+        array, path or URL; a video as array or list of frames, or path; a sound as array of samples or path.
+        `images_kwargs`, `videos_kwargs` and `audio_kwargs` go to the donors' processors. Raises ValueError when
+        placeholders and media differ in number, or `sampling_rate` is not that of the audio donor.
+        """
+        if text is None or return_tensors not in (None, "pt"):
+            raise ValueError("An omni processor needs text, and returns tensors of torch ('pt').")
+        texts = [text] if isinstance(text, str) else list(text)
+        ids = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        options = self._options(sampling_rate, kwargs)
+        media: dict[str, Any] = {}
+        expansions: dict[int, list[tuple[list[int], dict[str, list[int]]]]] = {}
+        for modality, given in (("image", images), ("video", videos), ("audio", audio)):
+            if modality not in self.modalities:
+                if given is not None:
+                    raise ValueError(f"This model takes no {modality}, only {', '.join(self.modalities) or 'text'}.")
+                continue
+            token = self.modalities[modality]["token"]
+            token_id = self.tokenizer.convert_tokens_to_ids(token)
+            items = by_sample(modality, given, [sample.count(token_id) for sample in ids], token)
+            if any(items):
+                expansions[token_id], made = self._expanded(modality, [i for i in items if i], options[modality])
+                media |= {f"{modality}__{key}": value for key, value in made.items()}
+        return BatchFeature({**self._sequences(ids, expansions, padding, padding_side), **media})
+
+    def _options(self, sampling_rate: int | None, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        options = {modality: dict(kwargs.pop(f"{name}_kwargs", {})) for modality, name in ARGUMENT.items()}
+        options["video"] |= {name: kwargs.pop(name) for name in VIDEO_SAMPLING if name in kwargs}
+        if kwargs:
+            raise TypeError(
+                f"OmniProcessor takes no {', '.join(kwargs)}; see images_kwargs, videos_kwargs, audio_kwargs."
+            )
+        if "audio" in self.modalities and (rate := getattr(self._audio_processor, "sampling_rate", None)):
+            if sampling_rate not in (None, rate):
+                raise ValueError(f"The audio tower hears {rate} Hz, got {sampling_rate} Hz: resample, or give files.")
+            options["audio"].setdefault("sampling_rate", rate)
+        return options
+
+    def _expanded(self, modality: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Omni ids (and values along them) of each medium, and what the tower gets."""
+        owner = self.modalities[modality]["owner"]
+        entries = [entry for entry in self.modalities.values() if entry["owner"] == owner]
+        pieces, made = run_donor(self.donors[owner], modality, self.modalities[modality]["snippet"], items, options)
+        to_omni = translation(self.tokenizer, self.donors[owner].tokenizer, entries)
+        # what runs along the tokens is for the language model, which is the host's
+        return [([to_omni(token) for token in ids], along if owner == "host" else {}) for ids, along in pieces], made
+
+    def _sequences(self, ids: list[list[int]], expansions: Any, padding: Any, side: str | None) -> dict[str, Any]:
+        """Texts with their media expanded, padded together with the values that run along them."""
+        rest = {token: iter(pieces) for token, pieces in expansions.items()}
+        names = sorted({name for pieces in expansions.values() for _, values in pieces for name in values})
+        rows: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *names)}
+        for sample in ids:
+            for row in rows.values():
+                row.append([])
+            for token in sample:
+                piece, values = next(rest[token]) if token in rest else ([token], {})
+                rows["input_ids"][-1] += piece
+                for name in names:
+                    rows[name][-1] += values.get(name, [0] * len(piece))
+        options = {"padding_side": side} if side else {}
+        out = dict(self.tokenizer.pad({"input_ids": rows["input_ids"]}, padding=padding, **options))
+        for name in names:
+            out[name] = [_spread(row, mask) for row, mask in zip(rows[name], out["attention_mask"], strict=True)]
+        lengths = {len(row) for row in out["input_ids"]}
+        if len(lengths) > 1:
+            raise ValueError(f"The texts have {sorted(lengths)} tokens: pass padding=True.")
+        return {name: torch.tensor(row) for name, row in out.items()}
+
+    # --------------------------------------------------------------------------------------- what transformers asks
+
+    @property
+    def _audio_processor(self) -> Any:
+        """The audio donor's feature extractor, whose sampling rate `apply_chat_template` loads files at."""
+        owner = self.modalities.get("audio", {}).get("owner")
+        return None if owner is None else getattr(self.donors[owner], "feature_extractor", None)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(self.tokenizer.model_input_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        extra = {"auto_map": self.auto_map} if hasattr(self, "auto_map") else {}
+        return {"modalities": self.modalities, "processor_class": type(self).__name__, **extra}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        for owner, donor in self.donors.items():
+            donor.save_pretrained(os.path.join(save_directory, DIRECTORY, owner))
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        path = os.fspath(pretrained_model_name_or_path)
+        known, _ = cls.get_processor_dict(path, **kwargs)
+        kwargs.pop("_from_auto", None)
+        donors = {}
+        for owner in sorted({entry["owner"] for entry in known["modalities"].values()}):
+            # a local directory of its own, or a folder of a repository
+            inside = os.path.join(DIRECTORY, owner)
+            place = (os.path.join(path, inside), {}) if os.path.isdir(path) else (path, {"subfolder": inside})
+            donors[owner] = AutoProcessor.from_pretrained(place[0], **{**kwargs, **place[1]})
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+        processor = cls(tokenizer, donors, known["modalities"], chat_template=known.get("chat_template"))
+        if "auto_map" in known:
+            processor.auto_map = known["auto_map"]
+        return processor
+
+
+def _spread(row: list[int], mask: list[int]) -> list[int]:
+    """`row` at the positions of `mask`, zeros at the padding."""
+    values = iter(row)
+    return [next(values) if kept else 0 for kept in mask]

@@ -1,0 +1,84 @@
+"""Chat templates: what a donor's template writes for a medium, and one template for all media."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+# For a host without a template of its own.
+PLAIN_TEMPLATE = (
+    "{%- for message in messages -%}{{ message['role'] | upper + ': ' + message['content'] + '\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
+)
+
+# Turns lists of parts into what the host's template reads: text in which each medium is its placeholder.
+_FLATTEN = """\
+{%%- set omni = namespace(messages=[]) -%%}
+{%%- for message in messages -%%}
+{%%- set part = namespace(text='') -%%}
+{%%- if message['content'] is string -%%}{%%- set part.text = message['content'] -%%}
+{%%- else -%%}{%%- for item in message['content'] or [] -%%}
+{%%- if item['type'] == 'text' -%%}{%%- set part.text = part.text + item['text'] -%%}
+%(media)s{%%- else -%%}{{ raise_exception('this model takes no content of type ' + item['type']) }}
+{%%- endif -%%}
+{%%- endfor -%%}{%%- endif -%%}
+{%%- set omni.messages = omni.messages + [dict(message, content=%(content)s)] -%%}
+{%%- endfor -%%}
+{%%- set messages = omni.messages -%%}
+"""
+_MEDIUM = "{%%- elif item['type'] == '%s' -%%}{%%- set part.text = part.text + '%s' -%%}\n"
+_TEXT = "x"
+
+
+def omni_template(template: str | None, placeholders: dict[str, str], **special_tokens: Any) -> str:
+    """A chat template over content lists of text and the modalities of `placeholders` (modality -> token).
+
+    It writes what `template`, the host's, writes for text, with a placeholder for each medium where it was given.
+    Raises ValueError when the host's template writes neither plain nor listed text content.
+    """
+    media = "".join(_MEDIUM % (modality, token.replace("'", "\\'")) for modality, token in placeholders.items())
+    for content in ("part.text", "[{'type': 'text', 'text': part.text}]"):
+        whole = _FLATTEN % {"media": media, "content": content} + (template or PLAIN_TEMPLATE)
+        if "probe me" in (_render(whole, "probe me", **special_tokens) or ""):
+            return whole
+    raise ValueError("The host's chat template writes neither plain text content nor lists of text parts.")
+
+
+def media_snippet(donor: Any, modality: str, token: str) -> str:
+    """The placeholder `token` of a donor with the special tokens that its chat template puts around it.
+
+    For instance `<|vision_start|><|image_pad|><|vision_end|>`. Without a template, or with one that writes no `token`,
+    the token alone.
+    """
+    template, tokenizer = getattr(donor, "chat_template", None), donor.tokenizer
+    if not isinstance(template, str):
+        return token
+    text = {"type": "text", "text": _TEXT}
+    bare = _render(template, [text], **tokenizer.special_tokens_map)
+    full = _render(template, [{"type": modality}, text], **tokenizer.special_tokens_map)
+    if not bare or not full or full.count(token) != 1:
+        return token
+    start = next((i for i, (a, b) in enumerate(zip(bare, full, strict=False)) if a != b), 0)
+    if not full[start:].count(token):  # the template and the medium begin alike
+        return token
+    before, after = full[start:].split(token)
+    specials = set(tokenizer.all_special_tokens) | {str(added) for added in tokenizer.added_tokens_decoder.values()}
+    while ends := [s for s in specials if s and before.endswith(s)]:
+        longest = max(ends, key=len)
+        token, before = longest + token, before.removesuffix(longest)
+    after = after[: after.index(_TEXT)] if _TEXT in after else ""
+    while begins := [s for s in specials if s and after.startswith(s)]:
+        longest = max(begins, key=len)
+        token, after = token + longest, after.removeprefix(longest)
+    return token
+
+
+def _render(template: str, content: Any, **special_tokens: Any) -> str | None:
+    """One user message, or None when the template fails on it."""
+    conversation = [{"role": "user", "content": content}]
+    try:
+        rendered, _ = render_jinja_template(conversations=[conversation], chat_template=template, **special_tokens)
+    except Exception:  # a template may raise anything, by its own design too
+        return None
+    return str(rendered[0])

@@ -1,0 +1,120 @@
+"""One vocabulary for models that grew from one LLM: the host's, and every token that only another donor has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mergekit.common import ModelReference
+from mergekit.graph import Task
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A union of vocabularies. Ids of the host stay; other donors' own tokens follow."""
+
+    tokenizer: PreTrainedTokenizerBase
+    own: Mapping[Path, PreTrainedTokenizerBase]  # each donor's tokenizer, by its directory
+    size: int  # rows of the united embeddings
+
+    def id_of(self, directory: Path, token_id: int) -> int:
+        """The united id of a donor's token."""
+        token = self.own[directory].convert_ids_to_tokens(token_id)
+        found: int = self.tokenizer.get_vocab()[token]
+        return found
+
+    def rows(self, directory: Path, count: int) -> torch.Tensor:
+        """(size,) for each united id the row of a donor's embeddings, -1 where the donor has none.
+
+        A row that stands for no token, as the padding of embeddings to a round number, goes with the same number.
+        """
+        theirs, named = self.own[directory].get_vocab(), self.tokenizer.get_vocab()
+        rows = torch.full((self.size,), -1)
+        unnamed = sorted(set(range(min(self.size, count))) - set(named.values()) - set(theirs.values()))
+        rows[unnamed] = torch.tensor(unnamed, dtype=rows.dtype)
+        for token, index in named.items():
+            if theirs.get(token, count) < count:
+                rows[index] = theirs[token]
+        return rows
+
+
+def unite(host: Checkpoint, others: Mapping[str, Checkpoint]) -> Vocabulary:
+    """The union of the tokenizers of all donors.
+
+    Raises:
+        CheckpointError: a donor's tokenizer cannot be loaded, or lies across the host's: most of its tokens are others.
+    """
+    united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
+    for donor in others.values():
+        own[donor.directory] = theirs = _tokenizer(donor)
+        known, added = united.get_vocab(), theirs.added_tokens_decoder
+        missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)
+        if 2 * len(missing) > len(known):
+            raise CheckpointError(
+                f"{donor.name} and {host.name} do not share a vocabulary: {len(missing)} of its "
+                f"{len(theirs.get_vocab())} tokens are unknown there. Donors must descend from one LLM."
+            )
+        united.add_tokens([added.get(index, AddedToken(token, normalized=False)) for index, token in missing])
+    rows = host.tensors[host.backbone["embed_tokens.weight"]].shape[0]
+    return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1))
+
+
+def _tokenizer(donor: Checkpoint) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(donor.directory)
+    except Exception as error:
+        raise CheckpointError(f"The tokenizer of {donor.name} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+_VOCABULARIES: dict[int, Vocabulary] = {}  # what tasks, which are compared by value, stand for
+
+
+def remember(vocabulary: Vocabulary) -> int:
+    """A number by which `UniteRows` finds a vocabulary; the last one remembered is the only one kept."""
+    if id(vocabulary) not in _VOCABULARIES:
+        _VOCABULARIES.clear()
+        _VOCABULARIES[id(vocabulary)] = vocabulary
+    return id(vocabulary)
+
+
+class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
+    """Tensors whose rows are tokens, laid out by the united vocabulary.
+
+    A row that a model lacks is that of the first model that has it: a token of one donor alone then has that donor's
+    row in all of them, and keeps it under any method.
+    """
+
+    vocabulary: int
+    tensors: Task
+    directories: tuple[tuple[ModelReference, str], ...]  # in the order in which missing rows are looked for
+
+    def arguments(self) -> dict[str, Task]:
+        return {"tensors": self.tensors}
+
+    def group_label(self) -> str | None:
+        return self.tensors.group_label()
+
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: object
+    ) -> dict[ModelReference, torch.Tensor]:
+        vocabulary = _VOCABULARIES[self.vocabulary]
+        rows = {m: vocabulary.rows(Path(d), len(tensors[m])) for m, d in self.directories if m in tensors}
+        united = {}
+        for model in tensors:
+            first = tensors[model]
+            result = first.new_zeros(vocabulary.size, *first.shape[1:])
+            open_rows = torch.ones(vocabulary.size, dtype=torch.bool)
+            for donor in (model, *rows):
+                here = open_rows & (rows[donor] >= 0)
+                result[here] = tensors[donor][rows[donor][here]].to(result)
+                open_rows &= ~here
+            united[model] = result
+        return united

@@ -1,0 +1,260 @@
+"""Models of different modalities on one LLM become one omni model, by the stock command."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import zoo
+from checkpoints import (
+    Outcome,
+    altered,
+    assert_nothing_left,
+    checkpoint,
+    edit_json,
+    fresh,
+    linear,
+    load,
+    logits,
+    merge,
+    run,
+    save_model,
+    task_arithmetic,
+    tensors,
+    text_inputs,
+    with_method,
+)
+from test_adapters import adapted, plus
+from tokenizers import Tokenizer
+
+from mergekit_mm.omni import register
+from mergekit_mm.omni.modeling import OmniForConditionalGeneration
+
+register()
+TOLERANCE = 2e-5
+MEDIA = {"pixel_values": "image", "image_grid_thw": "image", "pixel_values_videos": "video", "input_features": "audio"}
+MEDIA |= {"feature_attention_mask": "audio", "input_features_mask": "audio"}
+# (host, guests): every two share a backbone in the zoo
+PAIRINGS = [
+    ("llava", ("qwen2_audio_llama",)),
+    ("llava", ("qwen2_audio_llama", "video_llava")),
+    ("llava_qwen2", ("qwen2_audio",)),
+    ("qwen2_vl", ("qwen2_audio",)),
+    ("qwen2_5_vl", ("audioflamingo3",)),
+]
+
+
+def as_omni(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A donor's own inputs under the names that the omni model has for them."""
+    return {f"{MEDIA[key]}__{key}" if key in MEDIA else key: value for key, value in inputs.items()}
+
+
+def recipe(host: str, guests: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    """The language model of the first guest, and of nobody else, on the host."""
+    config = task_arithmetic(checkpoint(host), [checkpoint(g) for g in guests], weight=0.0)
+    if "video_llava" in guests:
+        more = {"parameters": {"vision_tower": str(checkpoint(host))}, **more}
+    return {**config, **more}
+
+
+def omni(outcome: Outcome) -> OmniForConditionalGeneration:
+    model, report = transformers.AutoModelForMultimodalLM.from_pretrained(outcome.out, output_loading_info=True)
+    assert not any(report.values()), report
+    assert isinstance(model, OmniForConditionalGeneration)
+    return model.eval()
+
+
+def answers(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(**as_omni(inputs)).logits
+    return found
+
+
+@pytest.mark.parametrize(("host", "guests"), PAIRINGS)
+def test_with_the_hosts_language_model_it_answers_as_the_host(host: str, guests: tuple[str, ...]) -> None:
+    model, donor = omni(merge(recipe(host, guests))), load(checkpoint(host), zoo.FAMILIES[host].cls)
+    for inputs in (zoo.FAMILIES[host].media(), text_inputs(donor, host)):  # type: ignore[misc]
+        assert torch.allclose(answers(model, inputs), logits(donor, inputs), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("host", "guests"), PAIRINGS)
+def test_with_a_guests_language_model_it_answers_as_the_guest(host: str, guests: tuple[str, ...]) -> None:
+    for guest in guests:
+        others = [checkpoint(host), *(checkpoint(g) for g in guests if g != guest)]
+        choice = {"host": str(checkpoint(host)), "vision_tower": str(checkpoint(host))}
+        config = task_arithmetic(checkpoint(guest), others, weight=0.0, parameters=choice)
+        if "video_llava" not in guests:
+            del config["parameters"]["vision_tower"]  # nothing to choose
+        model, donor = omni(merge(config)), load(checkpoint(guest), zoo.FAMILIES[guest].cls)
+        inputs = zoo.FAMILIES[guest].media()  # type: ignore[misc]
+        expected = logits(donor, inputs)
+        assert torch.allclose(answers(model, inputs), expected, atol=1e-4)
+        assert not torch.allclose(answers(omni(merge(recipe(host, guests))), inputs), expected, atol=1e-2)
+
+
+def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> None:
+    host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
+    got = merge(with_method("linear", host, [guest])).tensors
+    tower = {n: t for n, t in tensors(guest).items() if n.startswith(("audio_tower", "multi_modal_projector"))}
+    assert tower
+    for name, tensor in tower.items():
+        assert torch.equal(got[f"guests.audio.{name}"], tensor), name
+    ours, theirs = tensors(host), tensors(guest)
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    merged = got["model.language_model.layers.0.mlp.up_proj.weight"]
+    assert torch.allclose(merged, (ours[name] + theirs[name]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "tsv"])
+def test_any_method_merges_the_language_models_over_a_text_llm(method: str) -> None:
+    """Base: the LLM that all donors grew from; it is none of the modalities' owners."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": zoo.HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    text = save_model(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)))
+    donors = [checkpoint("llava"), checkpoint("qwen2_audio_llama")]
+    outcome = merge(with_method(method, text, donors))
+    assert f"image by {donors[0]}" in outcome.said
+    assert f"audio by {donors[1]}" in outcome.said
+    model = omni(outcome)
+    both = zoo.FAMILIES["llava"].media()
+    both["input_ids"] = torch.cat([both["input_ids"], zoo.FAMILIES["qwen2_audio_llama"].media()["input_ids"]], dim=1)
+    both["attention_mask"] = torch.ones_like(both["input_ids"])
+    sound = {k: v for k, v in zoo.FAMILIES["qwen2_audio_llama"].media().items() if k in MEDIA}
+    first = answers(model, {**both, **sound})
+    changed = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in sound.items()}
+    assert torch.isfinite(first).all()
+    assert not torch.allclose(first, answers(model, {**both, **changed}), atol=1e-4), "the sound does not reach it"
+
+
+def with_own_token(source: Path, token: str) -> Path:
+    """The donor with one token of its own at the place of its placeholder, in a vocabulary of its own size."""
+    path = altered(source, lambda found: {n: grown(n, t) for n, t in found.items()})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([token], special_tokens=True)
+    tokenizer.save_pretrained(path)
+    config = transformers.AutoConfig.from_pretrained(path).to_dict()
+    text = {**config["text_config"], "vocab_size": zoo.VOCAB + 1}
+    edit_json(path / "config.json", text_config=text, audio_token_index=zoo.VOCAB)
+    return path
+
+
+def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.shape[0] != zoo.VOCAB:
+        return tensor
+    return torch.cat([tensor, torch.full((1, tensor.shape[1]), 0.5)])
+
+
+def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
+    host = checkpoint("llava")
+    guest = with_own_token(checkpoint("qwen2_audio_llama"), "<sound of its own>")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(host)
+    tokenizer.add_tokens(["<a token of the host>"], special_tokens=True)  # where the guest has its own
+    host = altered(
+        host, lambda found: {n: grown(n, t) * (2 if t.shape[0] == zoo.VOCAB else 1) for n, t in found.items()}
+    )
+    tokenizer.save_pretrained(host)
+    text = transformers.AutoConfig.from_pretrained(host).to_dict()["text_config"]
+    edit_json(host / "config.json", text_config={**text, "vocab_size": zoo.VOCAB + 1})
+    for method in ("linear", "optmerge"):
+        outcome = merge(with_method(method, host, [guest]))
+        united = transformers.AutoTokenizer.from_pretrained(outcome.out)
+        ids = {t: united.convert_tokens_to_ids(t) for t in ("<sound of its own>", "<a token of the host>", "<image>")}
+        assert ids == {"<sound of its own>": zoo.VOCAB + 1, "<a token of the host>": zoo.VOCAB, "<image>": zoo.IMAGE}
+        rows = outcome.tensors["model.language_model.embed_tokens.weight"]
+        assert rows.shape[0] == zoo.VOCAB + 2
+        assert torch.equal(rows[zoo.VOCAB + 1], torch.full((zoo.HIDDEN,), 0.5))
+        assert torch.equal(rows[zoo.VOCAB], torch.full((zoo.HIDDEN,), 1.0))
+        model = omni(outcome)
+        assert model.config.modalities["audio"]["token_id"] == zoo.VOCAB + 1
+        sound = zoo.FAMILIES["qwen2_audio_llama"].media()  # type: ignore[misc]
+        sound["input_ids"] = torch.where(sound["input_ids"] == zoo.AUDIO, zoo.VOCAB + 1, sound["input_ids"])
+        assert torch.isfinite(answers(model, sound)).all()
+
+
+def test_adapters_are_donors_too() -> None:
+    host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
+    (on_host, whole_host), (on_guest, whole_guest) = adapted("llava", 21), adapted("qwen2_audio_llama", 22)
+    got = merge(linear(plus(host, on_host), plus(guest, on_guest))).tensors
+    expected = merge(linear(whole_host, whole_guest)).tensors
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(got[name].float(), tensor.float(), atol=1e-5), name
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def too_narrow() -> Path:
+    """An audio model on another backbone."""
+    return checkpoint("qwen2_audio")
+
+
+@pytest.mark.parametrize(
+    ("models", "parameters", "told"),
+    [
+        (("llava", "qwen2_audio"), {}, ["nothing would consume", "q_proj.bias"]),
+        (("llava", "video_llava"), {}, ["image inputs", "vision_tower:"]),
+        (("llava", "qwen2_audio_llama"), {"host": "elsewhere"}, ["host", "elsewhere"]),
+        (("llava", "video_llava", "qwen2_audio_llama"), {"vision_tower": "qwen2_audio_llama"}, ["image"]),
+    ],
+)
+def test_what_does_not_compose_is_refused(models: tuple[str, ...], parameters: dict[str, str], told: list[str]) -> None:
+    paths = [checkpoint(m) for m in models]
+    values = {k: str(checkpoint(v)) if v in zoo.FAMILIES else v for k, v in parameters.items()}
+    outcome = run(linear(*paths, parameters=values))
+    for part in told:
+        assert part in outcome.error
+    assert_nothing_left(outcome)
+
+
+def test_donors_with_unlike_vocabularies_are_refused() -> None:
+    guest = altered(checkpoint("qwen2_audio_llama"))
+    other = transformers.AutoTokenizer.from_pretrained(guest)
+    names = {token: index for index, token in enumerate(f"<{i}>" for i in range(zoo.VOCAB))}
+    from tokenizers import models
+
+    transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(names, "<0>"))).save_pretrained(
+        guest
+    )
+    assert len(other) == len(names)
+    outcome = run(linear(checkpoint("llava"), guest))
+    assert "do not share a vocabulary" in outcome.error
+
+
+def test_the_host_can_be_chosen() -> None:
+    models = checkpoint("llava"), checkpoint("video_llava"), checkpoint("qwen2_audio_llama")
+    choice = {"host": str(models[1]), "vision_tower": str(models[1])}
+    outcome = merge(linear(*models, parameters=choice))
+    assert type(omni(outcome).config.host).__name__ == "VideoLlavaConfig"
+    assert f"image by {models[1]}" in outcome.said
+
+
+def test_it_loads_where_only_transformers_is(tmp_path: Path) -> None:
+    """With the code that the checkpoint carries."""
+    import subprocess
+    import sys
+
+    out = merge(recipe("llava", ("qwen2_audio_llama",))).out
+    script = (
+        "import sys, torch, transformers\n"
+        "assert 'mergekit_mm.omni' not in sys.modules\n"
+        "m = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(type(m).__name__, m.config.model_type, m(torch.tensor([[5, 6]])).logits.shape[-1])\n"
+    )
+    copy = fresh("copy")
+    shutil.copytree(out, copy)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(copy)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"MERGEKIT_MM_AUTOLOAD": "0", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "PATH": "/usr/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["OmniForConditionalGeneration", "mllm_omni", str(zoo.VOCAB)]
