@@ -312,7 +312,7 @@ PARAMETERS = {  # published as 8.29, 0.94 and 8.29 billion
 }
 
 
-ELSEWHERE = ("easy_vqa_", "dare_ties_")  # tested in test_easy_vqa.py and below, and in test_dare.py
+ELSEWHERE = ("easy_vqa_", "dare_ties_", "omni")  # in test_easy_vqa.py and below, test_dare.py, test_omni_recipes.py
 
 
 def test_every_recipe_is_tested() -> None:
