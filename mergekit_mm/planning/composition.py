@@ -50,7 +50,10 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     donors = {model: c for model, c in checkpoints.items() if c.is_multimodal}
     unknown = [c.name for c in donors.values() if c.skeleton is None]
     if unknown:
-        raise CheckpointError(f"{', '.join(unknown)}: models with remote code cannot be parts of an omni model.")
+        raise CheckpointError(
+            f"{_listed(donors)} are different multimodal architectures, and {', '.join(unknown)} brings its own code: "
+            "such a model can be merged with others of its kind, but is no part for an omni model."
+        )
     parameters = config.parameters or {}
     host = _chosen(HOST, parameters, donors) or _default_host(config, donors)
     modalities: dict[str, ModelReference] = {}
@@ -60,9 +63,10 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         if chosen is not None and chosen not in serving:
             raise CheckpointError(f"parameter {CHOICE[modality]}: {chosen} does not take {modality} inputs.")
         if len(serving) > 1 and chosen is None:
+            both = _listed({model: donors[model] for model in serving})
             raise CheckpointError(
-                f"{' and '.join(map(str, serving))} each bring a tower for {modality} inputs, of different "
-                f"architectures. Choose one: `parameters: {CHOICE[modality]}: {serving[0]}`."
+                f"{both} are different multimodal architectures that both take {modality} inputs. "
+                f"For an omni model choose one: `parameters: {CHOICE[modality]}: {serving[0]}`."
             )
         if serving:
             modalities[modality] = chosen or serving[0]
@@ -142,6 +146,10 @@ def _chosen(
     if name == HOST and value is not None and found is None:
         raise CheckpointError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
     return found
+
+
+def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
+    return " and ".join(f"{model} ({donor.config.get('model_type')})" for model, donor in donors.items())
 
 
 def _default_host(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> ModelReference:

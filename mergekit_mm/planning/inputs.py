@@ -215,13 +215,6 @@ class _Match:
 
     def _by_backbone(self) -> dict[str, str]:
         """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
-        if self.other.is_multimodal and self.base.is_multimodal and not self.composing:
-            self.problems.append(
-                f"{self.other.name} ({self.other.config.get('model_type')}) and {self.base.name} "
-                f"({self.base.config.get('model_type')}) are different multimodal architectures. "
-                "A text-only LLM can be merged into either, or models of one architecture with each other."
-            )
-            return {}
         base, other = self.base.backbone, self.other.backbone
         heads = {n for n in (*base, *other) if self._is_vocabulary(base.get(n), other.get(n))}
         found = {base[n]: other[n] for n in base if n in other}
