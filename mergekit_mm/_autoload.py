@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 HOOKS = {
     "mergekit.merge_methods": "mergekit_mm.hosts.registration:register_methods",
     "mergekit.merge": "mergekit_mm.hosts.registration:install_run_merge",
+    "transformers.models.auto.configuration_auto": "mergekit_mm.hosts.transformers_auto:register_config",
+    "transformers.models.auto.processing_auto": "mergekit_mm.hosts.transformers_auto:register_processor",
 }
 outcomes: "dict[str, str]" = {}  # host module -> "" after success, else the error; `mergekit-mm doctor` reads it
 
@@ -91,7 +93,7 @@ def _warn(host: str) -> None:
     except metadata.PackageNotFoundError as missing:
         pair = f"mergekit-mm and {host} (no version known of {missing.name})"
     text = (
-        f"{pair} do not work together, so multimodal merging is off: {HOOKS[host]}: {outcomes[host]}. "
+        f"{pair} do not work together, so this is off: {HOOKS[host]}: {outcomes[host]}. "
         "`mergekit-mm doctor` gives advice; MERGEKIT_MM_AUTOLOAD=0 silences this."
     )
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -235,26 +238,20 @@ def test_the_host_can_be_chosen() -> None:
     assert f"image by {models[1]}" in outcome.said
 
 
-def test_it_loads_where_only_transformers_is(tmp_path: Path) -> None:
-    """With the code that the checkpoint carries."""
-    import subprocess
-    import sys
-
-    out = merge(recipe("llava", ("qwen2_audio_llama",))).out
+@pytest.mark.parametrize("plugin", [True, False])
+def test_it_loads_with_the_plugin_or_with_the_code_it_carries(tmp_path: Path, plugin: bool) -> None:
+    """In a fresh interpreter that nobody told about omni models."""
+    out = fresh("copy")
+    shutil.copytree(merge(recipe("llava", ("qwen2_audio_llama",))).out, out)
     script = (
         "import sys, torch, transformers\n"
-        "assert 'mergekit_mm.omni' not in sys.modules\n"
-        "m = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "print(type(m).__name__, m.config.model_type, m(torch.tensor([[5, 6]])).logits.shape[-1])\n"
+        f"model = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code={not plugin})\n"
+        "print(type(model).__module__.split('.')[0], model.config.model_type, model(torch.tensor([[5, 6]])).logits.shape[-1])"
+        "\nprint('mergekit_mm.omni' in sys.modules)"
     )
-    copy = fresh("copy")
-    shutil.copytree(out, copy)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(copy)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"MERGEKIT_MM_AUTOLOAD": "0", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "PATH": "/usr/bin"},
-    )
+    environment = {"MERGEKIT_MM_AUTOLOAD": str(int(plugin)), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", script, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["OmniForConditionalGeneration", "mllm_omni", str(zoo.VOCAB)]
+    package = "mergekit_mm" if plugin else "transformers_modules"
+    assert done.stdout.split() == [package, "mllm_omni", str(zoo.VOCAB), str(plugin)]

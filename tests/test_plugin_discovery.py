@@ -199,7 +199,7 @@ def test_fallback_without_the_hook(recipe: Path, merged: str, tmp_path: Path) ->
 def test_doctor_finds_all_well(installed: Environment) -> None:
     done = installed.run("mergekit-mm", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    report = {line[7:30].strip(): line for line in done.stdout.splitlines()}
+    report = {line[7:53].strip(): line for line in done.stdout.splitlines()}
     for package in ("mergekit", "transformers", "torch", "peft", "lm-eval"):
         assert importlib.metadata.version(package) in report[package]
     assert str(installed.site) in report["start-up hook"]

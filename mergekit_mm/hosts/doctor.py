@@ -31,7 +31,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.state:7}{self.subject:23}{self.text}"
+        return f"{self.state:7}{self.subject:46}{self.text}"
 
 
 def examine() -> Iterator[Finding]:

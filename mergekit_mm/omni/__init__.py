@@ -24,3 +24,8 @@ def register() -> None:
     AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
     for auto in (AutoModelForMultimodalLM, AutoModelForImageTextToText):  # as in export.AUTO_MODELS
         auto.register(OmniConfig, OmniForConditionalGeneration, exist_ok=True)
+
+
+# Before any module here, and after `register`: importing it makes the start-up hook ask for both, which would fail if
+# one of our modules were the first to import it and were itself only half imported.
+import transformers.models.auto.configuration_auto  # noqa: E402, F401

@@ -43,6 +43,7 @@ DECODER_INPUTS = {
     "cache_position",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "return_dict",
     "kwargs",
 }
@@ -83,10 +84,14 @@ def build_host(config: Any) -> Any:
     if inner is None or not isinstance(getattr(host, "lm_head", None), nn.Module):
         raise ValueError(f"{cls} cannot be the host: its parts are not `model` and `lm_head`.")
     decoder = inner.get_decoder()
-    if decoder is inner and config.get_text_config() is not config:
-        raise ValueError(f"{cls} cannot be the host: nothing separates its language model from its towers.")
+    if decoder is inner and (config.get_text_config() is not config or _own_inputs(decoder)):
+        raise ValueError(f"{cls} cannot be the host: guests' rows cannot be put before its language model alone.")
     decoder.register_forward_pre_hook(_take_rows, with_kwargs=True)
     return host
+
+
+def _own_inputs(decoder: Any) -> list[str]:
+    return sorted(set(inspect.signature(type(decoder).forward).parameters) - DECODER_INPUTS)
 
 
 @contextlib.contextmanager
@@ -105,8 +110,7 @@ def _take_rows(decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, di
     if rows is None:
         return None
     mask, features = rows
-    inputs = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
-    inputs = {**inputs, **inputs.pop("kwargs", {})}
+    inputs = {**dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)), **kwargs}
     embeds = inputs.get("inputs_embeds")
     if embeds is None:  # a text LLM as the host embeds inside its decoder
         embeds = decoder.get_input_embeddings()(inputs.pop("input_ids"))
@@ -166,10 +170,9 @@ def build_guest(name: str, config: Any, hidden_size: int) -> Any:
     place = [] if inner is None else [child for child, module in inner.named_children() if module is decoder]
     if not place:
         raise ValueError(f"guest {name!r}: {cls} cannot be a guest: its language model is not a part of `model`.")
-    own = set(inspect.signature(type(decoder).forward).parameters) - DECODER_INPUTS
-    if own:
+    if own := _own_inputs(decoder):
         raise ValueError(
-            f"guest {name!r}: {cls} gives its language model {', '.join(sorted(own))} besides embeddings, which no "
+            f"guest {name!r}: {cls} gives its language model {', '.join(own)} besides embeddings, which no "
             "other language model takes. Make it the host."
         )
     if hasattr(donor, "create_masks_for_generate"):
@@ -200,7 +203,7 @@ def run_guest(guest: Any, modality: str, is_medium: torch.Tensor, mask: torch.Te
     extra = {key: value for key, value in extra.items() if key in known}  # positions, or M-RoPE would be worked out
     try:
         rows = guest(input_ids=ids, return_dict=True, **extra, **media).last_hidden_state
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ValueError(f"{modality}, {int(is_medium.sum())} placeholders: {error}") from error
     if rows.shape[:2] != ids.shape:
         raise ValueError(f"{modality}: {type(guest).__name__} made {rows.shape[1]} rows of {ids.shape[1]} tokens.")

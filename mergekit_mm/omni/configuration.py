@@ -23,12 +23,15 @@ class OmniConfig(PreTrainedConfig):
 
     model_type = "mllm_omni"
     sub_configs: ClassVar[dict[str, Any]] = {"host": AutoConfig}  # so that dtype and attn_implementation reach it
+    before_use: ClassVar[list[Any]] = []  # called once, when the first config is made
 
     host: Any = None
     guests: Any = None
     modalities: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        while OmniConfig.before_use:
+            OmniConfig.before_use.pop()()
         self.host = None if self.host is None else as_config(self.host)
         self.guests = {name: as_config(guest) for name, guest in (self.guests or {}).items()}
         self.modalities = {modality: dict(entry) for modality, entry in (self.modalities or {}).items()}

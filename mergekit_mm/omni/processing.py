@@ -144,7 +144,9 @@ class OmniProcessor(ProcessorMixin):
                 for name in names:
                     rows[name][-1] += values.get(name, [0] * len(piece))
         options = {"padding_side": side} if side else {}
-        out = dict(self.tokenizer.pad({"input_ids": rows["input_ids"]}, padding=padding, **options))
+        out = dict(
+            self.tokenizer.pad({"input_ids": rows["input_ids"]}, padding=padding, return_attention_mask=True, **options)
+        )
         for name in names:
             out[name] = [_spread(row, mask) for row, mask in zip(rows[name], out["attention_mask"], strict=True)]
         lengths = {len(row) for row in out["input_ids"]}

@@ -14,6 +14,7 @@ from mergekit_mm.architecture.roles import Role
 from mergekit_mm.planning.composition import choices
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
+from mergekit_mm.planning.omni_model import omni_model
 from mergekit_mm.planning.planner import MultimodalPlanner
 from mergekit_mm.planning.policies import check_parameters
 from mergekit_mm.planning.reading import open_sources
@@ -84,6 +85,10 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     check_parameters(config, list(architecture.modules))
     planned = config.model_copy(deep=True)  # the planner rewrites its config
     if inputs.composition:
+        base = inputs.checkpoints.get(config.base_model, inputs.base_checkpoint)
+        omni_model(
+            inputs.composition, inputs.checkpoints, base, inputs.base_checkpoint.config
+        )  # refuses what it cannot
         chosen = choices(config, inputs.checkpoints)
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
     planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
