@@ -246,8 +246,9 @@ def test_it_loads_with_the_plugin_or_with_the_code_it_carries(tmp_path: Path, pl
     script = (
         "import sys, torch, transformers\n"
         f"model = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code={not plugin})\n"
-        "print(type(model).__module__.split('.')[0], model.config.model_type, model(torch.tensor([[5, 6]])).logits.shape[-1])"
-        "\nprint('mergekit_mm.omni' in sys.modules)"
+        "logits = model(torch.tensor([[5, 6]])).logits\n"
+        "print(type(model).__module__.split('.')[0], model.config.model_type, logits.shape[-1])\n"
+        "print('mergekit_mm.omni' in sys.modules)"
     )
     environment = {"MERGEKIT_MM_AUTOLOAD": str(int(plugin)), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", script, str(out)]
