@@ -139,20 +139,30 @@ def check(config: str) -> None:
 @main.command()
 @click.argument("model")
 def inspect(model: str) -> None:
-    """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk."""
+    """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
+
+    MODEL+ADAPTER shows too what a LoRA adapter would change of it.
+    """
     from mergekit.common import ModelReference
     from mergekit.options import MergeOptions
 
     from mergekit_mm.architecture.checkpoint import open_checkpoint
     from mergekit_mm.architecture.describe import describe
     from mergekit_mm.architecture.disk import CheckpointError
+    from mergekit_mm.planning.adapters import bind_adapter, describe_adapter
     from mergekit_mm.planning.inputs import locate
 
+    reference, options = ModelReference.parse(model), MergeOptions()
     try:
-        for line in describe(open_checkpoint(model, locate(ModelReference.parse(model).model, MergeOptions()))):
-            click.echo(line)
+        checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
+        lines = list(describe(checkpoint))
+        if reference.lora:
+            adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
+            lines += describe_adapter(adaptation, checkpoint)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
+    for line in lines:
+        click.echo(line)
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:

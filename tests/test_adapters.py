@@ -32,7 +32,10 @@ from checkpoints import (
     text_inputs,
     with_method,
 )
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+
+from mergekit_mm.cli import main
 
 # stock mergekit cannot apply an adapter to any of the first four; the others have other layouts, towers and heads
 FAMILIES = ["llava", "internvl", "qwen2_vl", "qwen2_audio", "qwen2_5_vl", "gemma3", "smolvlm", "paligemma"]
@@ -366,3 +369,11 @@ def test_what_a_policy_leaves_out_is_said() -> None:
     outcome = merge(with_method("optmerge", base, [plus(base, adapter)]))
     assert "vision_tower" in outcome.said
     assert f"that {adapter} changes are left out" in outcome.said
+
+
+def test_inspect_shows_what_an_adapter_changes() -> None:
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    done = CliRunner().invoke(main, ["inspect", f"{base}+{adapter}"])
+    assert done.exit_code == 0, done.output
+    assert f"{adapter}: LoRA of" in done.output
+    assert "language_model       10  10 of rank 4 x 2" in done.output  # two layers of q, v, o, up and down

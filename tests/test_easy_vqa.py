@@ -23,7 +23,7 @@ sys.path.append(str(EXAMPLE))  # last, so that nothing there hides an installed 
 
 import vqa_data
 import vqa_score
-from run import examples, generated
+from run import examples, generated, mergekit_yaml
 from vqa_data import TYPES, Question, base_share, by_type, drawer, image, questions, subset
 from vqa_score import Score, answers, load, score, tally
 
@@ -167,6 +167,21 @@ def test_the_demo_merges_with_the_stock_command_and_the_merge_is_better_than_the
     for name, types in found.items():
         line = next(line for line in told.splitlines() if line.startswith(name))
         assert f"{100 * types['color']['accuracy']:.1f} ±" in line
+
+
+def test_the_lora_experts_merge_from_their_factors_to_a_model_and_to_an_adapter(tmp_path: Path) -> None:
+    """By the stock command and by `mergekit-mm lora`: two forms of one merge, better than the base it is on."""
+    recipe = Path("merge_yamls/easy_vqa_lora.yaml")
+    mergekit_yaml(recipe, tmp_path / "model")
+    command = [sys.executable, "-m", "mergekit_mm", "lora", str(recipe), str(tmp_path / "adapter"), "--quiet"]
+    subprocess.run(command, cwd=EXAMPLE.parents[1], check=True, capture_output=True)
+    (tmp_path / "base").symlink_to(MODELS / "base")
+    model, adapter, base = (
+        score(p, "test", SUBSET) for p in (tmp_path / "model", tmp_path / "adapter", MODELS / "base")
+    )
+    mean = [sum(kind.accuracy for kind in found.values()) / 3 for found in (model, adapter, base)]
+    assert mean[0] > mean[2]
+    assert abs(mean[0] - mean[1]) < 0.02  # the model is rounded to bfloat16, the adapter is not
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from mergekit.common import ModelReference
@@ -10,6 +12,7 @@ from mergekit.common import ModelReference
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.names import memory_names
+from mergekit_mm.architecture.roles import Role
 from mergekit_mm.lora.adapter import Adapter, AdapterError, open_adapter
 from mergekit_mm.planning.reading import Adaptation
 
@@ -42,6 +45,22 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
             + (f"\n    ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
         )
     return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
+
+
+def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator[str]:
+    """Lines of text: what an adapter changes, by role, with ranks and scalings."""
+    adapter = adaptation.adapter
+    variant = "DoRA" if adapter.config.get("use_dora") else "LoRA"
+    yield f"{adapter.name}: {variant} of {len(adaptation.names)} tensors, trained on {adapter.base}"
+    for role in Role:
+        names = [own for memory, own in adaptation.names.items() if checkpoint.tensors[memory].role is role]
+        changes = [adapter.changes[own] for own in names]
+        kinds = Counter(
+            f"rank {adapter.shapes[c.a][0]} x {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
+            for c in changes
+        )
+        if names:
+            yield f"  {role.value:<15} {len(names):>7}  " + ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
 
 
 def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
