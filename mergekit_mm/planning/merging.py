@@ -35,7 +35,7 @@ class MergeTensors(ExecuteMergeMethodTask):
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
     ) -> torch.Tensor | None:
-        keeper = self.base_model or self.model_order[0]
+        keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
         kept, name = tensors[keeper], self.output_weight.name
         assert isinstance(kept, torch.Tensor)
         plain = [t for model in self.model_order if isinstance(t := tensors[model], torch.Tensor)]
