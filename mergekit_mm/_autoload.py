@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HOOKS = {
     "mergekit.merge_methods": "mergekit_mm.hosts.registration:register_methods",
     "mergekit.merge": "mergekit_mm.hosts.registration:install_run_merge",
+    "lm_eval.tasks.manager": "mergekit_mm.hosts.lm_eval_tasks:install",
     "transformers.models.auto.configuration_auto": "mergekit_mm.hosts.transformers_auto:register_config",
     "transformers.models.auto.processing_auto": "mergekit_mm.hosts.transformers_auto:register_processor",
 }

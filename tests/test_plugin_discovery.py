@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -206,6 +207,15 @@ def test_doctor_finds_all_well(installed: Environment) -> None:
     assert "optmerge" in report["methods"].split()
     assert set(HOOKS) <= set(report)
     assert {line.split()[0] for line in report.values()} == {"ok"}
+
+
+def test_stock_lm_eval_knows_the_tasks(installed: Environment) -> None:
+    """From a wheel, without --include_path; what the user includes comes later and wins."""
+    done = installed.run("python", "-m", "lm_eval", "ls", "groups")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"mllm", "mllm_chart", "mllm_grounding"} <= set(re.findall(r"\bmllm\w*", done.stdout))
+    off = installed.run("python", "-m", "lm_eval", "ls", "groups", MERGEKIT_MM_AUTOLOAD="0")
+    assert "mllm" not in off.stdout
 
 
 def test_doctor_tells_a_hook_missing_from_one_turned_off(installed: Environment, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Evaluation through lm-eval: metrics, documents and prompts of the tasks in `eval_tasks/`."""

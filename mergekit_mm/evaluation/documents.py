@@ -1,0 +1,159 @@
+"""The image tasks' documents: one function per data set, called by lm-eval as `custom_dataset`.
+
+Each takes the keys of the YAML's `dataset_kwargs` (`source`, `split`, `config`) and, from the metadata, `prompt_style`,
+`box_unit`, `judge` and `sources`; other metadata is ignored. Each returns `{"test": documents}`; a document has
+`prompt`, `answer` (a text), `image` and what the metric needs. No picture is decoded, and none is copied: questions
+about one picture share its bytes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import datasets  # type: ignore[import-untyped, unused-ignore]
+
+from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.options import option_letter
+from mergekit_mm.evaluation.short_answers import as_list
+from mergekit_mm.evaluation.sources import read_table
+
+Rows = list[dict[str, Any]]
+Documents = dict[str, datasets.Dataset]
+_GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
+
+
+def _table(given: Mapping[str, Any]) -> datasets.Dataset:
+    return read_table(**{key: given[key] for key in ("source", "split", "config", "sources") if key in given})
+
+
+def _rows(table: datasets.Dataset, *columns: str) -> Rows:
+    return table.select_columns(list(columns)).to_list()
+
+
+def with_pictures(
+    rows: Rows, table: datasets.Dataset, column: str = "image", index: Sequence[int] | None = None
+) -> Documents:
+    """`rows` as documents; row i gets the picture in `column` of row `index[i]` of `table` whenever it is read."""
+    pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    numbered = [{**row, "picture": at} for row, at in zip(rows, index or range(len(rows)), strict=True)]
+    documents = datasets.Dataset.from_list(numbered)
+    return {"test": documents.with_transform(_Pictures(pictures, column))}
+
+
+class _Pictures:
+    """Adds `image` to a batch of documents. Few pictures are kept: questions about one picture are neighbours."""
+
+    def __init__(self, pictures: datasets.Dataset, column: str) -> None:
+        self.fetch: Callable[[int], Any] = lru_cache(maxsize=512)(lambda at: pictures[at][column])
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "image": [self.fetch(at) for at in batch["picture"]]}
+
+
+def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
+    """VizWiz and TextVQA: ten answers to a question."""
+    table = _table(given)
+    rows: Rows = []
+    for row in _rows(table, "question", "answers"):
+        answers = as_list(row["answers"])
+        prompt = prompts.short_answer(row["question"], prompt_style)
+        rows.append({"prompt": prompt, "answers": answers, "answer": Counter(answers).most_common(1)[0][0]})
+    return with_pictures(rows, table)
+
+
+def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> Documents:
+    """GQA: the questions of one config, with the pictures of another."""
+    table, pictures = _table(given), _table({**given, "config": images_config})
+    place = {name: at for at, name in enumerate(pictures["id"])}
+    rows = _rows(table, "question", "answer", "imageId")
+    lost = sorted({row["imageId"] for row in rows} - place.keys())
+    if lost:
+        raise ValueError(f"{images_config} lacks {len(lost)} pictures that the questions name, first {lost[0]}")
+    documents = [{**row, "prompt": prompts.short_answer(row["question"], prompt_style)} for row in rows]
+    return with_pictures(documents, pictures, index=[place[row["imageId"]] for row in rows])
+
+
+def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
+    """ChartQA: `type` tells questions by people from generated ones."""
+    table = _table(given)
+    rows = _rows(table, "type", "question", "answer")
+    return with_pictures(
+        [{**row, "prompt": prompts.short_answer(row["question"], prompt_style)} for row in rows], table
+    )
+
+
+def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
+    """OCR-VQA: one question a row (VLMEvalKit's TSV), or lists of questions and answers about each picture."""
+    table = _table(given)
+    if "questions" not in table.column_names:
+        asked = [(at, row["question"], row["answer"]) for at, row in enumerate(_rows(table, "question", "answer"))]
+    else:
+        asked = [
+            (at, question, answer)
+            for at, row in enumerate(_rows(table, "questions", "answers"))
+            for question, answer in zip(row["questions"], row["answers"], strict=True)
+        ]
+    rows = [
+        {"prompt": prompts.short_answer(question, prompt_style), "question": question, "answer": str(answer)}
+        for _, question, answer in asked
+    ]
+    return with_pictures(rows, table, index=[at for at, _, _ in asked])
+
+
+def mathvista(
+    *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
+) -> Documents:
+    """MathVista: the prompt is the data's `query`. `geometry` keeps the paper's three categories, which overlap."""
+    table = _table(given)
+    columns = ("pid", "query", "choices", "answer", "question_type", "answer_type", "precision", "metadata")
+    rows: Rows = []
+    places: list[int] = []
+    for at, row in enumerate(_rows(table, *columns)):
+        categories = _mathvista_categories(row.pop("metadata"))
+        if geometry and not categories:
+            continue
+        row["choices"] = choices = list(row["choices"] or [])
+        row["answer_option"] = option_letter(row["answer"], choices) if choices else None
+        row["prompt"] = prompts.mathematics(row.pop("query"), (), prompt_style)
+        rows.append({**row, "categories": categories, "judge": judge})
+        places.append(at)
+    return with_pictures(rows, table, "decoded_image", places)
+
+
+def _mathvista_categories(metadata: Mapping[str, Any]) -> list[str]:
+    skills = [each for each in ("geometry reasoning", "algebraic reasoning") if each in metadata["skills"]]
+    task = metadata["task"] == "geometry problem solving"
+    return [each.replace(" ", "_") for each in [*skills, *(["geometry problem solving"] if task else [])]]
+
+
+def mathvision(
+    *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
+) -> Documents:
+    """MATH-Vision: question and options. `geometry` keeps the paper's four subjects."""
+    table = _table(given)
+    rows: Rows = []
+    places: list[int] = []
+    for at, row in enumerate(_rows(table, "id", "question", "options", "answer", "subject")):
+        if geometry and row["subject"] not in _GEOMETRY_SUBJECTS:
+            continue
+        options = list(row.pop("options") or [])
+        prompt = prompts.mathematics(row["question"], options, prompt_style)
+        rows.append({**row, "choices": options, "prompt": prompt, "judge": judge})
+        places.append(at)
+    return with_pictures(rows, table, "decoded_image", places)
+
+
+def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
+    """RefCOCO family: one document per expression; `bbox` [x, y, width, height] becomes corners."""
+    table = _table(given)
+    rows: Rows = []
+    places: list[int] = []
+    for at, row in enumerate(_rows(table, "answer", "bbox")):
+        left, top, width, height = row["bbox"]
+        box = [left, top, left + width, top + height]
+        for phrase in as_list(row["answer"]):
+            prompt = prompts.region(phrase, prompt_style)
+            rows.append({"prompt": prompt, "phrase": phrase, "box": box, "answer": str(box), "box_unit": box_unit})
+            places.append(at)
+    return with_pictures(rows, table, index=places)

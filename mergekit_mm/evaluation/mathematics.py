@@ -1,0 +1,168 @@
+r"""MathVista and MATH-Vision by rules, without a judge.
+
+Expressions are compared by math-verify where it is installed (`pip install math-verify`). Without it, and
+outside the main thread, where its time limit does not work, only texts, numbers and simple fractions are compared: then
+`\sqrt{16}` does not equal 4.
+"""
+
+import re
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from mergekit_mm.evaluation.options import option_letter, read_option, strict_option
+from mergekit_mm.evaluation.reading import last_list, last_number, numbers, tail
+
+_LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
+_LATEX_NOISE = re.compile(r"\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
+_OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]|\d[xyz](?![a-z])")  # with one, a single number is not yet the answer
+
+
+def mathvista_score(
+    prediction: str,
+    reference: str,
+    *,
+    choices: Sequence[str] | None = None,
+    question_type: str = "free_form",
+    answer_type: str = "text",
+    answer_option: str | None = None,
+    precision: float | None = None,
+    **_: object,
+) -> float:
+    """1 if the answer read from the reply is the reference (MathVista).
+
+    Multiple choice (`question_type="multi_choice"`, or `choices` given): the option named, against `answer_option` or
+    the option whose text is `reference`. Otherwise by `answer_type`: `integer` as numbers, `float` rounded to
+    `precision` digits, `list` element by element, `text` without regard to case and punctuation.
+    """
+    read = mathvista_answer(prediction, choices=choices, question_type=question_type, answer_type=answer_type)
+    if read is None:
+        return 0.0
+    if _is_choice(question_type, choices):
+        return float(read == (answer_option or option_letter(reference, choices or ())))
+    if answer_type == "list":
+        wanted = last_list(reference) or [reference]
+        return float(len(read) == len(wanted) and all(map(_same_element, read, wanted)))
+    if answer_type in ("integer", "float"):
+        digits = int(float(precision)) if precision is not None and answer_type == "float" else 9
+        return float(round(read, digits) == round(float(reference), digits))
+    return float(_words(read) == _words(reference))
+
+
+def mathvista_answer(
+    prediction: str,
+    *,
+    choices: Sequence[str] | None = None,
+    question_type: str = "free_form",
+    answer_type: str = "text",
+    **_: object,
+) -> Any:
+    """What was read from the reply: an option's letter, a number, a list of texts, or a text; None if nothing was."""
+    if not isinstance(prediction, str):
+        return None
+    if _is_choice(question_type, choices):
+        return read_option(prediction, choices or ())
+    if answer_type == "list":
+        return last_list(tail(prediction)) or last_list(prediction)
+    if answer_type in ("integer", "float"):
+        return last_number(tail(prediction))
+    return tail(prediction) or None
+
+
+def mathvista_strict(
+    prediction: str,
+    reference: str,
+    *,
+    choices: Sequence[str] | None = None,
+    question_type: str = "free_form",
+    answer_type: str = "text",
+    answer_option: str | None = None,
+    **_: object,
+) -> float:
+    """VLMEvalKit's score when no judge answers; a correct 0 counts as unread there, and so it does here."""
+    if not isinstance(prediction, str):
+        return 0.0
+    if _is_choice(question_type, choices):
+        named = strict_option(prediction, choices or ())
+        return float(named == (answer_option or option_letter(reference, choices or ())))
+    if answer_type not in ("integer", "float"):
+        return 0.0
+    parse = int if answer_type == "integer" else float
+    try:
+        return float(parse(prediction) == parse(reference) != 0)
+    except ValueError:
+        return 0.0
+
+
+def _is_choice(question_type: str, choices: Sequence[str] | None) -> bool:
+    return bool(choices) or question_type == "multi_choice"
+
+
+def _same_element(left: str, right: str) -> bool:
+    mine, theirs = numbers(left), numbers(right)
+    if len(mine) == 1 and len(theirs) == 1:
+        return abs(mine[0] - theirs[0]) <= 1e-6 * max(1.0, abs(theirs[0]))
+    return _words(left) == _words(right)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s.\-]", "", text.lower()).strip(" .").split())
+
+
+def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] | None = None, **_: object) -> float:
+    """1 if the reply names the right option, or states something equal to the reference (MATH-Vision).
+
+    With `choices`, `reference` is a letter or an option's text. Without: equal texts but for blanks, case and LaTeX
+    dress; numbers within 1e-6 of each other; a reply with one number; or expressions that math-verify finds equal.
+    """
+    if not isinstance(prediction, str):
+        return 0.0
+    if choices:
+        return float(read_option(prediction, choices) == option_letter(reference, choices))
+    stated, wanted = _undressed(tail(prediction)), _undressed(reference)
+    if not stated:
+        return 0.0
+    if stated == wanted:
+        return 1.0
+    value, target = _value(stated), _value(wanted)
+    if value is not None and target is not None:
+        return float(abs(value - target) <= 1e-6 * abs(target))
+    found = [] if _OPERATOR.search(stated) else numbers(tail(prediction))
+    if target is not None and len(found) == 1:
+        return float(abs(found[0] - target) <= 1e-6 * abs(target))
+    return float(_equal_expressions(tail(prediction), reference))
+
+
+def _undressed(text: str) -> str:
+    r"""`text` in lower case without blanks, dollar signs, sizes, degrees; `\frac{a}{b}` as a/b."""
+    plain = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text.replace("\u2212", "-"))
+    return _LATEX_NOISE.sub("", plain).lower().rstrip(".")
+
+
+def _value(text: str) -> float | None:
+    match = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:/(\d+\.?\d*))?", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    if match is None or (match[2] and float(match[2]) == 0):
+        return None
+    return float(match[1]) / float(match[2] or 1)
+
+
+def _equal_expressions(prediction: str, reference: str) -> bool:
+    library = _math_verify()
+    if library is None or len(prediction) > _LONGEST_EXPRESSION:
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    try:
+        return bool(library.verify(*(library.parse(f"${each.strip('$ ')}$") for each in (reference, prediction))))
+    except Exception:  # a parser fed with anything a model may write: what it cannot take is not the reference
+        return False
+
+
+@cache
+def _math_verify() -> Any:
+    try:
+        import math_verify  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    return math_verify

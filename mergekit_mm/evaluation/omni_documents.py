@@ -1,0 +1,155 @@
+"""The omni tasks' documents: AVQA and MUSIC-AVQA, with any mix of video, picture and sound.
+
+The rows come from a json or jsonl file or a data set, in one of four forms, told apart by their keys: ModelCompose's
+conversations, the two data sets' official annotations, or the project's own `id, question, choices, answer,
+question_type, image, audio, video`. The media lie below the folder `media` (`$MLLM_EVAL_DATA/<media>`), either where
+the row says or as `<media>/<medium>/<name>.*`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import datasets  # type: ignore[import-untyped, unused-ignore]
+
+from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.sources import local_path, read_table
+
+_MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt
+_MEDIUM_LINE = re.compile(
+    r"^(?:[\w ]+:)?\s*<(?:video|image|audio|point|pointcloud)>\s*$\n?", re.MULTILINE | re.IGNORECASE
+)
+_OPTION_LINE = re.compile(r"\(?\b([A-D])[).:]\s*(.+?)(?=\s*\(?\b[B-D][).:]\s|\s*$)", re.MULTILINE)
+_LETTERS = tuple("ABCD")
+
+
+def omni(
+    *,
+    source: str,
+    modal: Sequence[str],
+    media: str,
+    file: str | None = None,
+    answers: str | None = None,
+    split: str = "test",
+    num_frames: int = 8,
+    sources: Mapping[str, str] | None = None,
+    **_: object,
+) -> dict[str, datasets.Dataset]:
+    """Documents whose prompt and media are those of `modal`, e.g. `[video, audio]`.
+
+    The rows are those of `file` in the local folder `source` (`{modal}` in its name stands for the names joined by
+    "+"), without `file` those of the data set `source`. `answers` is ModelCompose's file of answers, joined by `id`.
+    FileNotFoundError: the rows or a medium are not there.
+    """
+    wanted = [medium for medium in _MEDIA if medium in modal]
+    if len(wanted) != len(modal):
+        raise ValueError(f"modal is {list(modal)}; it must be one or more of {', '.join(_MEDIA)}")
+    if file:
+        rows = _read_json(source, file.replace("{modal}", "+".join(modal)), sources)
+    else:
+        rows = read_table(source, split, sources=sources).to_list()
+    if answers:
+        known = {row["id"]: row["conversations"][-1]["value"] for row in _read_json(source, answers, sources)}
+        rows = [{**row, "answer": known.get(row["id"])} for row in rows]
+    folder = local_path(media, sources)[1] or Path(media)
+    documents = []
+    for row in map(_common_form, rows):
+        found = {medium: _medium(row, medium, folder) if medium in wanted else None for medium in _MEDIA}
+        prompt = prompts.sounds_and_pictures(row["prompt"], wanted)
+        documents.append({**row, **found, "prompt": prompt, "num_frames": num_frames})
+    return {"test": datasets.Dataset.from_list(documents)}
+
+
+def _read_json(source: str, file: str, sources: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    name, folder = local_path(source, sources)
+    path = folder / file if folder else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"{path or file} does not exist. The omni tasks read local files: put {file} of {name} at "
+            f"$MLLM_EVAL_DATA/{name}/{file}, or name another source and file in dataset_kwargs"
+        )
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+
+
+def _common_form(row: dict[str, Any]) -> dict[str, Any]:
+    """`prompt, question, choices, answer, question_type` and what there is of `image, audio, video`."""
+    if "conversations" in row:
+        return _from_model_compose(row)
+    if "anser" in row:
+        return _from_music_avqa(row)
+    if "multi_choice" in row:
+        return _from_avqa(row)
+    choices = list(row.get("choices") or [])
+    return _form(row["question"], choices, str(row["answer"]), row.get("question_type"), row)
+
+
+def _form(
+    question: str, choices: Sequence[str], answer: str, question_type: str | None, media: Mapping[str, Any]
+) -> dict[str, Any]:
+    if choices:
+        listed = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
+        prompt = f"{question}\n{listed}\nAnswer with the option's letter from the given choices directly."
+    else:
+        prompt = f"{question}\nAnswer the question using a single word or phrase."
+    kind = re.sub(r"[\s-]+", "_", question_type.lower()) if question_type else None  # e.g. audio_visual_counting
+    found: dict[str, Any] = {
+        "prompt": prompt,
+        "question": question,
+        "choices": list(choices),
+        "answer": answer,
+        "question_type": kind,
+    }
+    return {**found, **{medium: media.get(medium) for medium in _MEDIA}}
+
+
+def _from_model_compose(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt is the data's own, options included; only the marks of the media are written anew."""
+    said = {turn["from"]: turn["value"] for turn in row["conversations"]}
+    question = _MEDIUM_LINE.sub("", said["human"]).strip()
+    options = dict(_OPTION_LINE.findall(question))
+    choices = [options[letter].strip() for letter in _LETTERS] if tuple(sorted(options)) == _LETTERS else []
+    inputs = {{"vision": "image"}.get(kind, kind): (paths or [None])[0] for kind, paths in row["modal_inputs"].items()}
+    answer = row.get("answer") or said.get("gpt")
+    if not answer:
+        raise ValueError(f"question {row['id']} has no answer: name the file of answers by dataset_kwargs answers")
+    return {**_form(question, choices, answer.strip(), row.get("question_type"), inputs), "prompt": question}
+
+
+def _from_music_avqa(row: Mapping[str, Any]) -> dict[str, Any]:
+    values = iter(json.loads(row["templ_values"]))
+    question = re.sub(r"<\w+>", lambda mark: str(next(values, mark[0])), row["question_content"])
+    return _form(question, [], row["anser"], " ".join(json.loads(row["type"])), dict.fromkeys(_MEDIA, row["video_id"]))
+
+
+def _from_avqa(row: Mapping[str, Any]) -> dict[str, Any]:
+    answer, media = ascii_uppercase[int(row["answer"])], dict.fromkeys(_MEDIA, row["video_name"])
+    return _form(row["question_text"], row["multi_choice"], answer, row["question_type"], media)
+
+
+def _medium(row: Mapping[str, Any], medium: str, folder: Path) -> dict[str, Any]:
+    """What `media.visuals` and `media.sounds` open. Bytes and frames in the row are taken as they are."""
+    given = row[medium]
+    if given is None:
+        raise ValueError(f"the question {row['question']!r} has no {medium}")
+    if isinstance(given, list):
+        return {"path": None, "frames": [_stored(frame, folder / medium) for frame in given]}
+    stored = _stored(given, folder / medium)
+    return {**stored, "frames": None} if medium == "video" else stored
+
+
+def _stored(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if isinstance(given, Mapping) and given.get("bytes"):
+        return {"bytes": given["bytes"], "path": None}
+    name = str(given["path"] if isinstance(given, Mapping) else given)
+    for path in (folder.parent / name, folder / name, folder / Path(name).name):
+        if path.is_file():
+            return {"bytes": None, "path": str(path)}
+    named = sorted(folder.glob(f"{escape(name)}.*"))
+    if not named:
+        raise FileNotFoundError(f"neither {folder} nor {folder.parent} has a file {name}: fetch the data set's media")
+    return {"bytes": None, "path": str(named[0])}

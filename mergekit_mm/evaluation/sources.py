@@ -1,0 +1,88 @@
+"""Where the tasks' data come from: the Hub, a local mirror in `MLLM_EVAL_DATA`, or a file or folder on disk."""
+
+import base64
+import csv
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped, unused-ignore]
+
+
+def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[str, Path | None]:
+    """The source in use and where it lies on disk (None: on the Hub).
+
+    `sources` renames sources (`--metadata '{"sources": {"lmms-lab/ChartQA": "me/ChartQA"}}'`). A path that exists is
+    taken as it is; else, if `MLLM_EVAL_DATA` is set, `$MLLM_EVAL_DATA/<source>`, whether or not it exists.
+    """
+    source = (sources or {}).get(source, source)
+    if Path(source).expanduser().exists():
+        return source, Path(source).expanduser()
+    mirror = os.environ.get("MLLM_EVAL_DATA")
+    return source, Path(mirror).expanduser() / source if mirror else None
+
+
+def read_table(
+    source: str, split: str, config: str | None = None, sources: Mapping[str, str] | None = None
+) -> datasets.Dataset:
+    """One split of a data set, pictures and sounds not decoded.
+
+    A local folder is laid out as on the Hub: parquet files whose name starts with the split, inside or named after
+    `config` where there is one. A local file may be parquet or a TSV of VLMEvalKit. FileNotFoundError: says which
+    folder, and the command that fills it.
+    """
+    name, path = local_path(source, sources)
+    if path is None:
+        if name.endswith(".tsv"):
+            raise FileNotFoundError(f"{name} is no data set of the Hub. {_advice(name)}")
+        return datasets.load_dataset(name, config, split=split)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. {_advice(name)}")
+    if path.suffix == ".tsv":
+        return datasets.Dataset.from_list(list(read_tsv(path)))
+    files = [path] if path.is_file() else _split_files(path, split, config)
+    if not files:
+        where = f"config {config}, " if config else ""
+        raise FileNotFoundError(f"{path} has no parquet file of {where}split {split}. {_advice(name)}")
+    return datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+
+def _split_files(folder: Path, split: str, config: str | None) -> list[Path]:
+    files = sorted(folder.rglob("*.parquet"))
+    if config:
+        files = [file for file in files if config in file.relative_to(folder).parts or _starts(file, config)]
+    return [file for file in files if _starts(file, split)]
+
+
+def _starts(file: Path, name: str) -> bool:
+    """`test-00000-of-00001.parquet` is of split `test`; `testmini.parquet` and `testA-...` are not."""
+    return file.stem.startswith(name) and file.stem[len(name) : len(name) + 1] in ("", "-", "_", ".")
+
+
+def _advice(source: str) -> str:
+    root = "$MLLM_EVAL_DATA"
+    if source.endswith(".tsv"):
+        url = f"https://opencompass.openxlab.space/utils/VLMEval/{Path(source).name}"
+        advice = f"MLLM_EVAL_DATA must name a folder that holds it: curl -o {root}/{Path(source).name} {url}"
+        return advice + (" ; or run the task mllm_ocrvqa_test instead" if "OCRVQA" in source else "")
+    return f"Fill it by: hf download --repo-type dataset {source} --local-dir {root}/{source}"
+
+
+def read_tsv(path: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a TSV of VLMEvalKit: all columns as texts, `image` as bytes.
+
+    A picture is base64, or the `index` of another row that holds it. ValueError names a row whose picture is missing.
+    """
+    csv.field_size_limit(sys.maxsize)  # one field is a whole picture
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    encoded = {row["index"]: row["image"] for row in rows}
+    for row in rows:
+        text = row["image"]
+        # VLMEvalKit's own test: no picture is as short as an index
+        text = encoded.get(text, "") if len(text) <= 64 else text
+        if len(text) <= 64:
+            raise ValueError(f"{path}: row {row['index']} has no picture: {row['image']!r} is not the index of one")
+        yield {**row, "image": {"bytes": base64.b64decode(text), "path": None}}
