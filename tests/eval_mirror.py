@@ -168,7 +168,7 @@ def _media(folder: Path, names: list[str]) -> None:
 
 
 def _model_compose(root: Path, data: str, folder: str, questions: list[tuple[str, str, str]]) -> None:
-    """ModelCompose's conversations of (name of the media, question, answer): a file per mix of media, one of answers."""
+    """ModelCompose's conversations of (name of the media, question, answer): one file a mix, and the answers."""
     _media(root / folder, [name for name, _, _ in questions])
     names = {"video": "video/{}.gif", "image": "image/{}.png", "audio": "/elsewhere/audio/{}.wav"}
     kinds = {"image": "vision"}
