@@ -134,6 +134,26 @@ def seconds(name: str, vectors: list[TaskVector]) -> float:
     return short + (long - short) / 15 * (STEPS - 5)
 
 
+def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[float, float]) -> float:
+    """CPU seconds of the products that a method's route cannot do without, at GEMM speed: a floor, not an estimate.
+
+    Symmetric Gram products count half. rates: flops per second in float32 (Adam's steps) and float64 (all else).
+    """
+    small, large = min(shape), max(shape)
+    single, double = rates
+    if name == "wudi":
+        return STEPS * 2.0 * shape[0] * shape[1] ** 2 / single
+    if name in ("iso_c", "iso_cts", "tsv"):
+        grams = {"iso_c": 1, "iso_cts": 1 + count, "tsv": count}[name]
+        return (grams * large * small**2 + 2.0 * large * small**2) / double
+    if name.startswith("optmerge"):
+        return count * large * small**2 / single
+    rows = min(count * shape[0], shape[1])  # what the Hessian of the WUDI family is made of
+    if shape[0] < shape[1]:
+        return (shape[1] * rows**2 + 2.0 * shape[0] * rows**2 + 2.0 * shape[0] * shape[1] * rows) / double
+    return (3 * count + 4) * shape[0] * shape[1] ** 2 / double
+
+
 def doubled(vectors: list[TaskVector]) -> list[TaskVector]:
     return [TaskVector(t.left.double(), right=None if t.right is None else t.right.double()) for t in vectors]
 
@@ -156,7 +176,7 @@ def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
     print(status_mib("VmHWM") - before)
 
 
-def row(name: str, shape: tuple[int, int], options: argparse.Namespace) -> str:
+def row(name: str, shape: tuple[int, int], options: argparse.Namespace, rates: tuple[float, float]) -> str:
     deltas = task_vectors(shape, options.experts, options.spectrum)
     vectors = [TaskVector(delta) for delta in deltas]
     mine = seconds(name, vectors)
@@ -167,6 +187,7 @@ def row(name: str, shape: tuple[int, int], options: argparse.Namespace) -> str:
     if name != "wudi":
         error = f"{relative_error(solved(name, vectors), solved(name, doubled(vectors))):.1e}"
     cells = [f"{shape[0]}x{shape[1]}", name, f"{theirs:.2f}" if theirs else "-", f"{mine:.2f}"]
+    cells.append(f"{mine / product_seconds(name, shape, options.experts, rates):.1f}x")
     cells += [f"**{theirs / mine:.1f}x**" if theirs else "-", error]
     inputs = (options.experts + 1) * shape[0] * shape[1] * 4 / 2**20
     cells.append(f"{peak_extra_mib(name, shape, options.experts) / inputs:.1f}")
@@ -192,16 +213,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory_of:
         return report_memory(options.methods[0], parse(options.memory_of), options.experts)
+    rates = gemm_rate(), gemm_rate(torch.float64)
+    speeds = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM float32 {gemm_rate() / 1e9:.0f} GFLOP/s"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM {speeds} GFLOP/s in float32 and float64"
     )
     print(f"{options.experts} experts, singular values falling as j^-{options.spectrum}\n")
-    head = ["shape", "method", "published, s", "ours, s", "ratio", "our error", "extra memory / inputs"]
+    head = [
+        "shape",
+        "method",
+        "published, s",
+        "ours, s",
+        "of its GEMM floor",
+        "ratio",
+        "our error",
+        "extra memory / inputs",
+    ]
     head += [f"rank-{rank} adapters: s, error" for rank in options.ranks.split(",")]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for shape in options.shapes.split(","):
         for name in options.methods:
-            print(row(name, parse(shape), options), flush=True)
+            print(row(name, parse(shape), options, rates), flush=True)
 
 
 if __name__ == "__main__":

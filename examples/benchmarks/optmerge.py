@@ -39,9 +39,9 @@ def cpu_seconds(run: Callable[[], object], repeats: int = 1) -> float:
     return min(times)
 
 
-def gemm_rate() -> float:
-    """Flops per CPU second of a float32 matrix product: the bound every other figure is held against."""
-    x = torch.randn(1536, 1536)
+def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Flops per CPU second of a matrix product: the bound every other figure is held against."""
+    x = torch.randn(1536, 1536, dtype=dtype)
     return 2 * 1536**3 / cpu_seconds(lambda: x @ x, 5)
 
 
