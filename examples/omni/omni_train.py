@@ -1,0 +1,192 @@
+"""Training loops of this example: the text LLM on words, towers on labels, donors on questions about one medium."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from omni_facts import (
+    ATTRIBUTES,
+    MODALITIES,
+    PAIRS,
+    PLACES,
+    Medium,
+    Question,
+    about_one,
+    ask,
+    told,
+    with_distractors,
+)
+from omni_media import payload, pools, third
+from omni_model import ARGUMENT, prompt
+from omni_plan import Stage
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+
+def optimise(parameters: Sequence[Any], stage: Stage, label: str, loss: Callable[[], torch.Tensor]) -> None:
+    """AdamW with 10 % warm-up, then a cosine to 5 % of the peak rate; gradients are clipped."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    bar = tqdm(range(stage.steps), desc=label, unit="step", mininterval=2)
+    for step in bar:
+        warm = min(1.0, (step + 1) / (0.1 * stage.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / stage.steps)))
+        value = loss()
+        optimiser.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{value.item():.3f}")
+
+
+# ------------------------------------------------------------------------------------------------------- text LLM
+
+
+def train_llm(llm: Any, tokenizer: Any, stages: Sequence[Stage], seed: int) -> None:
+    """Questions about one medium that is told in words; then about one or two, at times with a third there as well.
+
+    Answering yes or no takes longest to learn by far, and is learned from single media: most of the first stage's.
+    """
+    rng, media = random.Random(f"{seed} llm"), pools("train")
+
+    def single() -> Question:
+        return about_one(rng, rng.choice(media[rng.choice(MODALITIES)]), 0.7)
+
+    def every() -> Question:
+        kinds = [*[(m,) for m in MODALITIES], *PAIRS, *PAIRS]
+        return with_distractors(rng, ask(rng, media, rng.choice(kinds)), media, 0.2)
+
+    for stage, draw in zip(stages, (single, every), strict=True):
+
+        def loss(stage: Stage = stage, draw: Callable[[], Question] = draw) -> torch.Tensor:
+            rows = [draw() for _ in range(stage.batch)]
+            messages = [[{"role": "user", "content": told(row, rng)}] for row in rows]
+            prompts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return answer_loss(llm, tokenizer, prompts, rows)
+
+        optimise(list(llm.parameters()), stage, f"text LLM, {draw.__name__} questions", loss)
+
+
+def answer_loss(
+    model: Any, tokenizer: Any, prompts: Sequence[str], rows: Sequence[Question], embed: Any = None
+) -> torch.Tensor:
+    """Cross entropy of the answers and the end token. `embed` makes embeddings of ids, by default the model."""
+    texts = [f"{text}{row.answer}</s>" for text, row in zip(prompts, rows, strict=True)]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    given = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids)}
+    lengths = torch.tensor([[len(row.answer.split()) + 1] for row in rows])
+    longest = int(lengths.max())
+    logits = model(**given, attention_mask=mask).logits[:, -longest - 1 : -1]
+    targets = ids[:, -longest:]
+    targets = targets.where(torch.arange(longest, 0, -1) <= lengths, -100)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+# ---------------------------------------------------------------------------------------------------------- towers
+
+
+def inputs_of(media: Sequence[Medium], processor: Any, split: str) -> torch.Tensor:
+    """What the donor's tower gets for each medium, by the donor's processor."""
+    made = [payload(medium, split) for medium in media]
+    modality = media[0].modality
+    if modality == "audio":
+        rate = processor.feature_extractor.sampling_rate
+        return processor.feature_extractor(made, sampling_rate=rate, return_tensors="pt")["input_features"]
+    part = processor.image_processor if modality == "image" else processor.video_processor
+    key = "pixel_values" if modality == "image" else "pixel_values_videos"
+    return torch.cat([part(**_call(modality, made[n : n + 500]))[key] for n in range(0, len(made), 500)])
+
+
+def _call(modality: str, made: list[Any]) -> dict[str, Any]:
+    return {ARGUMENT[modality]: made, "return_tensors": "pt"}
+
+
+def see(donor: Any, modality: str, inputs: torch.Tensor) -> torch.Tensor:
+    """What the donor's projector gets: (batch, tokens, width)."""
+    inner = donor.model
+    if modality == "image":
+        return inner.vision_tower(pixel_values=inputs).last_hidden_state[:, 1:]
+    if modality == "audio":
+        return inner.audio_tower(inputs).last_hidden_state
+    flat = inner.video_tower(pixel_values=inputs.flatten(0, 1), output_hidden_states=True).hidden_states[-1]
+    return flat.unflatten(0, inputs.shape[:2]).flatten(1, 2)
+
+
+def labels_of(medium: Medium) -> list[int]:
+    """Of a sound its three facts; of a video the colour, and the thirds in which each frame has the shape."""
+    names = [name for name in ATTRIBUTES[medium.modality] if name != "direction"]
+    found = [ATTRIBUTES[medium.modality][name].index(medium.facts[name]) for name in names]
+    if medium.modality == "video":
+        found += [PLACES[axis].index(third(axis, point[axis])) for point in medium.source[1] for axis in (0, 1)]
+    return found
+
+
+def train_tower(donor: Any, modality: str, inputs: torch.Tensor, stage: Stage, seed: int) -> None:
+    """The tower names what is in a sound or a frame through a linear head, later thrown away."""
+    media = pools("train")[modality]
+    labels = torch.tensor([labels_of(medium) for medium in media])
+    sizes = [int(column.max()) + 1 for column in labels.T]
+    tower = donor.model.audio_tower if modality == "audio" else donor.model.video_tower
+    heads = sizes if modality == "audio" else [sizes[0], 3, 3]  # of all, or of each frame
+    head = torch.nn.Linear(tower.config.hidden_size, sum(heads))
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss() -> torch.Tensor:
+        picked = torch.randint(len(media), (stage.batch,), generator=generator)
+        seen = see(donor, modality, inputs[picked])
+        if modality == "audio":
+            told, wanted = head(seen.mean(1)), labels[picked]
+        else:
+            shown = inputs.shape[1]
+            told = head(seen.unflatten(1, (shown, -1)).mean(2)).flatten(0, 1)
+            wanted = torch.cat(
+                [labels[picked, :1].expand(-1, shown)[..., None], labels[picked, 1:].unflatten(1, (shown, 2))], -1
+            )
+            wanted = wanted.flatten(0, 1)
+        parts = zip(told.split(heads, -1), wanted.T, strict=True)
+        return torch.stack([cross_entropy(scores, column) for scores, column in parts]).sum()
+
+    optimise([*tower.parameters(), *head.parameters()], stage, f"{modality} tower", loss)
+
+
+# ---------------------------------------------------------------------------------------------------------- donors
+
+
+@torch.no_grad()
+def features(donor: Any, modality: str, inputs: torch.Tensor) -> torch.Tensor:
+    """What the frozen tower makes of each medium: computed once, since it no longer changes."""
+    return torch.cat([see(donor, modality, part) for part in inputs.split(250)])
+
+
+def train_donor(donor: Any, processor: Any, modality: str, seen: torch.Tensor, stage: Stage, seed: str) -> None:
+    """Whatever of projector and language model requires gradients learns to answer questions about its one modality.
+
+    Half of them are about another thing too, which is told in words: the donor never meets another modality.
+    """
+    rng, media = random.Random(seed), pools("train")
+    place = {id(medium): index for index, medium in enumerate(media[modality])}
+    kinds = [(modality,), (modality,), *[pair for pair in PAIRS if modality in pair]]
+    token = processor.tokenizer.convert_tokens_to_ids(f"<{modality}>")
+
+    def loss() -> torch.Tensor:
+        rows = [with_distractors(rng, ask(rng, media, rng.choice(kinds)), media, 0.2) for _ in range(stage.batch)]
+        prompts = [prompt(processor, row, (modality,), rng) for row in rows]
+        written = [text.replace(f"<{modality}>", f"<{modality}>" * seen.shape[1]) for text in prompts]
+        shown = donor.model.multi_modal_projector(
+            seen[[place[id(m)] for row in rows for m in row.media if m.modality == modality]]
+        )
+
+        def embed(ids: torch.Tensor) -> torch.Tensor:
+            embedded = donor.get_input_embeddings()(ids)
+            return embedded.masked_scatter((ids == token)[..., None].expand_as(embedded), shown)
+
+        return answer_loss(donor, processor.tokenizer, written, rows, embed)
+
+    optimise(list(donor.parameters()), stage, seed.split(maxsplit=1)[1], loss)
