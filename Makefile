@@ -20,6 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/easy_vqa/run.py
+	$(BIN)/python examples/omni/run.py --methods optmerge_modality --count 150
 
 test: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
