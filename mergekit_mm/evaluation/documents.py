@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import datasets  # type: ignore[import-untyped, unused-ignore]
+import datasets
 
 from mergekit_mm.evaluation import prompts
 from mergekit_mm.evaluation.options import option_letter

@@ -162,7 +162,7 @@ def _equal_expressions(prediction: str, reference: str) -> bool:
 @cache
 def _math_verify() -> Any:
     try:
-        import math_verify  # type: ignore[import-not-found, unused-ignore]
+        import math_verify
     except ImportError:
         return None
     return math_verify

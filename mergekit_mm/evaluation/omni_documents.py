@@ -14,7 +14,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-import datasets  # type: ignore[import-untyped, unused-ignore]
+import datasets
 
 from mergekit_mm.evaluation import prompts
 from mergekit_mm.evaluation.sources import local_path, read_table

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped, unused-ignore]
+import datasets
 
 
 def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[str, Path | None]:
