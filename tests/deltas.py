@@ -8,19 +8,10 @@ import torch
 from mergekit import merge_methods
 from torch import Tensor
 
-from mergekit_mm.methods import catalogue
 from mergekit_mm.numerics.task_vector import TaskVector
 
 ADAPTER_RANK = 4
 KINDS = ["adapter", "flat", "steep"]
-
-
-def register_catalogue() -> None:
-    """The plugin's start-up hook registers the catalogue where it is installed; elsewhere the tests do."""
-    known = {method.spec.name for method in merge_methods.registered_methods()}
-    for method in catalogue():
-        if method.name not in known:
-            merge_methods.register(method.host)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import deltas as made
 import pytest
 import torch
+from deltas import make_deltas, randn, relative
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mergekit import merge_methods
 from oracles import optmerge_loop
 from torch import Tensor
 
-from mergekit_mm.methods import catalogue
+from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods.optmerge import PRESETS, solve
 from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.spectral import gram
@@ -25,29 +27,7 @@ SHAPES = [(48, 64), (64, 48), (40, 40)]
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
-    """The plugin's start-up hook registers the catalogue where it is installed; elsewhere the tests do."""
-    known = {method.spec.name for method in merge_methods.registered_methods()}
-    for method in catalogue():
-        if method.name not in known:
-            merge_methods.register(method.host)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def make_deltas(shape: tuple[int, int], count: int, kind: str, std: float = 1e-3, seed: int = 0) -> list[Tensor]:
-    """float32 deltas: `adapter` of rank 4, `flat` full rank, or `steep` with singular values 1 / j."""
-    deltas = []
-    for i in range(count):
-        x = randn(*shape, seed=100 * seed + i)
-        if kind == "adapter":
-            x = randn(shape[0], 4, seed=100 * seed + i) @ randn(4, shape[1], seed=100 * seed + i + 50)
-        elif kind == "steep":
-            u, s, vh = torch.linalg.svd(x, full_matrices=False)
-            x = (u / torch.arange(1, len(s) + 1)) @ vh
-        deltas.append(x * (std / x.std()))
-    return deltas
+    register_methods()
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], **parameters: object) -> Tensor:
@@ -57,12 +37,7 @@ def merge(base: Tensor, experts: Sequence[Tensor], **parameters: object) -> Tens
 
 
 def merged_delta(deltas: Sequence[Tensor], **parameters: object) -> Tensor:
-    """Through the public method, over a zero base so that no rounding of base + delta hides the delta."""
-    return merge(torch.zeros_like(deltas[0]), deltas, **parameters)
-
-
-def relative(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference.double()).norm() / reference.double().norm())
+    return made.merged_delta("optmerge", deltas, **parameters)
 
 
 # --- the released loop ------------------------------------------------------------------------------------------------

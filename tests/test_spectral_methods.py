@@ -7,11 +7,12 @@ from collections.abc import Callable
 import oracles_methods as oracles
 import pytest
 import torch
-from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, register_catalogue, relative
+from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.iso_cts import counts
 from mergekit_mm.numerics import polar as numerics
@@ -24,7 +25,7 @@ CASES = [((48, 64), 3), ((64, 48), 5), ((40, 40), 2), ((24, 100), 3), ((100, 24)
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
-    register_catalogue()
+    register_methods()
 
 
 def expected(method: str, deltas: list[Tensor], rank: int | None = None) -> Tensor:

@@ -7,11 +7,12 @@ import math
 import oracles_methods as oracles
 import pytest
 import torch
-from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, register_catalogue, relative
+from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods import method_named
 from mergekit_mm.numerics.rank_rules import adaptive_rank, ratio_rank
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -33,7 +34,7 @@ ALL = [("wudi", {}), *CLOSED]
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
-    register_catalogue()
+    register_methods()
 
 
 def starts(deltas: list[Tensor]) -> list[Tensor]:
