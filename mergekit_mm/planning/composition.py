@@ -35,6 +35,11 @@ class Composition:
         donor = self.modalities[modality]
         return HOST if donor == self.host else next(name for name, guest in self.guests.items() if guest == donor)
 
+    def takes_towers_of(self, model: ModelReference, checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
+        """Whether a donor's towers are in the output: grafted, or merged with the host's of the same architecture."""
+        same = checkpoints[model].config.get("model_type") == checkpoints[self.host].config.get("model_type")
+        return same or model in self.guests.values()
+
 
 def is_composed(checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
     """Whether multimodal models of different architectures are among the inputs."""
@@ -74,8 +79,7 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     for donor in dict.fromkeys(modalities.values()):
         if donor != host:
             guests["_".join(m for m, owner in modalities.items() if owner == donor)] = donor
-    others = {str(model): c for model, c in checkpoints.items() if model != host}
-    return Composition(host, guests, modalities, unite(checkpoints[host], others))
+    return Composition(host, guests, modalities, unite(checkpoints[host], checkpoints.values()))
 
 
 def choices(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Checkpoint]) -> set[str]:

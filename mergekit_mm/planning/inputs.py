@@ -123,6 +123,12 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             problems += [f"  The language models differ: {told}." for told in forbidding]
             notes += [f"The language models differ: {told}. The output has the latter." for told in known]
         notes += match.notes
+    if composition:
+        notes += [
+            f"Only the language model of {c.name} is merged: none of its towers and projectors serves a modality here."
+            for model, c in checkpoints.items()
+            if c.is_multimodal and not composition.takes_towers_of(model, checkpoints)
+        ]
     if problems or base is None:
         raise CheckpointError("These inputs cannot be merged:\n" + "\n".join(problems))
     if base.unknown:

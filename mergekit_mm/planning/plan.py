@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from mergekit import merge_methods
@@ -11,7 +12,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import choices
+from mergekit_mm.planning.composition import choices, guest_tensors
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
@@ -41,6 +42,12 @@ class Plan:
 
         return sum(map(size, self.planner.output.values()))
 
+    def _grafts(self) -> Counter[tuple[str, str]]:
+        """(role, "graft") -> how many tensors of an omni model its guests bring."""
+        omni, checkpoints = self.inputs.composition, self.inputs.checkpoints
+        donors = [checkpoints[model] for model in omni.guests.values()] if omni else []
+        return Counter((d.tensors[own].role.value, "graft") for d in donors for own in guest_tensors(d).values())
+
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
         method, base = self.config.merge_method, self.inputs.base
@@ -54,8 +61,9 @@ class Plan:
             lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
         words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
         words["graft"] = "grafted"
+        done = self.planner.done + self._grafts()
         for role in Role:
-            counts = {policy: n for (r, policy), n in sorted(self.planner.done.items()) if r == role.value}
+            counts = {policy: n for (r, policy), n in sorted(done.items()) if r == role.value}
             if counts:
                 lines.append(f"  {role.value:<15} " + "; ".join(f"{n} {words[p]}" for p, n in counts.items()))
         notes = [

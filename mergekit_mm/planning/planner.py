@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,13 +29,13 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import guest_tensors
 from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
-from mergekit_mm.planning.tasks import CastTensor, ConvertToDisk, KeepTensor, PickTensor, RescaleDelta
+from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
 from mergekit_mm.planning.vocabulary import UniteRows, remember
 
 
@@ -212,8 +211,9 @@ class MultimodalPlanner(MergePlanner):
             base_model=reader.base_model,
             t=reader.t,
         )
-        if reader.base_model in held:
-            self._bases[job.weight.name] = self._keep(job, reader.base_model, dict(held))
+        dtype = None if is_own_method(spec.name) else self._merge_dtype(held)
+        if reader.base_model in held:  # in the dtype in which the merge reads it too, so that it is read once
+            self._bases[job.weight.name] = self._keep(job, reader.base_model, dict(held), dtype)
         common = {
             "method_name": spec.name,
             "model_order": tuple(held),
@@ -231,7 +231,7 @@ class MultimodalPlanner(MergePlanner):
             gather = self._gather(job, {model: held[model] for model in adapters}, None, adapters)
             delta = MergeDelta(gather_tensors=gather, over=reader.base_model, **common)
             return AddDelta(base=self._bases[job.weight.name], delta=delta)
-        gather = self._gather(job, held, self._merge_dtype(held))
+        gather = self._gather(job, held, dtype)
         return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
 
     def _adapters_of_base(self, job: _Job, held: dict[ModelReference, str]) -> tuple[ModelReference, ...]:
@@ -257,10 +257,12 @@ class MultimodalPlanner(MergePlanner):
             output_weight=job.weight,
         )
 
-    def _keep(self, job: _Job, model: ModelReference, held: dict[ModelReference, str]) -> Task:
+    def _keep(
+        self, job: _Job, model: ModelReference, held: dict[ModelReference, str], dtype: str | None = None
+    ) -> Task:
         if self._is_realigned(job):
-            return KeepTensor(model=model, tensors=self._gather(job, held, None))
-        return load(model, held[model], job.label, None, self._read_device())
+            return KeepTensor(model=model, tensors=self._gather(job, held, dtype))
+        return load(model, held[model], job.label, dtype, self._read_device())
 
     def _is_realigned(self, job: _Job) -> bool:
         """Whether the rows of a vocabulary are moved before they are merged."""
@@ -323,7 +325,8 @@ class MultimodalPlanner(MergePlanner):
         if scale is not None:
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
-        outputs = list(self._composed(made) if self.inputs.composition else self._in_disk_layout(made))
+        outputs = list(self._outputs(made))
+        self.output = {name: like for name, _, like in outputs}
         writer = TensorWriterTask(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -332,66 +335,34 @@ class MultimodalPlanner(MergePlanner):
             max_write_threads=self.options.write_threads,
         )
         saves = tuple(
-            SaveTensor(tensor_name=name, tensor_task=task, writer_task=writer, clone=self.options.clone_tensors)
-            for name, task in outputs
+            SaveTensor(
+                tensor_name=name,
+                tensor_task=self._finished(task, like),
+                writer_task=writer,
+                clone=self.options.clone_tensors,
+            )
+            for name, task, like in outputs
         )
         targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
         return [*targets, self._tokenizer_task] if self._tokenizer_task else targets
 
-    def _in_disk_layout(self, made: dict[str, Task]) -> Iterator[tuple[str, Task]]:
-        """(name on disk, task) of every output tensor."""
-        base = self.inputs.base_checkpoint
-        left = dict(made)
-        for group in base.groups:
-            tasks = {name: made[name] for name in group.memory if name in made}
-            if len(tasks) < len(group.memory):
-                if self._was_cut(group.memory):
-                    continue
-                raise CheckpointError(f"Nothing in this merge makes {', '.join(group.memory)} of {self.inputs.base}.")
-            for name in tasks:
-                left.pop(name, None)
-            if group.conversion is None:
-                yield group.disk[0], self._finished(tasks[group.memory[0]], group.disk[0], base.disk[group.disk[0]])
-                continue
-            back = ConvertToDisk(model=self.inputs.base, tensor=group.memory[0], merged=tuple(tasks.items()))
-            for name in group.disk:
-                yield name, self._finished(PickTensor(group=back, tensor=name), name, base.disk[name])
-        for name, task in left.items():  # layers beyond the base's own
-            disk, like = self._disk_name_beyond(name)
-            yield disk, self._finished(task, disk, base.disk[like])
+    def _outputs(self, made: dict[str, Task]) -> Iterator[Output]:
+        """Every tensor of the output before its cast."""
+        omni, inputs = self.inputs.composition, self.inputs
+        if omni is not None:
+            return as_omni(omni, inputs.checkpoints, made, self._read_device())
+        modules = {name: self._module(name) for name in self.arch_info.modules}
+        lengths = {name: sum(_length(part) for part in self._slices(name)) for name in modules}
+        return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
 
-    def _composed(self, made: dict[str, Task]) -> Iterator[tuple[str, Task]]:
-        """(name in memory, task) of every tensor of an omni model: the host's own names, and what guests bring."""
-        omni, base = self.inputs.composition, self.inputs.base_checkpoint
-        assert omni is not None
-        for name, task in made.items():
-            yield name, self._finished(task, name, base.disk[base.group_of[name].disk[0]])
-        for guest, model in omni.guests.items():
-            donor = self.inputs.checkpoints[model]
-            for inner, own in guest_tensors(donor).items():
-                name = f"guests.{guest}.{inner}"
-                self.done[donor.tensors[own].role.value, "graft"] += 1
-                task = load(model, own, name, None, self._read_device())
-                yield name, self._finished(task, name, donor.disk[donor.group_of[own].disk[0]])
-
-    def _finished(self, task: Task, name: str, like: DiskTensor) -> Task:
+    def _finished(self, task: Task, like: DiskTensor) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
-        self.output[name] = like
         wanted = self.config.out_dtype or self.config.dtype
         if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
             wanted = str(like.dtype).removeprefix("torch.")
             if not like.dtype.is_floating_point:
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
-
-    def _was_cut(self, names: tuple[str, ...]) -> bool:
-        """Whether slices of fewer layers than the base has leave these tensors out on purpose."""
-        role = self.inputs.base_checkpoint.tensors[names[0]].role
-        module = self._module(role.module)
-        if not module.stack or not all(n.startswith(module.stack) for n in names):
-            return False
-        planned = sum(s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in self._slices(role.module))
-        return all(int(n[len(module.stack) :].split(".")[0]) >= planned for n in names)
 
     def _slices(self, module: str) -> list[OutputSliceDefinition]:
         slices: list[OutputSliceDefinition] = self.config.modules[module].slices
@@ -405,18 +376,7 @@ class MultimodalPlanner(MergePlanner):
         layers = [index for low, high in first for index in range(low, high)]
         return None if layers == list(range(len(self._module("language_model").layers))) else layers
 
-    def _disk_name_beyond(self, name: str) -> tuple[str, str]:
-        """The name on disk of a layer that the base does not have, from one that it has; and the latter."""
-        base = self.inputs.base_checkpoint
-        module = next(m for n in self.arch_info.modules if name.startswith((m := self._module(n)).stack) and m.stack)
-        index, _, suffix = name[len(module.stack) :].partition(".")
-        for known in range(len(module.layers)):
-            like = module.name_at(known, suffix)
-            group = base.group_of.get(like)
-            if group is not None and group.conversion is None:
-                disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
-                if count == 1:
-                    return disk, group.disk[0]
-        raise CheckpointError(
-            f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted."
-        )
+
+def _length(part: OutputSliceDefinition) -> int:
+    low, high = part.sources[0].layer_range
+    return int(high) - int(low)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ class Vocabulary:
     tokenizer: PreTrainedTokenizerBase
     own: Mapping[Path, PreTrainedTokenizerBase]  # each donor's tokenizer, by its directory
     size: int  # rows of the united embeddings
+    _rows: dict[tuple[Path, int], torch.Tensor] = field(default_factory=dict)  # embeddings and head have the same
 
     def id_of(self, directory: Path, token_id: int) -> int:
         """The united id of a donor's token."""
@@ -35,6 +36,11 @@ class Vocabulary:
 
         A row that stands for no token, as the padding of embeddings to a round number, goes with the same number.
         """
+        if (directory, count) not in self._rows:
+            self._rows[directory, count] = self._find_rows(directory, count)
+        return self._rows[directory, count]
+
+    def _find_rows(self, directory: Path, count: int) -> torch.Tensor:
         theirs, named = self.own[directory].get_vocab(), self.tokenizer.get_vocab()
         rows = torch.full((self.size,), -1)
         unnamed = sorted(set(range(min(self.size, count))) - set(named.values()) - set(theirs.values()))
@@ -45,14 +51,14 @@ class Vocabulary:
         return rows
 
 
-def unite(host: Checkpoint, others: Mapping[str, Checkpoint]) -> Vocabulary:
-    """The union of the tokenizers of all donors.
+def unite(host: Checkpoint, donors: Iterable[Checkpoint]) -> Vocabulary:
+    """The union of the tokenizers of all donors, the host among them or not.
 
     Raises:
         CheckpointError: a donor's tokenizer cannot be loaded, or lies across the host's: most of its tokens are others.
     """
     united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
-    for donor in others.values():
+    for donor in {d.directory: d for d in donors if d.directory != host.directory}.values():
         own[donor.directory] = theirs = _tokenizer(donor)
         known, added = united.get_vocab(), theirs.added_tokens_decoder
         missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)

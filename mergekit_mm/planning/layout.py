@@ -1,0 +1,97 @@
+"""Under which names merged tensors are written: those of the base on disk, or an omni model's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from mergekit.common import ModelReference
+from mergekit.graph import Task
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.planning.composition import Composition, guest_tensors
+from mergekit_mm.planning.modules import RoleModule
+from mergekit_mm.planning.reading import load
+from mergekit_mm.planning.tasks import ConvertToDisk, PickTensor
+
+
+class Output(NamedTuple):
+    """One tensor of the output: its name on disk, what makes it, and the input's tensor that it is like."""
+
+    name: str
+    task: Task
+    like: DiskTensor
+
+
+def as_base(
+    model: ModelReference,
+    base: Checkpoint,
+    made: Mapping[str, Task],
+    modules: Mapping[str, RoleModule],
+    lengths: Mapping[str, int],
+) -> Iterator[Output]:
+    """The layout of the base `model` has on disk, and layers beyond its own under names like theirs.
+
+    made: name in memory -> task. lengths: module -> its layers in the output.
+
+    Raises:
+        CheckpointError: a tensor of the base that nothing makes, or a layer that has no name.
+    """
+    left = dict(made)
+    for group in base.groups:
+        tasks = {name: made[name] for name in group.memory if name in made}
+        if len(tasks) < len(group.memory):
+            module = base.tensors[group.memory[0]].role.module
+            if _was_cut(group.memory, modules[module], lengths[module]):
+                continue
+            raise CheckpointError(f"Nothing in this merge makes {', '.join(group.memory)} of {model}.")
+        for name in tasks:
+            left.pop(name, None)
+        if group.conversion is None:
+            yield Output(group.disk[0], tasks[group.memory[0]], base.disk[group.disk[0]])
+            continue
+        back = ConvertToDisk(model=model, tensor=group.memory[0], merged=tuple(tasks.items()))
+        for name in group.disk:
+            yield Output(name, PickTensor(group=back, tensor=name), base.disk[name])
+    for name, task in left.items():
+        disk, like = _name_beyond(name, base, modules)
+        yield Output(disk, task, base.disk[like])
+
+
+def as_omni(
+    omni: Composition,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    made: Mapping[str, Task],
+    device: str | None,
+) -> Iterator[Output]:
+    """The host's tensors under their names in memory, and what each guest brings, read from it as it is."""
+    host = checkpoints[omni.host]
+    for name, task in made.items():
+        yield Output(name, task, host.disk[host.group_of[name].disk[0]])
+    for guest, model in omni.guests.items():
+        donor = checkpoints[model]
+        for inner, own in guest_tensors(donor).items():
+            name = f"guests.{guest}.{inner}"
+            yield Output(name, load(model, own, name, None, device), donor.disk[donor.group_of[own].disk[0]])
+
+
+def _was_cut(names: tuple[str, ...], module: RoleModule, layers: int) -> bool:
+    """Whether slices of fewer layers than the base has leave these tensors out on purpose."""
+    if not module.stack or not all(n.startswith(module.stack) for n in names):
+        return False
+    return all(int(n[len(module.stack) :].split(".")[0]) >= layers for n in names)
+
+
+def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, RoleModule]) -> tuple[str, str]:
+    """The name on disk of a layer that the base does not have, from one that it has; and the latter."""
+    module = next(m for m in modules.values() if m.stack and name.startswith(m.stack))
+    index, _, suffix = name[len(module.stack) :].partition(".")
+    for known in range(len(module.layers)):
+        group = base.group_of.get(module.name_at(known, suffix))
+        if group is not None and group.conversion is None:
+            disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
+            if count == 1:
+                return disk, group.disk[0]
+    raise CheckpointError(f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted.")
