@@ -231,7 +231,9 @@ def report(
     from mergekit_mm.report.table import build
 
     columns = {model: own.split(",") if own else [] for model, _, own in (each.partition("=") for each in experts)}
-    labels = {model: label for model, _, label in (each.rpartition("=") for each in names)}
+    labels = {model: label for model, _, label in (each.partition("=") for each in names)}
+    if not all(labels.values()):
+        raise click.BadParameter("must be MODEL=LABEL", param_hint="--name")
     try:
         found, origin = participants(collect(results, separate), base, columns, references, labels)
         table = build(found, metric, tasks.split(",") if tasks else (), complete=mean == "all")

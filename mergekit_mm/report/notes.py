@@ -14,14 +14,13 @@ def notes(table: Table) -> list[str]:
 
 def _definitions(table: Table) -> Iterator[str]:
     averaged = [table.columns[at] for at in table.mean_of]
-    left_out = [column for column in table.columns if column not in averaged]
+    lacking = [column for column in table.columns if column.percent and column not in averaged]
     if not averaged:
-        yield "No mean: no column is a share of 1 that every model has."
-    elif len(averaged) < len(table.columns):
-        yield f"Mean: plain mean of {len(averaged)} columns, {_headers(averaged)}; without {_headers(left_out)}."
-    elif len(averaged) > 1:
+        yield "No mean: there is no column in percent that every model has."
+    elif len(table.columns) > 1:
+        which = f"{_headers(averaged)}; some models lack {_headers(lacking)}" if lacking else f"{len(averaged)} columns"
         partial = any(row.mean is None for row in table.rows)
-        yield f"Mean: plain mean of the {len(averaged)} columns{', of models that have them all' if partial else ''}."
+        yield f"Mean: plain mean of {which}{', for models that have them all' if partial else ''}."
     raw = [column for column in table.columns if not column.percent]
     if raw:
         yield f"{_headers(raw)}: as in the files, not percent, and no part of the mean."
