@@ -223,9 +223,9 @@ def report(
     mergekit-mm report results/ --base Qwen/Qwen2-VL-7B \\
         --expert '*-OCR=TextVQA,OCRVQA' --expert '*-Chart=ChartQA' --out report/
     """
-    from mergekit_mm.report import figure as drawing
+    from mergekit_mm.report.figure import draw
     from mergekit_mm.report.notes import notes
-    from mergekit_mm.report.render import Style, as_csv, as_markdown, as_text
+    from mergekit_mm.report.render import Style, as_csv, as_markdown, as_text, write_files
     from mergekit_mm.report.results import ReportError, collect
     from mergekit_mm.report.roles import participants
     from mergekit_mm.report.table import build
@@ -237,21 +237,17 @@ def report(
     try:
         found, origin = participants(collect(results, separate), base, columns, references, labels)
         table = build(found, metric, tasks.split(",") if tasks else (), complete=mean == "all")
-        picture = drawing.draw(table, intervals) if out and figure else None
+        picture = draw(table, intervals) if out and figure else None
     except ReportError as error:
         raise click.ClickException(str(error)) from error
     remarks, style = [*notes(table), *origin], Style(decimals, intervals)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(as_markdown(table, remarks, style) + "\n", encoding="utf-8")
-        (out / "report.csv").write_text(as_csv(table) + "\n", encoding="utf-8")
-        if picture:
-            picture.savefig(out / "report.png")
-    click.echo(
-        as_csv(table) if form == "csv" else {"text": as_text, "markdown": as_markdown}[form](table, remarks, style)
-    )
+        write_files(out, table, remarks, style, picture)
     if form == "csv":
+        click.echo(as_csv(table))
         click.echo("\n".join(remarks), err=True)
+    else:
+        click.echo((as_text if form == "text" else as_markdown)(table, remarks, style))
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:

@@ -372,6 +372,13 @@ def test_columns_can_be_chosen(paper: Path) -> None:
     assert headers("--metric", "iou") == ["RefCOCO (iou)", "RefCOCO+ (iou)", "RefCOCOg (iou)"]
 
 
+def test_tasks_of_one_heading_are_told_apart(template: Mapping[str, Any], tmp_path: Path) -> None:
+    """As the mixes of media of AVQA are."""
+    data = edited(template, "org/a", {"VizWiz": 0.3, "GQA": 0.5, "ChartQA": 0.1})
+    data["configs"]["mllm_vizwiz_val"]["metadata"]["paper_column"] = "GQA"
+    assert printed(save(tmp_path, data)).split()[:4] == ["model", "mllm_vizwiz_val", "mllm_gqa_testdev", "ChartQA"]
+
+
 def test_an_expert_s_own_columns(paper: Path) -> None:
     found = rows(paper, "--base", "base", "--expert", "expert-VQA=GQA,mllm_chartqa", "--expert", "expert-*")
     tops = [max(numbers[at] for name, numbers in PAPER.items() if "expert" in name) for at in range(10)]

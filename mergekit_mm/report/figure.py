@@ -9,6 +9,7 @@ in shape.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergekit_mm.report.render import NORMAL_95
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Panel = tuple[str, list[Score | None], bool]  # heading, a score for each row, whether higher is better
 _PANELS_PER_LINE = 12
 _MARKS = {  # colour, marker
     Role.BASE: ("#000000", "s"),
@@ -39,17 +41,20 @@ def draw(table: Table, intervals: bool = True) -> Figure:
             "the figure needs matplotlib: pip install 'mergekit-mm[plots]', or leave it out by --no-figure"
         ) from error
 
-    panels = [
+    panels: list[_Panel] = [
         (column.header, [row.cells[at] for row in table.rows], column.higher_is_better)
         for at, column in enumerate(table.columns)
     ]
-    if len(table.mean_of) > 1:
+    if table.has_mean:
         panels.append(("mean", [row.mean for row in table.rows], True))
-    per_line = min(len(panels), _PANELS_PER_LINE)
-    lines = math.ceil(len(panels) / per_line)
+    lines = math.ceil(len(panels) / _PANELS_PER_LINE)
+    per_line = math.ceil(len(panels) / lines)
     longest = max(len(row.participant.label) for row in table.rows)
-    names, panel, line = 0.085 * longest + 0.2, 1.15 if per_line > 4 else 2.2, 0.24 * len(table.rows) + 0.75
-    figure = Figure(figsize=(names + panel * per_line + 0.2, line * lines + 0.6), dpi=150, layout="constrained")
+    title = max(len(heading) for heading, _, _ in panels)
+    names, panel, line = 0.085 * longest + 0.2, max(1.15, 0.085 * title), 0.24 * len(table.rows) + 0.75  # inches
+    figure = Figure(
+        figsize=(max(names + panel * per_line + 0.2, 6.4), line * lines + 0.6), dpi=150, layout="constrained"
+    )
     grid = figure.subplots(lines, per_line, sharey=True, squeeze=False)
     for at, axes in enumerate(grid.flat):
         if at < len(panels):
@@ -62,27 +67,29 @@ def draw(table: Table, intervals: bool = True) -> Figure:
             grid[0][0].plot([], [], _MARKS[role][1], color=_MARKS[role][0], label=role.value)[0] for role in roles
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
-    told = ["percent" if all(column.percent for column in table.columns) else "score", "each panel has its own scale"]
-    told += ["dotted: the base"] if table.base else []
-    told += ["filled: the best merge"] if len(table.merges) > 1 else []
-    told += (
-        ["bars: 95 % intervals"] if intervals and any(c and c.stderr for _, cells, _ in panels for c in cells) else []
-    )
-    figure.supxlabel("; ".join(told), fontsize=9)
+    figure.supxlabel(_caption(table, panels, intervals), fontsize=9)
     return figure
 
 
+def _caption(table: Table, panels: Sequence[_Panel], intervals: bool) -> str:
+    parts = {
+        "percent": all(column.percent for column in table.columns),
+        "each panel has its own scale": len(panels) > 1,
+        "dotted: the base": table.base is not None,
+        "filled: the best merge": any(table.best_merges(cells) for _, cells, _ in panels),
+        "bars: 95 % intervals": intervals and any(cell and cell.stderr for _, cells, _ in panels for cell in cells),
+    }
+    return "; ".join(part for part, holds in parts.items() if holds)
+
+
 def _panel(axes: Axes, table: Table, title: str, cells: list[Score | None], higher: bool, intervals: bool) -> None:
-    merges = [
-        cell.value for cell, row in zip(cells, table.rows, strict=True) if cell and row.participant.role is Role.MERGE
-    ]
-    best = (max if higher else min)(merges, default=None)
+    best = table.best_merges(cells, higher)
     for at, (row, cell) in enumerate(zip(table.rows, cells, strict=True)):
         if cell is None:
             continue
         colour, marker = _MARKS[row.participant.role]
         width = NORMAL_95 * cell.stderr if intervals and cell.stderr is not None else None
-        hollow = row.participant.role is Role.MERGE and cell.value != best
+        hollow = bool(best) and row.participant.role is Role.MERGE and at not in best
         axes.errorbar(
             cell.value,
             at,

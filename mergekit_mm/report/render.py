@@ -6,10 +6,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergekit_mm.report.results import Score
-from mergekit_mm.report.roles import Role
-from mergekit_mm.report.table import Row, Table
+from mergekit_mm.report.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NORMAL_95 = 1.959964  # half the width of a 95 % interval in standard errors
 
@@ -23,7 +27,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class _Figures:
+class _Written:
     """A column as written: a heading, a text a row, and which rows are the best merges of it."""
 
     heading: str
@@ -33,33 +37,33 @@ class _Figures:
 
 def as_text(table: Table, notes: Sequence[str], style: Style) -> str:
     """Aligned columns, a blank line between roles, the notes beneath; the best merges of a column have a star."""
-    figures = _figures(table, style)
+    numbers = _written(table, style)
     columns = [[text.ljust(max(map(len, column))) for text in column] for column in _names(table)]
-    for figure in figures:
-        mark = " " if figure.best else ""
-        marked = [text + ("*" if at in figure.best else mark) for at, text in enumerate(figure.texts)]
-        width = max(map(len, [figure.heading + mark, *marked]))
-        columns.append([text.rjust(width) for text in [figure.heading + mark, *marked]])
+    for each in numbers:
+        mark = " " if each.best else ""
+        marked = [text + ("*" if at in each.best else mark) for at, text in enumerate(each.texts)]
+        width = max(map(len, [each.heading + mark, *marked]))
+        columns.append([text.rjust(width) for text in [each.heading + mark, *marked]])
     head, *body = ["  ".join(line) for line in zip(*columns, strict=True)]
     roles = [row.participant.role for row in table.rows]
     lines = [head.rstrip(), "-" * len(head)]
     for at, line in enumerate(body):
         lines += [""] if at and roles[at] is not roles[at - 1] else []
         lines.append(line.rstrip())
-    star = ["* the best merge."] if any(figure.best for figure in figures) else []
+    star = ["* the best merge of the column."] if any(each.best for each in numbers) else []
     return "\n".join([*lines, "", *_legend(table, style), *star, *notes])
 
 
 def as_markdown(table: Table, notes: Sequence[str], style: Style) -> str:
     """A pipe table, the best merges of a column in bold, and a list of notes."""
     names = [[_escaped(text) for text in column] for column in _names(table)]
-    figures = _figures(table, style)
-    lines = ["| " + " | ".join([*(column[0] for column in names), *(_escaped(f.heading) for f in figures)]) + " |"]
-    lines.append("|" + "---|" * len(names) + "---:|" * len(figures))
+    numbers = _written(table, style)
+    lines = ["| " + " | ".join([*(column[0] for column in names), *(_escaped(f.heading) for f in numbers)]) + " |"]
+    lines.append("|" + "---|" * len(names) + "---:|" * len(numbers))
     for at in range(len(table.rows)):
-        cells = [f"**{figure.texts[at]}**" if at in figure.best else figure.texts[at] for figure in figures]
+        cells = [f"**{each.texts[at]}**" if at in each.best else each.texts[at] for each in numbers]
         lines.append("| " + " | ".join([*(column[at + 1] for column in names), *cells]) + " |")
-    bold = ["Bold: the best merge."] if any(figure.best for figure in figures) else []
+    bold = ["Bold: the best merge of the column."] if any(each.best for each in numbers) else []
     return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in [*_legend(table, style), *bold, *notes])])
 
 
@@ -80,6 +84,15 @@ def as_csv(table: Table) -> str:
     return text.getvalue().rstrip("\n")
 
 
+def write_files(directory: Path, table: Table, notes: Sequence[str], style: Style, figure: Figure | None) -> None:
+    """report.md, report.csv and, of a figure, report.png."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.md").write_text(as_markdown(table, notes, style) + "\n", encoding="utf-8")
+    (directory / "report.csv").write_text(as_csv(table) + "\n", encoding="utf-8")
+    if figure:
+        figure.savefig(directory / "report.png")
+
+
 def _number(cell: Score | None) -> float | None:
     return cell.value if cell else None
 
@@ -95,26 +108,28 @@ def _names(table: Table) -> list[list[str]]:
     return [["role", *roles], *labels] if any(roles) else labels
 
 
-def _figures(table: Table, style: Style) -> list[_Figures]:
-    def column(heading: str, cells: Sequence[Score | None], higher: bool = True) -> _Figures:
-        return _Figures(heading, [_cell(cell, style) for cell in cells], _best(table.rows, cells, higher, style))
+def _written(table: Table, style: Style) -> list[_Written]:
+    def column(heading: str, cells: Sequence[Score | None], higher: bool = True) -> _Written:
+        return _Written(
+            heading, [_cell(cell, style) for cell in cells], table.best_merges(cells, higher, style.decimals)
+        )
 
-    def plain(heading: str, numbers: Sequence[float | None], sign: str = "") -> _Figures:
-        return _Figures(heading, ["-" if n is None else f"{n:{sign}.{style.decimals}f}" for n in numbers])
+    def plain(heading: str, numbers: Sequence[float | None], sign: str = "") -> _Written:
+        return _Written(heading, ["-" if n is None else f"{n:{sign}.{style.decimals}f}" for n in numbers])
 
-    figures = [
+    numbers = [
         column(each.header, [row.cells[at] for row in table.rows], each.higher_is_better)
         for at, each in enumerate(table.columns)
     ]
-    if len(table.mean_of) > 1:
-        figures.append(column("mean", [row.mean for row in table.rows]))
+    if table.has_mean:
+        numbers.append(column("mean", [row.mean for row in table.rows]))
     if table.base and table.mean_of:
-        figures.append(plain("vs base", [row.gain_over_base for row in table.rows], "+"))
+        numbers.append(plain("vs base", [row.gain_over_base for row in table.rows], "+"))
     if table.best_expert:
-        figures.append(plain("vs expert", [row.gain_over_expert for row in table.rows], "+"))
+        numbers.append(plain("vs expert", [row.gain_over_expert for row in table.rows], "+"))
     if table.column_experts:
-        figures.append(plain("normalised", [row.normalised for row in table.rows]))
-    return figures
+        numbers.append(plain("normalised", [row.normalised for row in table.rows]))
+    return numbers
 
 
 def _cell(cell: Score | None, style: Style) -> str:
@@ -124,16 +139,6 @@ def _cell(cell: Score | None, style: Style) -> str:
     return f"{cell.value:.{style.decimals}f}" + (
         f" ± {NORMAL_95 * (cell.stderr or 0):.{style.decimals}f}" if interval else ""
     )
-
-
-def _best(rows: Sequence[Row], cells: Sequence[Score | None], higher: bool, style: Style) -> set[int]:
-    """The merges whose score, as written, is the best, if there is more than one merge."""
-    shown = {
-        at: round(cell.value, style.decimals) * (1 if higher else -1)
-        for at, (row, cell) in enumerate(zip(rows, cells, strict=True))
-        if cell and row.participant.role is Role.MERGE
-    }
-    return {at for at, value in shown.items() if len(shown) > 1 and value == max(shown.values())}
 
 
 def _legend(table: Table, style: Style) -> list[str]:

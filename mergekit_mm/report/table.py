@@ -57,8 +57,18 @@ class Table:
     column_experts: dict[int, Participant]  # column of the mean -> the expert whose score counts as 100 %
 
     @property
-    def merges(self) -> list[Row]:
-        return [row for row in self.rows if row.participant.role is Role.MERGE]
+    def has_mean(self) -> bool:
+        """Whether there is a mean that is no mere copy of the only column."""
+        return bool(self.mean_of) and len(self.columns) > 1
+
+    def best_merges(self, cells: Sequence[Score | None], higher: bool = True, decimals: int = 6) -> set[int]:
+        """The rows of the merges with the best of `cells` (one a row), so rounded; none if there is but one merge."""
+        values = {
+            at: round(cell.value, decimals) * (1 if higher else -1)
+            for at, (row, cell) in enumerate(zip(self.rows, cells, strict=True))
+            if cell and row.participant.role is Role.MERGE
+        }
+        return {at for at, value in values.items() if len(values) > 1 and value == max(values.values())}
 
 
 def build(
