@@ -220,7 +220,7 @@ def report(
     Whatever was not measured alike (versions, samples, prompts, settings) is told beneath the table.
 
     \b
-    mergekit-mm report results/ --base Qwen/Qwen2-VL-7B \\
+    mergekit-mm report results --base Qwen/Qwen2-VL-7B \\
         --expert '*-OCR=TextVQA,OCRVQA' --expert '*-Chart=ChartQA' --out report/
     """
     from mergekit_mm.report.figure import draw
