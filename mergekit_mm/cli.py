@@ -174,7 +174,7 @@ def inspect(model: str) -> None:
 @click.option("--reference", "references", multiple=True, metavar="MODEL", help="Neither input nor merge.")
 @click.option("--name", "names", multiple=True, metavar="MODEL=LABEL", help="What to call a model.")
 @click.option("--tasks", metavar="NAME,...", help="Columns: tasks, headings, groups or patterns.  [default: all]")
-@click.option("--metric", metavar="NAME", help="[default: score; the first of tasks without]")
+@click.option("--metric", metavar="NAME", help="Only tasks that have it.  [default: score, else a task's first]")
 @click.option("--mean", type=click.Choice(["common", "all"]), default="common", help="Over which columns; see above.")
 @click.option("--separate", is_flag=True, help="Each file is a row of its own.")
 @click.option("--intervals/--no-intervals", default=True, help="± 1.96 standard errors.")

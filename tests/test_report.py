@@ -408,6 +408,9 @@ def test_roles_from_the_merges_own_configs(template: Mapping[str, Any], tmp_path
     assert "Roles: from mergekit_config.yml of merged." in printed(tmp_path / "results")
     (models / "other/mergekit_config.yml").write_text(recipe.replace(f"{models}/base\n", f"{models}/one\n", 1))
     assert "no roles: the merges have different bases" in printed(tmp_path / "results")
+    (models / "other/mergekit_config.yml").write_text("{")
+    assert "other/mergekit_config.yml tells no roles, it is no YAML" in refusal(tmp_path / "results")
+    assert rows(tmp_path / "results", "--base", "base")["one"]["role"] == "merge"
 
 
 def test_names_are_as_short_as_they_can_be(template: Mapping[str, Any], tmp_path: Path) -> None:

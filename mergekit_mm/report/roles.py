@@ -125,7 +125,7 @@ def _short_names(models: Sequence[Evaluated]) -> list[str]:
 def _roles_of_configs(found: list[Participant]) -> tuple[list[Participant], list[str]]:
     """Roles by the configs that mergekit leaves beside merged checkpoints; models without any part are references."""
     recipes = {each: Path(each.model.name) / "mergekit_config.yml" for each in found}
-    merges = {each: yaml.safe_load(path.read_text()) for each, path in recipes.items() if path.is_file()}
+    merges = {each: _recipe(path) for each, path in recipes.items() if path.is_file()}
     inputs = [each for each in found if each not in merges and _among(each, _values(list(merges.values()), "model"))]
     bases = [
         each for each in found if each not in merges and _among(each, _values(list(merges.values()), "base_model"))
@@ -142,6 +142,13 @@ def _roles_of_configs(found: list[Participant]) -> tuple[list[Participant], list
 
     note = f"Roles: from mergekit_config.yml of {', '.join(each.label for each in merges)}."
     return _by_role([replace(each, role=role(each)) for each in found]), [note]
+
+
+def _recipe(path: Path) -> Any:
+    try:
+        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{path} tells no roles, it is no YAML; give them by --base and --expert") from error
 
 
 def _values(tree: Any, key: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -49,6 +49,8 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
+    """All columns and rows, in the order in which they are shown."""
+
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     mean_of: tuple[int, ...]  # which columns
@@ -94,30 +96,17 @@ def build(
     averaged = [(mean.value, at) for at in experts if (mean := means[at])]
     best = max(averaged, key=lambda pair: pair[0], default=None)
     own = {at: _named(found, every, found[at].columns) for at in experts}
-    measure: dict[int, tuple[float, int]] = {}  # column -> score and place of its expert
-    for at in mean_of:
-        scored = [(cell.value, e) for e in experts if (cell := cells[e][at])]
-        named = [(value, e) for value, e in scored if columns[at] in own[e]]
-        if (named or scored) and (top := max(named or scored, key=lambda pair: pair[0]))[0] > 0:
-            measure[at] = top
-    rows = []
-    for each, row, mean in zip(found, cells, means, strict=True):
+    measure = {at: top for at in mean_of if (top := _measure(columns[at], {e: cells[e][at] for e in experts}, own))}
+
+    def row(each: Participant, scores: tuple[Score | None, ...], mean: Score | None) -> Row:
         over_base = mean.value - base_mean.value if mean and base_mean and each.role is not Role.BASE else None
         compared = each.role in (Role.MERGE, Role.REFERENCE)
         over_expert = mean.value - best[0] if mean and best and compared else None
-        rows.append(
-            Row(
-                each,
-                row,
-                mean,
-                over_base,
-                over_expert,
-                _normalised(row, {at: value for at, (value, _) in measure.items()}),
-            )
-        )
+        return Row(each, scores, mean, over_base, over_expert, _normalised(scores, measure))
+
     return Table(
         columns=tuple(columns),
-        rows=tuple(rows),
+        rows=tuple(map(row, found, cells, means)),
         mean_of=mean_of,
         base=None if base is None else found[base],
         best_expert=found[best[1]] if best else None,
@@ -199,6 +188,19 @@ def _mean(cells: Sequence[Score | None]) -> Score | None:
     return Score(math.fsum(cell.value for cell in present) / len(present), stderr)
 
 
-def _normalised(cells: Sequence[Score | None], reference: dict[int, float]) -> float | None:
-    ratios = [cell.value / value for at, value in reference.items() if (cell := cells[at])]
-    return 100 * math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(reference) else None
+def _measure(
+    column: Column, scores: Mapping[int, Score | None], own: Mapping[int, set[Column]]
+) -> tuple[float, int] | None:
+    """What counts as 100 % in a column, and whose it is: the best of the experts named for it, else of all.
+
+    None if no expert has a score, or the score is 0.
+    """
+    scored = [(score.value, expert) for expert, score in scores.items() if score]
+    named = [(value, expert) for value, expert in scored if column in own[expert]]
+    top = max(named or scored, key=lambda pair: pair[0], default=None)
+    return top if top and top[0] > 0 else None
+
+
+def _normalised(cells: Sequence[Score | None], measure: Mapping[int, tuple[float, int]]) -> float | None:
+    ratios = [cell.value / value for at, (value, _) in measure.items() if (cell := cells[at])]
+    return 100 * math.fsum(ratios) / len(ratios) if ratios and len(ratios) == len(measure) else None
