@@ -244,7 +244,7 @@ def test_models_without_some_columns(template: Mapping[str, Any], tmp_path: Path
         ["b", "40.0", "60.0", "-", "50.0"],
     ]
     assert "Mean: plain mean of VizWiz, GQA; some models lack ChartQA." in text
-    assert "b: no result of ChartQA." in text
+    assert "No result of ChartQA: b." in text
     text = printed(tmp_path, "--no-intervals", "--mean", "all")
     assert [line.split()[-1] for line in text.splitlines()[2:4]] == ["30.0", "-"]
     assert "Mean: plain mean of 3 columns, for models that have them all." in text
@@ -255,7 +255,7 @@ def test_models_without_some_columns(template: Mapping[str, Any], tmp_path: Path
 def test_a_score_that_is_no_number_is_missing(template: Mapping[str, Any], tmp_path: Path) -> None:
     save(tmp_path, edited(template, "org/a", {"VizWiz": 0.3, "GQA": 0.5}))
     save(tmp_path, edited(template, "org/b", {"VizWiz": 0.4, "GQA": math.nan}))
-    assert "b: no finite score of GQA." in printed(tmp_path)
+    assert "No finite number of GQA: b." in printed(tmp_path)
 
 
 def _metadata(data: dict[str, Any], **values: Any) -> None:

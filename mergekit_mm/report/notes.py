@@ -39,16 +39,16 @@ def _definitions(table: Table) -> Iterator[str]:
 
 
 def _missing(table: Table) -> Iterator[str]:
-    """Models that lack a column, and why."""
-    lacking: dict[str, list[Column]] = {}
-    for at, column in enumerate(table.columns):
-        rows = [row for row in table.rows if row.cells[at] is None]
-        for row in rows:
-            known = column.task in row.participant.model.tasks
-            reason = f"no finite {column.metric} of" if known else "no result of"
-            lacking.setdefault(f"{row.participant.label}: {reason}", []).append(column)
-    for text, columns in lacking.items():
-        yield f"{text} {_headers(columns)}."
+    """Which models lack which columns, and why."""
+    lacking: dict[str, list[str]] = {}
+    for row in table.rows:
+        gaps = [column for column, cell in zip(table.columns, row.cells, strict=True) if cell is None]
+        known = [column for column in gaps if column.task in row.participant.model.tasks]
+        for reason, columns in (("No result", [c for c in gaps if c not in known]), ("No finite number", known)):
+            if columns:
+                lacking.setdefault(f"{reason} of {_headers(columns)}", []).append(row.participant.label)
+    for text, labels in lacking.items():
+        yield f"{text}: {', '.join(labels)}."
 
 
 def _limits(table: Table) -> Iterator[str]:
