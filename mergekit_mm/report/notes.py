@@ -80,7 +80,7 @@ def _differences(table: Table) -> Iterator[str]:
 
 
 def _split(by_value: dict[str, list[Row]]) -> str:
-    """ "a (x, y), b (the others)"."""
+    """As in: 0.4.9 (one, two), 0.4.13 (the others)."""
     ordered = sorted(by_value.items(), key=lambda pair: len(pair[1]))
     others = len(ordered[-1][1]) > max(3, len(ordered[-2][1]))
     parts = []
