@@ -423,6 +423,14 @@ def test_names_are_as_short_as_they_can_be(template: Mapping[str, Any], tmp_path
     assert "one\\|two" in printed(tmp_path, "--name", "x/*=one|two", "--format", "markdown")
 
 
+def test_a_name_goes_before_a_pattern(template: Mapping[str, Any], tmp_path: Path) -> None:
+    for name in ("hub/run[1]", "hub/run1", "hub/m", "m"):
+        save(tmp_path, edited(template, name, {"GQA": 0.5}))
+    assert rows(tmp_path, "--base", "run[1]")["run[1]"]["role"] == "base"
+    roles = {name: row["role"] for name, row in rows(tmp_path, "--base", "m", "--expert", "hub/*").items()}
+    assert roles == {"m": "base", "hub/m": "expert", "run1": "expert", "run[1]": "expert"}
+
+
 def test_refusals(real: Path, paper: Path, tmp_path: Path) -> None:
     assert "no model is called 'none'; found: " in (told := refusal(paper, "--base", "none"))
     assert "OptMerge (org/OptMerge)" in told
