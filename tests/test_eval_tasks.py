@@ -7,9 +7,11 @@ import io
 import json
 import math
 import re
+import shutil
 import threading
 import wave
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,20 @@ def test_missing_data_are_named_with_the_remedy(
     monkeypatch.setenv("MLLM_EVAL_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=words):
         load(name)
+
+
+def test_the_downloads_of_the_readme_suffice(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the ten columns: only the files that its commands name, as `hf download --include` picks them."""
+    commands = re.findall(r'^get (\S+) "(\S+)"', (TASKS / "README.md").read_text(), re.MULTILINE)
+    for source, pattern in commands:
+        for file in (mirror / source).rglob("*.parquet"):
+            if fnmatch(file.relative_to(mirror / source).as_posix(), pattern):
+                copied = tmp_path / file.relative_to(mirror)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copied)
+    shutil.copy(mirror / "OCRVQA_TESTCORE.tsv", tmp_path)
+    monkeypatch.setenv("MLLM_EVAL_DATA", str(tmp_path))
+    assert all(len(load(name).eval_docs) for name in PAPER)
 
 
 def test_a_split_is_not_another_that_starts_like_it(mirror: Path) -> None:

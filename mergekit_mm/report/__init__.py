@@ -1,0 +1,1 @@
+"""Tables and figures of evaluations: lm-eval's result files of a base, experts and merges side by side."""
