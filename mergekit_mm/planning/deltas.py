@@ -44,10 +44,10 @@ def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task
     assert isinstance(gather, GatherMemoryTensors)
     names = dict(gather.weight_info.items())
     deltas = tuple(m for m in names if m.lora and without_adapter(m) == over)
-    if len(deltas) == len([m for m in names if m != over]):
-        names.pop(over, None)  # every delta is an adapter's: the base's values are not needed
-    else:
+    if len(deltas) < len([m for m in names if m != over]) or (over in names and over != task.base_model):
         names.setdefault(over, names[task.base_model or next(iter(names))])
+    else:
+        names.pop(over, None)  # every delta is an adapter's: the base's values are not needed
     fields = {name: getattr(task, name) for name in MergeTensors.model_fields}
     read = GatherMemoryTensors(weight_info=names, device=gather.device, label=gather.label, deltas=deltas)
     return MergeDelta(**{**fields, "gather_tensors": read, "over": over})
