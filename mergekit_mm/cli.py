@@ -63,8 +63,11 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
 @click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
 @click.option("--out-shard-size", default="5B", help="Parameters per output file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
+@click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
-def sweep(config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, quiet: bool) -> None:
+def sweep(
+    config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, random_seed: int | None, quiet: bool
+) -> None:
     """Merge once, write several strengths: OUT/scaling_0.3 and so on.
 
     Each output is base + s * (merged - base), where merged is what CONFIG gives by itself. The merge is solved once for
@@ -81,7 +84,12 @@ def sweep(config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, 
         raise click.BadParameter(f"{scaling!r} is not a list of numbers", param_hint="--scaling") from None
     if not all(map(math.isfinite, scales)):
         raise click.BadParameter("strengths must be finite", param_hint="--scaling")
-    options = MergeOptions(out_shard_size=parse_kmb(out_shard_size), cuda=cuda, quiet=quiet)
+    try:
+        size = parse_kmb(out_shard_size)
+    except ValueError:
+        message = f"{out_shard_size!r} is not a number like 500M or 5B"
+        raise click.BadParameter(message, param_hint="--out-shard-size") from None
+    options = MergeOptions(out_shard_size=size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)
     for path in run_sweep(parsed, out, options, scales, source):
         click.echo(path)
@@ -251,12 +259,28 @@ def report(
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and what mergekit reads in it."""
+    """The text of a merge config, and what mergekit reads in it.
+
+    Raises:
+        ClickException: it is no YAML, or no merge config.
+    """
+    import os.path
+
     import yaml
     from mergekit.config import MergeConfiguration
+    from pydantic import ValidationError
 
     from mergekit_mm.hosts.registration import register_methods
 
     register_methods()
-    source = Path(path).read_text(encoding="utf-8")
-    return source, MergeConfiguration.model_validate(yaml.safe_load(source))
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        return source, MergeConfiguration.model_validate(yaml.safe_load(source))
+    except ValidationError as error:
+        found = error.errors()
+        where = ".".join(str(key) for key in os.path.commonprefix([e["loc"] for e in found]))
+        # a union reports once for each of its types
+        told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
+        raise click.ClickException(f"{path} is no merge config: {where or found[0]['loc'][0]}: {told}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
+        raise click.ClickException(f"{path} is no merge config: {error}") from None

@@ -18,11 +18,12 @@ from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.lora.write import write_adapter
-from mergekit_mm.merge import refusing
+from mergekit_mm.merge import refusing, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
 from mergekit_mm.planning.plan import plan_merge
+from mergekit_mm.planning.policies import ROLE_PARAMETERS
 from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def merge_to_adapter(
         torch.manual_seed(options.random_seed)
     try:
         with refusing(CheckpointError, ValueError, RuntimeError):
+            require_device(options)
             plan = plan_merge(config, options)
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
@@ -69,7 +71,8 @@ def merge_to_adapter(
                     raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
                 modules, embeddings = _modules(base)
                 name = str(plan.inputs.base.model.path)
-                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, dtype)
+                model_class = type(base.skeleton.model) if base.skeleton else None
+                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
                 source = config_source or config.to_yaml()
                 (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
                 if options.write_model_card:
@@ -106,9 +109,12 @@ def _factorised(
             unfit.append(name)
     if unfit:
         shown = "\n  ".join(unfit[:_SHOWN]) + (f"\n  ... and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else "")
+        roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
+        policies = ", ".join(f"{role}: base" for role in sorted(roles))
         raise CheckpointError(
             f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
-            f"adapter can hold:\n  {shown}\nKeep them at the base, e.g. by `parameters: norms: base`, or write a model."
+            f"adapter can hold:\n  {shown}\n"
+            + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
 
 
