@@ -264,7 +264,7 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
     Raises:
         ClickException: it is no YAML, or no merge config.
     """
-    import os.path
+    from itertools import takewhile
 
     import yaml
     from mergekit.config import MergeConfiguration
@@ -278,9 +278,10 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
         return source, MergeConfiguration.model_validate(yaml.safe_load(source))
     except ValidationError as error:
         found = error.errors()
-        where = ".".join(str(key) for key in os.path.commonprefix([e["loc"] for e in found]))
         # a union reports once for each of its types
+        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
+        where = ".".join(str(keys[0]) for keys in shared) or "the whole"
         told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
-        raise click.ClickException(f"{path} is no merge config: {where or found[0]['loc'][0]}: {told}") from None
+        raise click.ClickException(f"{path} is no merge config: {where}: {told}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
         raise click.ClickException(f"{path} is no merge config: {error}") from None

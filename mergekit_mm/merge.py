@@ -91,7 +91,7 @@ def _run(
             for out in outputs.values():
                 check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError), ExitStack() as stack:
+        with refusing(CheckpointError, ValueError, OSError), ExitStack() as stack:
             staging = {scale: stack.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]

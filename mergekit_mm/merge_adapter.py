@@ -57,7 +57,7 @@ def merge_to_adapter(
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
     try:
-        with refusing(CheckpointError, ValueError, RuntimeError):
+        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             require_device(options)
             plan = plan_merge(config, options)
             check_output(out, plan.inputs.directories)

@@ -78,7 +78,29 @@ def test_peft_and_this_package_read_the_written_adapter_alike() -> None:
     adapter = adapter_of(config)
     config_json = json.loads((adapter / "adapter_config.json").read_text())
     assert config_json["base_model_name_or_path"] == str(base)
+    assert config_json["r"] == 7, "servers make room for r, so it is the largest rank"
     assert_close(merge(applied(base, adapter)).tensors, merge(config).tensors, 1e-6)
+    inputs = zoo.prompt(20, 30, 40, 50)
+    alone = peft.AutoPeftModel.from_pretrained(str(adapter)).eval()
+    assert torch.equal(logits(alone, inputs), logits(on_base(base, "llava", adapter), inputs))
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
+def test_an_adapter_of_the_base_is_part_of_the_result(method: str) -> None:
+    """With `base_model: base+adapter` deltas are over both, and the written adapter is over the base alone."""
+    base, ((first, _), (second, _)) = checkpoint("llava"), pair("llava")
+    config = {**with_method(method, plus(base, first), [plus(base, second)]), "parameters": {"scaling": 0.5}}
+    assert_close(merge(applied(base, adapter_of(config))).tensors, merge(config).tensors, 1e-6)
+
+
+def test_adapted_embeddings_are_of_low_rank() -> None:
+    """PEFT saves the embeddings that it adapts whole, beside the factors."""
+    base = checkpoint("llava")
+    config = with_method(
+        "task_arithmetic", base, [plus(base, adapted("llava", 13, target_modules=["embed_tokens"])[0])]
+    )
+    _, result = command("lora", config)
+    assert "modules of rank 4 to 4" in result.output, result.output
 
 
 def applied(base: Path, adapter: Path) -> dict[str, Any]:
@@ -148,7 +170,7 @@ def test_full_fine_tunes_are_cut_to_the_rank_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"merge_method": "task_arithmetic"}, "norms: base"),
+        ({"merge_method": "task_arithmetic"}, "norms: base, projector: base, vision_tower: base"),
         ({"merge_method": "linear", "base_model": None, "parameters": {"normalize": False}}, "scales the base"),
         ({"tokenizer": {"source": "base"}}, "vocabulary"),
     ],

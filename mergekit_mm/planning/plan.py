@@ -20,7 +20,6 @@ from mergekit_mm.planning.planner import MultimodalPlanner
 from mergekit_mm.planning.policies import check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.reading import open_sources
 
-
 _DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a merge can have -> bytes
 
 

@@ -6,7 +6,7 @@ import torch
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task
 
-from mergekit_mm.methods.apply import working_dtype
+from mergekit_mm.methods.apply import is_finite, working_dtype
 from mergekit_mm.planning.reading import SOURCES
 
 
@@ -81,7 +81,10 @@ class PickTensor(Task[torch.Tensor]):
 
 
 class CastTensor(Task[torch.Tensor]):
-    """The one cast at the end, to the dtype of the output file; integer buffers keep theirs."""
+    """The one cast at the end, to the dtype of the output file; integer buffers keep theirs.
+
+    ValueError where float16 cannot hold a value: it ends at 65504, bfloat16 does not.
+    """
 
     tensor: Task
     dtype: str
@@ -96,4 +99,12 @@ class CastTensor(Task[torch.Tensor]):
         return self.tensor.group_label()
 
     def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        return tensor.to(dtype_from_name(self.dtype)) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        cast = tensor.to(dtype_from_name(self.dtype))
+        if cast.dtype is torch.float16 is not tensor.dtype and not is_finite(cast) and is_finite(tensor):
+            raise ValueError(
+                f"{self.group_label()} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: "
+                "write `out_dtype: bfloat16` or float32."
+            )
+        return cast
