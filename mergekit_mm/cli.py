@@ -107,7 +107,7 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
-    fine-tunes change has no low rank and must be cut. Tells for each module its rank and the energy that is kept: the
+    fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each module its rank and the energy that is kept: the
     share of the squared norm of the merged delta.
     """
     import torch
@@ -134,11 +134,16 @@ def check(config: str) -> None:
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.hosts.run_merge import is_planned_here
+    from mergekit_mm.hosts.run_merge import is_planned_here, without_config
     from mergekit_mm.merge import check_merge
 
     _, parsed = _read_config(config)
     if not is_planned_here(parsed):
+        if missing := without_config(parsed):
+            raise click.ClickException(
+                f"There is no config.json to be had of {', '.join(missing)}: neither a directory with one nor, from "
+                "here, on the hub. So it cannot be told what this merge is."
+            )
         click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
         return
     click.echo(check_merge(parsed, MergeOptions()))

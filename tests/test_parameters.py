@@ -83,6 +83,13 @@ def test_other_values_of_a_config(change: dict[str, Any], told: str) -> None:
     assert told in result.output
 
 
+def test_models_that_are_not_there_are_not_taken_for_text_only() -> None:
+    result = check({**with_method("optmerge", fresh("no_base"), [fresh("no_expert")])})
+    assert result.exit_code == 1
+    assert "no_base" in result.output
+    assert "no_expert" in result.output
+
+
 def test_an_input_that_is_listed_twice() -> None:
     expert = experts("llava")[0]
     assert f"{expert} is listed twice" in run(with_method("optmerge", checkpoint("llava"), [expert, expert])).error
