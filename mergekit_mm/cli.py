@@ -107,8 +107,8 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
-    fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each module its rank and the energy that is kept: the
-    share of the squared norm of the merged delta.
+    fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each
+    module its rank and the energy that is kept: the share of the squared norm of the merged delta.
     """
     import torch
     from mergekit.options import MergeOptions

@@ -93,6 +93,25 @@ def test_an_adapter_of_the_base_is_part_of_the_result(method: str) -> None:
     assert_close(merge(applied(base, adapter_of(config))).tensors, merge(config).tensors, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("slerp", {"t": 0.3}), ("karcher", {}), ("dare_ties", {"weight": 0.5, "density": 0.5})]
+)
+def test_methods_that_look_at_more_than_deltas(method: str, parameters: dict[str, float]) -> None:
+    """They turn weights, or draw; the adapter is still what `mergekit-yaml` makes of the base."""
+    base, both = checkpoint("llava"), [adapter for adapter, _ in pair("llava")]
+    config = {**with_method(method, base, [plus(base, a) for a in both[: 1 if method == "slerp" else 2]])}
+    config["parameters"] = parameters
+    written = adapter_of(config, "--rank", "64", "--random-seed", "5")
+    assert_close(merge(applied(base, written)).tensors, merge(config, "--random-seed", "5").tensors, 1e-6)
+
+
+def test_a_model_in_the_place_of_an_adapter_is_a_model() -> None:
+    base, both = checkpoint("llava"), pair("llava")
+    config = with_method("tsv", base, [plus(base, adapter) for adapter, _ in both])
+    out = adapter_of(config)
+    load(merge(config, out=out).out, zoo.FAMILIES["llava"].cls)
+
+
 def test_adapted_embeddings_are_of_low_rank() -> None:
     """PEFT saves the embeddings that it adapts whole, beside the factors."""
     base = checkpoint("llava")
@@ -210,3 +229,11 @@ def test_factors_are_the_best_of_their_rank(
     lost = float((found.b @ found.a - b @ a).double().square().sum())
     assert lost <= float(s[found.rank :].square().sum()) + 1e-6 * float(s.square().sum())
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
+
+
+def test_an_omni_model_is_no_adapter() -> None:
+    config = with_method("optmerge", checkpoint("qwen2_vl"), [checkpoint("qwen2_audio")])
+    out, result = command("lora", config, "--rank", "4")
+    assert result.exit_code == 1
+    assert "one architecture" in result.output
+    assert not out.exists()

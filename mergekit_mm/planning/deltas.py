@@ -7,9 +7,11 @@ from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTensors
+from mergekit_mm.planning.merging import SUMS, AddDelta, MergeDelta, MergeTensors
 from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.policies import is_own_method
 from mergekit_mm.planning.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
+from mergekit_mm.planning.tasks import Difference
 
 
 def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
@@ -21,6 +23,8 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     config, over = planner.config, without_adapter(planner.inputs.base)
     if config.tokenizer or config.tokenizer_source:
         raise CheckpointError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
+    if planner.inputs.composition is not None:
+        raise CheckpointError("An adapter cannot make an omni model: its models must be of one architecture.")
     planner.plan_tensors()
     if planner.layer_sources() is not None:
         raise CheckpointError(
@@ -40,6 +44,9 @@ def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task
     if isinstance(task, AddDelta):
         return task.delta
     assert isinstance(task, MergeTensors)
+    if task.method_name not in SUMS and not is_own_method(task.method_name):
+        base = LoadTensor(model=over, tensor=task.output_weight.name, label=task.group_label() or "")
+        return Difference(merged=task, base=base)
     gather = task.gather_tensors
     assert isinstance(gather, GatherMemoryTensors)
     names = dict(gather.weight_info.items())

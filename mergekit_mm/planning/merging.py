@@ -98,9 +98,9 @@ class MergeTaskVectors(MergeTensors):
 class MergeDelta(MergeTensors):
     """What a merge method makes of the deltas of one tensor over the model `over`; factors stay factors where they can.
 
-    The plugin's methods give task vectors by themselves. mergekit's are run over a base of zero; one that adds up
-    weighted tensors is asked for its weights, by running it on unit vectors. Where the merge's base is `over` with an
-    adapter, deltas are taken over both, and that adapter's is part of the result.
+    For the plugin's methods, which give task vectors by themselves, and those of mergekit that add up weighted tensors:
+    they are run over a base of zero, and asked for their weights by running them on unit vectors. Where the merge's
+    base is `over` with an adapter, deltas are taken over both, and that adapter's is part of the result.
     """
 
     over: ModelReference

@@ -7,7 +7,10 @@ from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task
 
 from mergekit_mm.methods.apply import is_finite, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.reading import SOURCES
+
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 class RescaleDelta(Task[torch.Tensor]):
@@ -29,6 +32,29 @@ class RescaleDelta(Task[torch.Tensor]):
         wide = base.to(working_dtype(merged.dtype))
         # equal infinities, which masks hold, differ by nothing
         return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
+
+
+class Difference(Task[TaskVector]):
+    """What a merged tensor has over its base, for methods of mergekit that look at more than deltas.
+
+    Where that is nowhere more than rounding, as such methods leave of equal inputs, it is nothing.
+    """
+
+    merged: Task
+    base: Task
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> TaskVector:
+        dtype = working_dtype(merged.dtype) if merged.is_floating_point() else torch.float32
+        base, merged = base.to(dtype), merged.to(dtype)
+        delta = torch.where(base == merged, 0.0, merged - base)
+        rounding = delta.abs() <= _ROUNDING * base.abs()
+        return TaskVector(torch.zeros_like(delta) if rounding.all() else delta)
 
 
 class KeepTensor(Task[torch.Tensor]):
