@@ -69,7 +69,8 @@ def merge_to_adapter(
                 factors = dict(_factorised(tasks, base, rank, options))
                 if not factors:
                     raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
-                modules, embeddings = _modules(base)
+                _, embeddings = _modules(base)
+                modules = _all_modules(base)
                 name = str(plan.inputs.base.model.path)
                 model_class = type(base.skeleton.model) if base.skeleton else None
                 write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
@@ -131,3 +132,10 @@ def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
     fit = {p: m for p, m in found.items() if f"{p}.weight" not in tied}
     embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
     return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
+
+
+def _all_modules(base: Checkpoint) -> set[str]:
+    """Paths of the modules of every kind, which a short target name could mean."""
+    if base.skeleton is None:
+        return {name.rpartition(".")[0] for name in base.tensors}
+    return {path for path, _ in base.skeleton.model.named_modules()}

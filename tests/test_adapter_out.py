@@ -112,6 +112,18 @@ def test_a_model_in_the_place_of_an_adapter_is_a_model() -> None:
     load(merge(config, out=out).out, zoo.FAMILIES["llava"].cls)
 
 
+def test_targets_mean_no_other_module() -> None:
+    """All linear layers called `proj` are adapted, but so is a convolution called; all `qkv` are linear."""
+    base = checkpoint("qwen2_vl")
+    adapter, _ = adapted("qwen2_vl", 14, target_modules=r".*attn\.(proj|qkv)")
+    written = adapter_of({**with_method("tsv", base, [plus(base, adapter)]), "parameters": {"vision_tower": "merge"}})
+    model = on_base(base, "qwen2_vl", written)
+    adapts = {name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
+    assert adapts
+    assert all(".attn." in name for name in adapts)
+    assert "qkv" in json.loads((written / "adapter_config.json").read_text())["target_modules"]
+
+
 def test_adapted_embeddings_are_of_low_rank() -> None:
     """PEFT saves the embeddings that it adapts whole, beside the factors."""
     base = checkpoint("llava")

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 
 from mergekit_mm.numerics.factorise import Factors
 
+# written even if they say nothing; other fields are not, as older versions of PEFT refuse those that they do not know
+_ALWAYS = ("peft_type", "task_type", "lora_dropout", "bias", "modules_to_save", "use_rslora", "use_dora")
+
 
 def write_adapter(
     directory: Path,
@@ -53,16 +56,16 @@ def write_adapter(
         inference_mode=True,
     )
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    content = config.to_dict()
+    usual, content = LoraConfig().to_dict(), config.to_dict()
+    content = {key: content[key] for key in content if key in _ALWAYS or content[key] != usual[key]}
     content["target_modules"] = sorted(content["target_modules"])
     (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def _targets(chosen: Collection[str], modules: Collection[str]) -> list[str]:
-    """The last parts of the module names if all modules that end so are meant, else the whole names."""
-    endings = {path.rpartition(".")[2] for path in chosen}
-    matched = {path for path in modules if path.rpartition(".")[2] in endings}
-    return sorted(endings) if matched == set(chosen) else sorted(chosen)
+    """The last part of a module's name where all modules that end so are meant, else its whole name."""
+    kept = {path.rpartition(".")[2] for path in modules if path not in chosen}
+    return sorted({path if (last := path.rpartition(".")[2]) in kept else last for path in chosen})
 
 
 def _plain(value: object) -> object:
