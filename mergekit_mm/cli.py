@@ -61,7 +61,7 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
-@click.option("--out-shard-size", default="5B", help="Parameters per output file.")
+@click.option("--out-shard-size", default="1B", help="Bytes per output file; each strength collects one in memory.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
@@ -87,7 +87,7 @@ def sweep(
     try:
         size = parse_kmb(out_shard_size)
     except ValueError:
-        message = f"{out_shard_size!r} is not a number like 500M or 5B"
+        message = f"{out_shard_size!r} is not a number of bytes like 500M or 5B"
         raise click.BadParameter(message, param_hint="--out-shard-size") from None
     options = MergeOptions(out_shard_size=size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)

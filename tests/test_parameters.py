@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from test_adapter_out import command
 
 from mergekit_mm.cli import main
+from mergekit_mm.methods import catalogue
 
 
 def recipe(method: str, **parameters: Any) -> dict[str, Any]:
@@ -88,6 +90,13 @@ def test_models_that_are_not_there_are_not_taken_for_text_only() -> None:
     assert result.exit_code == 1
     assert "no_base" in result.output
     assert "no_expert" in result.output
+
+
+def test_the_readme_has_every_parameter() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text[text.index("### Methods") : text.index("### Roles")]
+    names = {f"`{p.name}" for method in catalogue() for p in method.host.spec.parameters}
+    assert not [name for name in sorted(names) if name not in section]
 
 
 def test_an_input_that_is_listed_twice() -> None:
