@@ -41,6 +41,7 @@ def check(config: dict[str, Any] | str) -> Result:
         ("aswudi", {"rank_rule": "cumvar_2"}, ["rank_rule", "entropy", "cumvar_2"]),
         ("tsv", {"rank_fraction": "1/3"}, ["rank_fraction", "1/3"]),
         ("task_arithmetic", {"weight": "a lot"}, ["weight", "a lot"]),
+        ("ties", {"weight": float("nan"), "density": 0.5}, ["weight", "nan", "finite"]),
     ],
 )
 def test_values_that_a_parameter_cannot_have(method: str, parameters: dict[str, Any], told: list[str]) -> None:
@@ -138,6 +139,20 @@ def test_strengths_that_look_alike_and_a_seed() -> None:
     assert all(torch.equal(value, seeded[name]) for name, value in tensors(out / "scaling_1").items())
     _, refused = command("sweep", config, "--scaling", "1", "--out-shard-size", "big")
     assert "'big'" in refused.output
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_a_merge_that_makes_nan_or_infinity_of_finite_inputs(method: str) -> None:
+    """Weights that add up to zero, or a product beyond the dtype's range."""
+    expert, weight = experts("llava")[0], 0.0 if method == "linear" else 1e38
+    config = {**with_method(method, checkpoint("llava"), [expert]), "parameters": {"lambda": 1e38}}
+    config["models"] = [{"model": str(expert), "parameters": {"weight": weight}}]
+    if method == "linear":
+        del config["base_model"]
+        config["models"].append({"model": str(experts("llava")[1]), "parameters": {"weight": weight}})
+    outcome = run(config)
+    assert "gives NaN or Inf" in outcome.error
+    assert_nothing_left(outcome)
 
 
 def test_a_value_beyond_float16() -> None:

@@ -53,7 +53,10 @@ class MergeTensors(ExecuteMergeMethodTask):
                 f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
                 "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
             )
-        return self._merged(tensors)
+        merged = self._merged(tensors)
+        if merged is not None:
+            _require_finite(merged, name, self.method_name)
+        return merged
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
         devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
@@ -179,7 +182,9 @@ class AddDelta(Task[torch.Tensor]):
         return True
 
     def execute(self, base: torch.Tensor, delta: TaskVector, **_kwargs: object) -> torch.Tensor:
-        return delta.added_to(base.to(working_dtype(base.dtype)))
+        merged = delta.added_to(base.to(working_dtype(base.dtype)))
+        _require_finite(merged, self.delta.output_weight.name, self.delta.method_name)
+        return merged
 
 
 def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
@@ -192,6 +197,15 @@ def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
     for delta, weight in zip(deltas, weights, strict=True):
         total = delta.added_to(total, weight)
     return TaskVector(total)
+
+
+def _require_finite(merged: torch.Tensor, name: str, method: str) -> None:
+    """ValueError for NaN or Inf that a merge has made of finite inputs."""
+    if not is_finite(merged):
+        raise ValueError(
+            f"Merging tensor {name} by {method} gives NaN or Inf in {merged.dtype}: look at the weights, or merge in a "
+            "wider `dtype`."
+        )
 
 
 def _is_finite(value: torch.Tensor | TaskVector) -> bool:

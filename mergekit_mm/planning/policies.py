@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from enum import Enum
 from typing import Any
 
@@ -124,7 +125,9 @@ def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -
         _require_valid(parameter, setting.value)
     else:
         try:
-            parameter.validate(setting)
+            value = parameter.validate(setting)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
         except ValidationError as error:
             told = error.errors()[0]["msg"].lower()
             raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from None
