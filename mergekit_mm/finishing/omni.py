@@ -32,7 +32,8 @@ def finish_omni(
     """Write everything beside the weights, and check these against the config; returns what the user should know.
 
     base: the model whose language model the merge started from; what it does with its tensors is kept.
-    layers: for each layer of the language model the host's that it is like, if they moved. routed: as in the omni config.
+    layers: for each layer of the language model the host's that it is like, if they moved.
+    routed: as in the omni config.
 
     Raises:
         CheckpointError: the written tensors are not those of the model that the config describes.

@@ -17,8 +17,8 @@ class OmniConfig(PreTrainedConfig):
     modalities: "image" | "video" | "audio" -> {"owner": "host" or the name of a guest, "token_id": the placeholder of
         that modality in the omni vocabulary}. The host's own placeholder ids are set from here.
     routed: name of a linear layer inside each layer of the language model ("self_attn.q_proj") -> what the tokens of a
-        medium are multiplied by there: "full", a matrix of its owner's own; a rank, the text's and, added to it, factors
-        of the owner's own; 0, the text's. One for all layers, or a list with one for each. By default there is none.
+        medium are multiplied by there: "full", a matrix of its owner's; a rank, the text's matrix and factors of its
+        owner's; 0, the text's matrix. One for all layers, or a list with one for each. By default no layer is named.
 
     Configs are given as dicts (`config.to_dict()`, with `model_type`, and `architectures` where that decides the class)
     or as objects; they are held as objects and saved as dicts.

@@ -8,7 +8,7 @@ Inputs are named `<modality>__<key>`, `key` being what the donor's own processor
 `image__pixel_values`, `image__image_grid_thw`, `audio__input_features`, `audio__feature_attention_mask`.
 Names without `__` are the host's own.
 
-With `routed` in the config, tokens of a medium go through their owner's own matrices in the language model (see `routing`).
+With `routed` in the config, tokens of a medium go through matrices of their owner's in the language model (`routing`).
 """
 
 from __future__ import annotations

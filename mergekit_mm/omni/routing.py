@@ -1,6 +1,6 @@
 """Linear layers that multiply the tokens of a medium by what its donor has there (DAMC: Chen et al., ACL 2024).
 
-Text, what is generated among it, goes through the layer as it was; every token is multiplied once, whoever it belongs to.
+Text, to which belongs what is generated, goes through the layer as it was.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RoutedLinear(nn.Module):
             return self.text(x)
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) != len(places.back):
-            raise RuntimeError(f"{len(rows)} rows for {len(places.back)} tokens: this layer does not see them in order.")
+            raise RuntimeError(f"{len(rows)} rows for {len(places.back)} tokens: this layer does not see all in order.")
         if self.shared is None:
             parts = [self.media[owner](rows[place.to(x.device)]) for owner, place in places.of.items()]
             out = torch.cat([self.text(rows[places.text.to(x.device)]), *parts])[places.back.to(x.device)]

@@ -1,8 +1,8 @@
 """DAMC (Chen et al., ACL 2024): what each donor's language model does with the tokens of its own media is kept.
 
-Text goes through the merged weights, of any merge; with task_arithmetic they are the paper's adaptive adjustment, the base
-and a weighted sum of deltas. A medium goes through its donor's own matrices. The paper trains two adapters per donor, one
-for text and one for media; here both are the one delta that a donor has.
+Text goes through the merged weights, of any merge; with task_arithmetic they are the paper's adaptive adjustment, the
+base and a weighted sum of deltas. A medium goes through its donor's own matrices. The paper trains two adapters per
+donor, one for text and one for media; here both are the one delta that a donor has.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Decoupling:
             return None
         absent = [str(donor) for donor in self.owners.values() if donor not in held]
         if absent:
-            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which has no part in the merge of {name}.")
+            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {name}.")
         experts = [model for model in held if model != self.base]
         if self.adapters.issuperset(experts) and self.base in held:
             twins = {m: load(plain(m), held[m], label, dtype, self.device) for m in (self.base, *experts)}
@@ -148,7 +148,8 @@ class Decoupling:
         return frozenset(experts if all(_equal(first, other) for other in others) else ())
 
     def _is_language(self, name: str) -> bool:
-        return name.rpartition(".")[0] in self.linear and self.inputs.base_checkpoint.tensors[name].role in LANGUAGE_ROLES
+        role = self.inputs.base_checkpoint.tensors[name].role
+        return role in LANGUAGE_ROLES and name.rpartition(".")[0] in self.linear
 
     def _makes_factors(self, merge: Mapping[str, Any]) -> bool:
         return self.method == "task_arithmetic" or _solves_to_factors(self.method, tuple(merge["parameters"].items()))
@@ -156,7 +157,7 @@ class Decoupling:
     # ------------------------------------------------------------------------------------------------------- layout
 
     def applied(self, outputs: Iterable[Output], scale: float) -> list[Output]:
-        """The outputs of an omni model with those of the owners; `scale`: of the merged delta, in the weights of text."""
+        """An omni model's outputs, and the owners' own; `scale` is that of the merged delta in the text's weights."""
         paths = {name.rpartition(".")[0] for name in (*self._own, *self._factored)}
         laid: list[Output] = []
         layers: dict[str, dict[int, str | int]] = {}
@@ -215,8 +216,8 @@ class SameTensor(Task[torch.Tensor]):
         others = [name for name, tensor in twins.items() if not _equal(base, tensor)]
         if others:
             raise CheckpointError(
-                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though others of its "
-                "language model are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
+                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
+                "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
                 "(merge_and_unload), save that and name it instead."
             )
         return base

@@ -104,8 +104,8 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     check_parameters(config, list(architecture.modules))
     if is_decoupled(config) and not inputs.composition:
         raise ValueError(
-            f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of different "
-            "architectures."
+            f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
+            "different architectures."
         )
     planned = config.model_copy(deep=True)  # the planner rewrites its config
     if inputs.composition:
