@@ -36,15 +36,22 @@ EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 LORA = "audio"  # this donor is a LoRA too, `<name>_lora` on `<name>_aligned`
 CHOICES = ("host", "vision_tower")  # parameters of every method
-STRENGTH = {"task_arithmetic": "lambda", "ties": "lambda"}  # the parameter's name; `scaling` in this package's methods
+MERGEKITS = ("linear", "task_arithmetic", "damc", "ties", "dare_linear", "dare_ties")
+STRENGTH = dict.fromkeys(MERGEKITS, "lambda")  # the parameter's name; `scaling` in this package's methods
 # What each merge gets: `merge_method` where that is not its name, and parameters. Strengths are the best of choose.py's
 # grid, whose end is 1.5: more was not tried.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
     "task_arithmetic": {"weight": 1.0, "lambda": 0.7},
+    "damc": {"merge_method": "task_arithmetic", "composition": "damc", "weight": 1.0, "lambda": 0.7},
     "ties": {"weight": 1.0, "density": 0.2, "lambda": 1.5},
+    "dare_linear": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
+    "dare_ties": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
     "tsv": {"scaling": 1.5},
     "iso_c": {"scaling": 1.5},
+    "iso_cts": {"scaling": 1.5},
+    "swudi": {"scaling": 1.5},
+    "aswudi": {"scaling": 1.5},
     "wudi": {"scaling": 1.5},
     "optmerge_lora": {"merge_method": "optmerge", "preset": "lora", "scaling": 1.5},
     "optmerge_modality": {"merge_method": "optmerge", "preset": "modality", "scaling": 1.5},
@@ -67,7 +74,7 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
     config["merge_method"], config["parameters"] = given.pop("merge_method"), given
     if method == "linear":
         del config["base_model"]  # a plain average of the donors
-    if method in ("linear", "task_arithmetic", "ties"):
+    if method in MERGEKITS:
         config["dtype"] = "float32"  # computed in
     return config
 
