@@ -327,6 +327,15 @@ def test_text_models_alone_cannot_be_decoupled() -> None:
     assert "composition: damc is for omni models" in run(damc(linear(text, text))).error
 
 
+def test_no_adapter_holds_an_omni_model() -> None:
+    recipe, out = fresh("recipe.yaml"), fresh("adapter")
+    recipe.write_text(yaml.safe_dump(of_adapters("task_arithmetic")))
+    done = CliRunner().invoke(main, ["lora", str(recipe), str(out), "--quiet"])
+    assert done.exit_code == 1
+    assert "omni model" in done.output
+    assert not out.exists()
+
+
 def test_check_tells_what_it_costs() -> None:
     recipe = fresh("recipe.yaml")
     recipe.write_text(yaml.safe_dump(damc(average(TRIO))))

@@ -111,6 +111,11 @@ class Decoupling:
         self._own[name] = {o: load(d, held[d], label, dtype, self.device) for o, d in self.owners.items()}
         return None
 
+    @property
+    def told(self) -> str:
+        """In which form it is kept."""
+        return " and ".join(["whole"] * bool(self._own) + ["as factors"] * bool(self._factored))
+
     def _is_routed(self, info: TensorInfo) -> bool:
         """Whether a tensor is of a linear layer that sees the tokens in order; norms and vectors are shared."""
         if info.role not in (Role.LANGUAGE_MODEL, Role.BIASES):
@@ -148,8 +153,8 @@ class Decoupling:
         return frozenset(experts if all(_equal(first, other) for other in others) else ())
 
     def _is_language(self, name: str) -> bool:
-        role = self.inputs.base_checkpoint.tensors[name].role
-        return role in LANGUAGE_ROLES and name.rpartition(".")[0] in self.linear
+        linear = name.rpartition(".")[0] in self.linear
+        return linear and self.inputs.base_checkpoint.tensors[name].role in LANGUAGE_ROLES
 
     def _makes_factors(self, merge: Mapping[str, Any]) -> bool:
         return self.method == "task_arithmetic" or _solves_to_factors(self.method, tuple(merge["parameters"].items()))

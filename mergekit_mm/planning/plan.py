@@ -13,7 +13,6 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.omni.routing import FULL
 from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, guest_tensors, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
@@ -65,9 +64,8 @@ class Plan:
             )
             lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
         if (kept := self.planner.decoupling) is not None and kept.kept:
-            form = "as factors" if all(form != FULL for form in kept.forms.values()) else "whole"
             lines.append(
-                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, kept {form}: "
+                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, kept {kept.told}: "
                 f"{len(kept.kept)} tensors, {self._bytes(kept.kept.values()) / 1e9:.3g} GB more"
             )
         words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
