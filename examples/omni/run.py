@@ -59,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # merge_yamls/omni.yaml is this one; chosen on validation questions, before the test of these donors.
 RECIPES_OWN = "optmerge_modality"
+WITH_LORA = (RECIPES_OWN, "damc")  # these are also made with the donor that is a LoRA
 
 
 def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) -> dict[str, Any]:
@@ -128,10 +129,12 @@ NOTES = (
     "trained on questions about their own and another thing that is told in words, and the text LLM on such in words.",
     "`" + UNMERGED + "`: the donors' towers and projectors, and the language model that they grew from, unmerged. What "
     "merging adds is the distance from this line, not from the donors.",
-    "linear, task_arithmetic and ties move embeddings, norms and lm_head too, this package's methods only weight "
-    "matrices: differences between the two groups are not of the methods alone.",
+    "linear (NaiveMC), damc and mergekit's other methods move embeddings, norms and lm_head too, this package's "
+    "methods only weight matrices: differences between the two groups are not of the methods alone.",
+    "damc is task_arithmetic with `composition: damc`: its strength is that of the text, the media go through their "
+    "donors' own matrices. dare_ties is mergekit's, which drops at random and does not trim.",
     "Strengths and the preset of merge_yamls/omni.yaml are chosen on 100 validation questions of each sort. Those of "
-    "all methods but linear and task_arithmetic are at the end of the grid (1.5).",
+    "ties and of this package's methods are at the end of the grid (1.5).",
     "Of the models in examples/omni/models: wudi and optmerge_full are nearly one, and are no two results. Their "
     "matrices differ by 1.1 % of the delta, and not one of the 3600 answers does. Both take 300 steps of Adam of 1e-5 "
     "from the sum.",
@@ -172,12 +175,13 @@ def main() -> None:
     logging.disable_progress_bar()
     print(f"merging, from {ROOT}:", flush=True)
     merged = {UNMERGED: merge(recipe("task_arithmetic", models, **{"lambda": 0.0}), out / "unmerged")}
-    for method in arguments.methods:
-        merged[f"merge {method}"] = merge(recipe(method, models), out / method)
-    shown = f"merge {RECIPES_OWN if RECIPES_OWN in arguments.methods else arguments.methods[-1]}"
-    if RECIPES_OWN in arguments.methods:
-        target = out / f"{RECIPES_OWN}_{LORA}_as_lora"
-        merged[f"{shown}, {LORA} as LoRA"] = merge(recipe(RECIPES_OWN, models, lora=True), target)
+    names = {method: f"merge {method}{' (NaiveMC)' if method == 'linear' else ''}" for method in arguments.methods}
+    for method, name in names.items():
+        merged[name] = merge(recipe(method, models), out / method)
+    for method in (m for m in WITH_LORA if m in names):
+        target = out / f"{method}_{LORA}_as_lora"
+        merged[f"{names[method]}, {LORA} as LoRA"] = merge(recipe(method, models, lora=True), target)
+    shown = names.get(RECIPES_OWN, names[arguments.methods[-1]])
     print(f"asking every model {arguments.count} test questions of each sort", flush=True)
     llm = load_llm(models / "llm")
     results = {
