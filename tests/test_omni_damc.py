@@ -204,11 +204,14 @@ def test_the_code_it_carries_is_enough(tmp_path: Path) -> None:
 
 @functools.cache
 def adapters() -> tuple[Path, tuple[Path, Path], tuple[Path, Path]]:
-    """A base, and two donors of it: as `model+adapter`, and as PEFT merges the adapter into the model."""
+    """A base, and two donors of it: as `model+adapter`, and as PEFT merges the adapter into the model.
+
+    The adapters differ in rank, in targets and in the layers they change.
+    """
     base = checkpoint("llava")
     ours = {name: tensor for name, tensor in tensors(base).items() if name.startswith("language_model.")}
     ear = altered(checkpoint("qwen2_audio_llama"), lambda found: {**found, **ours})
-    targets = {"r": 3, "target_modules": r".*language_model.*(k|v|gate|down)_proj"}
+    targets = {"r": 3, "target_modules": r".*language_model.*layers\.0.*(k|v|gate|down)_proj"}
     eye, hearing = adapted("llava", 31), adapted("qwen2_audio_llama", 32, path=ear, **targets)
     return base, (plus(base, eye[0]), eye[1]), (plus(ear, hearing[0]), hearing[1])
 
@@ -225,8 +228,8 @@ def of_adapters(method: str, whole: bool = False, **parameters: Any) -> Recipe:
 def test_adapters_are_kept_as_factors(method: str, parameters: dict[str, Any]) -> None:
     outcome = merge(of_adapters(method, **parameters))
     model, inputs = omni(outcome), prompt_of(*TRIO[:2])
-    attention = {"self_attn.q_proj": 4, "self_attn.k_proj": 3, "self_attn.v_proj": 7, "self_attn.o_proj": 4}
-    assert model.config.routed == {**attention, "mlp.gate_proj": 3, "mlp.up_proj": 4, "mlp.down_proj": 7}
+    ranks = {"self_attn": {"q": 4, "k": [3, 0], "v": [7, 4], "o": 4}, "mlp": {"gate": [3, 0], "up": 4, "down": [7, 4]}}
+    assert model.config.routed == {f"{p}.{n}_proj": r for p, found in ranks.items() for n, r in found.items()}
     whole = omni(merge(of_adapters(method, whole=True, **parameters)))
     assert set(whole.config.routed.values()) == {"full"}
     for shown in (inputs, prompt_of("llava"), prompt_of("qwen2_audio_llama"), zoo.prompt(20, 30)):
@@ -309,10 +312,12 @@ def test_what_cannot_be_decoupled_is_refused() -> None:
     for module, model in (("language_model", experts("qwen2_audio_llama")[0]), ("vision_tower", llava)):
         alone["modules"][module] = {"models": [{"model": str(model), "parameters": {"weight": 1.0}}]}
     del alone["models"]
+    towers = {"vision_tower": alone["modules"]["vision_tower"]}
     for config, told in (
         (linear(llava, ear, parameters={"composition": "dmac"}), "choose static | damc"),
         (damc(linear(llava, llava)), "composition: damc is for omni models"),
         (per_model, "composition of input"),
+        ({**alone, "modules": towers}, "has nothing to keep"),
         (alone, f"composition: damc needs {llava}"),
         (damc(linear(*mixtures_of_experts())), "mixtures of experts"),
     ):

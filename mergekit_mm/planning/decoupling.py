@@ -162,8 +162,14 @@ class Decoupling:
     # ------------------------------------------------------------------------------------------------------- layout
 
     def applied(self, outputs: Iterable[Output], scale: float) -> list[Output]:
-        """An omni model's outputs, and the owners' own; `scale` is that of the merged delta in the text's weights."""
+        """An omni model's outputs, and the owners' own; `scale` is that of the merged delta in the text's weights.
+
+        Raises:
+            CheckpointError: there is nothing to be kept.
+        """
         paths = {name.rpartition(".")[0] for name in (*self._own, *self._factored)}
+        if not paths:
+            raise CheckpointError("composition: damc has nothing to keep: no matrix of the language model is merged.")
         laid: list[Output] = []
         layers: dict[str, dict[int, str | int]] = {}
         depth = 0
