@@ -63,10 +63,11 @@ class Plan:
                 f"omni model: {method} of the language models of {len(self.inputs.checkpoints)} models; host {base}"
             )
             lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
-        if (kept := self.planner.decoupling) is not None and kept.kept:
+        if (decoupled := self.planner.decoupling) is not None and decoupled.kept:
+            size = self._bytes(decoupled.kept.values())
             lines.append(
-                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, kept {kept.told}: "
-                f"{len(kept.kept)} tensors, {self._bytes(kept.kept.values()) / 1e9:.3g} GB more"
+                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, "
+                f"kept {decoupled.told}: {len(decoupled.kept)} tensors, {size / 1e9:.3g} GB more"
             )
         words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
         words["graft"] = "grafted"
