@@ -165,11 +165,12 @@ def _finish(
     """Add to the weights what makes them a model, and check the result."""
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
-    if plan.inputs.composition is not None:
+    inputs = plan.inputs
+    if inputs.composition is not None:
         layers = plan.planner.layer_sources()
-        inputs = plan.inputs
         started = inputs.checkpoints.get(plan.config.base_model, base)
-        for note in finish_omni(plan.inputs.composition, inputs.checkpoints, started, written, layers, staging):
+        routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
+        for note in finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging):
             plan.inputs.notes.append(note)
             LOG.warning(note)
         return

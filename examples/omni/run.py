@@ -36,15 +36,22 @@ EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 LORA = "audio"  # this donor is a LoRA too, `<name>_lora` on `<name>_aligned`
 CHOICES = ("host", "vision_tower")  # parameters of every method
-STRENGTH = {"task_arithmetic": "lambda", "ties": "lambda"}  # the parameter's name; `scaling` in this package's methods
+MERGEKITS = ("linear", "task_arithmetic", "damc", "ties", "dare_linear", "dare_ties")
+STRENGTH = dict.fromkeys(MERGEKITS, "lambda")  # the parameter's name; `scaling` in this package's methods
 # What each merge gets: `merge_method` where that is not its name, and parameters. Strengths are the best of choose.py's
 # grid, whose end is 1.5: more was not tried.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
     "task_arithmetic": {"weight": 1.0, "lambda": 0.7},
+    "damc": {"merge_method": "task_arithmetic", "composition": "damc", "weight": 1.0, "lambda": 0.7},
     "ties": {"weight": 1.0, "density": 0.2, "lambda": 1.5},
+    "dare_linear": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
+    "dare_ties": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
     "tsv": {"scaling": 1.5},
     "iso_c": {"scaling": 1.5},
+    "iso_cts": {"scaling": 1.5},
+    "swudi": {"scaling": 1.5},
+    "aswudi": {"scaling": 1.5},
     "wudi": {"scaling": 1.5},
     "optmerge_lora": {"merge_method": "optmerge", "preset": "lora", "scaling": 1.5},
     "optmerge_modality": {"merge_method": "optmerge", "preset": "modality", "scaling": 1.5},
@@ -52,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # merge_yamls/omni.yaml is this one; chosen on validation questions, before the test of these donors.
 RECIPES_OWN = "optmerge_modality"
+WITH_LORA = (RECIPES_OWN, "damc")  # these are also made with the donor that is a LoRA
 
 
 def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
     config["merge_method"], config["parameters"] = given.pop("merge_method"), given
     if method == "linear":
         del config["base_model"]  # a plain average of the donors
-    if method in ("linear", "task_arithmetic", "ties"):
+    if method in MERGEKITS:
         config["dtype"] = "float32"  # computed in
     return config
 
@@ -121,10 +129,12 @@ NOTES = (
     "trained on questions about their own and another thing that is told in words, and the text LLM on such in words.",
     "`" + UNMERGED + "`: the donors' towers and projectors, and the language model that they grew from, unmerged. What "
     "merging adds is the distance from this line, not from the donors.",
-    "linear, task_arithmetic and ties move embeddings, norms and lm_head too, this package's methods only weight "
-    "matrices: differences between the two groups are not of the methods alone.",
+    "linear (NaiveMC), damc and mergekit's other methods move embeddings, norms and lm_head too, this package's "
+    "methods only weight matrices: differences between the two groups are not of the methods alone.",
+    "damc is task_arithmetic with `composition: damc`: its strength is that of the text, the media go through their "
+    "donors' own matrices. dare_ties is mergekit's, which drops at random and does not trim.",
     "Strengths and the preset of merge_yamls/omni.yaml are chosen on 100 validation questions of each sort. Those of "
-    "all methods but linear and task_arithmetic are at the end of the grid (1.5).",
+    "ties and of this package's methods are at the end of the grid (1.5).",
     "Of the models in examples/omni/models: wudi and optmerge_full are nearly one, and are no two results. Their "
     "matrices differ by 1.1 % of the delta, and not one of the 3600 answers does. Both take 300 steps of Adam of 1e-5 "
     "from the sum.",
@@ -165,12 +175,13 @@ def main() -> None:
     logging.disable_progress_bar()
     print(f"merging, from {ROOT}:", flush=True)
     merged = {UNMERGED: merge(recipe("task_arithmetic", models, **{"lambda": 0.0}), out / "unmerged")}
-    for method in arguments.methods:
-        merged[f"merge {method}"] = merge(recipe(method, models), out / method)
-    shown = f"merge {RECIPES_OWN if RECIPES_OWN in arguments.methods else arguments.methods[-1]}"
-    if RECIPES_OWN in arguments.methods:
-        target = out / f"{RECIPES_OWN}_{LORA}_as_lora"
-        merged[f"{shown}, {LORA} as LoRA"] = merge(recipe(RECIPES_OWN, models, lora=True), target)
+    names = {method: f"merge {method}{' (NaiveMC)' if method == 'linear' else ''}" for method in arguments.methods}
+    for method, name in names.items():
+        merged[name] = merge(recipe(method, models), out / method)
+    for method in (m for m in WITH_LORA if m in names):
+        target = out / f"{method}_{LORA}_as_lora"
+        merged[f"{names[method]}, {LORA} as LoRA"] = merge(recipe(method, models, lora=True), target)
+    shown = names.get(RECIPES_OWN, names[arguments.methods[-1]])
     print(f"asking every model {arguments.count} test questions of each sort", flush=True)
     llm = load_llm(models / "llm")
     results = {

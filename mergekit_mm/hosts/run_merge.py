@@ -52,9 +52,13 @@ def install() -> None:
 
 
 def is_planned_here(config: MergeConfiguration) -> bool:
-    """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors."""
+    """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
+
+    And one that asks for a composition, which is refused where mergekit would not know of it.
+    """
     adapters = any(model.lora for model in config.referenced_models())
-    return is_multimodal(config) or (adapters and config.merge_method in {method.name for method in catalogue()})
+    own = adapters and config.merge_method in {method.name for method in catalogue()}
+    return own or "composition" in (config.parameters or {}) or is_multimodal(config)
 
 
 def is_multimodal(config: MergeConfiguration) -> bool:

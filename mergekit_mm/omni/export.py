@@ -8,6 +8,7 @@ from pathlib import Path
 FILES = (
     "configuration.py",
     "composition.py",
+    "routing.py",
     "modeling.py",
     "media.py",
     "expansion.py",

@@ -16,6 +16,8 @@ from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.planning.vocabulary import Vocabulary, unite
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
+COMPOSITION = "composition"  # of the whole merge: how tokens of media go through the language model
+STATIC, DAMC = "static", "damc"  # as text does; each through its own donor's matrices
 MODALITIES = ("image", "video", "audio")
 # the parameter that chooses a modality's owner among several donors that could serve it
 CHOICE = {"image": Role.VISION_TOWER.value, "video": Role.VIDEO_TOWER.value, "audio": Role.AUDIO_TOWER.value}
@@ -87,6 +89,14 @@ def choices(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     names = {str(model) for model in checkpoints}
     found = {name for name in CHOICE.values() if str((config.parameters or {}).get(name)) in names}
     return found | ({HOST} & (config.parameters or {}).keys())
+
+
+def is_decoupled(config: MergeConfiguration) -> bool:
+    """Whether a config asks for DAMC. Raises ValueError for a composition that does not exist."""
+    value = (config.parameters or {}).get(COMPOSITION, STATIC)
+    if value not in (STATIC, DAMC):
+        raise ValueError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
+    return bool(value == DAMC)
 
 
 @dataclass(frozen=True)

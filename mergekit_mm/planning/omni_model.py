@@ -21,10 +21,12 @@ def omni_model(
     checkpoints: Mapping[ModelReference, Checkpoint],
     base: Checkpoint,
     host: Mapping[str, Any],
+    routed: Mapping[str, Any] | None = None,
 ) -> tuple[OmniConfig, dict[str, tuple[int, ...]]]:
     """The config, with `host` as the host's own; and name -> shape of every tensor that has to be on disk.
 
     base: the model whose language model the merge starts from; what it does with its tensors is kept.
+    routed: as in the omni config.
 
     Raises:
         CheckpointError: a donor that cannot be a part of an omni model, and why.
@@ -33,6 +35,7 @@ def omni_model(
         host=dict(host),
         guests={name: dict(checkpoints[model].config) for name, model in omni.guests.items()},
         modalities={m: {"owner": omni.owner(m), "token_id": _token(omni, m, checkpoints)} for m in omni.modalities},
+        routed=dict(routed or {}),
         architectures=[OmniForConditionalGeneration.__name__],
         dtype=host.get("dtype", host.get("torch_dtype", "float32")),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergekit import merge_methods
@@ -12,7 +13,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import choices, guest_tensors
+from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, guest_tensors, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
@@ -32,6 +33,9 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Size of the output's tensors, in the dtype asked for; known once the tasks are planned."""
+        return self._bytes(self.planner.output.values())
+
+    def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
         wanted = self.config.out_dtype or self.config.dtype
         width = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}.get(wanted or "")
 
@@ -40,7 +44,7 @@ class Plan:
                 return tensor.nbytes // tensor.dtype.itemsize * width
             return tensor.nbytes
 
-        return sum(map(size, self.planner.output.values()))
+        return sum(map(size, tensors))
 
     def _grafts(self) -> Counter[tuple[str, str]]:
         """(role, "graft") -> how many tensors of an omni model its guests bring."""
@@ -59,6 +63,12 @@ class Plan:
                 f"omni model: {method} of the language models of {len(self.inputs.checkpoints)} models; host {base}"
             )
             lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
+        if (decoupled := self.planner.decoupling) is not None and decoupled.kept:
+            size = self._bytes(decoupled.kept.values())
+            lines.append(
+                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, "
+                f"kept {decoupled.told}: {len(decoupled.kept)} tensors, {size / 1e9:.3g} GB more"
+            )
         words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
         words["graft"] = "grafted"
         done = self.planner.done + self._grafts()
@@ -91,6 +101,11 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
     architecture = merge_architecture(inputs.base_checkpoint)
     check_parameters(config, list(architecture.modules))
+    if is_decoupled(config) and not inputs.composition:
+        raise ValueError(
+            f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
+            "different architectures."
+        )
     planned = config.model_copy(deep=True)  # the planner rewrites its config
     if inputs.composition:
         base = inputs.checkpoints.get(config.base_model, inputs.base_checkpoint)

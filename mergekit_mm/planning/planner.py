@@ -29,6 +29,8 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.planning.composition import is_decoupled
+from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
@@ -72,6 +74,9 @@ class MultimodalPlanner(MergePlanner):
         self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self._expand_modules()
+        self.decoupling: Decoupling | None = None
+        if is_decoupled(config):
+            self.decoupling = Decoupling(inputs, config, self._module("language_model").stack, self._read_device())
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
@@ -222,6 +227,10 @@ class MultimodalPlanner(MergePlanner):
             "base_model": reader.base_model,
             "output_weight": job.weight,
         }
+        if self.decoupling is not None:
+            decoupled = self.decoupling.merged(job.weight.name, job.info, job.label, held, dtype, common)
+            if decoupled is not None:
+                return decoupled
         adapters = self._adapters_of_base(job, held)
         if is_own_method(spec.name):
             gather = self._gather(job, held, None, adapters)
@@ -326,6 +335,8 @@ class MultimodalPlanner(MergePlanner):
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
         outputs = list(self._outputs(made))
+        if self.decoupling is not None:
+            outputs = self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         self.output = {name: like for name, _, like in outputs}
         writer = TensorWriterTask(
             out_path=out_path,

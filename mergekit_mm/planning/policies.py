@@ -11,7 +11,7 @@ from mergekit.config import ConfigReader, MergeConfiguration, evaluate_setting
 
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.methods import catalogue
-from mergekit_mm.planning.composition import HOST
+from mergekit_mm.planning.composition import COMPOSITION, HOST
 from mergekit_mm.planning.modules import ALIASES
 
 
@@ -25,7 +25,7 @@ class Policy(str, Enum):
 
 # not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST)
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
 ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
 
 
