@@ -63,7 +63,7 @@ def donor(family: str) -> Any:
         videos = t.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28})
         return t.LlavaOnevisionProcessor(images, tokenizer, videos, num_image_tokens=4)
     if family == "qwen2_vl":
-        tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
+        tokenizer = zoo.tokenizer(image_token="<image>", video_token="<video>")
         grid = {"patch_size": 14, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 56 * 56 * 4}
         images, videos = t.Qwen2VLImageProcessor(**grid), t.Qwen2VLVideoProcessor(**grid)
         return t.Qwen2VLProcessor(images, tokenizer, videos, chat_template=CHAT)

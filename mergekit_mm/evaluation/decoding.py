@@ -104,7 +104,7 @@ def _read_sound(content: bytes, name: str) -> tuple[Samples, int]:
     try:
         return soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{name}: {error.error_string}") from error
 
 
 def _from_pcm(frames: bytes, width: int) -> Samples:

@@ -24,7 +24,12 @@ from mergekit_mm.evaluation.inputs import Asked, Reader, ahead, batches, pixel_l
 from mergekit_mm.evaluation.likelihood import continued, logits_of_ends
 
 LOG = logging.getLogger(__name__)
-AUTO_CLASSES = (transformers.AutoModelForMultimodalLM, transformers.AutoModelForImageTextToText)
+AUTO_CLASSES = (
+    transformers.AutoModelForMultimodalLM,
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoModelForSeq2SeqLM,  # some that hear
+    transformers.AutoModelForCausalLM,
+)
 # A prompt is read in both directions at once: the answer that is scored would be read along with it.
 _NOT_CAUSAL = {"paligemma"}
 
@@ -90,10 +95,8 @@ class MLLM(HFLM):
         own = getattr(self._config, "auto_map", None) or {}
         fits = [auto for auto in AUTO_CLASSES if type(self._config) in auto._model_mapping or auto.__name__ in own]
         if not fits:
-            raise ValueError(
-                f"{pretrained}: transformers {transformers.__version__} has no multimodal model of type "
-                f"{self._config.model_type!r}. lm-eval's own `--model hf` evaluates text LLMs."
-            )
+            known = f"transformers {transformers.__version__}"
+            raise ValueError(f"{pretrained}: {known} has no language model of type {self._config.model_type!r}")
         self.AUTO_MODEL_CLASS = fits[0]
 
     def _get_backend(self, config: Any, **_: Any) -> None:
@@ -114,7 +117,8 @@ class MLLM(HFLM):
             )
         if getattr(self.processor, "tokenizer", None) is None:
             raise ValueError(
-                f"{pretrained} has no processor, only a {type(self.processor).__name__}: name one by processor="
+                f"{pretrained} has no processor, only a {type(self.processor).__name__}: name one by processor=, or if "
+                "it is a text LLM, evaluate it by --model hf"
             )
         self.tokenizer = self.processor.tokenizer
 
