@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,82 +18,26 @@ import torch
 import transformers as t
 import zoo
 from PIL import Image
+from processors import (
+    CHAT,
+    MEDIUM,
+    PLACEHOLDER,
+    RATE,
+    SQUARE,
+    checkpoint,
+    clip,
+    donor,
+    omni,
+    omni_tokenizer,
+    picture,
+    tone,
+)
 
 from mergekit_mm.omni import register
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.omni.export import copy_code
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import media_snippet, omni_template
-
-RATE = 12000  # a second of it is as long as the audio towers of the zoo hear
-PLACEHOLDER = {"image": "<omni_image>", "video": "<omni_video>", "audio": "<omni_audio>"}
-CHAT = (
-    "{% for m in messages %}{{ m['role'][0] + ':' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}{{ '<v><' + p['type'] + '></v>' }}"
-    "{% endif %}{% endfor %}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-)
-AUDIO_CHAT = CHAT.replace("<v>", "Audio 1: <a>").replace("</v>", "</a>\\n")
-
-
-def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def clip(seed: int, frames: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (frames, 56, 56, 3), dtype=np.uint8)
-
-
-def tone(seed: int, seconds: float = 0.7) -> np.ndarray:
-    times = np.arange(int(RATE * seconds)) / RATE
-    return np.sin(2 * np.pi * (200 + 100 * seed) * times).astype(np.float32)
-
-
-MEDIUM = {"image": picture, "video": clip, "audio": tone}
-SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-
-
-def ear() -> Any:
-    return t.WhisperFeatureExtractor(feature_size=16, sampling_rate=RATE, hop_length=100, chunk_length=1)
-
-
-@functools.cache
-def donor(family: str) -> Any:
-    """The processor of a family of the zoo, as small as its model."""
-    tokenizer = zoo.tokenizer()
-    if family == "llava":
-        return t.LlavaProcessor(t.CLIPImageProcessor(**SQUARE), tokenizer, 14, "default", num_additional_image_tokens=1)
-    if family == "video_llava":
-        return t.VideoLlavaProcessor(
-            t.VideoLlavaImageProcessor(**SQUARE), t.VideoLlavaVideoProcessor(**SQUARE), tokenizer
-        )
-    if family == "llava_onevision":
-        images = t.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, **zoo.GRID)
-        videos = t.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28})
-        return t.LlavaOnevisionProcessor(images, tokenizer, videos, num_image_tokens=4)
-    if family == "qwen2_vl":
-        tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
-        grid = {"patch_size": 14, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 56 * 56 * 4}
-        images, videos = t.Qwen2VLImageProcessor(**grid), t.Qwen2VLVideoProcessor(**grid)
-        return t.Qwen2VLProcessor(images, tokenizer, videos, chat_template=CHAT)
-    if family.startswith("qwen2_audio"):
-        return t.Qwen2AudioProcessor(ear(), tokenizer, chat_template=AUDIO_CHAT, audio_token="<audio>")
-    assert family == "audioflamingo3"
-    return t.AudioFlamingo3Processor(ear(), tokenizer, audio_token="<audio>")
-
-
-def omni_tokenizer() -> Any:
-    tokenizer = zoo.tokenizer()
-    tokenizer.add_tokens(list(PLACEHOLDER.values()), special_tokens=True)
-    return tokenizer
-
-
-def omni(**owners: str) -> OmniProcessor:
-    """A processor from modality -> family; the first is the host's."""
-    names = dict.fromkeys(owners.values())
-    owner = {family: "host" if i == 0 else family for i, family in enumerate(names)}
-    modalities = {m: {"owner": owner[family], "token": PLACEHOLDER[m]} for m, family in owners.items()}
-    return OmniProcessor(omni_tokenizer(), {owner[family]: donor(family) for family in names}, modalities)
 
 
 def in_omni_ids(ids: torch.Tensor) -> torch.Tensor:
@@ -281,7 +225,7 @@ def test_one_template_for_every_medium(tmp_path: Path) -> None:
     direct = processor(text=text, images=picture(2), audio=tone(1), videos=clip(1))
     assert out.keys() == direct.keys()
     assert all(torch.equal(out[name], direct[name]) for name in direct)
-    if t.utils.is_soundfile_available():
+    if all(map(importlib.util.find_spec, ("soundfile", "soxr"))):  # what transformers reads sounds with
         filed = message({"type": "audio", "path": str(tmp_path / "tone.wav")})
         heard = processor.apply_chat_template(filed, tokenize=True, return_dict=True)
         assert heard["audio__input_features"].shape == out["audio__input_features"].shape
@@ -309,42 +253,6 @@ def test_templates_that_read_text_only_one_way(listed: bool) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- with the model
-
-
-def checkpoint(path: Path) -> tuple[Any, OmniProcessor, Any]:
-    """An omni checkpoint as a merge writes it: llava with the ears and language model of a qwen2_audio."""
-    host, guest = (
-        t.LlavaForConditionalGeneration(zoo.llava()),
-        t.Qwen2AudioForConditionalGeneration(zoo.qwen2_audio_llama()),
-    )
-    owners = {"image": "host", "audio": "ear"}
-    processor = OmniProcessor(
-        omni_tokenizer(),
-        {"host": donor("llava"), "ear": donor("qwen2_audio_llama")},
-        {modality: {"owner": owner, "token": PLACEHOLDER[modality]} for modality, owner in owners.items()},
-    )
-    ids = {modality: processor.tokenizer.convert_tokens_to_ids(PLACEHOLDER[modality]) for modality in owners}
-    host.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    config = OmniConfig(
-        host=host.config.to_dict(),
-        guests={"ear": guest.config.to_dict()},
-        modalities={modality: {"owner": owner, "token_id": ids[modality]} for modality, owner in owners.items()},
-    )
-    model = OmniForConditionalGeneration(config).eval()
-    model.load_state_dict(host.state_dict(), strict=False)
-    towers = {
-        name: tensor for name, tensor in guest.model.state_dict().items() if not name.startswith("language_model")
-    }
-    model.guests["ear"].load_state_dict(towers)
-    language = guest.model.get_decoder().state_dict()
-    with torch.no_grad():
-        model.get_input_embeddings().weight[: zoo.VOCAB] = language.pop("embed_tokens.weight")
-        model.lm_head.weight[: zoo.VOCAB] = guest.lm_head.weight
-    model.get_decoder().load_state_dict(language, strict=False)
-    config.auto_map = processor.auto_map = copy_code(path)
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return model, processor, guest.eval()
 
 
 @pytest.fixture(scope="module")

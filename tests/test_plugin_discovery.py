@@ -209,11 +209,15 @@ def test_doctor_finds_all_well(installed: Environment) -> None:
     assert {line.split()[0] for line in report.values()} == {"ok"}
 
 
-def test_stock_lm_eval_knows_the_tasks(installed: Environment) -> None:
+def test_stock_lm_eval_knows_the_tasks_and_the_model(installed: Environment) -> None:
     """From a wheel, without --include_path; what the user includes comes later and wins."""
     done = installed.run("python", "-m", "lm_eval", "ls", "groups")
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"mllm", "mllm_chart", "mllm_grounding"} <= set(re.findall(r"\bmllm\w*", done.stdout))
+    listed = "import sys, lm_eval.models; from lm_eval.api.registry import model_registry as known; "
+    listed += "print('mllm' in known, 'hf' in known, 'mergekit_mm.evaluation' in sys.modules)"
+    assert installed.run("python", "-c", listed).stdout.split() == ["True", "True", "False"]
+    assert installed.run("python", "-c", listed, MERGEKIT_MM_AUTOLOAD="0").stdout.split()[0] == "False"
     plain = "from lm_eval.tasks import TaskManager; print(hasattr(TaskManager.__init__, '__mergekit_mm__'))"
     assert installed.run("python", "-c", plain, MERGEKIT_MM_AUTOLOAD="0").stdout.split() == ["False"]
 
