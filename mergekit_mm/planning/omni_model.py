@@ -37,6 +37,8 @@ def omni_model(
         dtype=host.get("dtype", host.get("torch_dtype", "float32")),
     )
     _compute_like(config.get_text_config(), base)
+    if omni.unties_head:
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     try:
         with torch.device("meta"), no_init_weights():
             model = OmniForConditionalGeneration(config)

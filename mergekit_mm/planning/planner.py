@@ -69,6 +69,9 @@ class MultimodalPlanner(MergePlanner):
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
+        self.kept: Counter[tuple[str, ModelReference]] = Counter()  # (role, whose) -> tensors that are as they were
+        self.overruled: dict[tuple[str, ModelReference], list[ModelReference]] = {}  # towers of the same kind, not used
+        self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self._expand_modules()
@@ -172,8 +175,9 @@ class MultimodalPlanner(MergePlanner):
         """Plan one output tensor: all names are the base's in memory."""
         names = {model: self.inputs.names[model].get(w.name) for model, w in zip(models, weights_in, strict=True)}
         held = {model: name for model, name in names.items() if name is not None}
-        info = self.inputs.base_checkpoint.tensors[weights_in[0].name]
-        job = _Job(weight, info, self.inputs.base_checkpoint.group_of[info.name].disk[0], cfg_reader)
+        info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
+        group = self.inputs.base_checkpoint.group_of.get(info.name)
+        job = _Job(weight, info, group.disk[0] if group else info.name, cfg_reader)
         kept = info.role.module in self.unlisted
         policy = Policy.BASE if kept else policy_of(info.role, weight.name, self._method.spec.name, cfg_reader)
         experts = [model for model in held if model != cfg_reader.base_model]
@@ -182,18 +186,48 @@ class MultimodalPlanner(MergePlanner):
         if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
             policy = Policy.BASE
         if policy is Policy.BASE:
-            keeper = cfg_reader.base_model if cfg_reader.base_model in held else next(iter(held), self.inputs.base)
+            keeper = self._keeper(info, held, cfg_reader)
+            self.kept[info.role.value, keeper] += 1
             adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
             self.unused.update((model, info.role) for model in adapted)
-            held.setdefault(keeper, info.name)
+            held.setdefault(keeper, self.inputs.names[keeper][info.name])
             task = self._keep(job, keeper, held)
         elif policy is Policy.AVERAGE:
             task = self._average(job, {model: held[model] for model in experts})
         else:
+            self._require_mergeable(info, list(held), models, cfg_reader)
             task = self._merge(job, held)
         done = "copy" if policy is Policy.MERGE and len(models) == 1 else policy.value
         self.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
+
+    def _keeper(self, info: TensorInfo, held: dict[ModelReference, str], reader: ConfigReader) -> ModelReference:
+        """Whose tensor the policy `base` takes: the base model's; without one that has it, the donor's that leads."""
+        if reader.base_model in held:
+            return reader.base_model
+        bringer = self.inputs.bringer(info.name)
+        keeper = bringer if bringer in held else next(iter(held), bringer)
+        others = [model for model in held if model != keeper]
+        if others and self.inputs.composition:
+            self.overruled[info.role.value, keeper] = others
+        return keeper
+
+    def _require_mergeable(
+        self, info: TensorInfo, held: list[ModelReference], models: list[ModelReference], reader: ConfigReader
+    ) -> None:
+        """Refuse what a method is not defined on: towers of donors to which the base model has no like."""
+        if len(held) == len(models):
+            return
+        try:
+            base = reader.base_model if reader.base_model in held else None
+            self._method.validate_inputs(held, base)
+        except ValueError as error:
+            role = info.role.value
+            raise CheckpointError(
+                f"{', '.join(map(str, held))} have {role} tensors of one kind, of which {self._method.spec.name} makes "
+                f"nothing: {error}. Say what to do with them: `parameters: {role}: average`, or `base` for those of "
+                f"{self._keeper(info, dict.fromkeys(held, ''), reader)}."
+            ) from error
 
     def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
         """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
@@ -348,9 +382,9 @@ class MultimodalPlanner(MergePlanner):
 
     def _outputs(self, made: dict[str, Task]) -> Iterator[Output]:
         """Every tensor of the output before its cast."""
-        omni, inputs = self.inputs.composition, self.inputs
-        if omni is not None:
-            return as_omni(omni, inputs.checkpoints, made, self._read_device())
+        inputs = self.inputs
+        if inputs.composition is not None:
+            return as_omni(made, self._like)
         modules = {name: self._module(name) for name in self.arch_info.modules}
         lengths = {name: sum(_length(part) for part in self._slices(name)) for name in modules}
         return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
