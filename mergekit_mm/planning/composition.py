@@ -68,15 +68,16 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     donors = {model: c for model, c in checkpoints.items() if c.is_multimodal}
     _require_parts(config, donors)
     named = {m: model for m in MODALITIES if (model := _chosen(CHOICE[m], config, checkpoints)) is not None}
-    host = _host(config, donors, checkpoints, list(named.values()))
-    leads = {donors[model].kind: model for model in (*reversed(donors), *named.values(), host)}  # the last one leads
     for modality, model in named.items():
         if model not in donors or placeholder(modality, donors[model]) is None:
             raise CheckpointError(f"parameter {CHOICE[modality]}: {model} does not take {modality} inputs.")
-        if leads[donors[model].kind] != model:
+    host = _host(config, donors, checkpoints, list(named.values()))
+    leads = {donors[model].kind: model for model in (*reversed(donors), *named.values(), host)}  # the last one leads
+    for modality, model in named.items():
+        if (other := leads[donors[model].kind]) != model:
             raise CheckpointError(
-                f"parameter {CHOICE[modality]}: {model} and {leads[donors[model].kind]} are both chosen, and of one "
-                f"architecture ({donors[model].kind}), which can be in an omni model once: choose one of them."
+                f"parameter {CHOICE[modality]}: {model} and {other} are both chosen, and of one architecture "
+                f"({donors[model].kind}), which can be in an omni model once: choose one of them."
             )
     modalities: dict[str, ModelReference] = {}
     for modality in MODALITIES:

@@ -10,14 +10,14 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.architecture.roles import Role
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.planning.composition import choices
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import check_parameters
+from mergekit_mm.planning.policies import SIDE_FILES, check_parameters
 from mergekit_mm.planning.reading import open_sources
 
 
@@ -58,7 +58,9 @@ class Plan:
             told = [
                 f"{n} {words[p]}" for (r, p), n in sorted(self.planner.done.items()) if r == role.value and p in words
             ]
-            told += [f"{n} kept as in {whose}" for (r, whose), n in self.planner.kept.items() if r == role.value]
+            grafted = self.inputs.composition is not None and role not in LANGUAGE_ROLES
+            kept = "grafted from" if grafted else "kept as in"
+            told += [f"{n} {kept} {whose}" for (r, whose), n in self.planner.kept.items() if r == role.value]
             if told:
                 lines.append(f"  {role.value:<15} " + "; ".join(told))
         notes = [
@@ -103,6 +105,8 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
 def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
     """Refuse donors that do not compose, or whose tensors are not those of the model they would make together."""
     assert inputs.composition is not None
+    if SIDE_FILES in (config.parameters or {}):
+        raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
     host = inputs.base_checkpoint
     base = inputs.checkpoints.get(config.base_model, host)
     _, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)

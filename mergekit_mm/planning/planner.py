@@ -71,6 +71,7 @@ class MultimodalPlanner(MergePlanner):
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
         self.kept: Counter[tuple[str, ModelReference]] = Counter()  # (role, whose) -> tensors that are as they were
         self.overruled: dict[tuple[str, ModelReference], list[ModelReference]] = {}  # towers of the same kind, not used
+        self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
@@ -185,6 +186,8 @@ class MultimodalPlanner(MergePlanner):
             policy = Policy.BASE  # no other input has this tensor
         if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
             policy = Policy.BASE
+        if policy is Policy.MERGE and len(held) < len(models) and not self._is_defined(info, list(held), cfg_reader):
+            policy = Policy.BASE  # which is refused in the end
         if policy is Policy.BASE:
             keeper = self._keeper(info, held, cfg_reader)
             self.kept[info.role.value, keeper] += 1
@@ -195,7 +198,6 @@ class MultimodalPlanner(MergePlanner):
         elif policy is Policy.AVERAGE:
             task = self._average(job, {model: held[model] for model in experts})
         else:
-            self._require_mergeable(info, list(held), models, cfg_reader)
             task = self._merge(job, held)
         done = "copy" if policy is Policy.MERGE and len(models) == 1 else policy.value
         self.done[info.role.value, done] += 1
@@ -212,22 +214,19 @@ class MultimodalPlanner(MergePlanner):
             self.overruled[info.role.value, keeper] = others
         return keeper
 
-    def _require_mergeable(
-        self, info: TensorInfo, held: list[ModelReference], models: list[ModelReference], reader: ConfigReader
-    ) -> None:
-        """Refuse what a method is not defined on: towers of donors to which the base model has no like."""
-        if len(held) == len(models):
-            return
+    def _is_defined(self, info: TensorInfo, held: list[ModelReference], reader: ConfigReader) -> bool:
+        """Whether the method takes these inputs without the others; if not, as of towers to which the base model has
+        no like, that is remembered."""
         try:
-            base = reader.base_model if reader.base_model in held else None
-            self._method.validate_inputs(held, base)
+            self._method.validate_inputs(held, reader.base_model if reader.base_model in held else None)
         except ValueError as error:
-            role = info.role.value
-            raise CheckpointError(
-                f"{', '.join(map(str, held))} have {role} tensors of one kind, of which {self._method.spec.name} makes "
-                f"nothing: {error}. Say what to do with them: `parameters: {role}: average`, or `base` for those of "
-                f"{self._keeper(info, dict.fromkeys(held, ''), reader)}."
-            ) from error
+            donors, role = ", ".join(map(str, held)), info.role.value
+            self._undefined[role] = (
+                f"{self._method.spec.name} cannot merge the {role} of {donors}: {error} of the same kind. Choose "
+                f"`parameters: {role}: average`, or `base` for that of {self.inputs.bringer(info.name)}."
+            )
+            return False
+        return True
 
     def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
         """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
@@ -340,6 +339,8 @@ class MultimodalPlanner(MergePlanner):
         """Settle what makes each output tensor, once."""
         if not self._tensors:
             self._plan()
+        if self._undefined:
+            raise CheckpointError("\n".join(self._undefined.values()))
 
     @property
     def tensors(self) -> dict[str, Task]:

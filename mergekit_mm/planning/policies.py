@@ -55,7 +55,10 @@ def _parse(role: Role, value: Any) -> Policy:
         return Policy(value)
     except ValueError:
         choices = " | ".join(policy.value for policy in Policy)
-        raise ValueError(f"parameter {role.value}: {value!r} is not a policy; choose {choices}.") from None
+        raise ValueError(
+            f"parameter {role.value}: {value!r} is not a policy; choose {choices} (or, for an omni model, one of its "
+            "donors, spelled as under `models:`)."
+        ) from None
 
 
 def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
