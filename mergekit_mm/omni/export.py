@@ -10,6 +10,7 @@ FILES = (
     "composition.py",
     "modeling.py",
     "media.py",
+    "files.py",
     "expansion.py",
     "templates.py",
     "processing.py",

@@ -131,7 +131,9 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 types[here] = TOKEN_TYPES.get(modality, 0)
             else:
                 theirs |= here
-        return types if given is None else torch.where(theirs, 0, given)
+        if given is None or given.shape != types.shape:  # assisted generation asks about candidates as well
+            return types
+        return torch.where(theirs, 0, given)
 
     def _rows(
         self, input_ids: torch.Tensor | None, mask: Any, media: dict[str, dict[str, Any]], copies: int
