@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ from checkpoints import (
     assert_nothing_left,
     checkpoint,
     edit_json,
-    fresh,
     linear,
     load,
     logits,
@@ -236,23 +231,3 @@ def test_the_host_can_be_chosen() -> None:
     outcome = merge(linear(*models, parameters=choice))
     assert type(omni(outcome).config.host).__name__ == "VideoLlavaConfig"
     assert f"image by {models[1]}" in outcome.said
-
-
-@pytest.mark.parametrize("plugin", [True, False])
-def test_it_loads_with_the_plugin_or_with_the_code_it_carries(tmp_path: Path, plugin: bool) -> None:
-    """In a fresh interpreter that nobody told about omni models."""
-    out = fresh("copy")
-    shutil.copytree(merge(recipe("llava", ("qwen2_audio_llama",))).out, out)
-    script = (
-        "import sys, torch, transformers\n"
-        f"model = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code={not plugin})\n"
-        "logits = model(torch.tensor([[5, 6]])).logits\n"
-        "print(type(model).__module__.split('.')[0], model.config.model_type, logits.shape[-1])\n"
-        "print('mergekit_mm.omni' in sys.modules)"
-    )
-    environment = {"MERGEKIT_MM_AUTOLOAD": str(int(plugin)), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path)}
-    command = [sys.executable, "-c", script, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr[-3000:]
-    package = "mergekit_mm" if plugin else "transformers_modules"
-    assert done.stdout.split() == [package, "mllm_omni", str(zoo.VOCAB), str(plugin)]

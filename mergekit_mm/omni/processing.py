@@ -200,7 +200,8 @@ class OmniProcessor(ProcessorMixin):
                 for row in rows.values():
                     row[-1] = row[-1][kept]
         options: dict[str, Any] = {"padding_side": padding_side} if padding_side else {}
-        options |= {"padding": padding, "max_length": max_length, "return_attention_mask": True}
+        options |= {"padding": padding, "return_attention_mask": True}
+        options |= {"max_length": max_length} if padding == "max_length" else {}
         out = dict(self.tokenizer.pad({"input_ids": rows["input_ids"]}, **options))
         for name in names:
             out[name] = [_spread(row, mask) for row, mask in zip(rows[name], out["attention_mask"], strict=True)]

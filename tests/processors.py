@@ -1,0 +1,105 @@
+"""Processors of the zoo's families, as small as their models, and media for them."""
+
+from __future__ import annotations
+
+import functools
+import wave
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import transformers as t
+import zoo
+from checkpoints import altered, checkpoint, edit_json
+from PIL import Image
+
+RATE = 12000  # a second of it is as long as the audio towers of the zoo hear
+CHAT = (
+    "{% for m in messages %}{{ m['role'][0] + ':' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}{{ '<v><' + p['type'] + '></v>' }}"
+    "{% endif %}{% endfor %}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+AUDIO_CHAT = CHAT.replace("<v>", "Audio 1: <a>").replace("</v>", "</a>\\n")
+
+
+def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def clip(seed: int, frames: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (frames, 56, 56, 3), dtype=np.uint8)
+
+
+def tone(seed: int, seconds: float = 0.7) -> np.ndarray:
+    times = np.arange(int(RATE * seconds)) / RATE
+    return np.sin(2 * np.pi * (200 + 100 * seed) * times).astype(np.float32)
+
+
+MEDIUM = {"image": picture, "video": clip, "audio": tone}
+SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+
+
+def ear() -> Any:
+    return t.WhisperFeatureExtractor(feature_size=16, sampling_rate=RATE, hop_length=100, chunk_length=1)
+
+
+@functools.cache
+def donor(family: str) -> Any:
+    """The processor of a family of the zoo, as small as its model."""
+    tokenizer = zoo.tokenizer()
+    if family == "llava":
+        return t.LlavaProcessor(t.CLIPImageProcessor(**SQUARE), tokenizer, 14, "default", num_additional_image_tokens=1)
+    if family == "video_llava":
+        return t.VideoLlavaProcessor(
+            t.VideoLlavaImageProcessor(**SQUARE), t.VideoLlavaVideoProcessor(**SQUARE), tokenizer
+        )
+    if family == "llava_onevision":
+        images = t.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, **zoo.GRID)
+        videos = t.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28})
+        return t.LlavaOnevisionProcessor(images, tokenizer, videos, num_image_tokens=4)
+    if family == "qwen2_vl":
+        tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
+        grid = {"patch_size": 14, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 56 * 56 * 4}
+        images, videos = t.Qwen2VLImageProcessor(**grid), t.Qwen2VLVideoProcessor(**grid)
+        return t.Qwen2VLProcessor(images, tokenizer, videos, chat_template=CHAT)
+    if family.startswith("qwen2_audio"):
+        return t.Qwen2AudioProcessor(ear(), tokenizer, chat_template=AUDIO_CHAT, audio_token="<audio>")
+    assert family == "audioflamingo3"
+    return t.AudioFlamingo3Processor(ear(), tokenizer, audio_token="<audio>")
+
+
+def with_processor(family: str) -> Path:
+    """The family's base checkpoint with its processor in the place of the zoo's markers."""
+    path = altered(checkpoint(family))
+    markers = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "vocab.json")
+    for name in (*markers, "chat_template.json", "chat_template.jinja"):
+        (path / name).unlink()
+    donor(family).save_pretrained(path)
+    if family == "qwen2_vl":  # whose processor asks its tokenizer for them
+        tokens = {"image_token": "<image>", "video_token": "<video>"}
+        edit_json(path / "tokenizer_config.json", **tokens, extra_special_tokens=tokens)
+    return path
+
+
+def video_file(path: Path, frames: int = 12, fps: int = 4) -> Path:
+    """Whole seconds of a growing square, encoded lossily."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=fps)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            picture = np.zeros((56, 56, 3), np.uint8)
+            picture[: 4 * i, : 4 * i] = 20 * i
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def sound_file(path: Path, rate: int = RATE, channels: int = 1) -> Path:
+    """0.7 seconds of a tone of 300 Hz in 16 bits."""
+    samples = np.sin(2 * np.pi * 300 * np.arange(int(0.7 * rate)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes((samples * 30000).astype(np.int16).repeat(channels).tobytes())
+    return path
