@@ -63,4 +63,10 @@ def _token(omni: Composition, modality: str, checkpoints: Mapping[ModelReference
     donor = checkpoints[omni.modalities[modality]]
     own = placeholder(modality, donor)
     assert own is not None
-    return omni.vocabulary.id_of(donor.directory, own)
+    found = omni.vocabulary.id_of(donor.directory, own)
+    if found is None:
+        raise CheckpointError(
+            f"The placeholder of {modality} in {donor.name} is {own} by its config.json, but its tokenizer has no such "
+            "token. Is the tokenizer another model's?"
+        )
+    return found

@@ -25,11 +25,9 @@ class Vocabulary:
     size: int  # rows of the united embeddings
     _rows: dict[tuple[Path, int], torch.Tensor] = field(default_factory=dict)  # embeddings and head have the same
 
-    def id_of(self, directory: Path, token_id: int) -> int:
-        """The united id of a donor's token."""
-        token = self.own[directory].convert_ids_to_tokens(token_id)
-        found: int = self.tokenizer.get_vocab()[token]
-        return found
+    def id_of(self, directory: Path, token_id: int) -> int | None:
+        """The united id of a donor's token; None if its tokenizer has no token of that number."""
+        return self.tokenizer.get_vocab().get(self.own[directory].convert_ids_to_tokens(token_id))
 
     def rows(self, directory: Path, count: int) -> torch.Tensor:
         """(size,) for each united id the row of a donor's embeddings, -1 where the donor has none.
