@@ -23,6 +23,12 @@ from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import media_snippet, omni_template
 
+LLAVA_CHAT = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 PLACEHOLDER = {"image": "<omni_image>", "video": "<omni_video>", "audio": "<omni_audio>"}
 
 
@@ -119,6 +125,33 @@ def test_what_a_donor_writes_around_a_medium_comes_along() -> None:
 def test_snippets_are_read_off_chat_templates(template: str | None, snippet: str) -> None:
     source = t.LlavaProcessor(t.CLIPImageProcessor(), zoo.tokenizer(), 14, "default", chat_template=template)
     assert media_snippet(source, "image", "<image>") == snippet
+
+
+def test_the_processor_may_put_the_placeholder_there_itself() -> None:
+    """Gemma 3: the template writes the start of an image, its processor makes that the placeholders and the end."""
+    images = t.Gemma3ImageProcessor(size={"height": 28, "width": 28}, do_pan_and_scan=False)
+    tokenizer = zoo.tokenizer()
+    tokenizer.image_token, tokenizer.boi_token, tokenizer.eoi_token = "<image>", "<v>", "</v>"
+    tokenizer.image_token_id, tokenizer.boi_token_id = zoo.IMAGE, zoo.V_START
+    template = CHAT.replace("<' + p['type'] + '></v>", "")
+    source = t.Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=template)
+    assert media_snippet(source, "image", "<image>") == "<v>"
+    entry = {"image": {"owner": "host", "token": "<image>", "donor_token": "<image>"}}
+    processor = OmniProcessor(zoo.tokenizer(), {"host": source}, entry)
+    got = processor(text="a<image>b", images=picture(0))
+    expected = source(text="a<v>b", images=picture(0), return_tensors="pt")
+    assert torch.equal(got["input_ids"], expected["input_ids"])
+    assert torch.equal(got["image__pixel_values"], expected["pixel_values"])
+
+
+def test_the_hosts_own_prompt_is_unchanged() -> None:
+    """LLaVA's template, which puts images first and a line break after each."""
+    source = t.LlavaProcessor(t.CLIPImageProcessor(**SQUARE), zoo.tokenizer(), 14, "default", chat_template=LLAVA_CHAT)
+    processor = OmniProcessor(omni_tokenizer(), {"host": source}, {"image": {"owner": "host", "token": "<omni_image>"}})
+    chat = message({"type": "image"}, {"type": "image"}, said("which?"))
+    own = source.apply_chat_template(chat, add_generation_prompt=True)
+    assert own == "USER: <image>\n<image>\nwhich? ASSISTANT:"
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == own.replace("<image>", "<omni_image>")
 
 
 def test_token_types_are_for_the_hosts_media_only() -> None:
@@ -277,7 +310,7 @@ def test_one_template_for_every_medium(tmp_path: Path) -> None:
         {"type": "video", "video": clip(1)}, said("!"),
     )  # fmt: skip
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    assert text == "u:{image}see{audio}{video}!</s>a:".format(**PLACEHOLDER)
+    assert text == "u:{image}see{audio}\n{video}!</s>a:".format(**PLACEHOLDER)  # the line break as the ear's own
     out = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
     direct = processor(text=text, images=picture(2), audio=tone(1), videos=clip(1))
     assert out.keys() == direct.keys()

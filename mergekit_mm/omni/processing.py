@@ -14,7 +14,7 @@ from transformers.image_utils import load_image
 from .expansion import ARGUMENT, run_donor, translation
 from .files import donors_read_videos, load_sound, load_video
 from .media import by_sample, with_sounds
-from .templates import media_snippet, omni_template
+from .templates import media_snippet, omni_template, space_after
 
 VIDEO_SAMPLING = ("num_frames", "fps", "do_sample_frames", "video_metadata")
 DIRECTORY = "processors"  # of a checkpoint: each donor's processor is in a directory of its own in there
@@ -46,8 +46,8 @@ class OmniProcessor(ProcessorMixin):
         if chat_template is None and tokenizer is not None:
             host = self.donors.get("host")
             own = getattr(host, "chat_template", None) or getattr(tokenizer, "chat_template", None)
-            tokens = {modality: entry["token"] for modality, entry in self.modalities.items()}
-            chat_template = omni_template(own, tokens, **tokenizer.special_tokens_map)
+            media = {m: e["token"] + space_after(self.donors[e["owner"]], m) for m, e in self.modalities.items()}
+            chat_template = omni_template(own, media, **tokenizer.special_tokens_map)
         super().__init__(tokenizer, chat_template=chat_template)
         for modality, entry in self.modalities.items():
             self._check_token(modality, entry["token"])
