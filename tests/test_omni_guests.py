@@ -126,6 +126,15 @@ def test_a_named_donor_is_taken_as_it_is() -> None:
     )
 
 
+def test_a_text_llm_is_a_donor_of_its_language_model() -> None:
+    models = checkpoint("llava"), checkpoint(EAR), text_llm()
+    got = merge(linear(*models)).tensors["model.language_model.layers.0.mlp.up_proj.weight"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    alike = {f"language_{name}", name.replace("model.", "language_model.model.", 1), name}
+    found = [next(t for n, t in tensors(path).items() if n in alike) for path in models]
+    assert torch.allclose(got, torch.stack(found).mean(0), atol=1e-6)
+
+
 def test_a_named_donor_of_the_hosts_architecture_is_the_host() -> None:
     first, second = checkpoint("llava"), experts("llava")[0]
     outcome = merge(linear(first, second, checkpoint(EAR), parameters={"vision_tower": str(second)}))

@@ -179,7 +179,7 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids, kwargs = self._host._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return ids, {**kwargs, **media, **({"copies": expand_size} if media else {})}
+        return ids, {**kwargs, **media, **({"copies": expand_size} if media and expand_size > 1 else {})}
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self._host._maybe_prepare_encoder_kwargs_for_generation(*args, **kwargs)

@@ -98,9 +98,8 @@ class MultimodalPlanner(MergePlanner):
                 module.slices = [OutputSliceDefinition(sources=self._sources(module.models, layers))]
                 module.models = None
         if self.unlisted:
-            self.inputs.notes.append(
-                f"Not listed under `modules:`, so kept as in {self.inputs.base}: {', '.join(self.unlisted)}."
-            )
+            whose = "as their donors have them" if self.inputs.composition else f"as in {self.inputs.base}"
+            self.inputs.notes.append(f"Not listed under `modules:`, so kept {whose}: {', '.join(self.unlisted)}.")
 
     def _sources(self, models: list[InputModelDefinition], layers: int) -> list[InputSliceDefinition]:
         sources = [
