@@ -30,7 +30,7 @@ from checkpoints import (
     with_method,
 )
 from click.testing import CliRunner
-from processors import with_processor
+from processors import picture, tone, with_processor
 from test_adapters import adapted, plus
 from test_omni_merge import TOLERANCE, answers, omni
 
@@ -305,6 +305,28 @@ def test_a_placeholder_without_a_token_is_refused() -> None:
     edit_json(guest / "config.json", audio_token_index=zoo.VOCAB + 7)
     outcome = run(linear(checkpoint("llava"), guest))
     assert f"The placeholder of audio in {guest} is {zoo.VOCAB + 7}" in outcome.error
+
+
+def test_placeholders_of_one_name_are_told_apart() -> None:
+    """Two donors that use the same reserved token of their LLM, one for images and one for sounds."""
+    host, guest = with_processor("llava"), with_processor(EAR)
+    edit_json(guest / "config.json", audio_token_index=zoo.IMAGE)
+    edit_json(guest / "processor_config.json", audio_token="<image>")
+    template = (guest / "chat_template.jinja").read_text()
+    (guest / "chat_template.jinja").write_text(template.replace("<' + p['type'] + '>", "<image>"))
+    outcome = merge(task_arithmetic(guest, [host], weight=0.0, parameters={"host": str(host)}))
+    model, processor = omni(outcome), transformers.AutoProcessor.from_pretrained(outcome.out)
+    assert {m: e["token_id"] for m, e in model.config.modalities.items()} == {"image": zoo.IMAGE, "audio": zoo.VOCAB}
+    assert torch.equal(outcome.tensors["lm_head.weight"][zoo.VOCAB], outcome.tensors["lm_head.weight"][zoo.IMAGE])
+    inputs = processor(text="hear <omni_audio> and see <image>", audio=tone(1), images=picture(0))
+    counts = [int((inputs["input_ids"] == token).sum()) for token in (zoo.IMAGE, zoo.VOCAB)]
+    assert counts[0] == 4
+    donor, source = load(guest, zoo.FAMILIES[EAR].cls), transformers.AutoProcessor.from_pretrained(guest)
+    heard = source(text="hear <a><image></a>", audio=tone(1), return_tensors="pt")
+    assert counts[1] == int((heard["input_ids"] == zoo.IMAGE).sum()) > 1
+    with torch.no_grad():
+        got = model(**processor(text="hear <omni_audio>", audio=tone(1))).logits[..., : zoo.VOCAB]
+    assert torch.allclose(got, logits(donor, heard), atol=TOLERANCE)
 
 
 def test_donors_in_different_dtypes_and_an_output_in_shards() -> None:

@@ -48,19 +48,17 @@ def omni_template(template: str | None, placeholders: dict[str, str], **special_
 def media_snippet(donor: Any, modality: str, token: str) -> str:
     """What a donor's processor is to see for a medium: its placeholder `token` with the special tokens around it.
 
-    For instance `<|vision_start|><|image_pad|><|vision_end|>`, as the donor's chat template writes it; or the special
-    tokens that this writes in the place of the placeholder, if the processor puts that there itself (Gemma 3). Without
-    a template, or with one that writes no special token for a medium, the placeholder alone.
+    For instance `<|vision_start|><|image_pad|><|vision_end|>`, as the donor's chat template writes it; or what this
+    writes in the place of the placeholder, if the processor puts that there itself (Gemma 3). Without a template, or
+    with one that writes neither, the placeholder alone.
     """
     written, specials = _written(donor, modality), _special_tokens(donor.tokenizer)
-    if written.count(token) == 1:
-        before, after = written.split(token)
-    else:
-        found = [special for special in specials if written.count(special) == 1]
-        if token in written or not found:
-            return token
-        token = max(found, key=len)
-        before, after = written.split(token)
+    marks = (token, str(getattr(donor, f"{modality}_token", None) or token))
+    mark = next((mark for mark in marks if written.count(mark) == 1), None)
+    if mark is None:
+        return token
+    before, after = written.split(mark)
+    token = mark
     while ends := [s for s in specials if before.endswith(s)]:
         longest = max(ends, key=len)
         token, before = longest + token, before.removesuffix(longest)

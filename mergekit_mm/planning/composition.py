@@ -94,13 +94,18 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     for donor in dict.fromkeys(modalities.values()):
         if donor != host:
             guests["_".join(m for m, owner in modalities.items() if owner == donor)] = donor
+    placeholders = {
+        modality: (donors[model], token)
+        for modality, model in modalities.items()
+        if (token := placeholder(modality, donors[model])) is not None
+    }
     return Composition(
         host,
         guests,
         modalities,
         frozenset(named.values()),
         checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
-        unite(checkpoints[host], checkpoints.values()),
+        unite(checkpoints[host], checkpoints.values(), placeholders),
     )
 
 
