@@ -225,6 +225,14 @@ def test_donors_with_unlike_vocabularies_are_refused() -> None:
     assert "do not share a vocabulary" in outcome.error
 
 
+def test_a_guest_whose_positions_are_lost_is_told() -> None:
+    """Qwen2-VL is the host by default; another host places its images one by one."""
+    seeing, hearing = checkpoint("qwen2_vl"), checkpoint("qwen2_audio")
+    assert "one by one" not in merge(linear(hearing, seeing)).said
+    outcome = merge(linear(hearing, seeing, parameters={"host": str(hearing)}))
+    assert f"{seeing} places its media in two or three dimensions" in outcome.said
+
+
 def test_the_host_can_be_chosen() -> None:
     models = checkpoint("llava"), checkpoint("video_llava"), checkpoint("qwen2_audio_llama")
     choice = {"host": str(models[1]), "vision_tower": str(models[1])}

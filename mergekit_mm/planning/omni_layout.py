@@ -63,7 +63,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
                 match.problems.append(f"  Different towers cannot be merged. Choose one: {_choice(omni, lead)}.")
             problems += match.problems
             notes += match.notes
-    notes += _unused(omni, checkpoints)
+    notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints)]
     return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes)
 
 
@@ -95,6 +95,16 @@ def _inside(name: str, prefix: str | None) -> str:
 def _choice(omni: Composition, lead: ModelReference) -> str:
     served = [CHOICE[modality] for modality, donor in omni.modalities.items() if donor == lead]
     return f"`parameters: {served[0] if served else CHOICE['image']}: {lead}`"
+
+
+def _flattened(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:
+    for model in omni.guests.values():
+        skeleton = checkpoints[model].skeleton
+        if skeleton is not None and hasattr(getattr(skeleton.model, "model", None), "get_rope_index"):
+            yield (
+                f"{model} places its media in two or three dimensions (M-RoPE); as a guest's they are placed one by "
+                f"one, like text. `parameters: host: {model}` keeps them as they were trained."
+            )
 
 
 def _unused(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:

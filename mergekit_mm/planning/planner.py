@@ -33,7 +33,7 @@ from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import ALIASES, RoleModule
-from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
+from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
 from mergekit_mm.planning.vocabulary import UniteRows, remember
@@ -185,10 +185,12 @@ class MultimodalPlanner(MergePlanner):
             policy = Policy.BASE  # no other input has this tensor
         if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
             policy = Policy.BASE
-        if policy is Policy.MERGE and len(held) < len(models) and not self._is_defined(info, list(held), cfg_reader):
-            policy = Policy.BASE  # which is refused in the end
+        bringer = self.inputs.bringer(info.name)
+        of_some = policy is Policy.MERGE and len(held) < len(models)
+        if of_some and (why := why_undefined(self._method, info.role, list(held), cfg_reader.base_model, bringer)):
+            self._undefined[info.role.value], policy = why, Policy.BASE
         if policy is Policy.BASE:
-            keeper = self._keeper(info, held, cfg_reader)
+            keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
             self.kept[info.role.value, keeper] += 1
             adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
             self.unused.update((model, info.role) for model in adapted)
@@ -202,30 +204,15 @@ class MultimodalPlanner(MergePlanner):
         self.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
-    def _keeper(self, info: TensorInfo, held: dict[ModelReference, str], reader: ConfigReader) -> ModelReference:
+    def _keeper(
+        self, role: Role, held: dict[ModelReference, str], base: ModelReference | None, bringer: ModelReference
+    ) -> ModelReference:
         """Whose tensor the policy `base` takes: the base model's; without one that has it, the donor's that leads."""
-        if reader.base_model in held:
-            return reader.base_model
-        bringer = self.inputs.bringer(info.name)
-        keeper = bringer if bringer in held else next(iter(held), bringer)
+        keeper = base if base in held else bringer if bringer in held else next(iter(held), bringer)
         others = [model for model in held if model != keeper]
-        if others and self.inputs.composition:
-            self.overruled[info.role.value, keeper] = others
+        if others and keeper != base and self.inputs.composition:
+            self.overruled[role.value, keeper] = others
         return keeper
-
-    def _is_defined(self, info: TensorInfo, held: list[ModelReference], reader: ConfigReader) -> bool:
-        """Whether the method takes these inputs without the others; if not, as of towers to which the base model has
-        no like, that is remembered."""
-        try:
-            self._method.validate_inputs(held, reader.base_model if reader.base_model in held else None)
-        except ValueError as error:
-            donors, role = ", ".join(map(str, held)), info.role.value
-            self._undefined[role] = (
-                f"{self._method.spec.name} cannot merge the {role} of {donors}: {error} of the same kind. Choose "
-                f"`parameters: {role}: average`, or `base` for that of {self.inputs.bringer(info.name)}."
-            )
-            return False
-        return True
 
     def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
         """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
@@ -386,7 +373,7 @@ class MultimodalPlanner(MergePlanner):
         if inputs.composition is not None:
             return as_omni(made, self._like)
         modules = {name: self._module(name) for name in self.arch_info.modules}
-        lengths = {name: sum(_length(part) for part in self._slices(name)) for name in modules}
+        lengths = {name: sum(high - low for low, high in self._ranges(name)) for name in modules}
         return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
 
     def _finished(self, task: Task, like: DiskTensor) -> Task:
@@ -398,19 +385,13 @@ class MultimodalPlanner(MergePlanner):
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 
-    def _slices(self, module: str) -> list[OutputSliceDefinition]:
-        slices: list[OutputSliceDefinition] = self.config.modules[module].slices
-        return slices
+    def _ranges(self, module: str) -> list[tuple[int, int]]:
+        """The layers that each slice of a module takes."""
+        return [part.sources[0].layer_range for part in self.config.modules[module].slices]
 
     def layer_sources(self) -> list[int] | None:
         """For each output layer of the language model, the layer it came from; None if all are where they were."""
         if "language_model" not in self.arch_info.modules:
             return None
-        first = [part.sources[0].layer_range for part in self._slices("language_model")]
-        layers = [index for low, high in first for index in range(low, high)]
+        layers = [index for low, high in self._ranges("language_model") for index in range(low, high)]
         return None if layers == list(range(len(self._module("language_model").layers))) else layers
-
-
-def _length(part: OutputSliceDefinition) -> int:
-    low, high = part.sources[0].layer_range
-    return int(high) - int(low)
