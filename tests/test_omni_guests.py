@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -269,6 +270,32 @@ def test_fine_tunes_of_one_omni_model_are_merged(made: Path) -> None:
     changed = {name for name in got if not torch.equal(got[name], base[name])}
     assert "guests.video.video_tower.encoder.layers.0.mlp.fc1.weight" in changed
     assert "model.language_model.layers.0.mlp.up_proj.weight" in changed
+
+
+def test_an_adapter_is_trained_on_an_omni_model_and_merged(made: Path) -> None:
+    """By PEFT as users call it, with gradient checkpointing; the merge is what PEFT's own makes."""
+    processor = transformers.AutoProcessor.from_pretrained(made)
+    inputs = processor(text="<image> <audio> hi", images=picture(0), audio=tone(0))
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(made)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    trained = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = trained(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    path = fresh("adapter")
+    trained.save_pretrained(path)
+    got = merge(task_arithmetic(made, [plus(made, path)], weight=1.0)).tensors
+    expected = trained.merge_and_unload().state_dict()
+    assert_close(got, dict(expected))
+    moved = {name.split(".layers")[0] for name, tensor in got.items() if not torch.equal(tensor, tensors(made)[name])}
+    assert moved >= {"model.language_model", "guests.audio.audio_tower"}
 
 
 def test_inspect_tells_the_roles_of_an_omni_model(made: Path) -> None:

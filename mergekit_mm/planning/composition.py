@@ -195,16 +195,17 @@ def _host(
     named: list[ModelReference],
 ) -> ModelReference:
     """The one the config says. Else the base if it is multimodal; else a model whose positions need its own class
-    (M-RoPE); else the first; and in its stead a donor of its architecture that is named for a modality."""
+    (M-RoPE), first those that are named for a modality; else the first; and in its stead a named one of its kind."""
     value = (config.parameters or {}).get(HOST)
     if value is not None:
         found = _chosen(HOST, config, checkpoints)
         if found not in donors:
             raise CheckpointError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
         return found
-    special = (m for m, c in donors.items() if re.search(r"mrope", str(c.config.get("text_config", c.config))))
+    in_order = dict.fromkeys((*named, *donors))
+    special = (m for m in in_order if re.search(r"mrope", str(donors[m].config.get("text_config", donors[m].config))))
     host = config.base_model if config.base_model in donors else next(special, next(iter(donors)))
-    return next((m for m in named if m in donors and donors[m].kind == donors[host].kind), host)
+    return next((m for m in named if donors[m].kind == donors[host].kind), host)
 
 
 def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
