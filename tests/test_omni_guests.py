@@ -317,6 +317,20 @@ def test_an_omni_model_is_no_part_of_another(made: Path) -> None:
 # ------------------------------------------------------------------------------------------------ odd checkpoints
 
 
+def test_rotary_positions_are_the_bases_and_what_differs_is_told() -> None:
+    guest = altered(checkpoint("video_llava"))
+    text = transformers.AutoConfig.from_pretrained(guest).to_dict()["text_config"]
+    scaled = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+    edit_json(guest / "config.json", text_config={**text, "rope_parameters": scaled})
+    choice = {"host": str(checkpoint("llava")), "vision_tower": str(checkpoint("llava"))}
+    outcome = merge(task_arithmetic(guest, [checkpoint("llava")], weight=0.0, parameters=choice))
+    assert "The language models differ: rope" in outcome.said
+    model, inputs = omni(outcome), zoo.FAMILIES["video_llava"].media()  # type: ignore[misc]
+    assert {k: model.config.get_text_config().rope_parameters[k] for k in scaled} == scaled
+    expected = logits(load(guest, "VideoLlavaForConditionalGeneration"), inputs)
+    assert torch.allclose(answers(model, inputs), expected, atol=TOLERANCE)
+
+
 def test_left_over_tensors_of_a_donor_are_told_and_left_out() -> None:
     """Old checkpoints hold buffers that the model has no place for."""
     extra = torch.arange(60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -124,7 +125,7 @@ class Settings:
     head_dim: int
     hidden_act: str
     rms_norm_eps: float | None
-    rope_theta: float | None
+    rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
 
 
 # with another of these the same tensors are another function; the others only shift it
@@ -137,14 +138,14 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
         return None
     text = checkpoint.skeleton.model.config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)
-    rope = getattr(text, "rope_parameters", None) or {}
+    rope = getattr(text, "rope_parameters", None)
     return Settings(
         heads,
         getattr(text, "num_key_value_heads", None) or heads,
         getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads,
         getattr(text, "hidden_act", ""),
         getattr(text, "rms_norm_eps", None),
-        rope.get("rope_theta") if isinstance(rope, dict) else None,
+        {k: v for k, v in rope.items() if k != "type" and "mrope" not in k} if isinstance(rope, dict) else None,
     )
 
 

@@ -55,8 +55,9 @@ def _compute_like(text: Any, base: Checkpoint) -> None:
     known = settings(base)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
-    if known is not None and known.rope_theta is not None and isinstance(text.rope_parameters, dict):
-        text.rope_parameters = {**text.rope_parameters, "rope_theta": known.rope_theta}
+    if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):
+        divided = {key: value for key, value in text.rope_parameters.items() if "mrope" in key}
+        text.rope_parameters = {**known.rope, **divided}
 
 
 def _token(omni: Composition, modality: str, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
