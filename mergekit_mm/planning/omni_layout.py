@@ -39,9 +39,9 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         match = Match(host, checkpoint, keeps_vocabulary=False, composing=True)
         language = match.of_language_models()
         found = {name: own for name, own in language.items() if name in tensors}
-        if omni.unties_head and HEAD not in found:
-            embeddings = checkpoint.backbone["embed_tokens.weight"]
-            found[HEAD] = checkpoint.backbone.get(HEAD, embeddings)
+        head = checkpoint.backbone.get(HEAD, checkpoint.backbone.get("embed_tokens.weight"))
+        if omni.unties_head and head is not None:
+            found[HEAD] = head
         names[model] = found
         forbidding, known = differences(base, checkpoint)
         problems += match.problems + [f"  The language models differ: {told}." for told in forbidding]
