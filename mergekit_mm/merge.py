@@ -184,9 +184,7 @@ def _finish(
         _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
         tokenizer.save_pretrained(staging)
     # a text-only model's template would not know about images
-    alike = [
-        m for m, c in plan.inputs.checkpoints.items() if c.config.get("model_type") == base.config.get("model_type")
-    ]
+    alike = [m for m, c in plan.inputs.checkpoints.items() if c.kind == base.kind]
     experts = {m: plan.inputs.checkpoints[m].directory for m in alike if m != plan.inputs.base}
     if options.copy_tokenizer and (said := adopt_chat_template(staging, experts)):
         plan.inputs.notes.append(said)

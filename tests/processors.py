@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import wave
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 import transformers as t
 import zoo
+from checkpoints import altered, checkpoint
 from PIL import Image
 
 from mergekit_mm.omni.configuration import OmniConfig
@@ -87,7 +90,7 @@ def omni(**owners: str) -> OmniProcessor:
     return OmniProcessor(omni_tokenizer(), {owner[family]: donor(family) for family in names}, modalities)
 
 
-def checkpoint(path: Path) -> tuple[Any, OmniProcessor, Any]:
+def omni_checkpoint(path: Path) -> tuple[Any, OmniProcessor, Any]:
     """An omni checkpoint as a merge writes it: llava with the ears and language model of a qwen2_audio."""
     host, guest = (
         t.LlavaForConditionalGeneration(zoo.llava()),
@@ -121,3 +124,36 @@ def checkpoint(path: Path) -> tuple[Any, OmniProcessor, Any]:
     model.save_pretrained(path)
     processor.save_pretrained(path)
     return model, processor, guest.eval()
+
+
+def with_processor(family: str) -> Path:
+    """The family's base checkpoint with its processor in the place of the zoo's markers."""
+    path = altered(checkpoint(family))
+    markers = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "vocab.json")
+    for name in (*markers, "chat_template.json", "chat_template.jinja"):
+        (path / name).unlink()
+    donor(family).save_pretrained(path)
+    return path
+
+
+def video_file(path: Path, frames: int = 12, fps: int = 4) -> Path:
+    """Whole seconds of a growing square, encoded lossily."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=fps)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            picture = np.zeros((56, 56, 3), np.uint8)
+            picture[: 4 * i, : 4 * i] = 20 * i
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def sound_file(path: Path, rate: int = RATE, channels: int = 1) -> Path:
+    """0.7 seconds of a tone of 300 Hz in 16 bits."""
+    samples = np.sin(2 * np.pi * 300 * np.arange(int(0.7 * rate)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes((samples * 30000).astype(np.int16).repeat(channels).tobytes())
+    return path

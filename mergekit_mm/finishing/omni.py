@@ -64,7 +64,7 @@ def _write_processor(
             modality: {
                 "owner": entry["owner"],
                 "token": tokenizer.convert_ids_to_tokens(entry["token_id"]),
-                "donor_token": tokenizer.convert_ids_to_tokens(entry["token_id"]),
+                "donor_token": omni.vocabulary.donor_token(donors[entry["owner"]].directory, entry["token_id"]),
             }
             for modality, entry in config.modalities.items()
         }

@@ -11,6 +11,7 @@ FILES = (
     "routing.py",
     "modeling.py",
     "media.py",
+    "files.py",
     "expansion.py",
     "templates.py",
     "processing.py",

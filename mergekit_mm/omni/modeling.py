@@ -139,7 +139,9 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 types[here] = TOKEN_TYPES.get(modality, 0)
             else:
                 theirs |= here
-        return types if given is None else torch.where(theirs, 0, given)
+        if given is None or given.shape != types.shape:  # assisted generation asks about candidates as well
+            return types
+        return torch.where(theirs, 0, given)
 
     def _rows(
         self, input_ids: torch.Tensor | None, mask: Any, media: dict[str, dict[str, Any]], copies: int
@@ -203,7 +205,7 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids, kwargs = self._host._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return ids, {**kwargs, **media, **({"copies": expand_size} if media else {})}
+        return ids, {**kwargs, **media, **({"copies": expand_size} if media and expand_size > 1 else {})}
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self._host._maybe_prepare_encoder_kwargs_for_generation(*args, **kwargs)

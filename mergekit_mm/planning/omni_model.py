@@ -40,6 +40,8 @@ def omni_model(
         dtype=host.get("dtype", host.get("torch_dtype", "float32")),
     )
     _compute_like(config.get_text_config(), base)
+    if omni.unties_head:
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     try:
         with torch.device("meta"), no_init_weights():
             model = OmniForConditionalGeneration(config)
@@ -56,12 +58,19 @@ def _compute_like(text: Any, base: Checkpoint) -> None:
     known = settings(base)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
-    if known is not None and known.rope_theta is not None and isinstance(text.rope_parameters, dict):
-        text.rope_parameters = {**text.rope_parameters, "rope_theta": known.rope_theta}
+    if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):
+        divided = {key: value for key, value in text.rope_parameters.items() if "mrope" in key}
+        text.rope_parameters = {**known.rope, **divided}
 
 
 def _token(omni: Composition, modality: str, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
     donor = checkpoints[omni.modalities[modality]]
     own = placeholder(modality, donor)
     assert own is not None
-    return omni.vocabulary.id_of(donor.directory, own)
+    found = omni.vocabulary.id_of(donor.directory, own)
+    if found is None:
+        raise CheckpointError(
+            f"The placeholder of {modality} in {donor.name} is {own} by its config.json, but its tokenizer has no such "
+            "token. Is the tokenizer another model's?"
+        )
+    return found

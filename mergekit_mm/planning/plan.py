@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,14 +10,15 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.disk import DiskTensor
-from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, guest_tensors, is_decoupled
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import check_parameters
+from mergekit_mm.planning.policies import SIDE_FILES, check_parameters
 from mergekit_mm.planning.reading import open_sources
 
 
@@ -46,12 +46,6 @@ class Plan:
 
         return sum(map(size, tensors))
 
-    def _grafts(self) -> Counter[tuple[str, str]]:
-        """(role, "graft") -> how many tensors of an omni model its guests bring."""
-        omni, checkpoints = self.inputs.composition, self.inputs.checkpoints
-        donors = [checkpoints[model] for model in omni.guests.values()] if omni else []
-        return Counter((d.tensors[own].role.value, "graft") for d in donors for own in guest_tensors(d).values())
-
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
         method, base = self.config.merge_method, self.inputs.base
@@ -69,17 +63,25 @@ class Plan:
                 f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, "
                 f"kept {decoupled.told}: {len(decoupled.kept)} tensors, {size / 1e9:.3g} GB more"
             )
-        words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
-        words["graft"] = "grafted"
-        done = self.planner.done + self._grafts()
+        words = {"average": "mean of the experts", "merge": method, "copy": "copied"}
         for role in Role:
-            counts = {policy: n for (r, policy), n in sorted(done.items()) if r == role.value}
-            if counts:
-                lines.append(f"  {role.value:<15} " + "; ".join(f"{n} {words[p]}" for p, n in counts.items()))
+            told = [
+                f"{n} {words[p]}" for (r, p), n in sorted(self.planner.done.items()) if r == role.value and p in words
+            ]
+            grafted = self.inputs.composition is not None and role not in LANGUAGE_ROLES
+            kept = "grafted from" if grafted else "kept as in"
+            told += [f"{n} {kept} {whose}" for (r, whose), n in self.planner.kept.items() if r == role.value]
+            if told:
+                lines.append(f"  {role.value:<15} " + "; ".join(told))
         notes = [
             f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "
             f"(`parameters: {role.value}: merge`) would merge them."
             for (model, role), count in self.planner.unused.items()
+        ]
+        notes += [
+            f"{role} is that of {keeper}; {', '.join(map(str, others))} has one of the same kind, which is not used. "
+            f"`parameters: {role}: average` would merge them, the name of a donor takes another."
+            for (role, keeper), others in self.planner.overruled.items()
         ]
         return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys([*self.inputs.notes, *notes])])
 
@@ -99,7 +101,7 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         )
     inputs = open_inputs(config, options)
     open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
-    architecture = merge_architecture(inputs.base_checkpoint)
+    architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config, list(architecture.modules))
     if is_decoupled(config) and not inputs.composition:
         raise ValueError(
@@ -108,11 +110,24 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         )
     planned = config.model_copy(deep=True)  # the planner rewrites its config
     if inputs.composition:
-        base = inputs.checkpoints.get(config.base_model, inputs.base_checkpoint)
-        omni_model(
-            inputs.composition, inputs.checkpoints, base, inputs.base_checkpoint.config
-        )  # refuses what it cannot
+        _require_whole(inputs, config)
         chosen = choices(config, inputs.checkpoints)
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
     planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
     return Plan(config, inputs, planner)
+
+
+def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
+    """Refuse donors that do not compose, or whose tensors are not those of the model they would make together."""
+    assert inputs.composition is not None
+    if SIDE_FILES in (config.parameters or {}):
+        raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
+    host = inputs.base_checkpoint
+    base = inputs.checkpoints.get(config.base_model, host)
+    _, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
+    missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
+    if missing or extra:
+        raise CheckpointError(
+            f"The tensors of these donors are not those of an omni model: missing {some(missing) or 'none'}; "
+            f"without a place {some(extra) or 'none'}."
+        )
