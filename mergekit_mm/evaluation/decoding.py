@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mergekit_mm.omni.files import load_video
+
 Frames = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
 
@@ -48,24 +50,13 @@ def video(given: Mapping[str, Any], num_frames: int | None = None) -> Video:
 
 
 def _read_frames(path: str, num_frames: int | None) -> Video:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            f"to read {path}, PyAV is needed: pip install 'mergekit-mm[eval]' (or pip install av)"
-        ) from error
-    with av.open(path) as film:
-        stream = film.streams.video[0]
-        rate = float(stream.average_rate or 0) or None
-        # some formats do not tell; then the packets are counted, which decodes nothing
-        total = stream.frames or sum(packet.size > 0 for packet in film.demux(stream))
-    places = {round(at) for at in np.linspace(0, total - 1, min(num_frames or total, total))}
-    with av.open(path) as film:
-        shown = {at: frame.to_ndarray(format="rgb24") for at, frame in enumerate(film.decode(video=0)) if at in places}
-    if not shown:
-        raise ValueError(f"{path} has no frames that can be read")
-    length = {"total_num_frames": total, "fps": rate, "duration": total / rate} if rate else None
-    return Video(np.stack(list(shown.values())), length and {**length, "frames_indices": list(shown)})
+    def evenly(known: Any) -> list[int]:
+        count = min(num_frames or known.total_num_frames, known.total_num_frames)
+        return sorted({round(at) for at in np.linspace(0, known.total_num_frames - 1, count)})
+
+    frames, known = load_video(path, evenly)
+    told = ("total_num_frames", "fps", "duration", "frames_indices")
+    return Video(frames, {name: getattr(known, name) for name in told} if known.fps else None)
 
 
 def sound(given: Mapping[str, Any], sampling_rate: int) -> Samples:

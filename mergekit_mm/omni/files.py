@@ -31,7 +31,9 @@ def donors_read_videos() -> bool:
 
 
 def load_video(source: str, choose: Callable[[Any], Any] | None) -> tuple[Any, Any]:
-    """Frames (n, height, width, 3) of a file or URL, and what is known of it. Raises ImportError without PyAV.
+    """Frames (n, height, width, 3) of a file or URL, and what is known of it.
+
+    Raises ImportError without PyAV, ValueError for a file without frames.
 
     choose: metadata -> indices of the frames to keep, as a video processor's `sample_frames`; None: all of them.
     """
@@ -40,7 +42,8 @@ def load_video(source: str, choose: Callable[[Any], Any] | None) -> tuple[Any, A
         if not file.streams.video:
             raise ValueError(f"{source} has no pictures in it.")
         stream = file.streams.video[0]
-        count = stream.frames or sum(1 for _ in file.decode(video=0))  # not every container says
+        # not every container says; then the packets are counted, which decodes nothing
+        count = stream.frames or sum(packet.size > 0 for packet in file.demux(stream))
         fps = float(stream.average_rate or 0) or None
         known = VideoMetadata(
             total_num_frames=count,
@@ -58,6 +61,8 @@ def load_video(source: str, choose: Callable[[Any], Any] | None) -> tuple[Any, A
                 frames[index] = frame.to_ndarray(format="rgb24")
             if len(frames) == len(wanted):
                 break
+    if not frames:
+        raise ValueError(f"{source} has no frames that can be read.")
     last = max(frames)  # a container may promise more than it holds
     return np.stack([frames[min(index, last)] for index in known.frames_indices]), known
 
