@@ -27,6 +27,13 @@ def test_a_difference_is_taken_after_widening() -> None:
     assert TaskVector(tuned, base=base).dense(torch.float32).tolist() == [[0.0078125, 2.0]]
 
 
+def test_a_difference_of_many_rows_is_the_difference() -> None:
+    base, tuned = randn(600, 3, seed=1).to(torch.bfloat16).T.contiguous().T, randn(600, 3).float()
+    assert torch.equal(TaskVector(tuned, base=base).dense(torch.float64), tuned.double() - base.double())
+    scalar = TaskVector(tuned[0, 0], base=base[0, 0]).dense(torch.float32)
+    assert torch.equal(scalar, tuned[0, 0] - base[0, 0].float())
+
+
 def test_a_dense_copy_can_be_overwritten_without_touching_the_input() -> None:
     delta = randn(3, 4)
     TaskVector(delta).dense(torch.float64).zero_()

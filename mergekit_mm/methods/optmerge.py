@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method, working_dtype
 from mergekit_mm.methods.checks import require
-from mergekit_mm.numerics.deltas import mean_and_peaks
+from mergekit_mm.numerics.deltas import mean_and_peaks, square_norm
 from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
 from mergekit_mm.numerics.spectral import Truncation, gram, truncate
@@ -226,7 +226,7 @@ def _assemble(
 def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
     """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
     target = _cut(delta, mean, settings.target, settings, rank)
-    weight = 1.0 / math.sqrt(_square(delta))
+    weight = 1.0 / math.sqrt(square_norm(delta))
     if settings.proxy == "full":  # the delta itself, its memory too unless it is also the target
         rows = delta.mul_(weight) if target.left is not delta else delta * weight
     elif settings.proxy == settings.target:
@@ -240,7 +240,7 @@ def _gram_term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Gr
     """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
     own = gram(delta.T)
     target = _cut(delta, mean, settings.target, settings, rank, own)
-    return GramTerm(own.div_(_square(delta)), target.left, target.right)
+    return GramTerm(own.div_(square_norm(delta)), target.left, target.right)
 
 
 def _cut(
@@ -251,7 +251,3 @@ def _cut(
     if source == "centered":
         return truncate(delta - mean, rank, solve_in)
     return truncate(delta, rank, solve_in, own)
-
-
-def _square(delta: Tensor) -> float:
-    return float(delta.square().sum(1).to(torch.float64).sum())

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.deltas import in_joint_core, mean_and_peaks
+from mergekit_mm.numerics.deltas import in_joint_core, mean_and_peaks, square_norm
 from mergekit_mm.numerics.polar import numerical_rank
 from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
 from mergekit_mm.numerics.spectral import eigenpairs_, gram
@@ -78,7 +78,7 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
     def solve(deltas: Sequence[TaskVector]) -> Tensor | None:
         rows, columns = deltas[0].shape
         if rows < columns:
-            norms = [math.sqrt(_square(t.dense(torch.float64))) for t in deltas]
+            norms = [math.sqrt(square_norm(t.dense(torch.float64))) for t in deltas]
             if rows * sum(norm > 0 for norm in norms) < columns:
                 return _combination(deltas, norms, _share(init, len(deltas)), quotient, tolerance)
         interference = Interference.measure(deltas, init)
@@ -156,14 +156,9 @@ def _share(init: Init, count: int) -> float:
     return {"mean": 1.0 / count, "sum": 1.0, "zero": 0.0}[init]
 
 
-def _square(delta: Tensor) -> float:
-    """|| delta ||^2 = 1 / w; norm() would lose digits on large matrices."""
-    return float(delta.square().sum(1).sum())
-
-
 def _term(delta: Tensor) -> Term:
-    return Term(delta / math.sqrt(_square(delta)), delta, None)
+    return Term(delta / math.sqrt(square_norm(delta)), delta, None)
 
 
 def _gram_term(delta: Tensor) -> GramTerm:
-    return GramTerm(gram(delta.T).div_(_square(delta)), delta, None)
+    return GramTerm(gram(delta.T).div_(square_norm(delta)), delta, None)

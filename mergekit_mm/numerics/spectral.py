@@ -98,17 +98,16 @@ def gram_root(x: Tensor) -> Tensor:
 def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None, own: Tensor | None = None) -> Truncation:
     """The best rank-`rank` approximation of x (out, in), from the Gram matrix of its smaller side.
 
-    solve_in: a wider dtype for the eigenpairs alone, half as dear again. Between close singular values float32
-    eigenvectors are off by many times its rounding, while a float32 Gram matrix is good to that rounding.
-    own: x^T x if it is known, for x with out >= in.
+    solve_in: a wider dtype for the Gram matrix and its eigenpairs, up to twice as dear: between close singular values
+    rounding turns the directions by many times its own size. own: x^T x if it is known, for out >= in.
     """
     solve_in = solve_in or x.dtype
     if rank >= min(x.shape):
         return Truncation(x, None, gram_root(x))
     if own is None and x.shape[0] <= x.shape[1]:
-        u = top_eigenpairs(gram(x).to(solve_in), rank)[1].to(x.dtype)
+        u = top_eigenpairs(gram(x.to(solve_in)), rank)[1].to(x.dtype)
         right = u.T @ x  # S V^T
         return Truncation(u, right, right)
-    own = gram(x.T) if own is None else own
+    own = gram(x.T.to(solve_in)) if own is None else own
     values, v = (part.to(x.dtype) for part in top_eigenpairs(own.to(solve_in), rank))
     return Truncation(x @ v, v.T, values.clamp_min(0).sqrt().unsqueeze(1) * v.T)
