@@ -16,14 +16,22 @@ _SUBSET_FROM = 256  # below this size a subset of eigenpairs costs as much as al
 
 
 class Truncation(NamedTuple):
-    """T, the best rank-k approximation of a matrix, as `left @ right`; and rows with rows^T rows = T^T T.
+    """T, the best rank-k approximation of a matrix (out, in): left (out, k) @ right (k, in).
 
-    left (out, k), right (k, in), rows (k, in). A rank that keeps everything gives left = the matrix, right = None.
+    lengths (k,): of the rows of S V^T, where right is V^T; None where right is S V^T itself. A rank that keeps everything
+    gives left = the matrix, right = None.
     """
 
     left: Tensor
     right: Tensor | None
-    rows: Tensor
+    lengths: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """S V^T (k, in), or with fewer operations other rows with rows^T rows = T^T T."""
+        if self.right is None:
+            return gram_root(self.left)
+        return self.right if self.lengths is None else self.lengths.unsqueeze(1) * self.right
 
 
 def gram(x: Tensor) -> Tensor:
@@ -103,11 +111,10 @@ def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None, own: Ten
     """
     solve_in = solve_in or x.dtype
     if rank >= min(x.shape):
-        return Truncation(x, None, gram_root(x))
+        return Truncation(x, None)
     if own is None and x.shape[0] <= x.shape[1]:
         u = top_eigenpairs(gram(x.to(solve_in)), rank)[1].to(x.dtype)
-        right = u.T @ x  # S V^T
-        return Truncation(u, right, right)
+        return Truncation(u, u.T @ x)  # S V^T
     own = gram(x.T.to(solve_in)) if own is None else own
     values, v = (part.to(x.dtype) for part in top_eigenpairs(own.to(solve_in), rank))
-    return Truncation(x @ v, v.T, values.clamp_min(0).sqrt().unsqueeze(1) * v.T)
+    return Truncation(x @ v, v.T, values.clamp_min(0).sqrt())
