@@ -134,6 +134,20 @@ def test_a_filter_applied_to_a_matrix_equals_its_definition(rate: float, rows: i
     assert relative(apply_quotient_(coefficients.float(), matrix.float(), quotient), expected) < 1e-5
 
 
+def test_a_short_filter_of_many_rows_keeps_single_precision() -> None:
+    """There eigenvectors cost less than the polynomial; float32 ones would not be quite orthonormal."""
+    spectrum = torch.arange(1, 401, dtype=torch.float64) ** -1.4
+    vectors = torch.linalg.qr(randn(400, 400)).Q
+    coefficients = randn(4000, 400, seed=1)
+
+    def quotient(lam: Tensor) -> Tensor:
+        return heavy_ball_quotient(lam, 1e-4, 0.9, 300)
+
+    matrix = ((vectors * spectrum) @ vectors.T).float()
+    result = apply_quotient_(coefficients.float(), matrix, quotient)
+    assert relative(result, (coefficients @ vectors * quotient(spectrum)) @ vectors.T) < 1e-6
+
+
 @pytest.mark.parametrize(
     "spectrum",
     [

@@ -171,8 +171,8 @@ def product_seconds(shape: Shape, count: int, preset: str, single: float, double
     out, columns = shape
     m, n = max(shape), min(shape)
     kept = PRESETS[preset].rank(shape, count)
-    if preset == "full":
-        return STEPS * 2.0 * out * columns**2 / single
+    if preset == "full":  # a step is one product with A, or two with its rows
+        return STEPS * 2.0 * out * columns * min(columns, 2 * kept * count) / single
     grams = count * m * n * n
     if preset == "lora":
         rows = kept * count

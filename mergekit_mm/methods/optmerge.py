@@ -215,10 +215,10 @@ def _assemble(
 ) -> Quadratic:
     """The experts' quadratic around share * mean, in the cheapest form; `rows` are those of all proxies together."""
     adam = settings.optimizer == "adam"
-    if rows * (2 if adam else 1) < mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return Quadratic.stacked((_term(d, mean, settings, rank) for d in deltas), rows, mean, share)
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
         return Quadratic.of_grams((_gram_term(d, mean, settings, rank) for d in deltas), mean, share)
+    if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
+        return Quadratic.stacked((_term(d, mean, settings, rank) for d in deltas), rows, mean, share)
     matrix_in = steps_in if adam else mean.dtype
     return Quadratic.summed((_term(d, mean, settings, rank) for d in deltas), mean, share, matrix_in)
 

@@ -49,8 +49,8 @@ def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) ->
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
         return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_ROW_BLOCK)])
-    values, vectors = eigenpairs_(matrix)
-    weights = quotient(values.clamp_min(0)).to(matrix.dtype)
+    values, vectors = eigenpairs_(matrix.to(torch.float64))  # in float32 they would not be quite orthonormal
+    weights, vectors = quotient(values.clamp_min(0)).to(matrix.dtype), vectors.to(matrix.dtype)
     return torch.mm((coefficients @ vectors).mul_(weights), vectors.T, out=coefficients)
 
 

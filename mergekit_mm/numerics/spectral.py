@@ -18,8 +18,8 @@ _SUBSET_FROM = 256  # below this size a subset of eigenpairs costs as much as al
 class Truncation(NamedTuple):
     """T, the best rank-k approximation of a matrix (out, in): left (out, k) @ right (k, in).
 
-    lengths (k,): of the rows of S V^T, where right is V^T; None where right is S V^T itself. A rank that keeps everything
-    gives left = the matrix, right = None.
+    lengths (k,): of the rows of S V^T, where right is V^T; None where right is S V^T itself. A rank that keeps
+    everything gives left = the matrix, right = None.
     """
 
     left: Tensor
