@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optmerge
 import torch
 from optmerge import (
     adapters,
@@ -144,7 +145,7 @@ def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[
         grams = {"iso_c": 1, "iso_cts": 1 + count, "tsv": count}[name]
         return (grams * large * small**2 + 2.0 * large * small**2) / double
     if name.startswith("optmerge"):
-        return count * large * small**2 / single
+        return optmerge.product_seconds(shape, count, SETTINGS[name].get("preset", "lora"), single, double)
     rows = min(count * shape[0], shape[1])  # what the Hessian of the WUDI family is made of
     if shape[0] < shape[1]:
         return (shape[1] * rows**2 + 2.0 * shape[0] * rows**2 + 2.0 * shape[0] * shape[1] * rows) / double

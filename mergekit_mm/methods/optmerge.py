@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -216,14 +217,14 @@ def _assemble(
     """The experts' quadratic around share * mean, in the cheapest form; `rows` are those of all proxies together."""
     adam = settings.optimizer == "adam"
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
-        return Quadratic.of_grams((_gram_term(d, mean, settings, rank) for d in deltas), mean, share)
+        return Quadratic.of_grams(map(partial(_gram_term, mean, settings, rank), deltas), mean, share)
+    terms = map(partial(_term, mean, settings, rank), deltas)  # unlike a loop, map keeps no delta alive
     if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return Quadratic.stacked((_term(d, mean, settings, rank) for d in deltas), rows, mean, share)
-    matrix_in = steps_in if adam else mean.dtype
-    return Quadratic.summed((_term(d, mean, settings, rank) for d in deltas), mean, share, matrix_in)
+        return Quadratic.stacked(terms, rows, mean, share)
+    return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
 
 
-def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
+def _term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> Term:
     """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
     target = _cut(delta, mean, settings.target, settings, rank)
     weight = 1.0 / math.sqrt(square_norm(delta))
@@ -236,7 +237,7 @@ def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
     return Term(rows, target.left, target.right)
 
 
-def _gram_term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> GramTerm:
+def _gram_term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> GramTerm:
     """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
     own = gram(delta.T)
     target = _cut(delta, mean, settings.target, settings, rank, own)

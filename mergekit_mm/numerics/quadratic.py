@@ -72,6 +72,7 @@ class Quadratic:
             rows[filled:stop] = term.rows
             slope[:, filled:stop] = term.slope(start, share)
             filled = stop
+            del term  # before the next one is made
         return cls(slope, rows, by_rows=True)
 
     @classmethod
@@ -82,6 +83,7 @@ class Quadratic:
         for term in terms:
             slope.addmm_(term.slope(start, share), term.rows)
             add_gram_(matrix, term.rows.to(matrix_in).T)
+            del term
         return cls(slope, matrix, by_rows=False)
 
     @classmethod
@@ -92,6 +94,7 @@ class Quadratic:
         for term in terms:
             matrix += term.own
             slope.addmm_(term.left, term.own if term.right is None else term.right @ term.own)
+            del term
         return cls(slope.addmm_(start, matrix, alpha=-share), matrix, by_rows=False)
 
     @cached_property
