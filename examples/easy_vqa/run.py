@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,9 +25,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers.utils import logging
-from vqa_data import TYPES, Question, by_type, image, questions, subset
-from vqa_score import Score, answers, as_json, blind_score, load, percentages, table, tally
+from vqa_data import TYPES, Question, by_type, questions, subset
+from vqa_score import BATCH, GROUP, Score, as_json, blind_score, from_results, model_arguments, percentages, table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -35,13 +35,18 @@ RECIPES = ("linear", "task_arithmetic", "ties", "optmerge")
 EXAMPLE_IMAGES = 3
 
 
-def mergekit_yaml(config: Path, target: Path) -> None:
-    """Run the unmodified console script from the repository's root; what it printed is shown if it fails."""
-    script = Path(sys.executable).parent / "mergekit-yaml"
-    command = [str(script), str(config), str(target), "--quiet"]
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(command: Sequence[str]) -> None:
+    """Run a console script from the repository's root, on one core; what it printed is shown if it fails."""
+    script = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    options: dict[str, Any] = {"cwd": ROOT, "env": {"OMP_NUM_THREADS": "1", **os.environ}, "text": True}
+    done = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     if done.returncode:
         raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
+
+
+def mergekit_yaml(config: Path, target: Path) -> None:
+    """The unmodified console script."""
+    run(["mergekit-yaml", str(config), str(target), "--quiet"])
 
 
 def merge(recipe: str, out: Path) -> Path:
@@ -52,19 +57,32 @@ def merge(recipe: str, out: Path) -> Path:
     return target
 
 
-def generated(model: Any, processor: Any, row: Question) -> str:
-    """What the model says to one question about one test image, the way a user asks it."""
-    content = [{"type": "image"}, {"type": "text", "text": row.text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=image("test", row.image), text=prompt, return_tensors="pt")
-    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def lm_eval(path: Path, out: Path, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score a model by the unmodified console script: its results, and what the model said to each question."""
+    shutil.rmtree(out, ignore_errors=True)
+    arguments = json.dumps(model_arguments(path))
+    command = ["lm_eval", "--model", "mllm", "--model_args", arguments, "--tasks", GROUP, "--batch_size", str(BATCH)]
+    command += ["--output_path", str(out), "--log_samples"]
+    command += ["--limit", str(-(-limit // len(TYPES)))] if limit else []
+    run(command)
+    results = json.loads(next(out.rglob("results_*.json")).read_text())
+    samples = [json.loads(line) for file in out.rglob("samples_*.jsonl") for line in file.read_text().splitlines()]
+    return results, samples
 
 
-def examples() -> list[Question]:
-    """A colour, a shape and a negated question about each of the first test images that has all three."""
+def said_by(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], str]:
+    """What a model said, by image and question."""
+    return {
+        (int(Path(s["doc"]["image"]["path"]).stem), s["doc"]["prompt"].removeprefix("<image>")): s["filtered_resps"][0]
+        for s in samples
+    }
+
+
+def examples(asked: Sequence[Question]) -> list[Question]:
+    """A colour, a shape and a negated question about each of the first test images about which all three were asked."""
     by_image: dict[int, list[Question]] = {}
-    for row in questions("test"):
+    chosen = set(asked)
+    for row in (row for row in questions("test") if row in chosen):
         by_image.setdefault(row.image, []).append(row)
     picked: list[Question] = []
     for rows in by_image.values():
@@ -119,25 +137,32 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
     print(f"merging {len(arguments.recipes)} times, from {ROOT}:", flush=True)
     with ThreadPoolExecutor(2) as pool:  # most of a small merge is starting up, on one core
         merged = dict(
             zip(arguments.recipes, pool.map(lambda recipe: merge(recipe, out), arguments.recipes), strict=True)
         )
 
-    rows, asked = subset(questions("test"), arguments.limit), examples()
-    print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images", flush=True)
+    rows = subset(questions("test"), arguments.limit)
     ways = ("expert", "lora") if arguments.lora else ("expert",)
     paths = {"base": MODELS / "base"}
     paths |= {f"{way} {kind}": MODELS / f"{way}_{kind}" for way in ways for kind in TYPES}
     paths |= {f"merge {recipe}": path for recipe, path in merged.items()}
-    results, said = {"without looking": blind_score(rows)}, {}
-    for name, path in paths.items():
-        model, processor = load(path)
-        results[name] = tally(rows, answers(model, processor, "test", rows, name))
-        if name == "base" or name.startswith("merge"):
-            said[name] = [generated(model, processor, row) for row in asked]
+    print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images:", flush=True)
+    results, replies = {"without looking": blind_score(rows)}, {}
+    with ThreadPoolExecutor(2) as pool:
+        places = [out / "lm_eval" / path.name for path in paths.values()]
+        answered = pool.map(lm_eval, paths.values(), places, [arguments.limit] * len(paths))
+        for name, (found, samples) in zip(paths, answered, strict=True):
+            results[name], replies[name] = from_results(found), said_by(samples)
+            mean = percentages(results[name])["mean"][0]
+            print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {mean:.1f} %", flush=True)
+    asked = examples(rows)
+    said = {
+        name: [replies[name][row.image, row.text] for row in asked]
+        for name in paths
+        if name == "base" or name.startswith("merge")
+    }
     merges = [name for name in results if name.startswith("merge")]
     closing = verdict(results, merges)
     print(f"\n{table(results)}\n\n{closing}\n\n{transcript(said, asked)}\n\n{out / 'results.md'}, results.json")

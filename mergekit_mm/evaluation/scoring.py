@@ -13,6 +13,11 @@ Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
 
 
+def exact(doc: Doc, results: Sequence[str]) -> Scores:
+    """The demo tasks: the reply is the answer, to the letter."""
+    return {"score": float(results[0].strip() == doc["answer"])}
+
+
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
     return {"score": metrics.vqa_soft(results[0], doc["answers"])}
