@@ -23,7 +23,7 @@ sys.path.append(str(EXAMPLE))  # last, so that nothing there hides an installed 
 
 import vqa_data
 import vqa_score
-from run import mergekit_yaml
+from vqa_commands import mergekit_yaml
 from vqa_data import TYPES, Question, base_share, by_type, drawer, questions, subset
 from vqa_score import Score, score, tally
 

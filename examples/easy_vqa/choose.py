@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from run import ROOT
+from vqa_commands import ROOT
 from vqa_score import percentages, score
 
 STRENGTH = {"task_arithmetic": "lambda", "ties": "lambda"}  # the parameter's name; `scaling` in this package's methods

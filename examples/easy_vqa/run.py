@@ -13,9 +13,6 @@ import argparse
 import datetime
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,28 +22,14 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from vqa_commands import ROOT, lm_eval, mergekit_yaml
 from vqa_data import TYPES, Question, by_type, questions, subset
-from vqa_score import BATCH, GROUP, Score, as_json, blind_score, from_results, model_arguments, percentages, table
+from vqa_score import GROUP, Score, as_json, blind_score, from_results, model_arguments, percentages, table
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 MODELS = HERE / "models"
 RECIPES = ("linear", "task_arithmetic", "ties", "optmerge")
 EXAMPLE_IMAGES = 3
-
-
-def run(command: Sequence[str]) -> None:
-    """Run a console script from the repository's root, on one core; what it printed is shown if it fails."""
-    script = [str(Path(sys.executable).parent / command[0]), *command[1:]]
-    options: dict[str, Any] = {"cwd": ROOT, "env": {"OMP_NUM_THREADS": "1", **os.environ}, "text": True}
-    done = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
-
-
-def mergekit_yaml(config: Path, target: Path) -> None:
-    """The unmodified console script."""
-    run(["mergekit-yaml", str(config), str(target), "--quiet"])
 
 
 def merge(recipe: str, out: Path) -> Path:
@@ -57,24 +40,12 @@ def merge(recipe: str, out: Path) -> Path:
     return target
 
 
-def lm_eval(path: Path, out: Path, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score a model by the unmodified console script: its results, and what the model said to each question."""
-    shutil.rmtree(out, ignore_errors=True)
-    arguments = json.dumps(model_arguments(path))
-    command = ["lm_eval", "--model", "mllm", "--model_args", arguments, "--tasks", GROUP, "--batch_size", str(BATCH)]
-    command += ["--output_path", str(out), "--log_samples"]
-    command += ["--limit", str(-(-limit // len(TYPES)))] if limit else []
-    run(command)
-    results = json.loads(next(out.rglob("results_*.json")).read_text())
-    samples = [json.loads(line) for file in out.rglob("samples_*.jsonl") for line in file.read_text().splitlines()]
-    return results, samples
-
-
-def said_by(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], str]:
+def said_by(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[int, str], str]:
     """What a model said, by image and question."""
     return {
         (int(Path(s["doc"]["image"]["path"]).stem), s["doc"]["prompt"].removeprefix("<image>")): s["filtered_resps"][0]
-        for s in samples
+        for each in samples.values()
+        for s in each
     }
 
 
@@ -150,9 +121,11 @@ def main() -> None:
     paths |= {f"merge {recipe}": path for recipe, path in merged.items()}
     print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images:", flush=True)
     results, replies = {"without looking": blind_score(rows)}, {}
+    share = arguments.limit and -(-arguments.limit // len(TYPES))
     with ThreadPoolExecutor(2) as pool:
-        places = [out / "lm_eval" / path.name for path in paths.values()]
-        answered = pool.map(lm_eval, paths.values(), places, [arguments.limit] * len(paths))
+        answered = pool.map(
+            lambda path: lm_eval(model_arguments(path), GROUP, out / "lm_eval" / path.name, share), paths.values()
+        )
         for name, (found, samples) in zip(paths, answered, strict=True):
             results[name], replies[name] = from_results(found), said_by(samples)
             mean = percentages(results[name])["mean"][0]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from vqa_commands import BATCH
 from vqa_data import FIRST_VALIDATION_IMAGE, TYPES, Question, blind_answers, questions
 
-BATCH = 256
 GROUP = "mllm_demo_easy_vqa"  # eval_tasks/demo
 COLUMNS = (*TYPES, "mean")
 # lm-eval's `--metadata`: which of the package's questions

@@ -1,12 +1,17 @@
 """Documents of the demo tasks, for the small models that this project trains (`examples/`)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import datasets
+from pyarrow import parquet
+
+from mergekit_mm.evaluation.sources import local_path
 
 _SHAPES = ("circle", "rectangle", "triangle")
 _YES_NO = ("yes", "no")
+_NAMES = {"image": "image", "audio": "sound", "video": "video"}  # as the models of examples/omni know them
 
 
 def easy_vqa(
@@ -31,6 +36,36 @@ def easy_vqa(
         {"prompt": f"<image>{text}", "answer": answer, "image": {"path": paths[number], "bytes": None}}
         for text, answer, number in rows
     ]
+    return {"test": datasets.Dataset.from_list(documents)}
+
+
+def omni(
+    *,
+    source: str,
+    split: str,
+    shown: Sequence[str] | None = None,
+    sources: Mapping[str, str] | None = None,
+    **_: object,
+) -> dict[str, datasets.Dataset]:
+    """The questions that examples/omni writes: `question`, `answer`, `media` in their order, and each of these.
+
+    `shown`: the media that the model takes (default: all); it is asked the same questions without the others.
+    """
+    folder = local_path(source, sources)[1]
+    file = (folder or Path(source)) / f"{split}.parquet"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist. `python examples/omni/run.py` writes it to out/omni/questions/{source}; "
+            "MLLM_EVAL_DATA=out/omni/questions leads there"
+        )
+    documents = []
+    for row in parquet.read_table(file).to_pylist():  # datasets would keep a copy in its cache
+        media = [medium for medium in row["media"] if shown is None or medium in shown]
+        prompt = "".join(f"{_NAMES[medium]}:<{medium}>" for medium in media) + row["question"]
+        found = {medium: row[medium] if medium in media else None for medium in _NAMES}
+        if found["video"]:
+            found["video"] = {"path": None, "frames": found["video"]}
+        documents.append({"prompt": prompt, "answer": row["answer"], **found})
     return {"test": datasets.Dataset.from_list(documents)}
 
 
