@@ -102,7 +102,11 @@ def write_results(out: Path, results: Mapping[str, Mapping[str, Score]], count: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
-    parser.add_argument("--lora", action="store_true", help="score the LoRA experts too (base + adapter, through peft)")
+    experts = parser.add_mutually_exclusive_group()
+    experts.add_argument(
+        "--lora", action="store_true", help="score the LoRA experts too (base + adapter)"
+    )
+    experts.add_argument("--no-experts", action="store_true", help="score the base and the merges only")
     parser.add_argument("--limit", type=int, help="at most so many test questions, a third of each type (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "easy_vqa")
     arguments = parser.parse_args()
@@ -115,7 +119,7 @@ def main() -> None:
         )
 
     rows = subset(questions("test"), arguments.limit)
-    ways = ("expert", "lora") if arguments.lora else ("expert",)
+    ways = () if arguments.no_experts else ("expert", "lora") if arguments.lora else ("expert",)
     paths = {"base": MODELS / "base"}
     paths |= {f"{way} {kind}": MODELS / f"{way}_{kind}" for way in ways for kind in TYPES}
     paths |= {f"merge {recipe}": path for recipe, path in merged.items()}
