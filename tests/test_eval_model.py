@@ -258,6 +258,11 @@ def test_prompts_follow_the_chat_template(tmp_path: Path) -> None:
         written(model(path, chat_template=str(file)), "see <image>?", visual=shown)
         == "USER: see <v><image></v>?\nANSWER:"
     )
+    mixed = "{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
+    user = "{% if m['role'] == 'system' %}{{ '[' + m['content'] + ']' }}{% else %}" + mixed + "{% endif %}"
+    file.write_text("{% for m in messages %}" + user + "{% endfor %}")
+    lm = model(path, chat_template=str(file), system_prompt="Be brief.")
+    assert written(lm, "see <image>?", visual=shown) == "[Be brief.]see <image>?"
     # a model that has none; its config says what goes around a picture
     plain = c.altered(path)
     (plain / "chat_template.jinja").unlink()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from omni_score import COLUMNS, load, percentages, score
+from omni_score import COLUMNS, percentages, score
 from run import METHODS, MODELS, ROOT, STRENGTH, recipe
 from transformers.utils import logging
 
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for method in arguments.methods:
             for strength, path in swept(method, arguments.models.resolve(), Path(scratch), arguments.lora):
-                cells = percentages(score(*load(path), "validation", arguments.count))
+                cells = percentages(score(path, "validation", arguments.count))
                 each = ", ".join(f"{column} {cells[column][0]:.0f}" for column in COLUMNS)
                 one, two = cells["mean of one"][0], cells["mean of two"][0]
                 print(

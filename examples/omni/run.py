@@ -13,10 +13,9 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
 from omni_facts import MODALITIES
-from omni_model import prompt
-from omni_score import COLUMNS, MEANS, TWO, Score, load, load_llm, media_of, percentages, questions, score, table, takes
+from omni_score import (
+    GROUP,
+    MEANS,
+    TASKS,
+    TWO,
+    Score,
+    asked,
+    from_results,
+    load_llm,
+    percentages,
+    questions,
+    score_llm,
+    table,
+    write_questions,
+)
 from transformers.utils import logging
+from vqa_commands import lm_eval, mergekit_yaml  # of the easy-VQA example, whose directory omni_media puts on the path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path("examples/omni/models")  # from ROOT
@@ -85,28 +98,19 @@ def merge(config: Mapping[str, Any], target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     file = target.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(file), str(target), "--quiet"]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
+    mergekit_yaml(file, target)
     print(f"  mergekit-yaml {file} {target}   {time.monotonic() - started:.0f} s", flush=True)
     return target
 
 
-def transcript(path: Path) -> list[str]:
-    """What a model says to a few test questions about two modalities, asked as a user asks."""
-    model, processor = load(path)
-    lines = []
-    for column in TWO:
-        for row in questions("test", EXAMPLES)[column]:
-            inputs = processor(
-                text=prompt(processor, row, takes(processor)), **media_of([row], COLUMNS[column], "test")
-            )
-            tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            said = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            lines.append(f"[{column}] {row.text} {row.answer} -> {said}")
-    return lines
+def transcript(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What a model said to a few test questions about two modalities."""
+    return [
+        f"[{column}] {row.text} {row.answer} -> {sample['filtered_resps'][0]}"
+        for column in TWO
+        for row, sample in zip(questions("test", EXAMPLES)[column], samples[TASKS[column]], strict=False)
+    ]
 
 
 def verdict(results: Mapping[str, Mapping[str, Score]], merged: str) -> list[str]:
@@ -185,18 +189,29 @@ def main() -> None:
     print(f"asking every model {arguments.count} test questions of each sort", flush=True)
     llm = load_llm(models / "llm")
     results = {
-        "text LLM, question only": score(*llm, "test", arguments.count),
-        "text LLM, told in words": score(*llm, "test", arguments.count, words=True),
+        "text LLM, question only": score_llm(*llm, "test", arguments.count),
+        "text LLM, told in words": score_llm(*llm, "test", arguments.count, words=True),
     }
+    write_questions("test", arguments.count, out / "questions")
     paths = {**{f"donor {modality}": models / modality for modality in MODALITIES}, **merged}
-    adapters = {f"donor {LORA} as LoRA": models / f"{LORA}_lora"}
-    for name, path in {**dict.fromkeys(adapters, models / f"{LORA}_aligned"), **paths}.items():
-        started = time.monotonic()
-        results[name] = score(*load(path, adapters.get(name)), "test", arguments.count)
-        cells = percentages(results[name])
-        told = ", ".join(f"{mean} {cells[mean][0]:.1f} %" for mean in MEANS)
-        print(f"  {name}: {told}   {time.monotonic() - started:.0f} s", flush=True)
-    closing, said = verdict(results, shown), transcript(merged[shown])
+    asked_as = {name: {"pretrained": str(path), "dtype": "float32"} for name, path in paths.items()}
+    adapted = {"pretrained": str(models / f"{LORA}_aligned"), "peft": str(models / f"{LORA}_lora"), "dtype": "float32"}
+    asked_as = {f"donor {LORA} as LoRA": adapted, **asked_as}
+
+    def answered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        model, place = asked_as[name], out / "lm_eval" / name.replace(" ", "_").replace(",", "")
+        metadata = asked(Path(model["pretrained"]))
+        return lm_eval(model, GROUP, place, metadata=metadata, data=out / "questions")
+
+    with ThreadPoolExecutor(2) as pool:
+        for name, (found, samples) in zip(asked_as, pool.map(answered, asked_as), strict=True):
+            results[name] = from_results(found)
+            cells = percentages(results[name])
+            told = ", ".join(f"{mean} {cells[mean][0]:.1f} %" for mean in MEANS)
+            print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {told}", flush=True)
+            if name == shown:
+                said = transcript(samples)
+    closing = verdict(results, shown)
     print("\n".join(["", table(results), "", *closing, "", f"{shown}: question, answer -> what it says:"]))
     print("\n".join([*said, "", f"{out / 'results.md'}, results.json"]))
     write_results(out, results, arguments.count, closing)

@@ -15,6 +15,7 @@ LOG = logging.getLogger(__name__)
 MODALITIES = ("video", "image", "audio")  # in this order where a prompt does not say
 MARK = re.compile(r"<(image|video|audio)(\d*)>")
 Part = tuple[str, str | int]
+_Shape = tuple[tuple[str, tuple[str, ...]], ...]
 _PROBE = "probe me"
 
 
@@ -52,7 +53,7 @@ class Writer:
         self.arguments = dict(arguments or {})
         self.tokens = {modality: _token(processor, modality) for modality in MODALITIES}
         self._config = config
-        self._ways: dict[frozenset[str], Callable[..., str]] = {}
+        self._ways: dict[_Shape, Callable[..., str]] = {}
         self._asked = lru_cache(maxsize=4096)(self._chat)  # many questions of a task have the same words
 
     def ask(self, parts: Sequence[Part]) -> Written:
@@ -75,29 +76,32 @@ class Writer:
         """
         if self.template is None:
             raise ValueError("this model has no chat template: name a file of one by chat_template=")
-        shown = frozenset(str(kind) for _, parts in turns for kind, _ in parts if kind != "text")
-        if shown not in self._ways:
-            self._ways[shown] = self._way(shown)
-        written = self._ways[shown](turns, add_generation_prompt)
+        # what the template must write, but for the words: roles, and kinds of media
+        shape = tuple((role, tuple(sorted({kind for kind, _ in parts} - {"text"}))) for role, parts in turns)
+        if shape not in self._ways:
+            self._ways[shape] = self._way(shape)
+        written = self._ways[shape](turns, add_generation_prompt)
         for words in (str(what).strip() for _, parts in turns for kind, what in parts if kind == "text"):
             if words not in written:
                 raise ValueError(f"the chat template loses {words!r} of the prompt; chat_template=none writes none")
         return Written(written)
 
-    def _way(self, shown: frozenset[str]) -> Callable[..., str]:
-        """The first way of using the template that loses nothing, tried on a prompt with these modalities."""
-        parts: list[Part] = [(modality, 0) for modality in sorted(shown)]
-        probe = [("user", [*parts, ("text", _PROBE)])]
-        for way in (self._with_parts, self._with_text):
+    def _way(self, shape: _Shape) -> Callable[..., str]:
+        """The first way of using the template that loses nothing, tried on turns of this shape."""
+        probe: list[tuple[str, list[Part]]] = [
+            (role, [*((m, 0) for m in shown), ("text", _PROBE)]) for role, shown in shape
+        ]
+        tokens = [self.tokens[modality] or "" for _, shown in shape for modality in shown]
+        for way in (self._with_parts, self._with_users_parts, self._with_text):
             try:
                 written = way(probe, True)
             except Exception as error:  # a template may raise anything, by its own design too
                 LOG.debug("chat template, %s: %s", way.__name__, error)
                 continue
             listed = "'type'" in written  # a list, printed by a template that takes text
-            if _PROBE in written and not listed and all((self.tokens[each] or "") in written for each in shown):
+            if written.count(_PROBE) == len(shape) and not listed and all(token in written for token in tokens):
                 return way
-        named = ", ".join(sorted(shown)) or "text"
+        named = ", ".join(modality for _, shown in shape for modality in shown) or "text"
         LOG.warning(f"The chat template does not write prompts with {named}: they are written without it.")
         return lambda turns, _: "\n\n".join(self._plain(parts) for _, parts in turns)
 
@@ -105,6 +109,13 @@ class Writer:
         """Content as lists of text and media, which is what templates of multimodal models read."""
         return self._rendered(
             [(role, [_typed(part) for part in parts]) for role, parts in turns], add_generation_prompt
+        )
+
+    def _with_users_parts(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool) -> str:
+        """The same for the user; the system's content is text."""
+        contents = [[_typed(part) for part in parts] if role == "user" else self._plain(parts) for role, parts in turns]
+        return self._rendered(
+            [(role, content) for (role, _), content in zip(turns, contents, strict=True)], add_generation_prompt
         )
 
     def _with_text(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool) -> str:

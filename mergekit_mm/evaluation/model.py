@@ -5,8 +5,8 @@ Requests without media go the way of lm-eval's `hf`, whose loading and options t
 
 from __future__ import annotations
 
+import copy
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,12 @@ from typing import Any
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
+from lm_eval.models.utils import (
+    configure_pad_token,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
@@ -23,7 +28,6 @@ from mergekit_mm.evaluation.chat import Writer, Written, parts_of
 from mergekit_mm.evaluation.inputs import Asked, Reader, ahead, batches, pixel_limits
 from mergekit_mm.evaluation.likelihood import continued, logits_of_ends
 
-LOG = logging.getLogger(__name__)
 AUTO_CLASSES = (
     transformers.AutoModelForMultimodalLM,
     transformers.AutoModelForImageTextToText,
@@ -120,7 +124,9 @@ class MLLM(HFLM):
                 f"{pretrained} has no processor, only a {type(self.processor).__name__}: name one by processor=, or if "
                 "it is a text LLM, evaluate it by --model hf"
             )
-        self.tokenizer = self.processor.tokenizer
+        configure_pad_token(self.processor.tokenizer, self.config)
+        # prompts are encoded in a thread of their own, and a tokenizer must not change in one while another uses it
+        self.tokenizer = copy.deepcopy(self.processor.tokenizer)
 
     def _create_model(self, pretrained: str, peft: str | None = None, **kwargs: Any) -> None:
         super()._create_model(pretrained, **kwargs)
@@ -166,24 +172,16 @@ class MLLM(HFLM):
             has_media = [has and request.args[0] != "" for request, has in zip(requests, has_media, strict=True)]
         shown = [request for request, has in zip(requests, has_media, strict=True) if has]
         self.reader.check((request.task_name, request.args[2]) for request in shown)
-        plain = [
-            replace(request, arguments=request.args[:2])
-            for request, has in zip(requests, has_media, strict=True)
-            if not has
-        ]
-        answers = {
-            True: iter(with_media(shown, disable_tqdm)),
-            False: iter(without(plain, disable_tqdm) if plain else ()),
-        }
-        return [next(answers[has]) for has in has_media]
+        rest = [request for request, has in zip(requests, has_media, strict=True) if not has]
+        plain = [replace(request, arguments=request.args[:2]) for request in rest]
+        answers = iter(with_media(shown, disable_tqdm)), iter(without(plain, disable_tqdm) if plain else ())
+        return [next(answers[0] if has else answers[1]) for has in has_media]
 
     def _generate_with_media(self, requests: list[Any], disable_tqdm: bool) -> list[str]:
-        asked = [
-            self.reader.read(
-                request.args[0], request.args[2], _where(request), json.dumps(request.args[1], sort_keys=True)
-            )
-            for request in requests
-        ]
+        asked = []
+        for request in requests:
+            context, options, media = request.args
+            asked.append(self.reader.read(context, media, _where(request), json.dumps(options, sort_keys=True)))
         answers = [""] * len(asked)
         for places, inputs in self._inputs(asked, "left", "Running generate_until requests with media", disable_tqdm):
             options = requests[places[0]].args[1]
@@ -288,9 +286,10 @@ class MLLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What `hf` tells, and what decides how media and prompts reach the model."""
         writer = self.reader.writer
-        generation = self.model.generation_config.to_diff_dict()
+        generation = {k: v for k, v in self.model.generation_config.to_diff_dict().items() if not k.startswith("_")}
         return {
             **super().get_model_info(),
+            "model_device": str(self.device),
             "processor": type(self.processor).__name__,
             "processor_options": {m: given for m, given in self.reader.options.items() if given},
             "chat_template": writer.template,
