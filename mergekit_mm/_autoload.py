@@ -17,6 +17,7 @@ HOOKS = {
     "mergekit.merge_methods": "mergekit_mm.hosts.registration:register_methods",
     "mergekit.merge": "mergekit_mm.hosts.registration:install_run_merge",
     "lm_eval.tasks.manager": "mergekit_mm.hosts.lm_eval_tasks:install",
+    "lm_eval.models": "mergekit_mm.hosts.lm_eval_model:register",
     "transformers.models.auto.configuration_auto": "mergekit_mm.hosts.transformers_auto:register_config",
     "transformers.models.auto.processing_auto": "mergekit_mm.hosts.transformers_auto:register_processor",
 }

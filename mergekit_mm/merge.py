@@ -178,11 +178,12 @@ def _finish(
     """Add to the weights what makes them a model, and check the result."""
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
-    if plan.inputs.composition is not None:
+    inputs = plan.inputs
+    if inputs.composition is not None:
         layers = plan.planner.layer_sources()
-        inputs = plan.inputs
         started = inputs.checkpoints.get(plan.config.base_model, base)
-        for note in finish_omni(plan.inputs.composition, inputs.checkpoints, started, written, layers, staging):
+        routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
+        for note in finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging):
             plan.inputs.notes.append(note)
             LOG.warning(note)
         return
@@ -196,9 +197,7 @@ def _finish(
         _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
         tokenizer.save_pretrained(staging)
     # a text-only model's template would not know about images
-    alike = [
-        m for m, c in plan.inputs.checkpoints.items() if c.config.get("model_type") == base.config.get("model_type")
-    ]
+    alike = [m for m, c in plan.inputs.checkpoints.items() if c.kind == base.kind]
     experts = {m: plan.inputs.checkpoints[m].directory for m in alike if m != plan.inputs.base}
     if options.copy_tokenizer and (said := adopt_chat_template(staging, experts)):
         plan.inputs.notes.append(said)

@@ -235,6 +235,16 @@ def test_every_medium_of_a_mixed_prompt_counts(host: str, guests: tuple[str, ...
     assert out.tolist() == model.generate(**inputs, **QUIET, use_cache=False)[:, -5:].tolist()
 
 
+@pytest.mark.parametrize("host", ["llava_qwen2", "qwen2_vl"])
+def test_assisted_generation_says_the_same(host: str) -> None:
+    """It asks about tokens that the given token types do not reach."""
+    model, inputs = compose(host, "qwen2_audio"), mixed(host, "qwen2_audio")
+    if host == "qwen2_vl":
+        inputs["mm_token_type_ids"] = torch.where(inputs["input_ids"] == TOKENS["image"], 1, 0)
+    plain = model.generate(**inputs, **QUIET)
+    assert model.generate(**inputs, **QUIET, assistant_model=model).tolist() == plain.tolist()
+
+
 def two_of(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same prompt with a second medium of the kind."""
     doubled = {

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import subprocess
-import sys
-import wave
 from pathlib import Path
 from typing import Any
 
+import av
 import checkpoints as c
 import numpy as np
 import pytest
@@ -18,82 +14,35 @@ import torch
 import transformers as t
 import zoo
 from PIL import Image
+from processors import (
+    CHAT,
+    MEDIUM,
+    PLACEHOLDER,
+    RATE,
+    SQUARE,
+    clip,
+    donor,
+    omni,
+    omni_checkpoint,
+    omni_tokenizer,
+    picture,
+    sound_file,
+    tone,
+    video_file,
+)
 
 from mergekit_mm.omni import register
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.omni.export import copy_code
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import media_snippet, omni_template
 
-RATE = 12000  # a second of it is as long as the audio towers of the zoo hear
-PLACEHOLDER = {"image": "<omni_image>", "video": "<omni_video>", "audio": "<omni_audio>"}
-CHAT = (
-    "{% for m in messages %}{{ m['role'][0] + ':' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}{{ '<v><' + p['type'] + '></v>' }}"
-    "{% endif %}{% endfor %}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+LLAVA_CHAT = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-AUDIO_CHAT = CHAT.replace("<v>", "Audio 1: <a>").replace("</v>", "</a>\\n")
-
-
-def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def clip(seed: int, frames: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (frames, 56, 56, 3), dtype=np.uint8)
-
-
-def tone(seed: int, seconds: float = 0.7) -> np.ndarray:
-    times = np.arange(int(RATE * seconds)) / RATE
-    return np.sin(2 * np.pi * (200 + 100 * seed) * times).astype(np.float32)
-
-
-MEDIUM = {"image": picture, "video": clip, "audio": tone}
-SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-
-
-def ear() -> Any:
-    return t.WhisperFeatureExtractor(feature_size=16, sampling_rate=RATE, hop_length=100, chunk_length=1)
-
-
-@functools.cache
-def donor(family: str) -> Any:
-    """The processor of a family of the zoo, as small as its model."""
-    tokenizer = zoo.tokenizer()
-    if family == "llava":
-        return t.LlavaProcessor(t.CLIPImageProcessor(**SQUARE), tokenizer, 14, "default", num_additional_image_tokens=1)
-    if family == "video_llava":
-        return t.VideoLlavaProcessor(
-            t.VideoLlavaImageProcessor(**SQUARE), t.VideoLlavaVideoProcessor(**SQUARE), tokenizer
-        )
-    if family == "llava_onevision":
-        images = t.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, **zoo.GRID)
-        videos = t.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28})
-        return t.LlavaOnevisionProcessor(images, tokenizer, videos, num_image_tokens=4)
-    if family == "qwen2_vl":
-        tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
-        grid = {"patch_size": 14, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 56 * 56 * 4}
-        images, videos = t.Qwen2VLImageProcessor(**grid), t.Qwen2VLVideoProcessor(**grid)
-        return t.Qwen2VLProcessor(images, tokenizer, videos, chat_template=CHAT)
-    if family.startswith("qwen2_audio"):
-        return t.Qwen2AudioProcessor(ear(), tokenizer, chat_template=AUDIO_CHAT, audio_token="<audio>")
-    assert family == "audioflamingo3"
-    return t.AudioFlamingo3Processor(ear(), tokenizer, audio_token="<audio>")
-
-
-def omni_tokenizer() -> Any:
-    tokenizer = zoo.tokenizer()
-    tokenizer.add_tokens(list(PLACEHOLDER.values()), special_tokens=True)
-    return tokenizer
-
-
-def omni(**owners: str) -> OmniProcessor:
-    """A processor from modality -> family; the first is the host's."""
-    names = dict.fromkeys(owners.values())
-    owner = {family: "host" if i == 0 else family for i, family in enumerate(names)}
-    modalities = {m: {"owner": owner[family], "token": PLACEHOLDER[m]} for m, family in owners.items()}
-    return OmniProcessor(omni_tokenizer(), {owner[family]: donor(family) for family in names}, modalities)
 
 
 def in_omni_ids(ids: torch.Tensor) -> torch.Tensor:
@@ -177,6 +126,33 @@ def test_snippets_are_read_off_chat_templates(template: str | None, snippet: str
     assert media_snippet(source, "image", "<image>") == snippet
 
 
+def test_the_processor_may_put_the_placeholder_there_itself() -> None:
+    """Gemma 3: the template writes the start of an image, its processor makes that the placeholders and the end."""
+    images = t.Gemma3ImageProcessor(size={"height": 28, "width": 28}, do_pan_and_scan=False)
+    tokenizer = zoo.tokenizer()
+    tokenizer.image_token, tokenizer.boi_token, tokenizer.eoi_token = "<image>", "<v>", "</v>"
+    tokenizer.image_token_id, tokenizer.boi_token_id = zoo.IMAGE, zoo.V_START
+    template = CHAT.replace("<' + p['type'] + '></v>", "")
+    source = t.Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=template)
+    assert media_snippet(source, "image", "<image>") == "<v>"
+    entry = {"image": {"owner": "host", "token": "<image>", "donor_token": "<image>"}}
+    processor = OmniProcessor(zoo.tokenizer(), {"host": source}, entry)
+    got = processor(text="a<image>b", images=picture(0))
+    expected = source(text="a<v>b", images=picture(0), return_tensors="pt")
+    assert torch.equal(got["input_ids"], expected["input_ids"])
+    assert torch.equal(got["image__pixel_values"], expected["pixel_values"])
+
+
+def test_the_hosts_own_prompt_is_unchanged() -> None:
+    """LLaVA's template, which puts images first and a line break after each."""
+    source = t.LlavaProcessor(t.CLIPImageProcessor(**SQUARE), zoo.tokenizer(), 14, "default", chat_template=LLAVA_CHAT)
+    processor = OmniProcessor(omni_tokenizer(), {"host": source}, {"image": {"owner": "host", "token": "<omni_image>"}})
+    chat = message({"type": "image"}, {"type": "image"}, said("which?"))
+    own = source.apply_chat_template(chat, add_generation_prompt=True)
+    assert own == "USER: <image>\n<image>\nwhich? ASSISTANT:"
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == own.replace("<image>", "<omni_image>")
+
+
 def test_token_types_are_for_the_hosts_media_only() -> None:
     processor = omni(image="qwen2_vl", video="qwen2_vl", audio="qwen2_audio")
     text = "{audio} a {image} b {video}".format(**PLACEHOLDER)
@@ -205,6 +181,66 @@ def test_media_as_files_and_arrays_and_frames(tmp_path: Path) -> None:
     assert torch.equal(whole, processor(**video, videos=frames)["video__pixel_values_videos"])
     few = processor(**video, videos=clip(1), num_frames=4, do_sample_frames=True)
     assert few["video__pixel_values_videos"].shape[1] == 4
+
+
+@pytest.mark.parametrize("family", ["video_llava", "qwen2_vl"])
+def test_a_video_file_is_sampled_as_the_donor_samples(family: str, tmp_path: Path) -> None:
+    """By frames, by frames per second, or whole; what arrives is what the donor makes of the frames chosen by hand."""
+    processor, path = omni(video=family), video_file(tmp_path / "a.mp4")
+    with av.open(str(path)) as file:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    assert len(frames) == 12
+    text = {"text": PLACEHOLDER["video"]}
+    every = list(range(12))
+    for options, chosen in (({}, every), ({"num_frames": 4}, every[::3]), ({"fps": 2}, every[::2])):
+        got = processor(**text, videos=path, **options)
+        by_hand = processor(**text, videos=frames[chosen])
+        assert got.keys() == by_hand.keys()
+        assert all(torch.equal(got[name], by_hand[name]) for name in got), options
+    chat = message({"type": "video", "path": str(path)})
+    out = processor.apply_chat_template(chat, tokenize=True, return_dict=True, num_frames=4)
+    four = processor(**text, videos=path, num_frames=4)["video__pixel_values_videos"]
+    assert torch.equal(out["video__pixel_values_videos"], four)
+    with pytest.raises(ValueError, match="as files, or none"):
+        processor(text=PLACEHOLDER["video"] * 2, videos=[path, frames])
+    with pytest.raises(ValueError, match="no pictures in it"):
+        processor(**text, videos=sound_file(tmp_path / "a.wav"))
+
+
+def test_frames_of_a_video_as_files(tmp_path: Path) -> None:
+    processor, text = omni(video="video_llava"), {"text": PLACEHOLDER["video"]}
+    for i, frame in enumerate(clip(1)):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(8)]
+    whole = processor(**text, videos=clip(1))["video__pixel_values_videos"]
+    assert torch.equal(whole, processor(**text, videos=paths)["video__pixel_values_videos"])
+
+
+def test_sounds_of_files_at_other_rates(tmp_path: Path) -> None:
+    """Resampled and mixed to one channel; close to the tone at the tower's own rate but for the filter's edges."""
+    processor, text = omni(audio="qwen2_audio"), PLACEHOLDER["audio"]
+    heard = processor(text=text, audio=tone(1))["audio__input_features"]
+    for rate, channels in ((RATE, 1), (44100, 1), (8000, 2)):
+        path = sound_file(tmp_path / f"{rate}_{channels}.wav", rate, channels)
+        for given in (path, str(path)):
+            got = processor(text=text, audio=given)
+            assert (got["audio__input_features"] - heard).abs().median() < 0.1
+        chat = message({"type": "audio", "url": str(path)})
+        said = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+        assert torch.equal(said["audio__input_features"], got["audio__input_features"])
+    as_tensor = processor(text=text, audio=torch.from_numpy(tone(1)))["audio__input_features"]
+    assert torch.equal(as_tensor, heard)
+
+
+def test_texts_are_cut_and_media_are_not() -> None:
+    processor = omni(image="llava")
+    cut = processor(text=["abcdef", "ab"], truncation=True, max_length=4, padding="max_length")
+    assert cut["input_ids"].shape == (2, 4)
+    assert cut["attention_mask"].sum(1).tolist() == [4, 2]
+    same = processor(text=["abcdef", "ab"], text_kwargs={"truncation": True, "max_length": 4, "padding": True})
+    assert torch.equal(same["input_ids"], cut["input_ids"])
+    with pytest.raises(ValueError, match="longer than 4 tokens"):
+        processor(text=f"ab{PLACEHOLDER['image']}", images=picture(0), truncation=True, max_length=4)
 
 
 def test_two_images_of_one_text_or_of_two() -> None:
@@ -267,24 +303,17 @@ def said(text: str) -> dict[str, Any]:
 
 def test_one_template_for_every_medium(tmp_path: Path) -> None:
     processor = omni(image="qwen2_vl", video="qwen2_vl", audio="qwen2_audio")
-    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes((tone(1) * 30000).astype(np.int16).tobytes())
     picture(2).save(tmp_path / "a.png")
     chat = message(
         {"type": "image", "path": str(tmp_path / "a.png")}, said("see"), {"type": "audio", "audio": tone(1)},
         {"type": "video", "video": clip(1)}, said("!"),
     )  # fmt: skip
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    assert text == "u:{image}see{audio}{video}!</s>a:".format(**PLACEHOLDER)
+    assert text == "u:{image}see{audio}\n{video}!</s>a:".format(**PLACEHOLDER)  # the line break as the ear's own
     out = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
     direct = processor(text=text, images=picture(2), audio=tone(1), videos=clip(1))
     assert out.keys() == direct.keys()
     assert all(torch.equal(out[name], direct[name]) for name in direct)
-    if t.utils.is_soundfile_available():
-        filed = message({"type": "audio", "path": str(tmp_path / "tone.wav")})
-        heard = processor.apply_chat_template(filed, tokenize=True, return_dict=True)
-        assert heard["audio__input_features"].shape == out["audio__input_features"].shape
 
 
 def test_text_reads_as_in_the_hosts_own_template() -> None:
@@ -311,46 +340,10 @@ def test_templates_that_read_text_only_one_way(listed: bool) -> None:
 # --------------------------------------------------------------------------------------------------- with the model
 
 
-def checkpoint(path: Path) -> tuple[Any, OmniProcessor, Any]:
-    """An omni checkpoint as a merge writes it: llava with the ears and language model of a qwen2_audio."""
-    host, guest = (
-        t.LlavaForConditionalGeneration(zoo.llava()),
-        t.Qwen2AudioForConditionalGeneration(zoo.qwen2_audio_llama()),
-    )
-    owners = {"image": "host", "audio": "ear"}
-    processor = OmniProcessor(
-        omni_tokenizer(),
-        {"host": donor("llava"), "ear": donor("qwen2_audio_llama")},
-        {modality: {"owner": owner, "token": PLACEHOLDER[modality]} for modality, owner in owners.items()},
-    )
-    ids = {modality: processor.tokenizer.convert_tokens_to_ids(PLACEHOLDER[modality]) for modality in owners}
-    host.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    config = OmniConfig(
-        host=host.config.to_dict(),
-        guests={"ear": guest.config.to_dict()},
-        modalities={modality: {"owner": owner, "token_id": ids[modality]} for modality, owner in owners.items()},
-    )
-    model = OmniForConditionalGeneration(config).eval()
-    model.load_state_dict(host.state_dict(), strict=False)
-    towers = {
-        name: tensor for name, tensor in guest.model.state_dict().items() if not name.startswith("language_model")
-    }
-    model.guests["ear"].load_state_dict(towers)
-    language = guest.model.get_decoder().state_dict()
-    with torch.no_grad():
-        model.get_input_embeddings().weight[: zoo.VOCAB] = language.pop("embed_tokens.weight")
-        model.lm_head.weight[: zoo.VOCAB] = guest.lm_head.weight
-    model.get_decoder().load_state_dict(language, strict=False)
-    config.auto_map = processor.auto_map = copy_code(path)
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return model, processor, guest.eval()
-
-
 @pytest.fixture(scope="module")
 def saved() -> tuple[Path, Any, OmniProcessor, Any]:
     path = c.fresh("omni")
-    return path, *checkpoint(path)
+    return path, *omni_checkpoint(path)
 
 
 def test_from_a_sound_to_the_donors_logits(saved: Any) -> None:
@@ -396,36 +389,3 @@ def test_auto_classes_know_it(saved: Any) -> None:
     read = json.loads((second / "processor_config.json").read_text())
     assert read == json.loads((path / "processor_config.json").read_text())
     assert read["auto_map"]["AutoProcessor"] == "processing.OmniProcessor"
-
-
-ALONE = """
-import sys
-sys.modules["mergekit_mm"] = None  # as where it is not installed
-import numpy as np, torch, transformers as t
-path, out = sys.argv[1:]
-with_code = {"trust_remote_code": True}
-model = t.AutoModelForMultimodalLM.from_pretrained(path, **with_code).eval()
-processor = t.AutoProcessor.from_pretrained(path, **with_code)
-times = np.arange(4000) / processor.donors["ear"].feature_extractor.sampling_rate
-chat = [{"role": "user", "content": [
-    {"type": "image", "image": np.full((28, 28, 3), 90, np.uint8)}, {"type": "text", "text": "hi"},
-    {"type": "audio", "audio": np.sin(900 * times).astype(np.float32)}]}]
-inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
-assert not [name for name in sys.modules if name.startswith("mergekit_mm.omni")]
-with torch.no_grad():
-    torch.save({"inputs": dict(inputs), "logits": model(**inputs).logits}, out)
-"""
-
-
-def test_a_checkpoint_stands_alone(saved: Any, tmp_path: Path) -> None:
-    """In a process that cannot import the package, by the code in the checkpoint."""
-    path, model, _, _ = saved
-    environment = {**os.environ, "MERGEKIT_MM_AUTOLOAD": "0", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    run = [sys.executable, "-c", ALONE, str(path), str(tmp_path / "out.pt")]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = torch.load(tmp_path / "out.pt")
-    with torch.no_grad():
-        expected = model(**result["inputs"]).logits
-    assert set(result["inputs"]) >= {"image__pixel_values", "audio__input_features", "audio__feature_attention_mask"}
-    torch.testing.assert_close(result["logits"], expected, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The omni recipes for hub models, planned over checkpoints of full size without values (see sparse.py)."""
+"""The omni recipes for hub models, planned over checkpoints of full size without values (see hollow.py)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 import transformers
 import yaml
 from checkpoints import fresh, merge
+from hollow import sparse_checkpoint
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from PIL import Image
-from sparse import sparse_checkpoint
 from test_recipes import QWEN2_5_7B, QWEN2_5_VL_7B, RECIPES
 
 from mergekit_mm.merge import check_merge

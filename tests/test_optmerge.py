@@ -62,6 +62,22 @@ def test_single_precision_from_leading_eigenpairs_only(monkeypatch: pytest.Monke
     assert relative(merged_delta(deltas), optmerge_loop(deltas, "lora")) < 1e-6
 
 
+@pytest.mark.parametrize("preset", SGD)
+@pytest.mark.parametrize("shape", [(264, 280), (300, 264), (264, 900)])
+def test_a_cut_between_all_but_equal_singular_values(
+    preset: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last direction kept and the first one dropped differ by a ten-thousandth, and rounding mixes neighbours."""
+    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    kept, deltas = PRESETS[preset].rank(shape, 3), []
+    for delta in make_deltas(shape, 3, "flat"):
+        u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+        s[kept] = s[kept - 1] * (1 - 1e-4)
+        deltas.append(((u * s) @ vh).float())
+    expected = solve([TaskVector(d.double()) for d in deltas], PRESETS[preset]).left
+    assert relative(merged_delta(deltas, preset=preset), expected) < 1e-6
+
+
 @pytest.mark.parametrize("preset", list(PRESETS))
 @pytest.mark.parametrize("kind", ["adapter", "steep"])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from checkpoints import checkpoint, experts
+from hollow import sparse_checkpoint
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
 from mergekit.options import MergeOptions
-from sparse import sparse_checkpoint
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.merge import check_merge

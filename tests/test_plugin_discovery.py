@@ -1,24 +1,22 @@
 """The plugin as a user meets it: installed into fresh environments, and driven by the stock `mergekit-yaml`.
 
-An environment here is a bare venv that reaches the packages of this interpreter through links, all but mergekit-mm and
-the `.pth` files, so that the installation under test is the only one. Starting mergekit costs seconds: tests share.
+Starting mergekit costs seconds: tests share environments and results.
 """
 
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import re
-import subprocess
 import sys
-import sysconfig
 import warnings
 import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import environments
 import pytest
+from environments import ROOT, Environment
 from packaging.requirements import Requirement
 
 import mergekit_mm
@@ -30,72 +28,15 @@ from mergekit_mm.hosts.registration import (
     register_methods,
 )
 
-ROOT = Path(__file__).parents[1]
 
-
-class Environment:
-    """A venv with everything but mergekit-mm."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
-        self.scripts = directory / "bin"
-        self.site = Path(sysconfig.get_path("purelib", vars={"base": str(directory)}))
-        links = directory / "packages"
-        links.mkdir()
-        for source in [Path(each) for each in sys.path if Path(each).name in ("site-packages", "dist-packages")]:
-            for entry in source.iterdir():
-                if "mergekit_mm" not in entry.name and entry.suffix not in (".pth", ".start"):
-                    (links / entry.name).symlink_to(entry)
-        (self.site / "packages.pth").write_text(f"{links}\n")
-        stock = (Path(sysconfig.get_path("scripts")) / "mergekit-yaml").read_text().splitlines(keepends=True)
-        (self.scripts / "mergekit-yaml").write_text(f"#!{self.scripts / 'python'}\n" + "".join(stock[1:]))
-        (self.scripts / "mergekit-yaml").chmod(0o755)
-        self.empty = self.files()
-
-    def files(self) -> set[Path]:
-        """What an installation could leave behind; byte code excepted, which Python writes as it runs."""
-        found = [*self.site.rglob("*"), *self.scripts.iterdir()]
-        return {each for each in found if each.name != "__pycache__" and each.suffix != ".pyc"}
-
-    def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a script of this environment from its own directory; Python and plugin variables are those given."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MERGEKIT_MM", "PYTHON"))}
-        path = f"{self.scripts}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            [self.scripts / command[0], *command[1:]],
-            env=inherited | {"PATH": path} | variables,
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-        )
-
-    def pip(self, *arguments: str | Path) -> None:
-        python = str(self.scripts / "python")
-        pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", *map(str, arguments)]
-        done = subprocess.run(pip, cwd=self.directory, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    def install(self, *what: str | Path) -> None:
-        self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", *what)
-
-    def modules_at_start(self) -> set[str]:
-        return set(self.run("python", "-c", "import sys; print(*sys.modules)").stdout.split())
+@pytest.fixture(scope="module")
+def wheel() -> Path:
+    return environments.wheel()
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(out)]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
-    return next(out.iterdir())
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
-    environment = Environment(tmp_path_factory.mktemp("installed"))
-    environment.install(wheel)
-    return environment
+def installed() -> Environment:
+    return environments.installed()
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +150,15 @@ def test_doctor_finds_all_well(installed: Environment) -> None:
     assert {line.split()[0] for line in report.values()} == {"ok"}
 
 
-def test_stock_lm_eval_knows_the_tasks(installed: Environment) -> None:
+def test_stock_lm_eval_knows_the_tasks_and_the_model(installed: Environment) -> None:
     """From a wheel, without --include_path; what the user includes comes later and wins."""
     done = installed.run("python", "-m", "lm_eval", "ls", "groups")
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"mllm", "mllm_chart", "mllm_grounding"} <= set(re.findall(r"\bmllm\w*", done.stdout))
+    listed = "import sys, lm_eval.models; from lm_eval.api.registry import model_registry as known; "
+    listed += "print('mllm' in known, 'hf' in known, 'mergekit_mm.evaluation' in sys.modules)"
+    assert installed.run("python", "-c", listed).stdout.split() == ["True", "True", "False"]
+    assert installed.run("python", "-c", listed, MERGEKIT_MM_AUTOLOAD="0").stdout.split()[0] == "False"
     plain = "from lm_eval.tasks import TaskManager; print(hasattr(TaskManager.__init__, '__mergekit_mm__'))"
     assert installed.run("python", "-c", plain, MERGEKIT_MM_AUTOLOAD="0").stdout.split() == ["False"]
 

@@ -37,10 +37,10 @@ from checkpoints import (
     tensors,
 )
 from click.testing import CliRunner
+from hollow import sparse_checkpoint, write_sparse
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from safetensors.torch import save_file
-from sparse import sparse_checkpoint, write_sparse
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mergekit_mm.cli import main

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergekit_mm.numerics.filters import apply_quotient, heavy_ball_quotient
+from mergekit_mm.numerics.filters import apply_quotient_, heavy_ball_quotient
 from mergekit_mm.numerics.spectral import gram, gram_root, top_eigenpairs, truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
@@ -25,6 +25,13 @@ def test_a_difference_is_taken_after_widening() -> None:
     base = torch.tensor([[1.0, 256.0]], dtype=torch.bfloat16)
     tuned = torch.tensor([[1.0078125, 258.0]], dtype=torch.bfloat16)
     assert TaskVector(tuned, base=base).dense(torch.float32).tolist() == [[0.0078125, 2.0]]
+
+
+def test_a_difference_of_many_rows_is_the_difference() -> None:
+    base, tuned = randn(600, 3, seed=1).to(torch.bfloat16).T.contiguous().T, randn(600, 3).float()
+    assert torch.equal(TaskVector(tuned, base=base).dense(torch.float64), tuned.double() - base.double())
+    scalar = TaskVector(tuned[0, 0], base=base[0, 0]).dense(torch.float32)
+    assert torch.equal(scalar, tuned[0, 0] - base[0, 0].float())
 
 
 def test_a_dense_copy_can_be_overwritten_without_touching_the_input() -> None:
@@ -123,8 +130,22 @@ def test_a_filter_applied_to_a_matrix_equals_its_definition(rate: float, rows: i
     def quotient(lam: Tensor) -> Tensor:
         return heavy_ball_quotient(lam, rate, 0.9, 300)
 
-    assert relative(apply_quotient(coefficients, matrix, quotient), expected) < 1e-10
-    assert relative(apply_quotient(coefficients.float(), matrix.float(), quotient), expected) < 1e-5
+    assert relative(apply_quotient_(coefficients.clone(), matrix.clone(), quotient), expected) < 1e-10
+    assert relative(apply_quotient_(coefficients.float(), matrix.float(), quotient), expected) < 1e-5
+
+
+def test_a_short_filter_of_many_rows_keeps_single_precision() -> None:
+    """There eigenvectors cost less than the polynomial; float32 ones would not be quite orthonormal."""
+    spectrum = torch.arange(1, 401, dtype=torch.float64) ** -1.4
+    vectors = torch.linalg.qr(randn(400, 400)).Q
+    coefficients = randn(4000, 400, seed=1)
+
+    def quotient(lam: Tensor) -> Tensor:
+        return heavy_ball_quotient(lam, 1e-4, 0.9, 300)
+
+    matrix = ((vectors * spectrum) @ vectors.T).float()
+    result = apply_quotient_(coefficients.float(), matrix, quotient)
+    assert relative(result, (coefficients @ vectors * quotient(spectrum)) @ vectors.T) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -145,12 +166,12 @@ def test_no_spectrum_escapes_the_interval_of_the_polynomial(spectrum: Tensor, ra
     vectors = torch.linalg.qr(randn(200, 200)).Q
     weights = heavy_ball_quotient(spectrum, rate, 0.9, 300)
     coefficients = randn(3, 200, seed=1)
-    result = apply_quotient(
-        coefficients, (vectors * spectrum) @ vectors.T, lambda lam: heavy_ball_quotient(lam, rate, 0.9, 300)
+    result = apply_quotient_(
+        coefficients.clone(), (vectors * spectrum) @ vectors.T, lambda lam: heavy_ball_quotient(lam, rate, 0.9, 300)
     )
     assert relative(result, (coefficients @ vectors * weights) @ vectors.T) < 1e-10
 
 
 def test_a_filter_of_nothing_is_its_slope() -> None:
-    result = apply_quotient(torch.ones(2, 3), torch.zeros(3, 3), lambda lam: 7.0 + lam)
+    result = apply_quotient_(torch.ones(2, 3), torch.zeros(3, 3), lambda lam: 7.0 + lam)
     assert torch.equal(result, torch.full((2, 3), 7.0))

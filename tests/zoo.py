@@ -1411,8 +1411,8 @@ def _perturb(model: torch.nn.Module, std: float, seed: int, keep_infinite: bool)
             tensor.add_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * std)
 
 
-def tokenizer(vocab: int = VOCAB) -> Any:
-    """A byte-level tokenizer of `vocab` tokens with the placeholders of the zoo."""
+def tokenizer(vocab: int = VOCAB, **named: str) -> Any:
+    """A byte-level tokenizer of `vocab` tokens with the placeholders of the zoo; `named` has, say, its image_token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
@@ -1422,7 +1422,12 @@ def tokenizer(vocab: int = VOCAB) -> Any:
     model.decoder = decoders.ByteLevel()
     extra = [SPECIAL[i] for i in (IMAGE, VIDEO, AUDIO, V_START, V_END, A_START, A_END)]
     return t.PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", additional_special_tokens=extra
+        tokenizer_object=model,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=extra,
+        **named,
     )
 
 

@@ -1,7 +1,7 @@
 """Every merge method of this package on one matrix: time, error and memory, beside the published computation.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/methods.py                                 # some minutes
-    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py --shapes 3584x3584 --experts 8 --methods tsv swudi
+    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py --shapes 896x896,3584x3584 --experts 3,8 --methods tsv swudi
 
 Times are CPU seconds of one process. The published side is restated from its description, in float32: singular value
 decompositions for TSV and Iso, an eigendecomposition of in x in for SWUDI, an autograd loop for WUDI, extrapolated from
@@ -14,12 +14,23 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optmerge
 import torch
-from optmerge import adapters, cpu_seconds, gemm_rate, parse, relative_error, status_mib, task_vectors
+from optmerge import (
+    adapters,
+    cpu_seconds,
+    gemm_rate,
+    parse,
+    published_swudi,
+    relative_error,
+    status_mib,
+    task_vectors,
+)
 from torch import Tensor
 
 from mergekit_mm.methods import method_named
@@ -77,21 +88,6 @@ def published_iso_cts(deltas: list[Tensor]) -> Tensor:
     return torch.cat([*(p[1][:each] for p in parts), s]).mean() * (left @ right)
 
 
-def published_swudi(deltas: list[Tensor], adaptive: bool = False) -> Tensor:
-    weights = [1.0 / delta.square().sum() for delta in deltas]
-    hessian = sum(w * (delta.T @ delta) for w, delta in zip(weights, deltas, strict=True))
-    target = sum(w * (delta @ (delta.T @ delta)) for w, delta in zip(weights, deltas, strict=True))
-    assert isinstance(hessian, Tensor)
-    assert isinstance(target, Tensor)
-    values, vectors = torch.linalg.eigh(hessian)
-    values = values.clamp_min(1e-8)
-    kept = float(values.sqrt().sum() ** 2 / values.sum()) if adaptive else 0.65 * len(values)
-    share = torch.ones_like(values) if adaptive else 1 - torch.exp(-300.0 * values)
-    share[: len(values) - int(kept + 0.999)] = 0
-    start = torch.stack(deltas).sum(0)
-    return start + ((target @ vectors) * (share / values) - (start @ vectors) * share) @ vectors.T
-
-
 def published_wudi_seconds(deltas: list[Tensor]) -> float:
     x = torch.nn.Parameter(torch.stack(deltas).sum(0))
     optimizer = torch.optim.Adam([x], lr=1e-5)
@@ -125,13 +121,15 @@ def solved(name: str, vectors: list[TaskVector], **more: Any) -> Tensor:
     return merged.dense(torch.promote_types(vectors[0].left.dtype, torch.float32))
 
 
-def seconds(name: str, vectors: list[TaskVector]) -> float:
-    """CPU seconds with the dense result; the Adam loop is extrapolated as the published one is."""
+def seconds(name: str, vectors: list[TaskVector]) -> tuple[float, Tensor | None]:
+    """CPU seconds with the dense result; the Adam loop is extrapolated as the published one is, and has no result."""
     if name != "wudi":
-        return cpu_seconds(lambda: solved(name, vectors))
+        start = time.process_time()
+        merged = solved(name, vectors)
+        return time.process_time() - start, merged
     short = cpu_seconds(lambda: solved(name, vectors, iterations=5))
     long = cpu_seconds(lambda: solved(name, vectors, iterations=20))
-    return short + (long - short) / 15 * (STEPS - 5)
+    return short + (long - short) / 15 * (STEPS - 5), None
 
 
 def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[float, float]) -> float:
@@ -147,7 +145,7 @@ def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[
         grams = {"iso_c": 1, "iso_cts": 1 + count, "tsv": count}[name]
         return (grams * large * small**2 + 2.0 * large * small**2) / double
     if name.startswith("optmerge"):
-        return count * large * small**2 / single
+        return optmerge.product_seconds(shape, count, SETTINGS[name].get("preset", "lora"), single, double)
     rows = min(count * shape[0], shape[1])  # what the Hessian of the WUDI family is made of
     if shape[0] < shape[1]:
         return (shape[1] * rows**2 + 2.0 * shape[0] * rows**2 + 2.0 * shape[0] * shape[1] * rows) / double
@@ -176,55 +174,56 @@ def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
     print(status_mib("VmHWM") - before)
 
 
-def row(name: str, shape: tuple[int, int], options: argparse.Namespace, rates: tuple[float, float]) -> str:
-    deltas = task_vectors(shape, options.experts, options.spectrum)
+def row(name: str, shape: tuple[int, int], count: int, options: argparse.Namespace, rates: tuple[float, float]) -> str:
+    deltas = task_vectors(shape, count, options.spectrum)
     vectors = [TaskVector(delta) for delta in deltas]
-    mine = seconds(name, vectors)
+    mine, merged = seconds(name, vectors)
     theirs = published_wudi_seconds(deltas) if name == "wudi" else None
     if name in PUBLISHED:
         theirs = cpu_seconds(lambda: PUBLISHED[name](deltas))
     error = "-"
-    if name != "wudi":
-        error = f"{relative_error(solved(name, vectors), solved(name, doubled(vectors))):.1e}"
-    cells = [f"{shape[0]}x{shape[1]}", name, f"{theirs:.2f}" if theirs else "-", f"{mine:.2f}"]
-    cells.append(f"{mine / product_seconds(name, shape, options.experts, rates):.1f}x")
+    if merged is not None:
+        error = f"{relative_error(merged, solved(name, doubled(vectors))):.1e}"
+    cells = [f"{shape[0]}x{shape[1]}", str(count), name, f"{theirs:.2f}" if theirs else "-", f"{mine:.2f}"]
+    cells.append(f"{product_seconds(name, shape, count, rates):.2f}")
     cells += [f"**{theirs / mine:.1f}x**" if theirs else "-", error]
-    inputs = (options.experts + 1) * shape[0] * shape[1] * 4 / 2**20
-    cells.append(f"{peak_extra_mib(name, shape, options.experts) / inputs:.1f}")
+    inputs = (count + 1) * shape[0] * shape[1] * 4 / 2**20
+    cells.append(f"{peak_extra_mib(name, shape, count) / inputs:.1f}")
     for rank in map(int, options.ranks.split(",")):
-        factored = adapters(shape, options.experts, rank)
+        factored = adapters(shape, count, rank)
         if name == "wudi":
             cells.append("as dense")
             continue
-        spent = cpu_seconds(lambda factored=factored: solved(name, factored))
-        wrong = relative_error(solved(name, factored), solved(name, doubled(factored)))
-        cells.append(f"{spent:.3f}, {wrong:.0e}")
+        spent, merged = seconds(name, factored)
+        assert merged is not None
+        cells.append(f"{spent:.3f}, {relative_error(merged, solved(name, doubled(factored))):.0e}")
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="896x896,896x4864,4864x896", help="out x in, comma separated")
+    parser.add_argument("--shapes", default="896x896,896x4864,4864x896,1536x1536", help="out x in, comma separated")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--experts", type=int, default=5)
+    parser.add_argument("--experts", default="5", help="how many, comma separated")
     parser.add_argument("--ranks", default="8,64", help="ranks of the adapters, comma separated")
     parser.add_argument("--spectrum", type=float, default=0.7, help="singular values fall about as j^-this")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        return report_memory(options.methods[0], parse(options.memory_of), options.experts)
+        return report_memory(options.methods[0], parse(options.memory_of), int(options.experts))
     rates = gemm_rate(), gemm_rate(torch.float64)
     speeds = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM {speeds} GFLOP/s in float32 and float64"
     )
-    print(f"{options.experts} experts, singular values falling as j^-{options.spectrum}\n")
+    print(f"singular values falling as j^-{options.spectrum}\n")
     head = [
         "shape",
+        "experts",
         "method",
         "published, s",
         "ours, s",
-        "of its GEMM floor",
+        "GEMM floor, s",
         "ratio",
         "our error",
         "extra memory / inputs",
@@ -232,8 +231,9 @@ def main() -> None:
     head += [f"rank-{rank} adapters: s, error" for rank in options.ranks.split(",")]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for shape in options.shapes.split(","):
-        for name in options.methods:
-            print(row(name, parse(shape), options, rates), flush=True)
+        for count in map(int, options.experts.split(",")):
+            for name in options.methods:
+                print(row(name, parse(shape), count, options, rates), flush=True)
 
 
 if __name__ == "__main__":

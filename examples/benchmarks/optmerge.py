@@ -12,6 +12,7 @@ the first shape, for its error. Synthetic task vectors: nothing here measures th
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from mergekit_mm.methods.optmerge import PRESETS, Settings, solve
 from mergekit_mm.numerics.task_vector import TaskVector
 
 STEPS = 300
+SMALL = 1 << 20  # entries; what takes little time is measured more than once
 Shape = tuple[int, int]
 
 
@@ -104,6 +106,22 @@ def released_loop(deltas: Tensor, proxies: Tensor, targets: Tensor, preset: str,
     return x.detach()
 
 
+def published_swudi(deltas: list[Tensor], adaptive: bool = False) -> Tensor:
+    """The closed form that the same authors published later; adaptive: SWUDI-A."""
+    weights = [1.0 / delta.square().sum() for delta in deltas]
+    hessian = sum(w * (delta.T @ delta) for w, delta in zip(weights, deltas, strict=True))
+    target = sum(w * (delta @ (delta.T @ delta)) for w, delta in zip(weights, deltas, strict=True))
+    assert isinstance(hessian, Tensor)
+    assert isinstance(target, Tensor)
+    values, vectors = torch.linalg.eigh(hessian)
+    values = values.clamp_min(1e-8)
+    kept = float(values.sqrt().sum() ** 2 / values.sum()) if adaptive else 0.65 * len(values)
+    share = torch.ones_like(values) if adaptive else 1 - torch.exp(-300.0 * values)
+    share[: len(values) - int(kept + 0.999)] = 0
+    start = torch.stack(deltas).sum(0)
+    return start + ((target @ vectors) * (share / values) - (start @ vectors) * share) @ vectors.T
+
+
 def released(deltas: list[Tensor], preset: str, run_to_end: bool) -> tuple[float, float, Tensor | None]:
     """CPU seconds of the set-up of all experts and of one step; the merged delta if asked to run to the end."""
     stacked = torch.stack(deltas)
@@ -119,10 +137,11 @@ def released(deltas: list[Tensor], preset: str, run_to_end: bool) -> tuple[float
     else:
         proxies, targets = proxies.contiguous(), targets.contiguous()
     released_loop(stacked, proxies, targets, preset, 1)
-    short = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 1))
-    long = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 4))
+    more, repeats = (9, 3) if mean.numel() < SMALL else (2, 1)
+    short = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 1), repeats)
+    long = cpu_seconds(lambda: released_loop(stacked, proxies, targets, preset, 1 + more), repeats)
     end = released_loop(stacked, proxies, targets, preset, STEPS) if run_to_end else None
-    return setup, (long - short) / 3, end
+    return setup, (long - short) / more, end
 
 
 # --- this package -----------------------------------------------------------------------------------------------------
@@ -135,9 +154,7 @@ def ours(vectors: list[TaskVector], settings: Settings) -> float:
         solve(vectors, replace(settings, iterations=iterations)).dense(torch.float32)
 
     if settings.optimizer == "sgd":
-        return cpu_seconds(
-            lambda: run(settings.iterations), 3 if vectors[0].shape[0] * vectors[0].shape[1] < 5e6 else 1
-        )
+        return cpu_seconds(lambda: run(settings.iterations), 3 if math.prod(vectors[0].shape) < SMALL else 1)
     short, long = cpu_seconds(lambda: run(5)), cpu_seconds(lambda: run(20))
     return short + (long - short) / 15 * (settings.iterations - 5)
 
@@ -146,12 +163,26 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
 
-def product_flops(shape: Shape, count: int, settings: Settings) -> float:
-    """Flops of the matrix products that the `lora` path cannot do without; eigenpairs and the filter come on top."""
+def product_seconds(shape: Shape, count: int, preset: str, single: float, double: float) -> float:
+    """CPU seconds of the matrix products that a route cannot do without, at the rates of a product in float32 and 64.
+
+    A symmetric product counts half. Eigenpairs come on top, and for `full` the set-up.
+    """
+    out, columns = shape
     m, n = max(shape), min(shape)
-    kept = settings.rank(shape, count) * count
-    grams = count * m * n * n + m * kept * kept  # symmetric: half of 2 m n^2 each
-    return grams + 2.0 * m * n * kept * 3  # rows, slope, step
+    kept = PRESETS[preset].rank(shape, count)
+    if preset == "full":  # a step is one product with A, or two with its rows
+        return STEPS * 2.0 * out * columns * min(columns, 2 * kept * count) / single
+    grams = count * m * n * n
+    if preset == "lora":
+        rows = kept * count
+        return (grams + m * rows * rows + 2.0 * m * n * rows * 3) / single  # R R^T; rows, slope, step
+    if out >= columns:
+        targets = count * 2.0 * kept * (2 * m * n + n * n)
+        return (grams + targets + 6.0 * m * n * n) / double  # x_0 A and twice the eigenvectors
+    rows = count * out  # the filter is a polynomial in R R^T, of degree 10 at least for an error of 1e-7
+    products = columns * rows * rows + 2.0 * out * columns * rows * 2 + 10 * 2.0 * out * rows * rows
+    return grams / double + products / single
 
 
 def peak_extra_mib(shape: Shape, preset: str, count: int) -> float:
@@ -180,7 +211,7 @@ def status_mib(field: str) -> float:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def row(shape: Shape, preset: str, options: argparse.Namespace, rate: float, first: bool) -> str:
+def row(shape: Shape, preset: str, options: argparse.Namespace, rates: tuple[float, float], first: bool) -> str:
     settings = PRESETS[preset]
     deltas = task_vectors(shape, options.experts, options.spectrum)
     vectors = [TaskVector(d) for d in deltas]
@@ -193,8 +224,9 @@ def row(shape: Shape, preset: str, options: argparse.Namespace, rate: float, fir
         truth = solve([TaskVector(d.double()) for d in deltas], settings).dense(torch.float64)
         error = f"{relative_error(solve(vectors, settings).dense(torch.float32), truth):.1e}"
         theirs_error = f"{relative_error(end, truth):.1e}" if end is not None else "-"
-    loop_bound = 4.0 * options.experts * shape[0] ** 2 * shape[1] / rate
-    bound = f"{product_flops(shape, options.experts, settings) / rate:.2f}" if preset == "lora" else "-"
+    loop_bound = 4.0 * options.experts * shape[0] ** 2 * shape[1] / rates[0]
+    bound = product_seconds(shape, options.experts, preset, *rates)
+    closed = f"{cpu_seconds(lambda: published_swudi(deltas, adaptive=True)):.2f}" if preset == "lora" else "-"
     memory = peak_extra_mib(shape, preset, options.experts)
     inputs = (options.experts + 1) * shape[0] * shape[1] * 4 / 2**20
     cells = [
@@ -204,7 +236,8 @@ def row(shape: Shape, preset: str, options: argparse.Namespace, rate: float, fir
         f"{loop_bound:.2f}",
         f"{theirs:.0f}",
     ]
-    cells += [f"{mine:.2f}", bound, f"**{theirs / mine:.0f}x**", error, theirs_error, f"{memory:.0f} / {inputs:.0f}"]
+    cells += [closed, f"{mine:.2f}", f"{bound:.2f}", f"**{theirs / mine:.0f}x**", error, theirs_error]
+    cells.append(f"{memory:.0f} / {inputs:.0f} = {memory / inputs:.1f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -237,13 +270,20 @@ def main() -> None:
     if options.memory_of:
         return report_memory(parse(options.memory_of), options.presets, options.experts)
     shapes = [parse(s) for s in options.shapes.split(",")]
-    rate = gemm_rate()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM float32 {rate / 1e9:.0f} GFLOP/s\n")
-    print("| shape | preset | released: set-up + loop, s | GEMM bound of its step, s | released, s | ours, s ", end="")
-    print("| GEMM bound of ours, s | ratio | our error | loop's error | extra memory / inputs, MiB |\n|" + "---|" * 11)
+    rates = gemm_rate(), gemm_rate(torch.float64)
+    speeds = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), GEMM {speeds} GFLOP/s in float32 and float64"
+    )
+    print(f"{options.experts} experts, singular values falling as j^-{options.spectrum}\n")
+    print(
+        "| shape | preset | released: set-up + loop, s | GEMM bound of its step, s | released, s | SWUDI-A, s ", end=""
+    )
+    print("| ours, s | GEMM bound of ours, s | ratio | our error | loop's error | extra / inputs, MiB |")
+    print("|" + "---|" * 12)
     for preset in options.presets.split(","):
         for shape in shapes:
-            print(row(shape, preset, options, rate, shape == shapes[0]), flush=True)
+            print(row(shape, preset, options, rates, shape == shapes[0]), flush=True)
     print("\n| adapters | rank | factors out, s | dense out, s | error |\n|" + "---|" * 5, flush=True)
     for shape in shapes:
         for rank in options.ranks.split(","):

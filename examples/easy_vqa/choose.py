@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from run import ROOT
-from vqa_data import questions, subset
+from vqa_commands import ROOT
 from vqa_score import percentages, score
 
 STRENGTH = {"task_arithmetic": "lambda", "ties": "lambda"}  # the parameter's name; `scaling` in this package's methods
@@ -47,12 +46,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[None], help="merge_method in the recipe's place, at defaults")
     parser.add_argument("--limit", type=int, default=1200, help="at most so many questions, a third of each type")
     arguments = parser.parse_args()
-    rows = subset(questions("validation"), arguments.limit)
     with tempfile.TemporaryDirectory() as scratch:
         for recipe in arguments.recipes:
             for method in arguments.methods:
                 for strength, path in swept(recipe, method, Path(scratch)):
-                    cells = percentages(score(path, "validation", rows))
+                    cells = percentages(score(path, "validation", arguments.limit))
                     mean = cells.pop("mean")[0]
                     types = ", ".join(f"{kind} {value:.1f}" for kind, (value, _) in cells.items())
                     print(f"{method or recipe:16} {strength}: {mean:5.1f} %   ({types})", flush=True)

@@ -13,8 +13,6 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,24 +22,14 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers.utils import logging
-from vqa_data import TYPES, Question, by_type, image, questions, subset
-from vqa_score import Score, answers, as_json, blind_score, load, percentages, table, tally
+from vqa_commands import ROOT, lm_eval, mergekit_yaml
+from vqa_data import TYPES, Question, by_type, questions, subset
+from vqa_score import GROUP, Score, as_json, blind_score, from_results, model_arguments, percentages, table
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 MODELS = HERE / "models"
 RECIPES = ("linear", "task_arithmetic", "ties", "optmerge")
 EXAMPLE_IMAGES = 3
-
-
-def mergekit_yaml(config: Path, target: Path) -> None:
-    """Run the unmodified console script from the repository's root; what it printed is shown if it fails."""
-    script = Path(sys.executable).parent / "mergekit-yaml"
-    command = [str(script), str(config), str(target), "--quiet"]
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
 
 
 def merge(recipe: str, out: Path) -> Path:
@@ -52,19 +40,20 @@ def merge(recipe: str, out: Path) -> Path:
     return target
 
 
-def generated(model: Any, processor: Any, row: Question) -> str:
-    """What the model says to one question about one test image, the way a user asks it."""
-    content = [{"type": "image"}, {"type": "text", "text": row.text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=image("test", row.image), text=prompt, return_tensors="pt")
-    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def said_by(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[int, str], str]:
+    """What a model said, by image and question."""
+    return {
+        (int(Path(s["doc"]["image"]["path"]).stem), s["doc"]["prompt"].removeprefix("<image>")): s["filtered_resps"][0]
+        for each in samples.values()
+        for s in each
+    }
 
 
-def examples() -> list[Question]:
-    """A colour, a shape and a negated question about each of the first test images that has all three."""
+def examples(asked: Sequence[Question]) -> list[Question]:
+    """A colour, a shape and a negated question about each of the first test images about which all three were asked."""
     by_image: dict[int, list[Question]] = {}
-    for row in questions("test"):
+    chosen = set(asked)
+    for row in (row for row in questions("test") if row in chosen):
         by_image.setdefault(row.image, []).append(row)
     picked: list[Question] = []
     for rows in by_image.values():
@@ -113,31 +102,42 @@ def write_results(out: Path, results: Mapping[str, Mapping[str, Score]], count: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
-    parser.add_argument("--lora", action="store_true", help="score the LoRA experts too (base + adapter, through peft)")
+    experts = parser.add_mutually_exclusive_group()
+    experts.add_argument("--lora", action="store_true", help="score the LoRA experts too (base + adapter)")
+    experts.add_argument("--no-experts", action="store_true", help="score the base and the merges only")
     parser.add_argument("--limit", type=int, help="at most so many test questions, a third of each type (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "easy_vqa")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
     print(f"merging {len(arguments.recipes)} times, from {ROOT}:", flush=True)
     with ThreadPoolExecutor(2) as pool:  # most of a small merge is starting up, on one core
         merged = dict(
             zip(arguments.recipes, pool.map(lambda recipe: merge(recipe, out), arguments.recipes), strict=True)
         )
 
-    rows, asked = subset(questions("test"), arguments.limit), examples()
-    print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images", flush=True)
-    ways = ("expert", "lora") if arguments.lora else ("expert",)
+    rows = subset(questions("test"), arguments.limit)
+    ways = () if arguments.no_experts else ("expert", "lora") if arguments.lora else ("expert",)
     paths = {"base": MODELS / "base"}
     paths |= {f"{way} {kind}": MODELS / f"{way}_{kind}" for way in ways for kind in TYPES}
     paths |= {f"merge {recipe}": path for recipe, path in merged.items()}
-    results, said = {"without looking": blind_score(rows)}, {}
-    for name, path in paths.items():
-        model, processor = load(path)
-        results[name] = tally(rows, answers(model, processor, "test", rows, name))
-        if name == "base" or name.startswith("merge"):
-            said[name] = [generated(model, processor, row) for row in asked]
+    print(f"asking every model {len(rows)} test questions about {len({row.image for row in rows})} images:", flush=True)
+    results, replies = {"without looking": blind_score(rows)}, {}
+    share = arguments.limit and -(-arguments.limit // len(TYPES))
+    with ThreadPoolExecutor(2) as pool:
+        answered = pool.map(
+            lambda path: lm_eval(model_arguments(path), GROUP, out / "lm_eval" / path.name, share), paths.values()
+        )
+        for name, (found, samples) in zip(paths, answered, strict=True):
+            results[name], replies[name] = from_results(found), said_by(samples)
+            mean = percentages(results[name])["mean"][0]
+            print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {mean:.1f} %", flush=True)
+    asked = examples(rows)
+    said = {
+        name: [replies[name][row.image, row.text] for row in asked]
+        for name in paths
+        if name == "base" or name.startswith("merge")
+    }
     merges = [name for name in results if name.startswith("merge")]
     closing = verdict(results, merges)
     print(f"\n{table(results)}\n\n{closing}\n\n{transcript(said, asked)}\n\n{out / 'results.md'}, results.json")

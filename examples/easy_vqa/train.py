@@ -25,7 +25,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from vqa_data import COLORS, SHAPES, TYPES, Draw, Question, base_share, by_type, drawer, image, questions, subset
+from vqa_data import COLORS, SHAPES, TYPES, Draw, Question, base_share, by_type, drawer, image, questions
 from vqa_model import Size, make_model, make_processor, prompt_ids
 from vqa_score import load, score, table
 
@@ -254,10 +254,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=3000, help="score at most so many questions")
     arguments = parser.parse_args()
     train(arguments.out, arguments.only, arguments.quick, arguments.seed)
-    rows = subset(questions(arguments.split), arguments.limit)
     made = [name for name in MODELS if name == "base" or name in arguments.only]
-    results = {name: score(arguments.out / name, arguments.split, rows, name) for name in made}
-    print(f"\n{arguments.split} questions, {len(rows)} of them, 95 % intervals")
+    results = {name: score(arguments.out / name, arguments.split, arguments.limit) for name in made}
+    print(f"\n{arguments.split} questions, at most {arguments.limit} of them, 95 % intervals")
     print(table(results))
 
 

@@ -1,4 +1,4 @@
-"""Load any checkpoint of this example and score it: accuracy per question type with 95 % Wilson intervals."""
+"""Score any checkpoint of this example by lm-eval: accuracy per question type with 95 % Wilson intervals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel
-from tqdm import tqdm
+from peft import PeftConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from vqa_data import TYPES, Question, blind_answers, image, questions
-from vqa_model import prompt_ids
+from vqa_commands import BATCH
+from vqa_data import FIRST_VALIDATION_IMAGE, TYPES, Question, blind_answers, questions
 
-BATCH = 256
+GROUP = "mllm_demo_easy_vqa"  # eval_tasks/demo
 COLUMNS = (*TYPES, "mean")
+# lm-eval's `--metadata`: which of the package's questions
+SPLITS: dict[str, dict[str, Any]] = {
+    "test": {},
+    "validation": {"split": "train", "images": (FIRST_VALIDATION_IMAGE, 4000)},
+}
 
 
 class Score(NamedTuple):
@@ -37,52 +41,47 @@ class Score(NamedTuple):
         return centre - half, centre + half
 
 
-def load(directory: Path | str, base: Path | str | None = None) -> tuple[Any, Any]:
-    """The model in float32 and its processor; a LoRA adapter is applied to `base` (default: its neighbour `base/`)."""
+def model_arguments(directory: Path | str, base: Path | str | None = None) -> dict[str, str]:
+    """lm-eval's `--model_args`: in float32; a LoRA adapter goes on `base` (default: its neighbour `base/`)."""
     directory = Path(directory)
-    adapter = (directory / "adapter_config.json").exists()
-    full = directory
-    if adapter:
-        full = Path(base or directory.parent / "base")
-        full = full if full.exists() else Path(PeftConfig.from_pretrained(directory).base_model_name_or_path)
-    model = AutoModelForImageTextToText.from_pretrained(full, dtype=torch.float32)
-    if adapter:
-        model = PeftModel.from_pretrained(model, directory)
-    return model.eval(), AutoProcessor.from_pretrained(full)
+    if not (directory / "adapter_config.json").exists():
+        return {"pretrained": str(directory), "dtype": "float32"}
+    full = Path(base or directory.parent / "base")
+    full = full if full.exists() else Path(PeftConfig.from_pretrained(directory).base_model_name_or_path)
+    return {"pretrained": str(full), "peft": str(directory), "dtype": "float32"}
 
 
-@torch.inference_mode()
-def answers(model: Any, processor: Any, split: str, rows: Sequence[Question], label: str = "") -> list[str]:
-    """The model's answer to each question: the most likely next token, i.e. the first token greedy `generate()` gives.
-
-    Each distinct image and each distinct wording is preprocessed once, by the checkpoint's own processor; every
-    question then takes a full forward pass, in batches of equally long prompts, so that nothing is padded.
-    """
-    numbers = sorted({row.image for row in rows})
-    images = [image(split, number) for number in numbers]
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    place = {number: index for index, number in enumerate(numbers)}
-    prompts = prompt_ids(processor, sorted({row.text for row in rows}))
-    order = sorted(range(len(rows)), key=lambda index: (len(prompts[rows[index].text]), index))
-    told: list[str] = [""] * len(rows)
-    with tqdm(total=len(rows), desc=label, unit="question", leave=False, disable=not label) as bar:
-        for batch in _equal_lengths(order, [len(prompts[row.text]) for row in rows]):
-            ids = torch.stack([prompts[rows[index].text] for index in batch])
-            shown = pixels[[place[rows[index].image] for index in batch]]
-            logits = model(input_ids=ids, pixel_values=shown, logits_to_keep=1).logits[:, -1]
-            for index, token in zip(batch, logits.argmax(-1).tolist(), strict=True):
-                told[index] = processor.tokenizer.convert_ids_to_tokens(token)
-            bar.update(len(batch))
-    return told
+def load(directory: Path | str) -> tuple[Any, Any]:
+    """A full checkpoint in float32 and its processor, to train on."""
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(directory)
 
 
-def _equal_lengths(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for index in order:
-        if not batches or len(batches[-1]) == BATCH or lengths[batches[-1][0]] != lengths[index]:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+def score(
+    directory: Path | str, split: str = "test", limit: int | None = None, base: Path | None = None
+) -> dict[str, Score]:
+    """A checkpoint's score on at most `limit` questions, a third of each type, by lm-eval in this process."""
+    from lm_eval.evaluator import evaluate  # slow to import, and `run.py` calls the command
+    from lm_eval.tasks import TaskManager
+
+    from mergekit_mm.evaluation.model import MLLM
+    from mergekit_mm.hosts.lm_eval_tasks import task_directory
+
+    manager = TaskManager(include_path=str(task_directory()), include_defaults=False, metadata=SPLITS[split])
+    model = MLLM(**model_arguments(directory, base), batch_size=BATCH)
+    loaded = manager.load([GROUP])
+    found = evaluate(model, loaded, limit=limit and -(-limit // len(TYPES)), bootstrap_iters=0, log_samples=False)
+    return from_results(found)
+
+
+def from_results(results: Mapping[str, Any]) -> dict[str, Score]:
+    """The scores in lm-eval's results, of which the file that it writes is a copy."""
+    found = {}
+    for kind in TYPES:
+        name = f"{GROUP}_{kind}"
+        total = results["n-samples"][name]["effective"]
+        found[kind] = Score(round(results["results"][name]["score,none"] * total), total)
+    return found
 
 
 def tally(rows: Sequence[Question], told: Sequence[str]) -> dict[str, Score]:
@@ -91,14 +90,6 @@ def tally(rows: Sequence[Question], told: Sequence[str]) -> dict[str, Score]:
     for row, answer in zip(rows, told, strict=True):
         right.setdefault(row.type, []).append(answer == row.answer)
     return {kind: Score(sum(right[kind]), len(right[kind])) for kind in TYPES if kind in right}
-
-
-def score(
-    directory: Path | str, split: str, rows: Sequence[Question], label: str = "", base: Path | None = None
-) -> dict[str, Score]:
-    """Load a checkpoint, or an adapter of `base`, and score its answers to `rows`."""
-    model, processor = load(directory, base)
-    return tally(rows, answers(model, processor, split, rows, label))
 
 
 def blind_score(rows: Sequence[Question]) -> dict[str, Score]:

@@ -17,17 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from omni_score import COLUMNS, load, percentages, score
+from omni_score import COLUMNS, percentages, score
 from run import METHODS, MODELS, ROOT, STRENGTH, recipe
 from transformers.utils import logging
 
 GRID = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 
-def swept(method: str, models: Path, scratch: Path) -> Iterator[tuple[float, Path]]:
+def swept(method: str, models: Path, scratch: Path, lora: bool) -> Iterator[tuple[float, Path]]:
     """The method's merge at each strength, solved once."""
     config, out = scratch / f"{method}.yaml", scratch / method
-    config.write_text(yaml.safe_dump(recipe(method, models, **{STRENGTH.get(method, "scaling"): 1.0})))
+    config.write_text(yaml.safe_dump(recipe(method, models, lora, **{STRENGTH.get(method, "scaling"): 1.0})))
     strengths = ",".join(map(str, GRID))
     command = [sys.executable, "-m", "mergekit_mm", "sweep", str(config), str(out), "--quiet", "--scaling", strengths]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -38,14 +38,15 @@ def swept(method: str, models: Path, scratch: Path) -> Iterator[tuple[float, Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "linear"])
+    parser.add_argument("--lora", action="store_true", help="the audio donor as a LoRA")
     parser.add_argument("--count", type=int, default=100, help="validation questions of each of the six sorts")
     parser.add_argument("--models", type=Path, default=ROOT / MODELS, help="made by train.py")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         for method in arguments.methods:
-            for strength, path in swept(method, arguments.models.resolve(), Path(scratch)):
-                cells = percentages(score(*load(path), "validation", arguments.count))
+            for strength, path in swept(method, arguments.models.resolve(), Path(scratch), arguments.lora):
+                cells = percentages(score(path, "validation", arguments.count))
                 each = ", ".join(f"{column} {cells[column][0]:.0f}" for column in COLUMNS)
                 one, two = cells["mean of one"][0], cells["mean of two"][0]
                 print(

@@ -1,30 +1,35 @@
-"""Load any checkpoint of this example and score it: accuracy per combination of media, with 95 % Wilson intervals."""
+"""Score the models of this example: accuracy per combination of media, with 95 % Wilson intervals."""
 
 from __future__ import annotations
 
+import io
+import json
 import random
-from collections.abc import Mapping, Sequence
+import tempfile
+import wave
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import torch
 from omni_facts import MODALITIES, NAMES, PAIRS, Question, ask, told
 from omni_media import RATE, payload, pools
-from omni_model import ARGUMENT, prompt
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
-from vqa_score import Score  # beside omni_media, which puts its directory on the path
+from PIL import Image
+from pyarrow import parquet
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vqa_score import BATCH, Score  # beside omni_media, which puts its directory on the path
 
-from mergekit_mm.omni import register
-
-BATCH = 100
+GROUP = "mllm_demo_omni"  # eval_tasks/demo
 COLUMNS: dict[str, tuple[str, ...]] = {
     **{NAMES[m]: (m,) for m in MODALITIES},
     **{" + ".join(NAMES[m] for m in pair): pair for pair in PAIRS},
 }
 ONE, TWO = tuple(COLUMNS)[:3], tuple(COLUMNS)[3:]
+TASKS = {column: f"{GROUP}_{'_'.join(modalities)}" for column, modalities in COLUMNS.items()}
 MEANS = {"mean of one": ONE, "mean of two": TWO}
 
 
@@ -38,13 +43,36 @@ def questions(split: str, count: int) -> dict[str, list[Question]]:
     return made
 
 
-def load(path: Path | str, adapter: Path | str | None = None) -> tuple[Any, Any]:
-    """A multimodal model in float32, with an adapter if one is given, and its processor."""
-    register()
-    model = AutoModelForMultimodalLM.from_pretrained(path, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.eval(), AutoProcessor.from_pretrained(path)
+def write_questions(split: str, count: int, folder: Path) -> None:
+    """The questions and their media, for the tasks of eval_tasks/demo when MLLM_EVAL_DATA names `folder`.
+
+    Images and frames as PNG, sounds as WAV of 32 bits, so that nothing of them is lost.
+    """
+    folder = folder / "mllm_demo_omni"
+    folder.mkdir(parents=True, exist_ok=True)
+    store = {"image": _png, "audio": _wav, "video": lambda frames: [_png(Image.fromarray(f)) for f in frames]}
+    for column, rows in questions(split, count).items():
+        found = []
+        for row in rows:
+            media = {medium.modality: store[medium.modality](payload(medium, split)) for medium in row.media}
+            found.append(
+                {"question": row.text, "answer": row.answer, "media": list(media), **dict.fromkeys(MODALITIES), **media}
+            )
+        parquet.write_table(pyarrow.Table.from_pylist(found), folder / f"{'+'.join(COLUMNS[column])}.parquet")
+
+
+def _png(image: Image.Image) -> dict[str, Any]:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def _wav(samples: np.ndarray[Any, Any]) -> dict[str, Any]:
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setparams((1, 4, RATE, 0, "NONE", ""))
+        file.writeframes(np.round(samples.astype(np.float64) * 2**31).astype("<i4").tobytes())
+    return {"bytes": data.getvalue(), "path": None}
 
 
 def load_llm(path: Path | str) -> tuple[Any, Any]:
@@ -52,67 +80,61 @@ def load_llm(path: Path | str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
 
 
-def takes(processor: Any) -> tuple[str, ...]:
-    """The modalities that are shown to the model of this processor: of a donor, only those it is the donor of."""
-    if hasattr(processor, "modalities"):
-        return tuple(processor.modalities)
-    return {"LlavaProcessor": ("image",), "Qwen2AudioProcessor": ("audio",), "VideoLlavaProcessor": ("video",)}[
-        type(processor).__name__
-    ]
-
-
 @torch.inference_mode()
-def right(model: Any, processor: Any, split: str, rows: Sequence[Question], words: bool = False) -> list[bool]:
-    """Whether each answer is what greedy `generate()` would say: every word the most likely one after those before it.
+def score_llm(model: Any, tokenizer: Any, split: str, count: int, words: bool = False) -> dict[str, Score]:
+    """The text LLM's score: every word of an answer is the most likely one after those before it.
 
-    The model is shown those media of a question that it takes; `words`: a text LLM is told them. Without `words`, a
-    text LLM gets the question alone.
+    It gets the question alone, or with `words` after its media in words.
     """
-    text_only = not hasattr(processor, "tokenizer")
-    shown = () if text_only else takes(processor)
-    rng = random.Random("told")
-
-    def key(n: int) -> tuple[int, list[str]]:
-        return len(rows[n].answer.split()), sorted(m.modality for m in rows[n].media if m.modality in shown)
-
-    found = [False] * len(rows)
-    for (length, modalities), group in groupby(sorted(range(len(rows)), key=key), key):
-        members = list(group)
-        for start in range(0, len(members), BATCH):
-            batch = [rows[n] for n in members[start : start + BATCH]]
-            if text_only:
-                content = [told(row, rng) if words else row.text for row in batch]
-                chats = [[{"role": "user", "content": text}] for text in content]
-                texts = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-            else:
-                texts = [prompt(processor, row, shown) for row in batch]
-            texts = [text + row.answer for text, row in zip(texts, batch, strict=True)]
-            inputs = processor(text=texts, padding=True, return_tensors="pt", **media_of(batch, modalities, split))
-            logits = model(**inputs).logits[:, -length - 1 : -1]
-            same = (logits.argmax(-1) == inputs["input_ids"][:, -length:]).all(-1)
-            for n, value in zip(members[start : start + BATCH], same.tolist(), strict=True):
-                found[n] = value
-    return found
-
-
-def media_of(batch: Sequence[Question], modalities: Sequence[str], split: str) -> dict[str, Any]:
-    """The processor's arguments with the media of these modalities, one of each per question."""
-    given: dict[str, Any] = {}
-    for modality in modalities:
-        media = [medium for row in batch for medium in row.media if medium.modality == modality]
-        given[ARGUMENT[modality]] = [payload(medium, split) for medium in media]
-        if modality == "audio":
-            given["sampling_rate"] = RATE
-    return given
-
-
-def score(model: Any, processor: Any, split: str, count: int, words: bool = False) -> dict[str, Score]:
-    """The score of each column, over `count` questions each."""
     result = {}
     for column, rows in questions(split, count).items():
-        found = right(model, processor, split, rows, words)
-        result[column] = Score(sum(found), len(found))
+        rng, found = random.Random("told"), 0
+        for length, group in groupby(sorted(rows, key=_length), key=_length):
+            batch = list(group)
+            chats = [[{"role": "user", "content": told(row, rng) if words else row.text}] for row in batch]
+            texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+            texts = [text + row.answer for text, row in zip(texts, batch, strict=True)]
+            inputs = tokenizer(text=texts, padding=True, return_tensors="pt")
+            logits = model(**inputs).logits[:, -length - 1 : -1]
+            found += int((logits.argmax(-1) == inputs["input_ids"][:, -length:]).all(-1).sum())
+        result[column] = Score(found, len(rows))
     return result
+
+
+def _length(question: Question) -> int:
+    return len(question.answer.split())
+
+
+def asked(path: Path) -> dict[str, Any]:
+    """lm-eval's `--metadata`: a donor is shown only media of the modality that it is the donor of."""
+    donor_of = {"llava": "image", "qwen2_audio": "audio", "video_llava": "video"}
+    modality = donor_of.get(json.loads((path / "config.json").read_text())["model_type"])
+    return {"shown": [modality]} if modality else {}
+
+
+def score(path: Path, split: str, count: int) -> dict[str, Score]:
+    """A multimodal model's score, by lm-eval in this process."""
+    from lm_eval.evaluator import evaluate  # slow to import, and `run.py` calls the command
+    from lm_eval.tasks import TaskManager
+
+    from mergekit_mm.evaluation.model import MLLM
+    from mergekit_mm.hosts.lm_eval_tasks import task_directory
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_questions(split, count, Path(folder))
+        metadata = {**asked(path), "sources": {"mllm_demo_omni": f"{folder}/mllm_demo_omni"}}
+        manager = TaskManager(include_path=str(task_directory()), include_defaults=False, metadata=metadata)
+        model = MLLM(str(path), dtype="float32", batch_size=BATCH)
+        return from_results(evaluate(model, manager.load([GROUP]), bootstrap_iters=0, log_samples=False))
+
+
+def from_results(results: Mapping[str, Any]) -> dict[str, Score]:
+    """The score of each column in lm-eval's results."""
+    found = {}
+    for column, task in TASKS.items():
+        total = results["n-samples"][task]["effective"]
+        found[column] = Score(round(results["results"][task]["score,none"] * total), total)
+    return found
 
 
 def percentages(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:

@@ -13,10 +13,9 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
 from omni_facts import MODALITIES
-from omni_model import prompt
-from omni_score import COLUMNS, MEANS, TWO, Score, load, load_llm, media_of, percentages, questions, score, table, takes
+from omni_score import (
+    GROUP,
+    MEANS,
+    TASKS,
+    TWO,
+    Score,
+    asked,
+    from_results,
+    load_llm,
+    percentages,
+    questions,
+    score_llm,
+    table,
+    write_questions,
+)
 from transformers.utils import logging
+from vqa_commands import lm_eval, mergekit_yaml  # of the easy-VQA example, whose directory omni_media puts on the path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path("examples/omni/models")  # from ROOT
@@ -36,15 +49,22 @@ EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 LORA = "audio"  # this donor is a LoRA too, `<name>_lora` on `<name>_aligned`
 CHOICES = ("host", "vision_tower")  # parameters of every method
-STRENGTH = {"task_arithmetic": "lambda", "ties": "lambda"}  # the parameter's name; `scaling` in this package's methods
+MERGEKITS = ("linear", "task_arithmetic", "damc", "ties", "dare_linear", "dare_ties")
+STRENGTH = dict.fromkeys(MERGEKITS, "lambda")  # the parameter's name; `scaling` in this package's methods
 # What each merge gets: `merge_method` where that is not its name, and parameters. Strengths are the best of choose.py's
 # grid, whose end is 1.5: more was not tried.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
     "task_arithmetic": {"weight": 1.0, "lambda": 0.7},
+    "damc": {"merge_method": "task_arithmetic", "composition": "damc", "weight": 1.0, "lambda": 0.7},
     "ties": {"weight": 1.0, "density": 0.2, "lambda": 1.5},
+    "dare_linear": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
+    "dare_ties": {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.7},
     "tsv": {"scaling": 1.5},
     "iso_c": {"scaling": 1.5},
+    "iso_cts": {"scaling": 1.5},
+    "swudi": {"scaling": 1.5},
+    "aswudi": {"scaling": 1.5},
     "wudi": {"scaling": 1.5},
     "optmerge_lora": {"merge_method": "optmerge", "preset": "lora", "scaling": 1.5},
     "optmerge_modality": {"merge_method": "optmerge", "preset": "modality", "scaling": 1.5},
@@ -52,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # merge_yamls/omni.yaml is this one; chosen on validation questions, before the test of these donors.
 RECIPES_OWN = "optmerge_modality"
+WITH_LORA = (RECIPES_OWN, "damc")  # these are also made with the donor that is a LoRA
 
 
 def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) -> dict[str, Any]:
@@ -67,7 +88,7 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
     config["merge_method"], config["parameters"] = given.pop("merge_method"), given
     if method == "linear":
         del config["base_model"]  # a plain average of the donors
-    if method in ("linear", "task_arithmetic", "ties"):
+    if method in MERGEKITS:
         config["dtype"] = "float32"  # computed in
     return config
 
@@ -77,28 +98,19 @@ def merge(config: Mapping[str, Any], target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     file = target.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(file), str(target), "--quiet"]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed with exit code {done.returncode}")
+    mergekit_yaml(file, target)
     print(f"  mergekit-yaml {file} {target}   {time.monotonic() - started:.0f} s", flush=True)
     return target
 
 
-def transcript(path: Path) -> list[str]:
-    """What a model says to a few test questions about two modalities, asked as a user asks."""
-    model, processor = load(path)
-    lines = []
-    for column in TWO:
-        for row in questions("test", EXAMPLES)[column]:
-            inputs = processor(
-                text=prompt(processor, row, takes(processor)), **media_of([row], COLUMNS[column], "test")
-            )
-            tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            said = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            lines.append(f"[{column}] {row.text} {row.answer} -> {said}")
-    return lines
+def transcript(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What a model said to a few test questions about two modalities."""
+    return [
+        f"[{column}] {row.text} {row.answer} -> {sample['filtered_resps'][0]}"
+        for column in TWO
+        for row, sample in zip(questions("test", EXAMPLES)[column], samples[TASKS[column]], strict=False)
+    ]
 
 
 def verdict(results: Mapping[str, Mapping[str, Score]], merged: str) -> list[str]:
@@ -121,10 +133,12 @@ NOTES = (
     "trained on questions about their own and another thing that is told in words, and the text LLM on such in words.",
     "`" + UNMERGED + "`: the donors' towers and projectors, and the language model that they grew from, unmerged. What "
     "merging adds is the distance from this line, not from the donors.",
-    "linear, task_arithmetic and ties move embeddings, norms and lm_head too, this package's methods only weight "
-    "matrices: differences between the two groups are not of the methods alone.",
+    "linear (NaiveMC), damc and mergekit's other methods move embeddings, norms and lm_head too, this package's "
+    "methods only weight matrices: differences between the two groups are not of the methods alone.",
+    "damc is task_arithmetic with `composition: damc`: its strength is that of the text, the media go through their "
+    "donors' own matrices. dare_ties is mergekit's, which drops at random and does not trim.",
     "Strengths and the preset of merge_yamls/omni.yaml are chosen on 100 validation questions of each sort. Those of "
-    "all methods but linear and task_arithmetic are at the end of the grid (1.5).",
+    "ties and of this package's methods are at the end of the grid (1.5).",
     "Of the models in examples/omni/models: wudi and optmerge_full are nearly one, and are no two results. Their "
     "matrices differ by 1.1 % of the delta, and not one of the 3600 answers does. Both take 300 steps of Adam of 1e-5 "
     "from the sum.",
@@ -165,27 +179,39 @@ def main() -> None:
     logging.disable_progress_bar()
     print(f"merging, from {ROOT}:", flush=True)
     merged = {UNMERGED: merge(recipe("task_arithmetic", models, **{"lambda": 0.0}), out / "unmerged")}
-    for method in arguments.methods:
-        merged[f"merge {method}"] = merge(recipe(method, models), out / method)
-    shown = f"merge {RECIPES_OWN if RECIPES_OWN in arguments.methods else arguments.methods[-1]}"
-    if RECIPES_OWN in arguments.methods:
-        target = out / f"{RECIPES_OWN}_{LORA}_as_lora"
-        merged[f"{shown}, {LORA} as LoRA"] = merge(recipe(RECIPES_OWN, models, lora=True), target)
+    names = {method: f"merge {method}{' (NaiveMC)' if method == 'linear' else ''}" for method in arguments.methods}
+    for method, name in names.items():
+        merged[name] = merge(recipe(method, models), out / method)
+    for method in (m for m in WITH_LORA if m in names):
+        target = out / f"{method}_{LORA}_as_lora"
+        merged[f"{names[method]}, {LORA} as LoRA"] = merge(recipe(method, models, lora=True), target)
+    shown = names.get(RECIPES_OWN, names[arguments.methods[-1]])
     print(f"asking every model {arguments.count} test questions of each sort", flush=True)
     llm = load_llm(models / "llm")
     results = {
-        "text LLM, question only": score(*llm, "test", arguments.count),
-        "text LLM, told in words": score(*llm, "test", arguments.count, words=True),
+        "text LLM, question only": score_llm(*llm, "test", arguments.count),
+        "text LLM, told in words": score_llm(*llm, "test", arguments.count, words=True),
     }
+    write_questions("test", arguments.count, out / "questions")
     paths = {**{f"donor {modality}": models / modality for modality in MODALITIES}, **merged}
-    adapters = {f"donor {LORA} as LoRA": models / f"{LORA}_lora"}
-    for name, path in {**dict.fromkeys(adapters, models / f"{LORA}_aligned"), **paths}.items():
-        started = time.monotonic()
-        results[name] = score(*load(path, adapters.get(name)), "test", arguments.count)
-        cells = percentages(results[name])
-        told = ", ".join(f"{mean} {cells[mean][0]:.1f} %" for mean in MEANS)
-        print(f"  {name}: {told}   {time.monotonic() - started:.0f} s", flush=True)
-    closing, said = verdict(results, shown), transcript(merged[shown])
+    asked_as = {name: {"pretrained": str(path), "dtype": "float32"} for name, path in paths.items()}
+    adapted = {"pretrained": str(models / f"{LORA}_aligned"), "peft": str(models / f"{LORA}_lora"), "dtype": "float32"}
+    asked_as = {f"donor {LORA} as LoRA": adapted, **asked_as}
+
+    def answered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        model, place = asked_as[name], out / "lm_eval" / name.replace(" ", "_").replace(",", "")
+        metadata = asked(Path(model["pretrained"]))
+        return lm_eval(model, GROUP, place, metadata=metadata, data=out / "questions")
+
+    with ThreadPoolExecutor(2) as pool:
+        for name, (found, samples) in zip(asked_as, pool.map(answered, asked_as), strict=True):
+            results[name] = from_results(found)
+            cells = percentages(results[name])
+            told = ", ".join(f"{mean} {cells[mean][0]:.1f} %" for mean in MEANS)
+            print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {told}", flush=True)
+            if name == shown:
+                said = transcript(samples)
+    closing = verdict(results, shown)
     print("\n".join(["", table(results), "", *closing, "", f"{shown}: question, answer -> what it says:"]))
     print("\n".join([*said, "", f"{out / 'results.md'}, results.json"]))
     write_results(out, results, arguments.count, closing)

@@ -27,7 +27,7 @@ from omni_facts import MODALITIES
 from omni_media import pools
 from omni_model import make_donor, make_llm, make_processor, make_tokenizer
 from omni_plan import QUICK, Plan
-from omni_score import load, load_llm, score, table
+from omni_score import load_llm, score, score_llm, table
 from omni_train import features, inputs_of, train_donor, train_llm, train_tower
 from peft import LoraConfig, get_peft_model
 
@@ -110,10 +110,10 @@ def main() -> None:
     arguments = parser.parse_args()
     train(arguments.out, arguments.only, QUICK if arguments.quick else Plan(), arguments.seed)
     llm = load_llm(arguments.out / "llm")
-    results = {"text LLM, told in words": score(*llm, "validation", arguments.count, words=True)}
+    results = {"text LLM, told in words": score_llm(*llm, "validation", arguments.count, words=True)}
     for name in arguments.only:
         if name != "llm":
-            results[f"{name} donor"] = score(*load(arguments.out / name), "validation", arguments.count)
+            results[f"{name} donor"] = score(arguments.out / name, "validation", arguments.count)
     print(f"\nvalidation questions, {arguments.count} of each sort\n{table(results)}")
 
 

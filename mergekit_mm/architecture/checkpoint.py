@@ -46,6 +46,11 @@ class Checkpoint:
     unknown: frozenset[str]  # on disk, but the model has no place for them
     tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
 
+    @property
+    def kind(self) -> str:
+        """The architecture: transformers' model type."""
+        return str(self.config.get("model_type"))
+
     @cached_property
     def group_of(self) -> Mapping[str, Group]:
         """The group that makes each memory tensor; of several that make the same one, the first."""

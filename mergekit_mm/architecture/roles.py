@@ -83,6 +83,9 @@ def _sub_config_keys(config: PreTrainedConfig, path: str = "") -> Iterator[tuple
             here = f"{path}.{key}".lstrip(".")
             yield id(sub), here
             yield from _sub_config_keys(sub, here)
+    for guest in (getattr(config, "guests", None) or {}).values():  # of an omni model: containers, whatever their names
+        yield id(guest), "guests"
+        yield from _sub_config_keys(guest, "guests")
 
 
 def _role_of_key(path: str) -> Role | None:
@@ -98,7 +101,7 @@ def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -
     role = built[owner] or Role.PROJECTOR
     if role in TOWERS and _CONNECTOR_IN_TOWER.match(name[len(owner) + 1 :]):
         return Role.PROJECTOR
-    if role is Role.VISION_TOWER and "video" in owner:
+    if role is Role.VISION_TOWER and "video" in re.sub(r"^guests\.\w+\.", "", owner):
         return Role.VIDEO_TOWER  # twin towers that share one vision_config
     if role is Role.LANGUAGE_MODEL:
         connector = _CONNECTOR_IN_DECODER.get(model.config.model_type)

@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.omni import register as register_omni
+from mergekit_mm.omni.configuration import OmniConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,9 @@ def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
         CheckpointError: transformers knows the model type but cannot build this config.
     """
     model_type = raw_config.get("model_type")
+    if model_type == OmniConfig.model_type:
+        register_omni()
+        return _build(json.dumps(raw_config, sort_keys=True))
     if model_type not in transformers.CONFIG_MAPPING:
         return None
     architectures = raw_config.get("architectures") or [None]
@@ -109,7 +114,7 @@ def _build(config_json: str) -> Skeleton:
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    if config.architectures:
+    if config.architectures and config.model_type != OmniConfig.model_type:
         cls: type[PreTrainedModel] = getattr(transformers, config.architectures[0])
         return cls
     for mapping in (MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):

@@ -2,19 +2,23 @@
 
 lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
 "path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
-is `{"path": ...}` or `{"bytes": ...}`, not decoded.
+is `{"path": ...}` or `{"bytes": ...}`, not decoded. `decoding` opens them for the model `mllm`.
 """
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 
 def open_picture(stored: Mapping[str, Any]) -> Image.Image:
-    """The picture, its pixels not read yet (stock models want PIL objects; all requests exist before the first run)."""
-    return Image.open(io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"])
+    """The picture, its pixels not read yet (stock models want PIL objects; all requests exist before the first run).
+
+    A file is read and closed: so many as a data set has could not be open at once.
+    """
+    return Image.open(io.BytesIO(stored.get("bytes") or Path(stored["path"]).read_bytes()))
 
 
 def images(doc: Mapping[str, Any]) -> list[Image.Image]:

@@ -13,6 +13,12 @@ Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
 
 
+def begins(doc: Doc, results: Sequence[str]) -> Scores:
+    """The demo tasks: the reply begins with the words of the answer."""
+    words = doc["answer"].split()
+    return {"score": float(results[0].split()[: len(words)] == words)}
+
+
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
     return {"score": metrics.vqa_soft(results[0], doc["answers"])}

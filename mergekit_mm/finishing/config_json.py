@@ -66,7 +66,7 @@ def _replace(config: dict[str, Any], old: set[Any], dtype: str) -> None:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    thinker = config.get("thinker_config", config)
+    thinker = config.get("thinker_config", config.get("host", config))  # of the full Qwen-Omni; of an omni model
     for key in ("text_config", "llm_config", "language_config"):
         if isinstance(thinker.get(key), dict):
             text: dict[str, Any] = thinker[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mergekit.common import ModelReference
 from transformers import AutoProcessor
@@ -25,17 +26,20 @@ def finish_omni(
     base: Checkpoint,
     written: Mapping[str, DiskTensor],
     layers: Sequence[int] | None,
+    routed: Mapping[str, Any],
     directory: Path,
 ) -> list[str]:
     """Write everything beside the weights, and check these against the config; returns what the user should know.
 
     base: the model whose language model the merge started from; what it does with its tensors is kept.
+    layers: for each layer of the language model the host's that it is like, if they moved.
+    routed: as in the omni config.
 
     Raises:
         CheckpointError: the written tensors are not those of the model that the config describes.
     """
     host = output_config(checkpoints[omni.host].config, written, layers, omni.vocabulary.size)
-    config, expected = omni_model(omni, checkpoints, base, host)
+    config, expected = omni_model(omni, checkpoints, base, host, routed)
     _verify(expected, written)
     config.auto_map = copy_code(directory)
     config.save_pretrained(directory)
@@ -60,7 +64,7 @@ def _write_processor(
             modality: {
                 "owner": entry["owner"],
                 "token": tokenizer.convert_ids_to_tokens(entry["token_id"]),
-                "donor_token": tokenizer.convert_ids_to_tokens(entry["token_id"]),
+                "donor_token": omni.vocabulary.donor_token(donors[entry["owner"]].directory, entry["token_id"]),
             }
             for modality, entry in config.modalities.items()
         }

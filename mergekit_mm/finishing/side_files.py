@@ -19,7 +19,7 @@ _NOT_COPIED = (
 )
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken")
 # directories that transformers reads beside the files
-_DIRECTORIES = ("additional_chat_templates",)
+_DIRECTORIES = ("additional_chat_templates", "processors")  # the latter are the donors' of an omni model
 
 
 def copy_side_files(source: Path, target: Path, with_tokenizer: bool = True) -> None:

@@ -52,9 +52,13 @@ def install() -> None:
 
 
 def is_planned_here(config: MergeConfiguration) -> bool:
-    """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors."""
+    """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
+
+    And one that asks for a composition, which is refused where mergekit would not know of it.
+    """
     adapters = any(model.lora for model in config.referenced_models())
-    return is_multimodal(config) or (adapters and config.merge_method in {method.name for method in catalogue()})
+    own = adapters and config.merge_method in {method.name for method in catalogue()}
+    return own or "composition" in (config.parameters or {}) or is_multimodal(config)
 
 
 def is_multimodal(config: MergeConfiguration) -> bool:
@@ -85,9 +89,11 @@ def _has_media(config: Mapping[str, Any]) -> bool:
     # local: transformers' table of models is slow to import, and a text-only start-up need not pay for it
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
+    from mergekit_mm.omni.configuration import OmniConfig
+
     parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
     return (
-        config.get("model_type") in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        config.get("model_type") in {*MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, OmniConfig.model_type}
         or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
         or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
         or any(_has_media(part) for part in parts.values())

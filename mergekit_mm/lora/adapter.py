@@ -95,6 +95,13 @@ class Adapter:
         change = self.changes[name]
         return change.magnitude is not None or change.replacement is not None
 
+    def rank(self, name: str) -> int | None:
+        """The rank of what is added to a matrix; None for a tensor of which more is changed, or that is no matrix."""
+        change = self.changes[name]
+        if self.needs_base(name) or change.a is None or len(self.shapes[change.a]) != 2:
+            return None
+        return self.shapes[change.a][0]
+
     def shape(self, name: str, base_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a changed tensor must have, where the adapter tells; `base_shape` where it does not."""
         change = self.changes[name]

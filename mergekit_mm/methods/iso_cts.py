@@ -28,7 +28,6 @@ from mergekit_mm.numerics.polar import (
     COINCIDING,
     ROUNDING,
     Triplets,
-    eigenpairs_,
     inverse_root_,
     leading_range,
     leading_triplets,
@@ -36,7 +35,7 @@ from mergekit_mm.numerics.polar import (
     numerical_rank,
     polar,
 )
-from mergekit_mm.numerics.spectral import gram
+from mergekit_mm.numerics.spectral import eigenpairs_, gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 

@@ -18,8 +18,9 @@ code has three variants of it, and they are the presets here. Deviations from th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -27,10 +28,10 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method, working_dtype
 from mergekit_mm.methods.checks import require
-from mergekit_mm.numerics.deltas import mean_and_peaks
+from mergekit_mm.numerics.deltas import mean_and_peaks, square_norm
 from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
-from mergekit_mm.numerics.quadratic import Quadratic, Term
-from mergekit_mm.numerics.spectral import Truncation, truncate
+from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
+from mergekit_mm.numerics.spectral import Truncation, gram, truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
 Init = Literal["mean", "sum", "zero"]
@@ -170,11 +171,11 @@ def _descend(
     scale = 2.0 ** math.frexp(max(peaks))[1]
     mean /= scale
     live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-    terms = (_term(t.dense(dtype).div_(scale), mean, settings, rank) for t in live)
+    deltas = (t.dense(dtype).div_(scale) for t in live)
     start = {"mean": 1.0, "sum": float(len(task_vectors)), "zero": 0.0}[settings.init]
     shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
-    own = start - shared
-    problem = Quadratic.assemble(terms, rows * len(live), mean if own == 1.0 else mean * own)
+    steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
+    problem = _assemble(deltas, mean, start - shared, settings, rank, rows * len(live), steps_in)
     if _too_coarse(problem, settings):
         del problem, mean
         return _descend(task_vectors, settings, rank, rows, torch.float64)
@@ -185,7 +186,6 @@ def _descend(
     else:
         betas = (settings.momentum, settings.adam_beta2)
         rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
-        steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
         step = problem.adam_step(rate, betas, epsilon, settings.iterations, steps_in)
     return step.add_(mean, alpha=start).mul_(scale)
 
@@ -205,18 +205,50 @@ def _sgd_step(problem: Quadratic, settings: Settings) -> Tensor:
     return problem.sgd_step(rate, settings.momentum, settings.iterations)
 
 
-def _term(delta: Tensor, mean: Tensor, settings: Settings, rank: int) -> Term:
+def _assemble(
+    deltas: Iterable[Tensor],
+    mean: Tensor,
+    share: float,
+    settings: Settings,
+    rank: int,
+    rows: int,
+    steps_in: torch.dtype,
+) -> Quadratic:
+    """The experts' quadratic around share * mean, in the cheapest form; `rows` are those of all proxies together."""
+    adam = settings.optimizer == "adam"
+    if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
+        return Quadratic.of_grams(map(partial(_gram_term, mean, settings, rank), deltas), mean, share)
+    terms = map(partial(_term, mean, settings, rank), deltas)  # unlike a loop, map keeps no delta alive
+    if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
+        return Quadratic.stacked(terms, rows, mean, share)
+    return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
+
+
+def _term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> Term:
     """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
-    far = settings.amplifies_rounding or settings.time == "relative"
-    solve_in = torch.float64 if far else None
-
-    def cut(source: str) -> Truncation:
-        return truncate(delta - mean if source == "centered" else delta, rank, solve_in)
-
-    weight = 1.0 / math.sqrt(float(delta.square().sum(1).to(torch.float64).sum()))
-    target = cut(settings.target)
+    target = _cut(delta, mean, settings.target, settings, rank)
+    weight = 1.0 / math.sqrt(square_norm(delta))
     if settings.proxy == "full":  # the delta itself, its memory too unless it is also the target
         rows = delta.mul_(weight) if target.left is not delta else delta * weight
+    elif settings.proxy == settings.target:
+        rows = target.rows * weight
     else:
-        rows = (target if settings.proxy == settings.target else cut(settings.proxy)).rows * weight
+        rows = _cut(delta, mean, settings.proxy, settings, rank).rows * weight
     return Term(rows, target.left, target.right)
+
+
+def _gram_term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> GramTerm:
+    """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
+    own = gram(delta.T)
+    target = _cut(delta, mean, settings.target, settings, rank, own)
+    return GramTerm(own.div_(square_norm(delta)), target.left, target.right)
+
+
+def _cut(
+    delta: Tensor, mean: Tensor, source: Target, settings: Settings, rank: int, own: Tensor | None = None
+) -> Truncation:
+    far = settings.amplifies_rounding or settings.time == "relative"
+    solve_in = torch.float64 if far else None
+    if source == "centered":
+        return truncate(delta - mean, rank, solve_in)
+    return truncate(delta, rank, solve_in, own)

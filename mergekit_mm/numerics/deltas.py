@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
+_ROW_BLOCK = 256
+
 
 def in_joint_core(
     task_vectors: Sequence[TaskVector], solve: Callable[[Sequence[TaskVector]], Tensor | None]
@@ -40,6 +42,11 @@ def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tu
         peaks.append(max(-float(low), float(high)))
         mean += delta
     return mean.div_(len(peaks)), peaks
+
+
+def square_norm(delta: Tensor) -> float:
+    """|| delta ||_F^2 to float32 rounding or better, without a second (out, in); norm() loses digits if it is large."""
+    return sum(float(part.square().sum(1).to(torch.float64).sum()) for part in delta.split(_ROW_BLOCK))
 
 
 def sum_of_deltas(task_vectors: Sequence[TaskVector]) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mergekit_mm.numerics.spectral import eigenpairs_
+
 Quotient = Callable[[Tensor], Tensor]
 
 _NODES = 128  # Chebyshev nodes: twice the highest degree that is ever worth applying
@@ -33,11 +35,11 @@ def heavy_ball_quotient(eigenvalues: Tensor, learning_rate: float, momentum: flo
     return torch.linalg.matrix_power(step, iterations)[..., 0, 2]  # from q = s = 0, by repeated squaring
 
 
-def apply_quotient(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> Tensor:
+def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> Tensor:
     """`coefficients @ q(matrix)`, coefficients (rows, size), matrix (size, size) symmetric positive semi-definite.
 
     A short filter is a low-degree polynomial to rounding accuracy and then needs matrix products only; otherwise, or
-    where the polynomial would cost more, the matrix is decomposed.
+    where the polynomial would cost more, the matrix is decomposed. Both arguments may be used up.
     """
     rows, size = coefficients.shape
     bound = largest_eigenvalue_bound(matrix)
@@ -47,9 +49,9 @@ def apply_quotient(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> 
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
         return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_ROW_BLOCK)])
-    values, vectors = torch.linalg.eigh(matrix)
-    weights = quotient(values.clamp_min(0)).to(matrix.dtype)
-    return (coefficients @ vectors).mul_(weights) @ vectors.T
+    values, vectors = eigenpairs_(matrix.to(torch.float64))  # in float32 they would not be quite orthonormal
+    weights, vectors = quotient(values.clamp_min(0)).to(matrix.dtype), vectors.to(matrix.dtype)
+    return torch.mm((coefficients @ vectors).mul_(weights), vectors.T, out=coefficients)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

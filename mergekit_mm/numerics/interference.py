@@ -14,17 +14,17 @@ found. Float32 is not enough: a filter that goes far, or stops at a rank, loses 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.deltas import in_joint_core, mean_and_peaks
-from mergekit_mm.numerics.polar import eigenpairs_, numerical_rank
-from mergekit_mm.numerics.quadratic import Quadratic, Term
-from mergekit_mm.numerics.spectral import gram
+from mergekit_mm.numerics.deltas import in_joint_core, mean_and_peaks, square_norm
+from mergekit_mm.numerics.polar import numerical_rank
+from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
+from mergekit_mm.numerics.spectral import eigenpairs_, gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 Init = Literal["mean", "sum", "zero"]
@@ -58,9 +58,9 @@ class Interference:
         rows, columns = mean.shape
         deltas = (t.dense(torch.float64).div_(scale) for t in live)
         if rows < columns:
-            problem = Quadratic.assemble((_term(d) for d in deltas), rows * len(live), mean * start)
+            problem = Quadratic.summed(map(_term, deltas), mean, start, torch.float64)
         else:
-            problem = _assemble_tall(deltas, mean * start)
+            problem = Quadratic.of_grams(map(_gram_term, deltas), mean, start)
         return cls(problem, mean, start, scale)
 
     def moved(self, step: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
     def solve(deltas: Sequence[TaskVector]) -> Tensor | None:
         rows, columns = deltas[0].shape
         if rows < columns:
-            norms = [math.sqrt(_square(t.dense(torch.float64))) for t in deltas]
+            norms = [math.sqrt(square_norm(t.dense(torch.float64))) for t in deltas]
             if rows * sum(norm > 0 for norm in norms) < columns:
                 return _combination(deltas, norms, _share(init, len(deltas)), quotient, tolerance)
         interference = Interference.measure(deltas, init)
@@ -118,20 +118,25 @@ def _combination(
 
 
 def _row_products(live: Sequence[tuple[TaskVector, float]]) -> Tensor:
-    """G = R R^T, R the deltas divided by their norms and stacked."""
-    rows, columns = live[0][0].shape
-    stacked = torch.empty(rows * len(live), columns, dtype=torch.float64, device=live[0][0].left.device)
-    for (task_vector, norm), part in zip(live, stacked.split(rows), strict=True):
-        torch.div(task_vector.dense(torch.float64), norm, out=part)
-    return gram(stacked)
+    """G = R R^T, R the deltas divided by their norms and stacked; in blocks, as R is larger than the inputs."""
+    rows, count = live[0][0].shape[0], len(live)
+    products = torch.empty(rows * count, rows * count, dtype=torch.float64, device=live[0][0].left.device)
+    blocks = [list(band.split(rows, dim=1)) for band in products.split(rows)]
+    for i, (task_vector, norm) in enumerate(live):
+        delta = task_vector.dense(torch.float64).div_(norm)
+        blocks[i][i].copy_(gram(delta))
+        for j, (other, other_norm) in enumerate(live[:i]):
+            torch.mm(delta, other.dense(torch.float64).div_(other_norm).T, out=blocks[i][j])
+            blocks[j][i].copy_(blocks[i][j].T)
+    return products
 
 
 def _filter_(slope: Tensor, matrix: Tensor, quotient: Quotient, tolerance: float) -> Tensor:
-    """slope V q V^T for matrix = V Lambda V^T, which is used up as work space."""
+    """slope V q V^T for matrix = V Lambda V^T, in the place of slope; both are used up."""
     values, vectors = eigenpairs_(matrix)
     weights = quotient(values[: numerical_rank(values, tolerance)])
     kept = vectors[:, : len(weights)]
-    return ((slope @ kept) * weights) @ kept.T
+    return torch.mm((slope @ kept).mul_(weights), kept.T, out=slope)
 
 
 def filter_quotient(eigenvalues: Tensor, kind: Filter, time: Time, exp_time: float, tikhonov_alpha: float) -> Tensor:
@@ -151,21 +156,9 @@ def _share(init: Init, count: int) -> float:
     return {"mean": 1.0 / count, "sum": 1.0, "zero": 0.0}[init]
 
 
-def _square(delta: Tensor) -> float:
-    """|| delta ||^2 = 1 / w; norm() would lose digits on large matrices."""
-    return float(delta.square().sum(1).sum())
-
-
 def _term(delta: Tensor) -> Term:
-    return Term(delta / math.sqrt(_square(delta)), delta, None)
+    return Term(delta / math.sqrt(square_norm(delta)), delta, None)
 
 
-def _assemble_tall(deltas: Iterator[Tensor], start: Tensor) -> Quadratic:
-    """A and D for out >= in: each delta's own Gram matrix serves both."""
-    hessian = start.new_zeros(start.shape[1], start.shape[1])
-    slope = torch.zeros_like(start)
-    for delta in deltas:
-        own = gram(delta.T).div_(_square(delta))
-        hessian += own
-        slope.addmm_(delta, own)
-    return Quadratic(slope.addmm_(start, hessian, alpha=-1.0), hessian, by_rows=False)
+def _gram_term(delta: Tensor) -> GramTerm:
+    return GramTerm(gram(delta.T).div_(square_norm(delta)), delta, None)

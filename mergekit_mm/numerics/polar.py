@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.spectral import add_gram_, gram, top_eigenpairs
+from mergekit_mm.numerics.spectral import eigenpairs_, gram, top_eigenpairs
 
 ROUNDING = 1e-5  # of the largest singular value: what float32 leaves of a small delta stored on top of a base
 COINCIDING = 1e-6  # singular values of unit vectors side by side: below this share of the largest they are dependent
@@ -25,33 +24,6 @@ class Triplets(NamedTuple):
     u: Tensor
     s: Tensor
     v: Tensor
-
-
-def eigenpairs_(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """All eigenvalues, descending, and their eigenvectors as columns; `symmetric` (n, n) is used up as work space.
-
-    LAPACK's ?syevr takes two thirds of the time of torch's ?syevd and no copy. Where it fails (it may on a badly
-    clustered spectrum), without scipy, or off the CPU, torch's is used.
-    """
-    symmetric.neg_()  # LAPACK's order is ascending, and turning the vectors round would take a copy
-    found = _syevr(symmetric) if symmetric.device.type == "cpu" and symmetric.numel() else None
-    values, vectors = torch.linalg.eigh(symmetric) if found is None else found
-    return values.neg_(), vectors
-
-
-def _syevr(symmetric: Tensor) -> tuple[Tensor, Tensor] | None:
-    try:
-        from scipy.linalg import LinAlgError, eigh
-    except ImportError:
-        return None
-    diagonal = symmetric.diagonal().clone()
-    try:
-        values, vectors = eigh(symmetric.numpy().T, driver="evr", overwrite_a=True, check_finite=False)
-    except LinAlgError:  # LAPACK wrote on one triangle and the diagonal: the other triangle still has the matrix
-        lower = symmetric.tril(-1)
-        symmetric.copy_(lower + lower.T + diagonal.diag())
-        return None
-    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def numerical_rank(eigenvalues: Tensor, tolerance: float) -> int:
@@ -93,7 +65,7 @@ def inverse_root_(symmetric: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     values, vectors = eigenpairs_(symmetric)
     rank = numerical_rank(values, tolerance)
     s = values[:rank].sqrt()
-    return add_gram_(symmetric.zero_(), vectors[:, :rank].mul_(s.rsqrt())), s
+    return gram(vectors[:, :rank].mul_(s.rsqrt())), s
 
 
 def polar(x: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

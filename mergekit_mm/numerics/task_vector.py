@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROW_BLOCK = 256
+
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
@@ -45,9 +47,11 @@ class TaskVector:
         """The delta as a new (out, in) tensor of `dtype`; each operand is widened before the one operation on it."""
         if self.right is not None:
             return self.left.to(dtype) @ self.right.to(dtype)
-        if self.base is None:
-            return self.left.to(dtype, copy=True)
-        return torch.sub(self.left.to(dtype), self.base.to(dtype))
+        delta = self.left.to(dtype, copy=True)
+        if self.base is not None:  # in blocks of rows, so that the base is never widened as a whole
+            for own, base in zip(_row_blocks(delta), _row_blocks(self.base), strict=True):
+                own.sub_(base.to(dtype))
+        return delta
 
     def added_to(self, weight: Tensor, scaling: float = 1.0) -> Tensor:
         """`weight + scaling * delta` in the weight's dtype; factors are never written out."""
@@ -59,6 +63,10 @@ class TaskVector:
         """The same task vector with all its parts on `device`."""
         right = None if self.right is None else self.right.to(device)
         return TaskVector(self.left.to(device), right, None if self.base is None else self.base.to(device))
+
+
+def _row_blocks(x: Tensor) -> tuple[Tensor, ...]:
+    return torch.atleast_1d(x).split(_ROW_BLOCK)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,10 @@ def register() -> None:
     AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
     for auto in (AutoModelForMultimodalLM, AutoModelForImageTextToText):  # as in export.AUTO_MODELS
         auto.register(OmniConfig, OmniForConditionalGeneration, exist_ok=True)
+    # so that `save_pretrained` writes the code into a fine-tuned checkpoint too
+    OmniConfig.register_for_auto_class()
+    OmniForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+    OmniProcessor.register_for_auto_class()
 
 
 # Before any module here, and after `register`: importing it makes the start-up hook ask for both, which would fail if

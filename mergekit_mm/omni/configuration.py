@@ -16,6 +16,9 @@ class OmniConfig(PreTrainedConfig):
         ids are the donor's own.
     modalities: "image" | "video" | "audio" -> {"owner": "host" or the name of a guest, "token_id": the placeholder of
         that modality in the omni vocabulary}. The host's own placeholder ids are set from here.
+    routed: name of a linear layer inside each layer of the language model ("self_attn.q_proj") -> what the tokens of a
+        medium are multiplied by there: "full", a matrix of its owner's; a rank, the text's matrix and factors of its
+        owner's; 0, the text's matrix. One for all layers, or a list with one for each. By default no layer is named.
 
     Configs are given as dicts (`config.to_dict()`, with `model_type`, and `architectures` where that decides the class)
     or as objects; they are held as objects and saved as dicts.
@@ -28,6 +31,7 @@ class OmniConfig(PreTrainedConfig):
     host: Any = None
     guests: Any = None
     modalities: Any = None
+    routed: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         while OmniConfig.before_use:
@@ -35,6 +39,7 @@ class OmniConfig(PreTrainedConfig):
         self.host = None if self.host is None else as_config(self.host)
         self.guests = {name: as_config(guest) for name, guest in (self.guests or {}).items()}
         self.modalities = {modality: dict(entry) for modality, entry in (self.modalities or {}).items()}
+        self.routed = dict(self.routed or {})
         for modality, entry in self.modalities.items():
             self._check(modality, entry)
             if entry["owner"] == "host":
@@ -51,6 +56,11 @@ class OmniConfig(PreTrainedConfig):
         if len(sharing) > 1:
             raise ValueError(f"modalities: {' and '.join(sharing)} share the placeholder {entry['token_id']}.")
 
+    @property
+    def owners(self) -> list[str]:
+        """Who serves a modality, each once."""
+        return sorted({entry["owner"] for entry in self.modalities.values()})
+
     def config_of(self, owner: str) -> Any:
         """The config object of "host" or of a guest."""
         return self.host if owner == "host" else self.guests[owner]
@@ -62,6 +72,8 @@ class OmniConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output["guests"] = {name: guest.to_dict() for name, guest in self.guests.items()}
+        if not self.routed:
+            output.pop("routed", None)
         for guest in output["guests"].values():
             guest.pop("transformers_version", None)
         return output

@@ -8,8 +8,10 @@ from pathlib import Path
 FILES = (
     "configuration.py",
     "composition.py",
+    "routing.py",
     "modeling.py",
     "media.py",
+    "files.py",
     "expansion.py",
     "templates.py",
     "processing.py",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # files of these in a list are frames of one video
 
 
 def _dimensions(item: Any) -> int:
@@ -14,7 +17,9 @@ def _dimensions(item: Any) -> int:
 
 
 def _is_frame(item: Any) -> bool:
-    return not isinstance(item, (str, list, tuple)) and _dimensions(item) in (-1, 2, 3)
+    if isinstance(item, (str, os.PathLike)):
+        return os.fspath(item).lower().endswith(PICTURES)
+    return not isinstance(item, (list, tuple)) and _dimensions(item) in (-1, 2, 3)
 
 
 def _is_image(item: Any) -> bool:
@@ -22,7 +27,7 @@ def _is_image(item: Any) -> bool:
 
 
 def _is_video(item: Any) -> bool:
-    """A path, an array (frames, ...), or a list of frames."""
+    """A path, an array (frames, ...), or a list of frames, which may be files."""
     if isinstance(item, (list, tuple)):
         return bool(item) and all(_is_frame(frame) for frame in item)
     return _dimensions(item) != 5
@@ -59,7 +64,14 @@ def by_sample(modality: str, media: Any, wanted: list[int], token: str) -> list[
 def _flat(media: Any, is_one: Callable[[Any], bool]) -> list[Any]:
     if media is None:
         return []
-    return [media] if is_one(media) else [item for part in media for item in _flat(part, is_one)]
+    return [_plain(media)] if is_one(media) else [item for part in media for item in _flat(part, is_one)]
+
+
+def _plain(item: Any) -> Any:
+    """Paths as donors' processors take them."""
+    if isinstance(item, (list, tuple)):
+        return [_plain(part) for part in item]
+    return os.fspath(item) if isinstance(item, os.PathLike) else item
 
 
 def _check(modality: str, token: str, placeholders: int, media: int, where: str) -> None:
@@ -67,3 +79,17 @@ def _check(modality: str, token: str, placeholders: int, media: int, where: str)
         raise ValueError(
             f"{where}{placeholders} {modality} placeholder(s) {token!r} in the text, but {media} {modality} input(s)."
         )
+
+
+def with_sounds(conversation: Any, load: Callable[[Any], Any]) -> Any:
+    """A conversation, or a list of them, in which every sound is what `load` makes of it."""
+    if isinstance(conversation, (list, tuple)):
+        return [with_sounds(part, load) for part in conversation]
+    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
+        return conversation
+    return {**conversation, "content": [_with_sound(part, load) for part in conversation["content"]]}
+
+
+def _with_sound(part: dict[str, Any], load: Callable[[Any], Any]) -> dict[str, Any]:
+    found = [part[key] for key in ("audio", "path", "url") if part.get(key) is not None]
+    return {"type": "audio", "audio": load(found[0])} if part.get("type") == "audio" and found else part

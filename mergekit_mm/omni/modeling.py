@@ -7,21 +7,27 @@ the place of their placeholder tokens just in front of the host's language model
 Inputs are named `<modality>__<key>`, `key` being what the donor's own processor and forward call it:
 `image__pixel_values`, `image__image_grid_thw`, `audio__input_features`, `audio__feature_attention_mask`.
 Names without `__` are the host's own.
+
+With `routed` in the config, tokens of a medium go through matrices of their owner's in the language model (`routing`).
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 
 from .composition import build_guest, build_host, guest_rows, run_guest, use_dtype
 from .configuration import OmniConfig
+from .routing import route, token_places, with_places
 
 TOKEN_TYPES = {"image": 1, "video": 2}  # transformers' mm_token_type_ids, which M-RoPE hosts read
+MEDIA = ("pixel_values", "input_features", "input_values")  # parts of the names that a host's own media have
 
 
 class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -49,6 +55,7 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Not a submodule: its parts are this model's parts, and only their names should be in the state dict.
         object.__setattr__(self, "_host", host)
         self._host: Any
+        route(host.model.get_decoder(), config.routed, config.owners)
         self.model = host.model
         self.lm_head = host.lm_head
         self._tied_weights_keys = host._tied_weights_keys
@@ -88,7 +95,8 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         host |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
         host |= {"labels": labels, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
         host = self._for_host(input_ids, host)
-        with guest_rows(self._rows(input_ids, attention_mask, media, copies)):
+        rows = self._rows(input_ids, attention_mask, media, copies)
+        with guest_rows(rows), token_places(self._owned(input_ids, media, host)):
             return self._host(input_ids=input_ids, attention_mask=attention_mask, **host)
 
     def _by_owner(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -131,7 +139,9 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 types[here] = TOKEN_TYPES.get(modality, 0)
             else:
                 theirs |= here
-        return types if given is None else torch.where(theirs, 0, given)
+        if given is None or given.shape != types.shape:  # assisted generation asks about candidates as well
+            return types
+        return torch.where(theirs, 0, given)
 
     def _rows(
         self, input_ids: torch.Tensor | None, mask: Any, media: dict[str, dict[str, Any]], copies: int
@@ -153,6 +163,24 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rows = torch.where(here.unsqueeze(-1), found, rows.to(found.device, found.dtype))
             covered |= here
         return covered.repeat_interleave(copies, 0), rows.repeat_interleave(copies, 0)
+
+    def _owned(
+        self, input_ids: torch.Tensor | None, guests: Iterable[str], host: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        """Owner -> where its media are (batch, sequence), if layers are routed: a placeholder without any is text.
+
+        guests: the modalities that come from guests; host: names of the host's inputs.
+        """
+        masks: dict[str, torch.Tensor] = {}
+        if input_ids is None or not self.config.routed:
+            return masks
+        of_host = any(part in name for part in MEDIA for name in host)
+        for modality, entry in self.config.modalities.items():
+            owner = entry["owner"]
+            if modality in guests or (owner == "host" and of_host):
+                here = input_ids == entry["token_id"]
+                masks[owner] = masks[owner] | here if owner in masks else here
+        return masks
 
     # ---------------------------------------------------------------------------------------------- generation
     # Position ids, caches, slicing and beam search differ from family to family: all is asked of the host.
@@ -177,7 +205,7 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids, kwargs = self._host._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return ids, {**kwargs, **media, **({"copies": expand_size} if media else {})}
+        return ids, {**kwargs, **media, **({"copies": expand_size} if media and expand_size > 1 else {})}
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self._host._maybe_prepare_encoder_kwargs_for_generation(*args, **kwargs)
@@ -199,6 +227,13 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True) -> OmniForConditionalGeneration:
         self._host.training = mode
         return super().train(mode)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
+        if self.config.routed:
+            gradient_checkpointing_func = with_places(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def get_decoder(self) -> Any:
         return self._host.model.get_decoder()

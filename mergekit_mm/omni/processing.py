@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from .expansion import ARGUMENT, run_donor, translation
-from .media import by_sample
-from .templates import media_snippet, omni_template
+from .files import donors_read_videos, load_sound, load_video
+from .media import by_sample, with_sounds
+from .templates import media_snippet, omni_template, space_after
 
 VIDEO_SAMPLING = ("num_frames", "fps", "do_sample_frames", "video_metadata")
 DIRECTORY = "processors"  # of a checkpoint: each donor's processor is in a directory of its own in there
@@ -42,8 +46,8 @@ class OmniProcessor(ProcessorMixin):
         if chat_template is None and tokenizer is not None:
             host = self.donors.get("host")
             own = getattr(host, "chat_template", None) or getattr(tokenizer, "chat_template", None)
-            tokens = {modality: entry["token"] for modality, entry in self.modalities.items()}
-            chat_template = omni_template(own, tokens, **tokenizer.special_tokens_map)
+            media = {m: e["token"] + space_after(self.donors[e["owner"]], m) for m, e in self.modalities.items()}
+            chat_template = omni_template(own, media, **tokenizer.special_tokens_map)
         super().__init__(tokenizer, chat_template=chat_template)
         for modality, entry in self.modalities.items():
             self._check_token(modality, entry["token"])
@@ -77,6 +81,8 @@ class OmniProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         padding: bool | str = False,
         padding_side: str | None = None,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
         add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
         **kwargs: Any,
@@ -84,14 +90,22 @@ class OmniProcessor(ProcessorMixin):
         """`input_ids` and `attention_mask` (batch, sequence), and the media as `<modality>__<key>`.
 
         Media are given singly, as a list in the order of their placeholders, or as a list per text; an image as PIL,
-        array, path or URL; a video as array or list of frames, or path; a sound as array of samples or path.
-        `images_kwargs`, `videos_kwargs` and `audio_kwargs` go to the donors' processors. Raises ValueError when
-        placeholders and media differ in number, or `sampling_rate` is not that of the audio donor.
+        array, path or URL; a video as array or list of frames, path or URL; a sound as array of samples, path or URL.
+        `images_kwargs`, `videos_kwargs` and `audio_kwargs` go to the donors' processors; `text_kwargs` may hold what is
+        named here. Raises ValueError when placeholders and media differ in number, when `sampling_rate` is not that of
+        the audio donor, when `max_length` would cut a medium.
         """
         if text is None or return_tensors not in (None, "pt"):
             raise ValueError("An omni processor needs text, and returns tensors of torch ('pt').")
         texts = [text] if isinstance(text, str) else list(text)
-        ids = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        layout: dict[str, Any] = {
+            "padding": padding,
+            "padding_side": padding_side,
+            "truncation": truncation,
+            "max_length": max_length,
+        }
+        layout |= {"add_special_tokens": add_special_tokens, **kwargs.pop("text_kwargs", {})}
+        ids = self.tokenizer(texts, add_special_tokens=layout.pop("add_special_tokens"))["input_ids"]
         options = self._options(sampling_rate, kwargs)
         media: dict[str, Any] = {}
         expansions: dict[int, list[tuple[list[int], dict[str, list[int]]]]] = {}
@@ -106,11 +120,13 @@ class OmniProcessor(ProcessorMixin):
             if any(items):
                 expansions[token_id], made = self._expanded(modality, [i for i in items if i], options[modality])
                 media |= {f"{modality}__{key}": value for key, value in made.items()}
-        return BatchFeature({**self._sequences(ids, expansions, padding, padding_side), **media})
+        return BatchFeature({**self._sequences(ids, expansions, **layout), **media})
 
     def _options(self, sampling_rate: int | None, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         options = {modality: dict(kwargs.pop(f"{name}_kwargs", {})) for modality, name in ARGUMENT.items()}
         options["video"] |= {name: kwargs.pop(name) for name in VIDEO_SAMPLING if name in kwargs}
+        if options["video"].get("num_frames") or options["video"].get("fps"):
+            options["video"].setdefault("do_sample_frames", True)
         if kwargs:
             raise TypeError(
                 f"OmniProcessor takes no {', '.join(kwargs)}; see images_kwargs, videos_kwargs, audio_kwargs."
@@ -125,13 +141,47 @@ class OmniProcessor(ProcessorMixin):
         """Omni ids (and values along them) of each medium, and what the tower gets."""
         owner = self.modalities[modality]["owner"]
         entries = [entry for entry in self.modalities.values() if entry["owner"] == owner]
+        if modality == "audio":
+            items = [[self._heard(item) for item in sample] for sample in items]
+        if modality == "video":
+            items, options = self._watched(owner, items, options)
         pieces, made = run_donor(self.donors[owner], modality, self.modalities[modality]["snippet"], items, options)
         to_omni = translation(self.tokenizer, self.donors[owner].tokenizer, entries)
         # what runs along the tokens is for the language model, which is the host's
         return [([to_omni(token) for token in ids], along if owner == "host" else {}) for ids, along in pieces], made
 
-    def _sequences(self, ids: list[list[int]], expansions: Any, padding: Any, side: str | None) -> dict[str, Any]:
-        """Texts with their media expanded, padded together with the values that run along them."""
+    def _heard(self, sound: Any) -> Any:
+        """A sound as array of samples."""
+        if isinstance(sound, (str, os.PathLike)):
+            return load_sound(os.fspath(sound), self._audio_processor.sampling_rate)
+        return np.asarray(sound)
+
+    def _watched(self, owner: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Videos of files as frames, chosen as the donor's own processor does, where that cannot open files."""
+        items = [[_frames(item) for item in sample] for sample in items]
+        files = {isinstance(item, str) for sample in items for item in sample}
+        if files == {False} or donors_read_videos():
+            return items, options
+        if len(files) > 1:
+            raise ValueError("video: give all videos of one call as files, or none.")
+        processor = self.donors[owner].video_processor
+        settings = {name: getattr(processor, name, None) for name in processor.valid_kwargs.__annotations__} | options
+        choose = partial(processor.sample_frames, **settings) if settings.pop("do_sample_frames", False) else None
+        loaded = [[load_video(item, choose) for item in sample] for sample in items]
+        known = [metadata for sample in loaded for _, metadata in sample]
+        frames = [[video for video, _ in sample] for sample in loaded]
+        return frames, {**options, "do_sample_frames": False, "video_metadata": known}
+
+    def _sequences(
+        self,
+        ids: list[list[int]],
+        expansions: Any,
+        padding: Any,
+        padding_side: str | None,
+        truncation: Any,
+        max_length: int | None,
+    ) -> dict[str, Any]:
+        """Texts with their media expanded, cut and padded together with the values that run along them."""
         rest = {token: iter(pieces) for token, pieces in expansions.items()}
         names = sorted({name for pieces in expansions.values() for _, values in pieces for name in values})
         rows: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *names)}
@@ -143,16 +193,28 @@ class OmniProcessor(ProcessorMixin):
                 rows["input_ids"][-1] += piece
                 for name in names:
                     rows[name][-1] += values.get(name, [0] * len(piece))
-        options = {"padding_side": side} if side else {}
-        out = dict(
-            self.tokenizer.pad({"input_ids": rows["input_ids"]}, padding=padding, return_attention_mask=True, **options)
-        )
+            if truncation and max_length is not None and len(rows["input_ids"][-1]) > max_length:
+                kept = slice(-max_length, None) if self.tokenizer.truncation_side == "left" else slice(max_length)
+                if any(token in rest for token in sample):
+                    raise ValueError(f"A text with media is longer than {max_length} tokens, and cannot be cut.")
+                for row in rows.values():
+                    row[-1] = row[-1][kept]
+        options: dict[str, Any] = {"padding_side": padding_side} if padding_side else {}
+        options |= {"padding": padding, "return_attention_mask": True}
+        options |= {"max_length": max_length} if padding == "max_length" else {}
+        out = dict(self.tokenizer.pad({"input_ids": rows["input_ids"]}, **options))
         for name in names:
             out[name] = [_spread(row, mask) for row, mask in zip(rows[name], out["attention_mask"], strict=True)]
         lengths = {len(row) for row in out["input_ids"]}
         if len(lengths) > 1:
             raise ValueError(f"The texts have {sorted(lengths)} tokens: pass padding=True.")
         return {name: torch.tensor(row) for name, row in out.items()}
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ever; sounds of files are read here, by what is installed."""
+        if kwargs.get("tokenize") and "audio" in self.modalities:
+            conversation = with_sounds(conversation, self._heard)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     # --------------------------------------------------------------------------------------- what transformers asks
 
@@ -197,3 +259,10 @@ def _spread(row: list[int], mask: list[int]) -> list[int]:
     """`row` at the positions of `mask`, zeros at the padding."""
     values = iter(row)
     return [next(values) if kept else 0 for kept in mask]
+
+
+def _frames(video: Any) -> Any:
+    """A list of frames with those of files opened; any other video as it is."""
+    if not isinstance(video, list):
+        return video
+    return [load_image(frame) if isinstance(frame, str) else frame for frame in video]

@@ -28,7 +28,7 @@ _FLATTEN = """\
 {%%- set messages = omni.messages -%%}
 """
 _MEDIUM = "{%%- elif item['type'] == '%s' -%%}{%%- set part.text = part.text + '%s' -%%}\n"
-_TEXT = "x"
+_TEXT = "What is it?"
 
 
 def omni_template(template: str | None, placeholders: dict[str, str], **special_tokens: Any) -> str:
@@ -46,32 +46,56 @@ def omni_template(template: str | None, placeholders: dict[str, str], **special_
 
 
 def media_snippet(donor: Any, modality: str, token: str) -> str:
-    """The placeholder `token` of a donor with the special tokens that its chat template puts around it.
+    """What a donor's processor is to see for a medium: its placeholder `token` with the special tokens around it.
 
-    For instance `<|vision_start|><|image_pad|><|vision_end|>`. Without a template, or with one that writes no `token`,
-    the token alone.
+    For instance `<|vision_start|><|image_pad|><|vision_end|>`, as the donor's chat template writes it; or what this
+    writes in the place of the placeholder, if the processor puts that there itself (Gemma 3). Without a template, or
+    with one that writes neither, the placeholder alone.
     """
-    template, tokenizer = getattr(donor, "chat_template", None), donor.tokenizer
-    if not isinstance(template, str):
+    written, specials = _written(donor, modality), _special_tokens(donor.tokenizer)
+    marks = (token, str(getattr(donor, f"{modality}_token", None) or token))
+    mark = next((mark for mark in marks if written.count(mark) == 1), None)
+    if mark is None:
         return token
-    text = {"type": "text", "text": _TEXT}
-    bare = _render(template, [text], **tokenizer.special_tokens_map)
-    full = _render(template, [{"type": modality}, text], **tokenizer.special_tokens_map)
-    if not bare or not full or full.count(token) != 1:
-        return token
-    start = next((i for i, (a, b) in enumerate(zip(bare, full, strict=False)) if a != b), 0)
-    if not full[start:].count(token):  # the template and the medium begin alike
-        return token
-    before, after = full[start:].split(token)
-    specials = set(tokenizer.all_special_tokens) | {str(added) for added in tokenizer.added_tokens_decoder.values()}
-    while ends := [s for s in specials if s and before.endswith(s)]:
+    before, after = written.split(mark)
+    token = mark
+    while ends := [s for s in specials if before.endswith(s)]:
         longest = max(ends, key=len)
         token, before = longest + token, before.removesuffix(longest)
-    after = after[: after.index(_TEXT)] if _TEXT in after else ""
-    while begins := [s for s in specials if s and after.startswith(s)]:
+    while begins := [s for s in specials if after.startswith(s)]:
         longest = max(begins, key=len)
         token, after = token + longest, after.removeprefix(longest)
     return token
+
+
+def space_after(donor: Any, modality: str) -> str:
+    """The line break, or other space, that a donor's chat template writes between a medium and the text after it."""
+    written = _written(donor, modality)
+    return written[len(written.rstrip()) :]
+
+
+def _written(donor: Any, modality: str) -> str:
+    """What a donor's chat template writes for one medium before a text; empty without a template."""
+    template, tokenizer = getattr(donor, "chat_template", None), donor.tokenizer
+    if not isinstance(template, str):
+        return ""
+    text = {"type": "text", "text": _TEXT}
+    bare = _render(template, [text], **tokenizer.special_tokens_map)
+    full = _render(template, [{"type": modality}, text], **tokenizer.special_tokens_map)
+    if not bare or not full:
+        return ""
+    start = _alike(bare, full)
+    return full[start : len(full) - _alike(bare[start:][::-1], full[::-1])]
+
+
+def _alike(a: str, b: str) -> int:
+    """With how many equal characters both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return {token for token in {*tokenizer.all_special_tokens, *added} if token}
 
 
 def _render(template: str, content: Any, **special_tokens: Any) -> str | None:

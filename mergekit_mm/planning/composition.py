@@ -12,10 +12,13 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
-from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.architecture.roles import Role
+from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.vocabulary import Vocabulary, unite
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
+COMPOSITION = "composition"  # of the whole merge: how tokens of media go through the language model
+STATIC, DAMC = "static", "damc"  # as text does; each through its own donor's matrices
 MODALITIES = ("image", "video", "audio")
 # the parameter that chooses a modality's owner among several donors that could serve it
 CHOICE = {"image": Role.VISION_TOWER.value, "video": Role.VIDEO_TOWER.value, "audio": Role.AUDIO_TOWER.value}
@@ -23,11 +26,16 @@ CHOICE = {"image": Role.VISION_TOWER.value, "video": Role.VIDEO_TOWER.value, "au
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """An omni model to be made. `modalities`: modality -> the donor that serves it."""
+    """An omni model to be made. `modalities`: modality -> the donor that serves it.
+
+    Several donors may be of the host's or a guest's architecture: one leads, whose config and processor the output has.
+    """
 
     host: ModelReference
-    guests: Mapping[str, ModelReference]  # name -> donor
+    guests: Mapping[str, ModelReference]  # name -> the donor that leads
     modalities: Mapping[str, ModelReference]
+    named: frozenset[ModelReference]  # by the config, to serve a modality: their towers are taken as they are
+    unties_head: bool  # the host's head is its embeddings again, but some input's is not
     vocabulary: Vocabulary
 
     def owner(self, modality: str) -> str:
@@ -35,58 +43,87 @@ class Composition:
         donor = self.modalities[modality]
         return HOST if donor == self.host else next(name for name, guest in self.guests.items() if guest == donor)
 
-    def takes_towers_of(self, model: ModelReference, checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
-        """Whether a donor's towers are in the output: grafted, or merged with the host's of the same architecture."""
-        same = checkpoints[model].config.get("model_type") == checkpoints[self.host].config.get("model_type")
-        return same or model in self.guests.values()
+    def lead_of(self, model: ModelReference, checkpoints: Mapping[ModelReference, Checkpoint]) -> ModelReference | None:
+        """The donor with whose towers and projectors a model's own are merged; None if these are not in the output."""
+        leads = (
+            lead for lead in (self.host, *self.guests.values()) if checkpoints[lead].kind == checkpoints[model].kind
+        )
+        lead = next(leads, None)
+        return lead if lead == model or lead not in self.named else None
+
+    def bringer(self, tensor: str) -> ModelReference:
+        """The donor whose tensor one of the output is, or is like; by its name in the output."""
+        return next((lead for name, lead in self.guests.items() if tensor.startswith(f"guests.{name}.")), self.host)
 
 
 def is_composed(checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
     """Whether multimodal models of different architectures are among the inputs."""
-    return len({c.config.get("model_type") for c in checkpoints.values() if c.is_multimodal}) > 1
+    return len({c.kind for c in checkpoints.values() if c.is_multimodal}) > 1
 
 
 def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Checkpoint]) -> Composition:
     """Settle host, guests and the owner of each modality, from the config where it says, else from the models.
 
     Raises:
-        CheckpointError: several donors serve one modality and the config does not choose; a choice that is no donor.
+        CheckpointError: several donors serve one modality and the config does not choose; a choice that is no donor, or
+            does not serve what it is chosen for; a setting that an omni model has no use for.
     """
     donors = {model: c for model, c in checkpoints.items() if c.is_multimodal}
-    unknown = [c.name for c in donors.values() if c.skeleton is None]
-    if unknown:
-        raise CheckpointError(
-            f"{_listed(donors)} are different multimodal architectures, and {', '.join(unknown)} brings its own code: "
-            "such a model can be merged with others of its kind, but is no part for an omni model."
-        )
-    parameters = config.parameters or {}
-    host = _chosen(HOST, parameters, donors) or _default_host(config, donors)
+    _require_parts(config, donors)
+    named = {m: model for m in MODALITIES if (model := _chosen(CHOICE[m], config, checkpoints)) is not None}
+    for modality, model in named.items():
+        if model not in donors or placeholder(modality, donors[model]) is None:
+            raise CheckpointError(f"parameter {CHOICE[modality]}: {model} does not take {modality} inputs.")
+    host = _host(config, donors, checkpoints, list(named.values()))
+    leads = {donors[model].kind: model for model in (*reversed(donors), *named.values(), host)}  # the last one leads
+    for modality, model in named.items():
+        if (other := leads[donors[model].kind]) != model:
+            raise CheckpointError(
+                f"parameter {CHOICE[modality]}: {model} and {other} are both chosen, and of one architecture "
+                f"({donors[model].kind}), which can be in an omni model once: choose one of them."
+            )
     modalities: dict[str, ModelReference] = {}
     for modality in MODALITIES:
-        serving = _serving(modality, host, donors)
-        chosen = _chosen(CHOICE[modality], parameters, donors) if len(serving) > 1 else None
-        if chosen is not None and chosen not in serving:
-            raise CheckpointError(f"parameter {CHOICE[modality]}: {chosen} does not take {modality} inputs.")
-        if len(serving) > 1 and chosen is None:
-            both = _listed({model: donors[model] for model in serving})
+        serving = [model for model in donors if leads[donors[model].kind] == model]
+        serving = [model for model in serving if placeholder(modality, donors[model]) is not None]
+        if len(serving) > 1 and modality not in named:
             raise CheckpointError(
-                f"{both} are different multimodal architectures that both take {modality} inputs. "
-                f"For an omni model choose one: `parameters: {CHOICE[modality]}: {serving[0]}`."
+                f"{_listed({m: donors[m] for m in serving})} are different multimodal architectures that both take "
+                f"{modality} inputs. For an omni model choose one: `parameters: {CHOICE[modality]}: {serving[0]}`."
             )
         if serving:
-            modalities[modality] = chosen or serving[0]
+            modalities[modality] = named.get(modality, serving[0])
     guests: dict[str, ModelReference] = {}
     for donor in dict.fromkeys(modalities.values()):
         if donor != host:
             guests["_".join(m for m, owner in modalities.items() if owner == donor)] = donor
-    return Composition(host, guests, modalities, unite(checkpoints[host], checkpoints.values()))
+    placeholders = {
+        modality: (donors[model], token)
+        for modality, model in modalities.items()
+        if (token := placeholder(modality, donors[model])) is not None
+    }
+    return Composition(
+        host,
+        guests,
+        modalities,
+        frozenset(named.values()),
+        checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
+        unite(checkpoints[host], checkpoints.values(), placeholders),
+    )
 
 
 def choices(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Checkpoint]) -> set[str]:
     """The top-level parameters that choose donors here, and are no policies."""
-    names = {str(model) for model in checkpoints}
-    found = {name for name in CHOICE.values() if str((config.parameters or {}).get(name)) in names}
+    found = {name for name in CHOICE.values() if _chosen(name, config, checkpoints) is not None}
     return found | ({HOST} & (config.parameters or {}).keys())
+
+
+def is_decoupled(config: MergeConfiguration) -> bool:
+    """Whether a config asks for DAMC. Raises ValueError for a composition that does not exist."""
+    value = (config.parameters or {}).get(COMPOSITION, STATIC)
+    if value not in (STATIC, DAMC):
+        raise ValueError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
+    return bool(value == DAMC)
 
 
 @dataclass(frozen=True)
@@ -98,7 +135,7 @@ class Settings:
     head_dim: int
     hidden_act: str
     rms_norm_eps: float | None
-    rope_theta: float | None
+    rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
 
 
 # with another of these the same tensors are another function; the others only shift it
@@ -111,14 +148,14 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
         return None
     text = checkpoint.skeleton.model.config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)
-    rope = getattr(text, "rope_parameters", None) or {}
+    rope = getattr(text, "rope_parameters", None)
     return Settings(
         heads,
         getattr(text, "num_key_value_heads", None) or heads,
         getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads,
         getattr(text, "hidden_act", ""),
         getattr(text, "rms_norm_eps", None),
-        rope.get("rope_theta") if isinstance(rope, dict) else None,
+        {k: v for k, v in rope.items() if k != "type" and "mrope" not in k} if isinstance(rope, dict) else None,
     )
 
 
@@ -135,42 +172,55 @@ def differences(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[st
     return [t for key, t in told.items() if key in _BINDING], [t for key, t in told.items() if key not in _BINDING]
 
 
-def guest_tensors(guest: Checkpoint) -> dict[str, str]:
-    """Name inside the guest's inner model -> name in its memory, of all but its language model."""
-    return {
-        name.removeprefix("model."): name for name, info in guest.tensors.items() if info.role not in LANGUAGE_ROLES
-    }
+def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> None:
+    """Refuse donors that cannot be parts, and what a config asks for that no omni model has."""
+    for kind, cannot in (
+        ("brings its own code", [c.name for c in donors.values() if c.skeleton is None]),
+        ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
+    ):
+        if cannot:
+            raise CheckpointError(
+                f"{_listed(donors)} are different multimodal architectures, and {', '.join(cannot)} {kind}: "
+                "such a model can be merged with others of its kind, but is no part for an omni model."
+            )
+    for setting, instead in (
+        ("tokenizer", "the vocabularies of its donors are united by themselves"),
+        ("tokenizer_source", "the vocabularies of its donors are united by themselves"),
+        ("chat_template", "it has its host's, over all media"),
+    ):
+        if getattr(config, setting):
+            raise CheckpointError(f"{setting}: not for an omni model: {instead}. Leave it out.")
 
 
 def _chosen(
-    name: str, parameters: Mapping[str, Any], donors: Mapping[ModelReference, Checkpoint]
+    name: str, config: MergeConfiguration, models: Mapping[ModelReference, Checkpoint]
 ) -> ModelReference | None:
-    value = parameters.get(name)
-    found = next((model for model in donors if str(model) == str(value)), None)
-    if name == HOST and value is not None and found is None:
-        raise CheckpointError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
-    return found
+    value = (config.parameters or {}).get(name)
+    return next((model for model in models if str(model) == str(value)), None)
+
+
+def _host(
+    config: MergeConfiguration,
+    donors: Mapping[ModelReference, Checkpoint],
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    named: list[ModelReference],
+) -> ModelReference:
+    """The one the config says. Else the base if it is multimodal; else a model whose positions need its own class
+    (M-RoPE), first those that are named for a modality; else the first; and in its stead a named one of its kind."""
+    value = (config.parameters or {}).get(HOST)
+    if value is not None:
+        found = _chosen(HOST, config, checkpoints)
+        if found not in donors:
+            raise CheckpointError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
+        return found
+    in_order = dict.fromkeys((*named, *donors))
+    special = (m for m in in_order if re.search(r"mrope", str(donors[m].config.get("text_config", donors[m].config))))
+    host = config.base_model if config.base_model in donors else next(special, next(iter(donors)))
+    return next((m for m in named if donors[m].kind == donors[host].kind), host)
 
 
 def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
-    return " and ".join(f"{model} ({donor.config.get('model_type')})" for model, donor in donors.items())
-
-
-def _default_host(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> ModelReference:
-    """The base if it is multimodal; else a model whose positions need its own class (M-RoPE); else the first."""
-    if config.base_model in donors:
-        return config.base_model
-    special = (m for m, c in donors.items() if re.search(r"mrope", str(c.config.get("text_config", c.config))))
-    return next(special, next(iter(donors)))
-
-
-def _serving(modality: str, host: ModelReference, donors: Mapping[ModelReference, Checkpoint]) -> list[ModelReference]:
-    """The donors that take a modality, one of each architecture, the host before others of its own."""
-    found: dict[str, ModelReference] = {}
-    for model in (host, *donors):
-        if placeholder(modality, donors[model]) is not None:
-            found.setdefault(str(donors[model].config.get("model_type")), model)
-    return list(found.values())
+    return " and ".join(f"{model} ({donor.kind})" for model, donor in donors.items())
 
 
 def placeholder(modality: str, donor: Checkpoint) -> int | None:

@@ -20,6 +20,10 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     Raises:
         CheckpointError: the merge changes its base in ways that are no deltas.
     """
+    if planner.inputs.composition:
+        raise CheckpointError(
+            "These inputs make an omni model, which no adapter of one of them can hold: merge to a model."
+        )
     config, over = planner.config, without_adapter(planner.inputs.base)
     if config.tokenizer or config.tokenizer_source:
         raise CheckpointError("An adapter cannot change a vocabulary: leave the tokenizer section out.")

@@ -9,11 +9,9 @@ from typing import NamedTuple
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 
-from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.planning.composition import Composition, guest_tensors
 from mergekit_mm.planning.modules import RoleModule
-from mergekit_mm.planning.reading import load
 from mergekit_mm.planning.tasks import ConvertToDisk, PickTensor
 
 
@@ -60,21 +58,10 @@ def as_base(
         yield Output(disk, task, base.disk[like])
 
 
-def as_omni(
-    omni: Composition,
-    checkpoints: Mapping[ModelReference, Checkpoint],
-    made: Mapping[str, Task],
-    device: str | None,
-) -> Iterator[Output]:
-    """The host's tensors under their names in memory, and what each guest brings, read from it as it is."""
-    host = checkpoints[omni.host]
+def as_omni(made: Mapping[str, Task], like: Mapping[str, TensorInfo]) -> Iterator[Output]:
+    """Every tensor under its name in memory; `like`: that name -> the tensor it is, or is like."""
     for name, task in made.items():
-        yield Output(name, task, host.disk[host.group_of[name].disk[0]])
-    for guest, model in omni.guests.items():
-        donor = checkpoints[model]
-        for inner, own in guest_tensors(donor).items():
-            name = f"guests.{guest}.{inner}"
-            yield Output(name, load(model, own, name, None, device), donor.disk[donor.group_of[own].disk[0]])
+        yield Output(name, task, DiskTensor(name, "", like[name].shape, like[name].dtype))
 
 
 def _was_cut(names: tuple[str, ...], module: RoleModule, layers: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from mergekit.architecture import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
@@ -18,7 +18,7 @@ ALIASES = {"text_decoder": "language_model", "multi_modal_projector": "projector
 class RoleModule(ModuleArchitecture):
     """All tensors of one module, those of its main stack of layers told apart from the rest.
 
-    Names are the base's in memory. The config that mergekit passes is not needed: the tensors are known.
+    Names are the output's in memory. The config that mergekit passes is not needed: the tensors are known.
     """
 
     def __init__(self, tensors: Sequence[TensorInfo]):
@@ -68,10 +68,10 @@ class RoleModule(ModuleArchitecture):
         return bool(self.stack) and re.match(re.escape(self.stack) + r"\d+\.", name) is not None
 
 
-def merge_architecture(base: Checkpoint) -> ModelArchitecture:
-    """The base's tensors as mergekit modules: `language_model`, `vision_tower`, `projector`, ..."""
+def merge_architecture(base: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ModelArchitecture:
+    """The output's tensors as mergekit modules: `language_model`, `vision_tower`, `projector`, ..."""
     modules: dict[str, list[TensorInfo]] = {}
-    for info in base.tensors.values():
+    for info in tensors.values():
         modules.setdefault(info.role.module, []).append(info)
     return ModelArchitecture(
         modules={name: ModuleDefinition(architecture=RoleModule(infos)) for name, infos in modules.items()},

@@ -21,10 +21,12 @@ def omni_model(
     checkpoints: Mapping[ModelReference, Checkpoint],
     base: Checkpoint,
     host: Mapping[str, Any],
+    routed: Mapping[str, Any] | None = None,
 ) -> tuple[OmniConfig, dict[str, tuple[int, ...]]]:
     """The config, with `host` as the host's own; and name -> shape of every tensor that has to be on disk.
 
     base: the model whose language model the merge starts from; what it does with its tensors is kept.
+    routed: as in the omni config.
 
     Raises:
         CheckpointError: a donor that cannot be a part of an omni model, and why.
@@ -33,10 +35,13 @@ def omni_model(
         host=dict(host),
         guests={name: dict(checkpoints[model].config) for name, model in omni.guests.items()},
         modalities={m: {"owner": omni.owner(m), "token_id": _token(omni, m, checkpoints)} for m in omni.modalities},
+        routed=dict(routed or {}),
         architectures=[OmniForConditionalGeneration.__name__],
         dtype=host.get("dtype", host.get("torch_dtype", "float32")),
     )
     _compute_like(config.get_text_config(), base)
+    if omni.unties_head:
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     try:
         with torch.device("meta"), no_init_weights():
             model = OmniForConditionalGeneration(config)
@@ -53,12 +58,19 @@ def _compute_like(text: Any, base: Checkpoint) -> None:
     known = settings(base)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
-    if known is not None and known.rope_theta is not None and isinstance(text.rope_parameters, dict):
-        text.rope_parameters = {**text.rope_parameters, "rope_theta": known.rope_theta}
+    if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):
+        divided = {key: value for key, value in text.rope_parameters.items() if "mrope" in key}
+        text.rope_parameters = {**known.rope, **divided}
 
 
 def _token(omni: Composition, modality: str, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
     donor = checkpoints[omni.modalities[modality]]
     own = placeholder(modality, donor)
     assert own is not None
-    return omni.vocabulary.id_of(donor.directory, own)
+    found = omni.vocabulary.id_of(donor.directory, own)
+    if found is None:
+        raise CheckpointError(
+            f"The placeholder of {modality} in {donor.name} is {own} by its config.json, but its tokenizer has no such "
+            "token. Is the tokenizer another model's?"
+        )
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergekit import merge_methods
@@ -10,14 +10,15 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.disk import DiskTensor
-from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import choices, guest_tensors
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import check_parameters, require_known_method, unread_parameters
+from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.reading import open_sources
 
 _DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a merge can have -> bytes
@@ -34,6 +35,9 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Size of the output's tensors, in the dtype asked for; known once the tasks are planned."""
+        return self._bytes(self.planner.output.values())
+
+    def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
         wanted = self.config.out_dtype or self.config.dtype
         width = _DTYPES.get(wanted or "")
 
@@ -42,13 +46,7 @@ class Plan:
                 return tensor.nbytes // tensor.dtype.itemsize * width
             return tensor.nbytes
 
-        return sum(map(size, self.planner.output.values()))
-
-    def _grafts(self) -> Counter[tuple[str, str]]:
-        """(role, "graft") -> how many tensors of an omni model its guests bring."""
-        omni, checkpoints = self.inputs.composition, self.inputs.checkpoints
-        donors = [checkpoints[model] for model in omni.guests.values()] if omni else []
-        return Counter((d.tensors[own].role.value, "graft") for d in donors for own in guest_tensors(d).values())
+        return sum(map(size, tensors))
 
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
@@ -61,17 +59,31 @@ class Plan:
                 f"omni model: {method} of the language models of {len(self.inputs.checkpoints)} models; host {base}"
             )
             lines += [f"  {modality} by {donor}" for modality, donor in omni.modalities.items()]
-        words = {"base": f"kept as in {base}", "average": "mean of the experts", "merge": method, "copy": "copied"}
-        words["graft"] = "grafted"
-        done = self.planner.done + self._grafts()
+        if (decoupled := self.planner.decoupling) is not None and decoupled.kept:
+            size = self._bytes(decoupled.kept.values())
+            lines.append(
+                f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, "
+                f"kept {decoupled.told}: {len(decoupled.kept)} tensors, {size / 1e9:.3g} GB more"
+            )
+        words = {"average": "mean of the experts", "merge": method, "copy": "copied"}
         for role in Role:
-            counts = {policy: n for (r, policy), n in sorted(done.items()) if r == role.value}
-            if counts:
-                lines.append(f"  {role.value:<15} " + "; ".join(f"{n} {words[p]}" for p, n in counts.items()))
+            told = [
+                f"{n} {words[p]}" for (r, p), n in sorted(self.planner.done.items()) if r == role.value and p in words
+            ]
+            grafted = self.inputs.composition is not None and role not in LANGUAGE_ROLES
+            kept = "grafted from" if grafted else "kept as in"
+            told += [f"{n} {kept} {whose}" for (r, whose), n in self.planner.kept.items() if r == role.value]
+            if told:
+                lines.append(f"  {role.value:<15} " + "; ".join(told))
         notes = [
             f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "
             f"(`parameters: {role.value}: merge`) would merge them."
             for (model, role), count in self.planner.unused.items()
+        ]
+        notes += [
+            f"{role} is that of {keeper}; {', '.join(map(str, others))} has one of the same kind, which is not used. "
+            f"`parameters: {role}: average` would merge them, the name of a donor takes another."
+            for (role, keeper), others in self.planner.overruled.items()
         ]
         return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys([*self.inputs.notes, *notes])])
 
@@ -93,16 +105,18 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     _require_dtypes(config)
     inputs = open_inputs(config, options)
     open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
-    architecture = merge_architecture(inputs.base_checkpoint)
+    architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config, list(architecture.modules))
     if unread := unread_parameters(config):
         inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
+    if is_decoupled(config) and not inputs.composition:
+        raise ValueError(
+            f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
+            "different architectures."
+        )
     planned = config.model_copy(deep=True)  # the planner rewrites its config
     if inputs.composition:
-        base = inputs.checkpoints.get(config.base_model, inputs.base_checkpoint)
-        omni_model(
-            inputs.composition, inputs.checkpoints, base, inputs.base_checkpoint.config
-        )  # refuses what it cannot
+        _require_whole(inputs, config)
         chosen = choices(config, inputs.checkpoints)
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
     planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
@@ -113,3 +127,19 @@ def _require_dtypes(config: MergeConfiguration) -> None:
     for name in ("dtype", "out_dtype"):
         if (value := getattr(config, name)) not in (None, *_DTYPES):
             raise ValueError(f"{name}: {value!r} will not do; choose {' | '.join(_DTYPES)}.")
+
+
+def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
+    """Refuse donors that do not compose, or whose tensors are not those of the model they would make together."""
+    assert inputs.composition is not None
+    if SIDE_FILES in (config.parameters or {}):
+        raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
+    host = inputs.base_checkpoint
+    base = inputs.checkpoints.get(config.base_model, host)
+    _, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
+    missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
+    if missing or extra:
+        raise CheckpointError(
+            f"The tensors of these donors are not those of an omni model: missing {some(missing) or 'none'}; "
+            f"without a place {some(extra) or 'none'}."
+        )

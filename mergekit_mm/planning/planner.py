@@ -30,11 +30,13 @@ from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.methods import method_named
+from mergekit_mm.planning.composition import is_decoupled
+from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import ALIASES, RoleModule
-from mergekit_mm.planning.policies import Policy, is_own_method, policy_of
+from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
 from mergekit_mm.planning.vocabulary import UniteRows, remember
@@ -71,9 +73,16 @@ class MultimodalPlanner(MergePlanner):
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
+        self.kept: Counter[tuple[str, ModelReference]] = Counter()  # (role, whose) -> tensors that are as they were
+        self.overruled: dict[tuple[str, ModelReference], list[ModelReference]] = {}  # towers of the same kind, not used
+        self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
+        self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self._expand_modules()
+        self.decoupling: Decoupling | None = None
+        if is_decoupled(config):
+            self.decoupling = Decoupling(inputs, config, self._module("language_model").stack, self._read_device())
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
@@ -96,9 +105,8 @@ class MultimodalPlanner(MergePlanner):
                 module.slices = [OutputSliceDefinition(sources=self._sources(module.models, layers))]
                 module.models = None
         if self.unlisted:
-            self.inputs.notes.append(
-                f"Not listed under `modules:`, so kept as in {self.inputs.base}: {', '.join(self.unlisted)}."
-            )
+            whose = "as their donors have them" if self.inputs.composition else f"as in {self.inputs.base}"
+            self.inputs.notes.append(f"Not listed under `modules:`, so kept {whose}: {', '.join(self.unlisted)}.")
 
     def _sources(self, models: list[InputModelDefinition], layers: int) -> list[InputSliceDefinition]:
         sources = [
@@ -177,8 +185,9 @@ class MultimodalPlanner(MergePlanner):
         """Plan one output tensor: all names are the base's in memory."""
         names = {model: self.inputs.names[model].get(w.name) for model, w in zip(models, weights_in, strict=True)}
         held = {model: name for model, name in names.items() if name is not None}
-        info = self.inputs.base_checkpoint.tensors[weights_in[0].name]
-        job = _Job(weight, info, self.inputs.base_checkpoint.group_of[info.name].disk[0], cfg_reader)
+        info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
+        group = self.inputs.base_checkpoint.group_of.get(info.name)
+        job = _Job(weight, info, group.disk[0] if group else info.name, cfg_reader)
         kept = info.role.module in self.unlisted
         policy = Policy.BASE if kept else policy_of(info.role, weight.name, self._method.spec.name, cfg_reader)
         experts = [model for model in held if model != cfg_reader.base_model]
@@ -186,11 +195,16 @@ class MultimodalPlanner(MergePlanner):
             policy = Policy.BASE  # no other input has this tensor
         if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
             policy = Policy.BASE
+        bringer = self.inputs.bringer(info.name)
+        of_some = policy is Policy.MERGE and len(held) < len(models)
+        if of_some and (why := why_undefined(self._method, info.role, list(held), cfg_reader.base_model, bringer)):
+            self._undefined[info.role.value], policy = why, Policy.BASE
         if policy is Policy.BASE:
-            keeper = cfg_reader.base_model if cfg_reader.base_model in held else next(iter(held), self.inputs.base)
+            keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
+            self.kept[info.role.value, keeper] += 1
             adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
             self.unused.update((model, info.role) for model in adapted)
-            held.setdefault(keeper, info.name)
+            held.setdefault(keeper, self.inputs.names[keeper][info.name])
             task = self._keep(job, keeper, held)
         elif policy is Policy.AVERAGE:
             task = self._average(job, {model: held[model] for model in experts})
@@ -199,6 +213,16 @@ class MultimodalPlanner(MergePlanner):
         done = "copy" if policy is Policy.MERGE and len(models) == 1 else policy.value
         self.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
+
+    def _keeper(
+        self, role: Role, held: dict[ModelReference, str], base: ModelReference | None, bringer: ModelReference
+    ) -> ModelReference:
+        """Whose tensor the policy `base` takes: the base model's; without one that has it, the donor's that leads."""
+        keeper = base if base in held else bringer if bringer in held else next(iter(held), bringer)
+        others = [model for model in held if model != keeper]
+        if others and keeper != base and self.inputs.composition:
+            self.overruled[role.value, keeper] = others
+        return keeper
 
     def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
         """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
@@ -230,6 +254,10 @@ class MultimodalPlanner(MergePlanner):
             "base_model": reader.base_model,
             "output_weight": job.weight,
         }
+        if self.decoupling is not None:
+            decoupled = self.decoupling.merged(job.weight.name, job.info, job.label, held, dtype, common)
+            if decoupled is not None:
+                return decoupled
         adapters = self._adapters_of_base(job, held)
         if is_own_method(spec.name):
             gather = self._gather(job, held, None, adapters)
@@ -314,6 +342,8 @@ class MultimodalPlanner(MergePlanner):
         """Settle what makes each output tensor, once."""
         if not self._tensors:
             self._plan()
+        if self._undefined:
+            raise CheckpointError("\n".join(self._undefined.values()))
 
     @property
     def tensors(self) -> dict[str, Task]:
@@ -334,6 +364,8 @@ class MultimodalPlanner(MergePlanner):
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
         outputs = list(self._outputs(made))
+        if self.decoupling is not None:
+            outputs = self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         self.output = {name: like for name, _, like in outputs}
         writer = TensorWriterTask(
             out_path=out_path,
@@ -356,11 +388,11 @@ class MultimodalPlanner(MergePlanner):
 
     def _outputs(self, made: dict[str, Task]) -> Iterator[Output]:
         """Every tensor of the output before its cast."""
-        omni, inputs = self.inputs.composition, self.inputs
-        if omni is not None:
-            return as_omni(omni, inputs.checkpoints, made, self._read_device())
+        inputs = self.inputs
+        if inputs.composition is not None:
+            return as_omni(made, self._like)
         modules = {name: self._module(name) for name in self.arch_info.modules}
-        lengths = {name: sum(_length(part) for part in self._slices(name)) for name in modules}
+        lengths = {name: sum(high - low for low, high in self._ranges(name)) for name in modules}
         return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
 
     def _finished(self, task: Task, like: DiskTensor) -> Task:
@@ -372,19 +404,13 @@ class MultimodalPlanner(MergePlanner):
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 
-    def _slices(self, module: str) -> list[OutputSliceDefinition]:
-        slices: list[OutputSliceDefinition] = self.config.modules[module].slices
-        return slices
+    def _ranges(self, module: str) -> list[tuple[int, int]]:
+        """The layers that each slice of a module takes."""
+        return [part.sources[0].layer_range for part in self.config.modules[module].slices]
 
     def layer_sources(self) -> list[int] | None:
         """For each output layer of the language model, the layer it came from; None if all are where they were."""
         if "language_model" not in self.arch_info.modules:
             return None
-        first = [part.sources[0].layer_range for part in self._slices("language_model")]
-        layers = [index for low, high in first for index in range(low, high)]
+        layers = [index for low, high in self._ranges("language_model") for index in range(low, high)]
         return None if layers == list(range(len(self._module("language_model").layers))) else layers
-
-
-def _length(part: OutputSliceDefinition) -> int:
-    low, high = part.sources[0].layer_range
-    return int(high) - int(low)

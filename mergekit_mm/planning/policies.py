@@ -8,13 +8,15 @@ from enum import Enum
 from typing import Any
 
 from mergekit import merge_methods
+from mergekit.common import ModelReference
 from mergekit.config import ConditionalParameter, ConfigReader, MergeConfiguration, ParameterSetting, evaluate_setting
+from mergekit.merge_methods import MergeMethod
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from pydantic import ValidationError
 
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.methods import catalogue
-from mergekit_mm.planning.composition import HOST
+from mergekit_mm.planning.composition import COMPOSITION, HOST
 from mergekit_mm.planning.modules import ALIASES
 
 
@@ -28,7 +30,7 @@ class Policy(str, Enum):
 
 # not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST)
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
 ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
 
 
@@ -58,7 +60,31 @@ def _parse(role: Role, value: Any) -> Policy:
         return Policy(value)
     except ValueError:
         choices = " | ".join(policy.value for policy in Policy)
-        raise ValueError(f"parameter {role.value}: {value!r} is not a policy; choose {choices}.") from None
+        raise ValueError(
+            f"parameter {role.value}: {value!r} is not a policy; choose {choices} (or, for an omni model, one of its "
+            "donors, spelled as under `models:`)."
+        ) from None
+
+
+def why_undefined(
+    method: MergeMethod,
+    role: Role,
+    inputs: list[ModelReference],
+    base_model: ModelReference | None,
+    bringer: ModelReference,
+) -> str | None:
+    """Why a method does not take these inputs, which alone have a tensor of a role, or None.
+
+    In an omni model, say, deltas of towers are over nothing if the base model has none of their kind.
+    """
+    try:
+        method.validate_inputs(inputs, base_model if base_model in inputs else None)
+    except ValueError as error:
+        return (
+            f"{method.spec.name} cannot merge the {role.value} of {', '.join(map(str, inputs))}: {error} of the same "
+            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {bringer}."
+        )
+    return None
 
 
 def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:

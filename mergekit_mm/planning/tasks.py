@@ -91,9 +91,9 @@ class ConvertToDisk(Task[dict[str, torch.Tensor]]):
 
 
 class PickTensor(Task[torch.Tensor]):
-    """One tensor of a converted group."""
+    """One tensor of several that a task makes together."""
 
-    group: ConvertToDisk
+    group: Task
     tensor: str
 
     def arguments(self) -> dict[str, Task]:

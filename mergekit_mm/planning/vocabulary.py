@@ -23,13 +23,18 @@ class Vocabulary:
     tokenizer: PreTrainedTokenizerBase
     own: Mapping[Path, PreTrainedTokenizerBase]  # each donor's tokenizer, by its directory
     size: int  # rows of the united embeddings
+    renamed: Mapping[tuple[Path, str], str]  # a donor's placeholder -> its name here, where another has its own
     _rows: dict[tuple[Path, int], torch.Tensor] = field(default_factory=dict)  # embeddings and head have the same
 
-    def id_of(self, directory: Path, token_id: int) -> int:
-        """The united id of a donor's token."""
+    def id_of(self, directory: Path, token_id: int) -> int | None:
+        """The united id of a donor's token; None if its tokenizer has no token of that number."""
         token = self.own[directory].convert_ids_to_tokens(token_id)
-        found: int = self.tokenizer.get_vocab()[token]
-        return found
+        return self.tokenizer.get_vocab().get(self.renamed.get((directory, token), token))
+
+    def donor_token(self, directory: Path, united_id: int) -> str:
+        """What a donor calls a token of the united vocabulary."""
+        token = str(self.tokenizer.convert_ids_to_tokens(united_id))
+        return next((old for (where, old), new in self.renamed.items() if (where, new) == (directory, token)), token)
 
     def rows(self, directory: Path, count: int) -> torch.Tensor:
         """(size,) for each united id the row of a donor's embeddings, -1 where the donor has none.
@@ -42,6 +47,7 @@ class Vocabulary:
 
     def _find_rows(self, directory: Path, count: int) -> torch.Tensor:
         theirs, named = self.own[directory].get_vocab(), self.tokenizer.get_vocab()
+        theirs |= {new: theirs[old] for (where, old), new in self.renamed.items() if where == directory}
         rows = torch.full((self.size,), -1)
         unnamed = sorted(set(range(min(self.size, count))) - set(named.values()) - set(theirs.values()))
         rows[unnamed] = torch.tensor(unnamed, dtype=rows.dtype)
@@ -51,8 +57,13 @@ class Vocabulary:
         return rows
 
 
-def unite(host: Checkpoint, donors: Iterable[Checkpoint]) -> Vocabulary:
+def unite(
+    host: Checkpoint, donors: Iterable[Checkpoint], placeholders: Mapping[str, tuple[Checkpoint, int]]
+) -> Vocabulary:
     """The union of the tokenizers of all donors, the host among them or not.
+
+    placeholders: modality -> the donor that serves it, and the id of its placeholder. One that another donor has for
+        another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
 
     Raises:
         CheckpointError: a donor's tokenizer cannot be loaded, or lies across the host's: most of its tokens are others.
@@ -68,8 +79,15 @@ def unite(host: Checkpoint, donors: Iterable[Checkpoint]) -> Vocabulary:
                 f"{len(theirs.get_vocab())} tokens are unknown there. Donors must descend from one LLM."
             )
         united.add_tokens([added.get(index, AddedToken(token, normalized=False)) for index, token in missing])
+    renamed: dict[tuple[Path, str], str] = {}
+    taken: dict[str, Path] = {}
+    for modality, (donor, token_id) in sorted(placeholders.items(), key=lambda item: item[1][0] is not host):
+        token = own[donor.directory].convert_ids_to_tokens(token_id)
+        if taken.setdefault(token, donor.directory) != donor.directory:
+            renamed[donor.directory, token] = f"<omni_{modality}>"
+    united.add_tokens([AddedToken(token, normalized=False, special=True) for token in renamed.values()])
     rows = host.tensors[host.backbone["embed_tokens.weight"]].shape[0]
-    return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1))
+    return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1), renamed)
 
 
 def _tokenizer(donor: Checkpoint) -> PreTrainedTokenizerBase:

@@ -1,0 +1,294 @@
+"""DAMC (Chen et al., ACL 2024): what each donor's language model does with the tokens of its own media is kept.
+
+Text goes through the merged weights, of any merge; with task_arithmetic they are the paper's adaptive adjustment, the
+base and a weighted sum of deltas. A medium goes through its donor's own matrices. The paper trains two adapters per
+donor, one for text and one for media; here both are the one delta that a donor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Task
+from torch import nn
+
+from mergekit_mm.architecture.checkpoint import TensorInfo
+from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.omni.routing import FULL
+from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.layout import Output
+from mergekit_mm.planning.merging import AddDelta, MergeDelta
+from mergekit_mm.planning.policies import is_own_method
+from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, LoadDelta, LoadTensor, load, load_delta
+from mergekit_mm.planning.reading import without_adapter as plain
+from mergekit_mm.planning.tasks import PickTensor
+
+
+class _Factored(NamedTuple):
+    """A matrix of which owners keep factors."""
+
+    merged: MergeDelta
+    experts: tuple[LoadDelta, ...]
+    owners: tuple[tuple[str, int], ...]  # owner -> which of the experts; -1 for the base
+    rank: int
+    shape: tuple[int, ...]
+
+
+class Decoupling:
+    """The linear layers of an omni model's language model in which each owner of a medium has something of its own.
+
+    That is its donor's matrix; or factors, if all donors are adapters of the base's language model and the method makes
+    factors of factors.
+    """
+
+    def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, device: str | None) -> None:
+        omni, skeleton = inputs.composition, inputs.base_checkpoint.skeleton
+        assert omni is not None
+        assert skeleton is not None
+        self.inputs, self.stack, self.device = inputs, stack, device
+        self.base, self.method = config.base_model, config.merge_method
+        self.owners = {omni.owner(modality): donor for modality, donor in omni.modalities.items()}
+        self.linear = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
+        self.adapters = self._adapters_of_base()
+        self._own: dict[str, dict[str, Task]] = {}  # merged tensor -> owner -> its donor's
+        self._factored: dict[str, _Factored] = {}
+        self.forms: dict[str, Any] = {}  # `routed` of the omni config, once laid out
+        self.kept: dict[str, DiskTensor] = {}  # what is written beside the merged weights, once laid out
+
+    # ----------------------------------------------------------------------------------------------------- planning
+
+    def merged(
+        self,
+        name: str,
+        info: TensorInfo,
+        label: str,
+        held: Mapping[ModelReference, str],
+        dtype: str | None,
+        merge: Mapping[str, Any],
+    ) -> Task | None:
+        """Note what is kept beside one merged tensor; the task that makes it, where that is not the usual one.
+
+        merge: fields of the task that merges it; dtype: in which it reads its inputs.
+
+        Raises:
+            CheckpointError: a tensor in which tokens cannot be told apart, or a donor without a part in the merge.
+        """
+        if not self._is_routed(info):
+            return None
+        absent = [str(donor) for donor in self.owners.values() if donor not in held]
+        if absent:
+            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {name}.")
+        experts = [model for model in held if model != self.base]
+        if self.adapters.issuperset(experts) and self.base in held:
+            twins = {m: load(plain(m), held[m], label, dtype, self.device) for m in (self.base, *experts)}
+            base = SameTensor(base=twins.pop(self.base), twins=tuple((str(m), task) for m, task in twins.items()))
+            rank = min(sum(_rank(model, held[model]) or 0 for model in experts), info.shape[-1])
+            if rank == 0:
+                return base
+            size, owners = torch.Size(info.shape).numel(), len(self.owners)
+            if rank * (info.shape[1] + owners * info.shape[0]) < owners * size and self._makes_factors(merge):
+                deltas = tuple(load_delta(model, held[model], label, self.device) for model in experts)
+                read = GatherMemoryTensors(
+                    weight_info={model: WeightInfo(name=held[model]) for model in experts},
+                    device=self.device,
+                    label=label,
+                    deltas=tuple(experts),
+                )
+                delta = MergeDelta(gather_tensors=read, over=self.base, **merge)
+                places = tuple((o, experts.index(d) if d in experts else -1) for o, d in self.owners.items())
+                self._factored[name] = _Factored(delta, deltas, places, rank, info.shape)
+                return AddDelta(base=base, delta=delta)
+        self._own[name] = {o: load(d, held[d], label, dtype, self.device) for o, d in self.owners.items()}
+        return None
+
+    @property
+    def told(self) -> str:
+        """In which form it is kept."""
+        return " and ".join(["whole"] * bool(self._own) + ["as factors"] * bool(self._factored))
+
+    def _is_routed(self, info: TensorInfo) -> bool:
+        """Whether a tensor is of a linear layer that sees the tokens in order; norms and vectors are shared."""
+        if info.role not in (Role.LANGUAGE_MODEL, Role.BIASES):
+            return False
+        path = info.name.rpartition(".")[0]
+        inside = path.removeprefix(self.stack).split(".")[1:]
+        if path in self.linear and path.startswith(self.stack) and not any(part.isdigit() for part in inside):
+            return True
+        if len(info.shape) > 1 and info.dtype.is_floating_point:
+            raise CheckpointError(
+                f"composition: damc tells tokens apart in linear layers that see all of them in order, and {info.name} "
+                "belongs to none: mixtures of experts, convolutions and the like cannot be decoupled. Leave it out."
+            )
+        return False
+
+    def _adapters_of_base(self) -> frozenset[ModelReference]:
+        """All experts, if what each changes of the base's language model is an adapter's factors.
+
+        One matrix is compared here; the merge compares all of them.
+        """
+        experts = [model for model in self.inputs.checkpoints if model != self.base]
+        own = is_own_method(self.method) or self.method == "task_arithmetic"
+        if self.base is None or not own or not all(model.lora for model in experts):
+            return frozenset()
+        adapted = {
+            name: _rank(model, theirs)
+            for model in experts
+            for name, theirs in self.inputs.names[model].items()
+            if SOURCES[model].adapts(theirs) and self._is_language(name)
+        }
+        if not adapted or None in adapted.values():
+            return frozenset()
+        sample = next(iter(adapted))
+        first, *others = (_value(plain(m), self.inputs.names[m][sample]) for m in (self.base, *experts))
+        return frozenset(experts if all(_equal(first, other) for other in others) else ())
+
+    def _is_language(self, name: str) -> bool:
+        linear = name.rpartition(".")[0] in self.linear
+        return linear and self.inputs.base_checkpoint.tensors[name].role in LANGUAGE_ROLES
+
+    def _makes_factors(self, merge: Mapping[str, Any]) -> bool:
+        return self.method == "task_arithmetic" or _solves_to_factors(self.method, tuple(merge["parameters"].items()))
+
+    # ------------------------------------------------------------------------------------------------------- layout
+
+    def applied(self, outputs: Iterable[Output], scale: float) -> list[Output]:
+        """An omni model's outputs, and the owners' own; `scale` is that of the merged delta in the text's weights.
+
+        Raises:
+            CheckpointError: there is nothing to be kept.
+        """
+        paths = {name.rpartition(".")[0] for name in (*self._own, *self._factored)}
+        if not paths:
+            raise CheckpointError("composition: damc has nothing to keep: no matrix of the language model is merged.")
+        laid: list[Output] = []
+        layers: dict[str, dict[int, str | int]] = {}
+        depth = 0
+        self.kept = {}
+        for output in outputs:
+            path, _, kind = output.name.rpartition(".")
+            index, _, inside = path.removeprefix(self.stack).partition(".")
+            if path.startswith(self.stack):
+                depth = max(depth, int(index) + 1)
+            if path not in paths:
+                laid.append(output)
+                continue
+            factored = self._factored.get(f"{path}.weight")
+            layers.setdefault(inside, {})[int(index)] = factored.rank if factored else FULL
+            extra = list(self._of_owners(output, path, kind, factored, scale))
+            laid += [output._replace(name=f"{path}.text.{kind}"), *extra]
+            self.kept |= {name: like for name, _, like in extra}
+        values = {inside: [forms.get(i, 0) for i in range(depth)] for inside, forms in layers.items()}
+        self.forms = {inside: forms[0] if len(set(forms)) == 1 else forms for inside, forms in values.items()}
+        return laid
+
+    def _of_owners(
+        self, output: Output, path: str, kind: str, factored: _Factored | None, scale: float
+    ) -> Iterator[Output]:
+        if factored is None:
+            own = self._own.get(output.name, {})
+            for owner in self.owners:
+                yield output._replace(name=f"{path}.media.{owner}.{kind}", task=own.get(owner, output.task))
+        elif kind == "weight":
+            merged, experts, owners, rank, (rows, columns) = factored
+            factors = SharedFactors(merged=merged, experts=experts, owners=owners, scale=scale)
+            yield Output(
+                f"{path}.shared.{kind}",
+                PickTensor(group=factors, tensor="shared"),
+                replace(output.like, shape=(rank, columns)),
+            )
+            for owner, _ in owners:
+                task = PickTensor(group=factors, tensor=f"media.{owner}")
+                yield Output(f"{path}.media.{owner}.{kind}", task, replace(output.like, shape=(rows, rank)))
+
+
+class SameTensor(Task[torch.Tensor]):
+    """The base's tensor, once it is known that the models under the adapters have the same."""
+
+    base: Task
+    twins: tuple[tuple[str, Task], ...]
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, **dict(self.twins)}
+
+    def group_label(self) -> str | None:
+        return self.base.group_label()
+
+    def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
+        others = [name for name, tensor in twins.items() if not _equal(base, tensor)]
+        if others:
+            raise CheckpointError(
+                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
+                "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
+                "(merge_and_unload), save that and name it instead."
+            )
+        return base
+
+
+class SharedFactors(Task[dict[str, torch.Tensor]]):
+    """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
+
+    The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
+    an orthonormal basis: r is the sum of the ranks. Computed in float64, given in float32.
+    """
+
+    merged: MergeDelta
+    experts: tuple[LoadDelta, ...]
+    owners: tuple[tuple[str, int], ...]
+    scale: float  # of the merged delta
+
+    def arguments(self) -> dict[str, Task]:
+        return {"merged": self.merged, **{str(i): delta for i, delta in enumerate(self.experts)}}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def uses_accelerator(self) -> bool:
+        return True
+
+    def execute(self, merged: TaskVector, **deltas: TaskVector) -> dict[str, torch.Tensor]:
+        experts = [deltas[str(i)] for i in range(len(deltas))]
+        rights = torch.cat([delta.right.double() for delta in experts if delta.right is not None])
+        basis = torch.linalg.qr(rights.T).Q.T
+
+        def along(delta: TaskVector) -> torch.Tensor:
+            assert delta.right is not None
+            return delta.left.double() @ (delta.right.double() @ basis.T)
+
+        text = along(merged) * self.scale
+        own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
+        return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
+
+
+@lru_cache
+def _solves_to_factors(method: str, parameters: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether a method of the plugin makes factors of factors, which depends on its parameters: asked of small ones."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.randn(4, 1, generator=generator), torch.randn(1, 4, generator=generator)) for _ in range(2)]
+    given = {name: value for name, value in parameters if name != "scaling"}
+    solved = method_named(method).solve([TaskVector(left, right=right) for left, right in pairs], **given)
+    return solved.is_factored
+
+
+def _rank(model: ModelReference, tensor: str) -> int | None:
+    """The rank of what a model's adapter adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+    found = SOURCES[model].adaptation
+    return found.adapter.rank(found.names[tensor]) if found and tensor in found.names else 0
+
+
+def _value(model: ModelReference, tensor: str) -> torch.Tensor:
+    task = LoadTensor(model=model, tensor=tensor, label=tensor)
+    return task.execute(**{name: group.execute() for name, group in task.arguments().items()})
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.float(), b.float())

@@ -1,0 +1,134 @@
+"""Tensors of two checkpoints held against each other: which of the other stands for which of the base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES
+
+_SHOWN = 12  # names listed per problem
+
+
+@dataclass
+class Match:
+    """How one input's tensors stand for the base's."""
+
+    base: Checkpoint
+    other: Checkpoint
+    keeps_vocabulary: bool
+    composing: bool = False  # an omni model: towers go elsewhere, so there is nothing to note about them
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def names(self) -> dict[str, str]:
+        """Name in the base -> name in the other, of all tensors."""
+        if self.other is self.base:
+            return {name: name for name in self.base.tensors}
+        if self.other.kind == self.base.kind:
+            return self._of_equal_shape(self._by_name(list(self.base.tensors), list(self.other.tensors)))
+        return self.of_language_models()
+
+    def of_language_models(self) -> dict[str, str]:
+        """The same of the language models alone, whatever surrounds them."""
+        return self._of_equal_shape(self._by_backbone())
+
+    def of_towers(self) -> dict[str, str]:
+        """The same of all but the language models, of two models of one architecture."""
+        return self._of_equal_shape(self._by_name(tower_names(self.base), tower_names(self.other)))
+
+    def _by_name(self, ours: list[str], theirs: list[str]) -> dict[str, str]:
+        found = {name: own for name in ours if (own := self.other.present(name))}
+        skeleton = self.base.skeleton
+        absent = [name for name in ours if name not in found]
+        spared = {n for n in absent if n in self.base.unknown or (skeleton is not None and skeleton.may_be_absent(n))}
+        if spared:
+            self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
+        self._problem("lacks {} tensors that {base} has", [name for name in absent if name not in spared])
+        used = set(found.values())
+        left = [name for name in theirs if name not in used and self.base.present(name) is None]
+        ignored = _ignored_on_load(self.other)
+        dropped = {name for name in left if any(re.search(pattern, name) for pattern in ignored)}
+        if dropped:
+            self.notes.append(f"{self.other.name} holds {some(dropped)} that transformers ignores; they are left out.")
+        self._problem("holds {} tensors that nothing would consume", [name for name in left if name not in dropped])
+        return found
+
+    def _by_backbone(self) -> dict[str, str]:
+        """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
+        base, other = self.base.backbone, self.other.backbone
+        heads = {n for n in (*base, *other) if self._is_vocabulary(base.get(n), other.get(n))}
+        found = {base[n]: other[n] for n in base if n in other}
+        for n in heads & base.keys() - other.keys():
+            if n == "lm_head.weight" and self.other.ties_head:
+                found[base[n]] = other["embed_tokens.weight"]  # not on disk, but there
+        self._problem(
+            "has no counterpart for {} tensors of the language model of {base}",
+            [base[n] for n in base if n not in heads | other.keys()],
+        )
+        self._problem(
+            "has {} tensors in its language model that nothing would consume",
+            [other[n] for n in other if n not in heads | base.keys()],
+        )
+        unused = [n for n, info in self.other.tensors.items() if info.role not in LANGUAGE_ROLES]
+        unused += [other[n] for n in heads & other.keys() - base.keys()]
+        if unused and not self.composing:
+            self.notes.append(f"Only the language model of {self.other.name} is merged; not used: {some(unused)}.")
+        if not self.problems and not self.composing:
+            kept = [n for n, info in self.base.tensors.items() if info.role not in LANGUAGE_ROLES]
+            self.notes.append(
+                f"{self.other.name} ({self.other.kind}) is merged into the language model"
+                + (f"; {len(kept)} tensors of towers and projectors come from the multimodal inputs." if kept else ".")
+            )
+        return found
+
+    def _is_vocabulary(self, base_name: str | None, other_name: str | None) -> bool:
+        infos = [c.tensors[n] for c, n in ((self.base, base_name), (self.other, other_name)) if n is not None]
+        return any(info.vocabulary_axis is not None for info in infos)
+
+    def _of_equal_shape(self, found: dict[str, str]) -> dict[str, str]:
+        """Drop the vocabulary tensors whose row counts differ (the base's stay); any other difference is a problem."""
+        fitting: dict[str, str] = {}
+        wrong: list[str] = []
+        for name, own in found.items():
+            ours, theirs = self.base.tensors[name], self.other.tensors[own]
+            rows_only = ours.vocabulary_axis is not None and ours.shape[1:] == theirs.shape[1:]
+            if ours.shape == theirs.shape or (rows_only and not self.keeps_vocabulary):
+                fitting[name] = own
+            elif rows_only:
+                self.notes.append(
+                    f"{name} stays at the base: {self.base.name} has {ours.shape[0]} rows, {self.other.name} "
+                    f"{theirs.shape[0]}. A `tokenizer:` section in the config merges vocabularies."
+                )
+            else:
+                wrong.append(f"{name}: {theirs.shape}, not {ours.shape}")
+        self._problem("differs from {base} in the shape of {} tensors", wrong)
+        return fitting
+
+    def _problem(self, what: str, names: list[str]) -> None:
+        if names:
+            lines = [f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"]
+            lines += [f"    {name}" for name in names[:_SHOWN]]
+            if len(names) > _SHOWN:
+                lines.append(f"    ... and {len(names) - _SHOWN} more")
+            self.problems.append("\n".join(lines))
+
+
+def tower_names(checkpoint: Checkpoint) -> list[str]:
+    """Names in memory of everything but the language model, as far as the model has a place for it."""
+    infos = checkpoint.tensors.values()
+    return [t.name for t in infos if t.role not in LANGUAGE_ROLES and t.name not in checkpoint.unknown]
+
+
+def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
+    # buffers that older versions of transformers saved, and that newer ones drop for every model
+    dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
+    own = checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected if checkpoint.skeleton else None
+    return [*dropped, *(own or ())]
+
+
+def some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
