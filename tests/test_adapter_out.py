@@ -241,11 +241,3 @@ def test_factors_are_the_best_of_their_rank(
     lost = float((found.b @ found.a - b @ a).double().square().sum())
     assert lost <= float(s[found.rank :].square().sum()) + 1e-6 * float(s.square().sum())
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
-
-
-def test_an_omni_model_is_no_adapter() -> None:
-    config = with_method("optmerge", checkpoint("qwen2_vl"), [checkpoint("qwen2_audio")])
-    out, result = command("lora", config, "--rank", "4")
-    assert result.exit_code == 1
-    assert "one architecture" in result.output
-    assert not out.exists()

@@ -27,8 +27,6 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     config, over = planner.config, without_adapter(planner.inputs.base)
     if config.tokenizer or config.tokenizer_source:
         raise CheckpointError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
-    if planner.inputs.composition is not None:
-        raise CheckpointError("An adapter cannot make an omni model: its models must be of one architecture.")
     planner.plan_tensors()
     if planner.layer_sources() is not None:
         raise CheckpointError(
