@@ -61,10 +61,13 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
-@click.option("--out-shard-size", default="5B", help="Parameters per output file.")
+@click.option("--out-shard-size", default="1B", help="Bytes per output file; each strength collects one in memory.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
+@click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
-def sweep(config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, quiet: bool) -> None:
+def sweep(
+    config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, random_seed: int | None, quiet: bool
+) -> None:
     """Merge once, write several strengths: OUT/scaling_0.3 and so on.
 
     Each output is base + s * (merged - base), where merged is what CONFIG gives by itself. The merge is solved once for
@@ -81,7 +84,12 @@ def sweep(config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, 
         raise click.BadParameter(f"{scaling!r} is not a list of numbers", param_hint="--scaling") from None
     if not all(map(math.isfinite, scales)):
         raise click.BadParameter("strengths must be finite", param_hint="--scaling")
-    options = MergeOptions(out_shard_size=parse_kmb(out_shard_size), cuda=cuda, quiet=quiet)
+    try:
+        size = parse_kmb(out_shard_size)
+    except ValueError:
+        message = f"{out_shard_size!r} is not a number of bytes like 500M or 5B"
+        raise click.BadParameter(message, param_hint="--out-shard-size") from None
+    options = MergeOptions(out_shard_size=size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)
     for path in run_sweep(parsed, out, options, scales, source):
         click.echo(path)
@@ -99,8 +107,8 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
-    fine-tunes change has no low rank and must be cut. Tells for each module its rank and the energy that is kept: the
-    share of the squared norm of the merged delta.
+    fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each
+    module its rank and the energy that is kept: the share of the squared norm of the merged delta.
     """
     import torch
     from mergekit.options import MergeOptions
@@ -126,11 +134,16 @@ def check(config: str) -> None:
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.hosts.run_merge import is_planned_here
+    from mergekit_mm.hosts.run_merge import is_planned_here, without_config
     from mergekit_mm.merge import check_merge
 
     _, parsed = _read_config(config)
     if not is_planned_here(parsed):
+        if missing := without_config(parsed):
+            raise click.ClickException(
+                f"There is no config.json to be had of {', '.join(missing)}: neither a directory with one nor, from "
+                "here, on the hub. So it cannot be told what this merge is."
+            )
         click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
         return
     click.echo(check_merge(parsed, MergeOptions()))
@@ -251,12 +264,29 @@ def report(
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and what mergekit reads in it."""
+    """The text of a merge config, and what mergekit reads in it.
+
+    Raises:
+        ClickException: it is no YAML, or no merge config.
+    """
+    from itertools import takewhile
+
     import yaml
     from mergekit.config import MergeConfiguration
+    from pydantic import ValidationError
 
     from mergekit_mm.hosts.registration import register_methods
 
     register_methods()
-    source = Path(path).read_text(encoding="utf-8")
-    return source, MergeConfiguration.model_validate(yaml.safe_load(source))
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        return source, MergeConfiguration.model_validate(yaml.safe_load(source))
+    except ValidationError as error:
+        found = error.errors()
+        # a union reports once for each of its types
+        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
+        where = ".".join(str(keys[0]) for keys in shared) or "the whole"
+        told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
+        raise click.ClickException(f"{path} is no merge config: {where}: {told}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
+        raise click.ClickException(f"{path} is no merge config: {error}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 import transformers
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -72,7 +73,7 @@ def run_sweep(
     """
     if not config.base_model:
         raise MergeRefused("A sweep scales what a merge changes of its base: add `base_model: <model>` to the config.")
-    outputs: dict[float | None, Path] = {s: Path(out_path) / f"scaling_{s:g}" for s in scales}
+    outputs: dict[float | None, Path] = {s: Path(out_path) / f"scaling_{s:.12g}" for s in scales}
     _run(config, outputs, options, config_source)
     return list(outputs.values())
 
@@ -85,11 +86,12 @@ def _run(
         transformers.trainer_utils.set_seed(options.random_seed)
     try:
         with refusing(CheckpointError, ValueError, RuntimeError):
+            require_device(options)
             plan = plan_merge(config, options, sweep=None not in outputs)
             for out in outputs.values():
                 check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError), ExitStack() as stack:
+        with refusing(CheckpointError, ValueError, OSError), ExitStack() as stack:
             staging = {scale: stack.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
@@ -108,6 +110,17 @@ def _run(
                     (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
     finally:
         SOURCES.clear()
+
+
+def require_device(options: MergeOptions) -> None:
+    """ValueError where the options ask for a device that is not there."""
+    if options.multi_gpu and not torch.cuda.device_count():
+        raise ValueError("--multi-gpu: torch finds no GPU here. Leave it out to merge on the CPU.")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without it
+        told = str(error).splitlines()[0]
+        raise ValueError(f"The device {options.device} cannot be used ({told}); the default is cpu.") from error
 
 
 def _recipe(source: str, scale: float | None) -> str:

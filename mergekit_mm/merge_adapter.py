@@ -18,11 +18,12 @@ from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.lora.write import write_adapter
-from mergekit_mm.merge import refusing
+from mergekit_mm.merge import refusing, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
 from mergekit_mm.planning.plan import plan_merge
+from mergekit_mm.planning.policies import ROLE_PARAMETERS
 from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def merge_to_adapter(
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
     try:
-        with refusing(CheckpointError, ValueError, RuntimeError):
+        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
+            require_device(options)
             plan = plan_merge(config, options)
             if plan.inputs.composition is not None:
                 raise CheckpointError("An adapter cannot hold the towers of an omni model: write it by mergekit-yaml.")
@@ -69,9 +71,11 @@ def merge_to_adapter(
                 factors = dict(_factorised(tasks, base, rank, options))
                 if not factors:
                     raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
-                modules, embeddings = _modules(base)
+                _, embeddings = _modules(base)
+                modules = _all_modules(base)
                 name = str(plan.inputs.base.model.path)
-                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, dtype)
+                model_class = type(base.skeleton.model) if base.skeleton else None
+                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
                 source = config_source or config.to_yaml()
                 (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
                 if options.write_model_card:
@@ -108,9 +112,12 @@ def _factorised(
             unfit.append(name)
     if unfit:
         shown = "\n  ".join(unfit[:_SHOWN]) + (f"\n  ... and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else "")
+        roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
+        policies = ", ".join(f"{role}: base" for role in sorted(roles))
         raise CheckpointError(
             f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
-            f"adapter can hold:\n  {shown}\nKeep them at the base, e.g. by `parameters: norms: base`, or write a model."
+            f"adapter can hold:\n  {shown}\n"
+            + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
 
 
@@ -127,3 +134,10 @@ def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
     fit = {p: m for p, m in found.items() if f"{p}.weight" not in tied}
     embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
     return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
+
+
+def _all_modules(base: Checkpoint) -> set[str]:
+    """Paths of the modules of every kind, which a short target name could mean."""
+    if base.skeleton is None:
+        return {name.rpartition(".")[0] for name in base.tensors}
+    return {path for path, _ in base.skeleton.model.named_modules()}

@@ -78,7 +78,60 @@ def test_peft_and_this_package_read_the_written_adapter_alike() -> None:
     adapter = adapter_of(config)
     config_json = json.loads((adapter / "adapter_config.json").read_text())
     assert config_json["base_model_name_or_path"] == str(base)
+    assert config_json["r"] == 7, "servers make room for r, so it is the largest rank"
     assert_close(merge(applied(base, adapter)).tensors, merge(config).tensors, 1e-6)
+    inputs = zoo.prompt(20, 30, 40, 50)
+    alone = peft.AutoPeftModel.from_pretrained(str(adapter)).eval()
+    assert torch.equal(logits(alone, inputs), logits(on_base(base, "llava", adapter), inputs))
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
+def test_an_adapter_of_the_base_is_part_of_the_result(method: str) -> None:
+    """With `base_model: base+adapter` deltas are over both, and the written adapter is over the base alone."""
+    base, ((first, _), (second, _)) = checkpoint("llava"), pair("llava")
+    config = {**with_method(method, plus(base, first), [plus(base, second)]), "parameters": {"scaling": 0.5}}
+    assert_close(merge(applied(base, adapter_of(config))).tensors, merge(config).tensors, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("slerp", {"t": 0.3}), ("karcher", {}), ("dare_ties", {"weight": 0.5, "density": 0.5})]
+)
+def test_methods_that_look_at_more_than_deltas(method: str, parameters: dict[str, float]) -> None:
+    """They turn weights, or draw; the adapter is still what `mergekit-yaml` makes of the base."""
+    base, both = checkpoint("llava"), [adapter for adapter, _ in pair("llava")]
+    config = {**with_method(method, base, [plus(base, a) for a in both[: 1 if method == "slerp" else 2]])}
+    config["parameters"] = parameters
+    written = adapter_of(config, "--rank", "64", "--random-seed", "5")
+    assert_close(merge(applied(base, written)).tensors, merge(config, "--random-seed", "5").tensors, 1e-6)
+
+
+def test_a_model_in_the_place_of_an_adapter_is_a_model() -> None:
+    base, both = checkpoint("llava"), pair("llava")
+    config = with_method("tsv", base, [plus(base, adapter) for adapter, _ in both])
+    out = adapter_of(config)
+    load(merge(config, out=out).out, zoo.FAMILIES["llava"].cls)
+
+
+def test_targets_mean_no_other_module() -> None:
+    """All linear layers called `proj` are adapted, but so is a convolution called; all `qkv` are linear."""
+    base = checkpoint("qwen2_vl")
+    adapter, _ = adapted("qwen2_vl", 14, target_modules=r".*attn\.(proj|qkv)")
+    written = adapter_of({**with_method("tsv", base, [plus(base, adapter)]), "parameters": {"vision_tower": "merge"}})
+    model = on_base(base, "qwen2_vl", written)
+    adapts = {name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
+    assert adapts
+    assert all(".attn." in name for name in adapts)
+    assert "qkv" in json.loads((written / "adapter_config.json").read_text())["target_modules"]
+
+
+def test_adapted_embeddings_are_of_low_rank() -> None:
+    """PEFT saves the embeddings that it adapts whole, beside the factors."""
+    base = checkpoint("llava")
+    config = with_method(
+        "task_arithmetic", base, [plus(base, adapted("llava", 13, target_modules=["embed_tokens"])[0])]
+    )
+    _, result = command("lora", config)
+    assert "modules of rank 4 to 4" in result.output, result.output
 
 
 def applied(base: Path, adapter: Path) -> dict[str, Any]:
@@ -148,7 +201,7 @@ def test_full_fine_tunes_are_cut_to_the_rank_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"merge_method": "task_arithmetic"}, "norms: base"),
+        ({"merge_method": "task_arithmetic"}, "norms: base, projector: base, vision_tower: base"),
         ({"merge_method": "linear", "base_model": None, "parameters": {"normalize": False}}, "scales the base"),
         ({"tokenizer": {"source": "base"}}, "vocabulary"),
     ],

@@ -316,6 +316,27 @@ def of_another_model(found: Tensors) -> Tensors:
     return {k.replace("q_proj", "query"): v for k, v in found.items()}
 
 
+def of_more_tokens(found: Tensors) -> Tensors:
+    return {**found, "base_model.model.lm_head.weight": torch.zeros(zoo.VOCAB + 8, 64)}
+
+
+def not_a_number(found: Tensors) -> Tensors:
+    return {k: v / 0 if "lora_B" in k else v for k, v in found.items()}
+
+
+def overwritten(adapter: Path, name: str, content: bytes) -> Path:
+    path = copied(adapter)
+    (path / name).write_bytes(content)
+    return path
+
+
+def folder(adapter: Path) -> Path:
+    """What PEFT saves of a model with adapters that have names."""
+    path = fresh("folder")
+    shutil.copytree(adapter, path / "chart")
+    return path
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "not there": (lambda a: a / "nothing", ["nothing"]),
     "no config": (lambda a: checkpoint("llava"), ["adapter_config.json"]),
@@ -327,6 +348,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "another base": (lambda a: copied(a, base_model_name_or_path="someone/else-7b"), ["someone/else-7b"]),
     "half a pair": (lambda a: rewritten(a, without_one), ["incomplete", "lora_A"]),
     "other shapes": (lambda a: rewritten(a, of_other_shape), ["does not fit", "q_proj"]),
+    "another vocabulary": (lambda a: rewritten(a, of_more_tokens), ["lm_head", "resize"]),
+    "not a number": (lambda a: rewritten(a, not_a_number), ["NaN", "_proj"]),
+    "a damaged config": (lambda a: overwritten(a, "adapter_config.json", b"{nope"), ["adapter_config.json is damaged"]),
+    "a damaged pattern": (lambda a: copied(a, rank_pattern={"(q": 2}), ["rank_pattern"]),
+    "damaged weights": (lambda a: overwritten(a, "adapter_model.safetensors", b"nope" * 9), ["cannot be read"]),
+    "a folder of adapters": (folder, ["a folder of adapters", "chart"]),
     "other names": (lambda a: rewritten(a, of_another_model), ["no such tensor", "query"]),
 }
 
@@ -355,6 +382,14 @@ def test_a_copy_of_the_base_is_the_base() -> None:
     copy = altered(base)
     got = merge(with_method("optmerge", copy, [plus(copy, adapter)]))
     assert_same_bytes(got.tensors, merge(with_method("optmerge", base, [plus(base, adapter)])).tensors)
+
+
+def test_a_base_is_the_same_however_its_path_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its adapters would lose their factors, and with them speed and the last digits."""
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    monkeypatch.chdir(base.parent)
+    got = merge({**with_method("iso_c", base, [plus(base, adapter)]), "base_model": f"./{base.name}/"})
+    assert_same_bytes(got.tensors, merge(with_method("iso_c", base, [plus(base, adapter)])).tensors)
 
 
 def test_a_tied_weight_is_not_changed_behind_the_back_of_its_twin() -> None:

@@ -52,7 +52,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.")
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no config.")
     return config
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from mergekit_mm.architecture.disk import CheckpointError
 
-_OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+_OLD_WEIGHTS = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *("adapter_model.bin", "adapter_config.json"),  # beside a model, transformers would take it for an adapter
+)
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:

@@ -66,6 +66,11 @@ def is_multimodal(config: MergeConfiguration) -> bool:
     return any(_has_media(_raw_config(model)) for model in config.referenced_models())
 
 
+def without_config(config: MergeConfiguration) -> list[str]:
+    """The models of a merge of which no config.json can be had, by the names they are given."""
+    return sorted({str(model.model) for model in config.referenced_models() if not _raw_config(model)})
+
+
 def _raw_config(model: ModelReference) -> Mapping[str, Any]:
     """The model's config.json; empty if there is none to be found, which is then for mergekit to report."""
     try:

@@ -129,12 +129,11 @@ class Adapter:
             assert factors is not None
             return factors
         assert base is not None
-        tuned = (
-            self._wide(change.replacement)
-            if change.replacement
-            else base.to(torch.promote_types(base.dtype, torch.float32))
-        )
+        wide = base.to(torch.promote_types(base.dtype, torch.float32))
+        tuned = self._wide(change.replacement) if change.replacement else wide
         if factors is not None:
+            if change.replacement and torch.equal(tuned.to(wide), wide):
+                return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
         if (
             change.magnitude is not None
@@ -170,11 +169,22 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     """
     file = directory / "adapter_config.json"
     if not file.is_file():
-        raise AdapterError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.")
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
+        hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
+        raise AdapterError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{file} is damaged: it holds no config.")
     _require_plain(name, config)
     changes: dict[str, Change] = {}
-    shapes = _shapes(_weights(directory, name))
+    weights = _weights(directory, name)
+    try:
+        shapes = _shapes(weights)
+    except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
+        raise AdapterError(f"{weights} cannot be read: {error}") from error
     for key in shapes:
         _sort(name, key, changes)
     for tensor, change in changes.items():
@@ -234,9 +244,14 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
 def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ...], b: tuple[int, ...]) -> float:
     """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules."""
     module = tensor.removesuffix(".weight")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
-    alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
+    try:
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
+        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
+    except (AttributeError, re.error) as error:
+        raise AdapterError(
+            f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}"
+        ) from None
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise AdapterError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
     if a[0] != rank or b[1] != rank:

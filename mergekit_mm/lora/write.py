@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from safetensors.torch import save_file
 
 from mergekit_mm.numerics.factorise import Factors
 
+# written even if they say nothing; other fields are not, as older versions of PEFT refuse those that they do not know
+_ALWAYS = ("peft_type", "task_type", "lora_dropout", "bias", "modules_to_save", "use_rslora", "use_dora")
+
 
 def write_adapter(
     directory: Path,
@@ -20,13 +22,15 @@ def write_adapter(
     embeddings: Collection[str],
     modules: Collection[str],
     base: str,
+    model_class: type | None,
     dtype: torch.dtype,
 ) -> None:
     """Write the factors of each module as an adapter whose scaling is 1 everywhere (alpha = rank).
 
     factors: module path in memory -> its factors (out, r), (r, in). embeddings: those of them that are embeddings, with
     factors (vocabulary, r), (r, width). modules: the paths of all modules of the model, so that short target names are
-    used where they mean the same. base: what the adapter says it belongs to.
+    used where they mean the same. base, model_class: what the adapter says it belongs to; with a class PEFT's
+    AutoPeftModel finds the rest. `r` is the largest rank, as servers make room for that.
     """
     tensors: dict[str, torch.Tensor] = {}
     for path, (b, a, _) in factors.items():
@@ -38,28 +42,30 @@ def write_adapter(
             tensors[f"{key}.lora_A.weight"] = a.to(dtype)
             tensors[f"{key}.lora_B.weight"] = b.to(dtype)
     ranks = {path: found.rank for path, found in factors.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    unusual = {path: rank for path, rank in ranks.items() if rank != usual}
+    largest = max(ranks.values())
+    smaller = {path: rank for path, rank in ranks.items() if rank != largest}
     config = LoraConfig(
-        r=usual,
-        lora_alpha=usual,
-        rank_pattern=unusual,
-        alpha_pattern=dict(unusual),
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=smaller,
+        alpha_pattern=dict(smaller),
         target_modules=_targets(factors, modules),
         base_model_name_or_path=base,
+        auto_mapping=model_class
+        and {"base_model_class": model_class.__name__, "parent_library": model_class.__module__},
         inference_mode=True,
     )
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    content = config.to_dict()
+    usual, content = LoraConfig().to_dict(), config.to_dict()
+    content = {key: content[key] for key in content if key in _ALWAYS or content[key] != usual[key]}
     content["target_modules"] = sorted(content["target_modules"])
     (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def _targets(chosen: Collection[str], modules: Collection[str]) -> list[str]:
-    """The last parts of the module names if all modules that end so are meant, else the whole names."""
-    endings = {path.rpartition(".")[2] for path in chosen}
-    matched = {path for path in modules if path.rpartition(".")[2] in endings}
-    return sorted(endings) if matched == set(chosen) else sorted(chosen)
+    """The last part of a module's name where all modules that end so are meant, else its whole name."""
+    kept = {path.rpartition(".")[2] for path in modules if path not in chosen}
+    return sorted({path if (last := path.rpartition(".")[2]) in kept else last for path in chosen})
 
 
 def _plain(value: object) -> object:

@@ -12,6 +12,7 @@ import torch
 from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
 from torch import Tensor
 
+from mergekit_mm.methods.checks import require
 from mergekit_mm.numerics.task_vector import TaskVector
 
 Solver = Callable[[Sequence[TaskVector]], TaskVector]
@@ -32,6 +33,11 @@ class TaskVectorMethod:
     def name(self) -> str:
         name: str = self.host.spec.name
         return name
+
+    def check(self, *, scaling: float = 1.0, **parameters: Any) -> None:
+        """ValueError for values that the method would refuse in the middle of a merge, found by a trial on one zero."""
+        require(math.isfinite(scaling), self.name, "scaling", "finite", scaling)
+        self.solve([TaskVector(torch.zeros(1, 1))], **parameters)
 
     def merge(
         self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any

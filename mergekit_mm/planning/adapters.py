@@ -84,7 +84,9 @@ def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -
         elif memory in checkpoint.tensors:
             expected = checkpoint.tensors[memory].shape
             if (found := adapter.shape(own, expected)) != expected:
-                problems.append(f"{own}: the adapter is for {found}, the model has {expected}")
+                rows = checkpoint.tensors[memory].vocabulary_axis is not None and found[1:] == expected[1:]
+                hint = "; resize the model's embeddings as in training, and save it, to name it as the base"
+                problems.append(f"{own}: the adapter is for {found}, the model has {expected}{hint if rows else ''}")
     return problems
 
 

@@ -7,9 +7,11 @@ from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTensors
+from mergekit_mm.planning.merging import SUMS, AddDelta, MergeDelta, MergeTensors
 from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.policies import is_own_method
 from mergekit_mm.planning.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
+from mergekit_mm.planning.tasks import Difference
 
 
 def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
@@ -44,14 +46,17 @@ def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task
     if isinstance(task, AddDelta):
         return task.delta
     assert isinstance(task, MergeTensors)
+    if task.method_name not in SUMS and not is_own_method(task.method_name):
+        base = LoadTensor(model=over, tensor=task.output_weight.name, label=task.group_label() or "")
+        return Difference(merged=task, base=base)
     gather = task.gather_tensors
     assert isinstance(gather, GatherMemoryTensors)
     names = dict(gather.weight_info.items())
     deltas = tuple(m for m in names if m.lora and without_adapter(m) == over)
-    if len(deltas) == len([m for m in names if m != over]):
-        names.pop(over, None)  # every delta is an adapter's: the base's values are not needed
-    else:
+    if len(deltas) < len([m for m in names if m != over]) or (over in names and over != task.base_model):
         names.setdefault(over, names[task.base_model or next(iter(names))])
+    else:
+        names.pop(over, None)  # every delta is an adapter's: the base's values are not needed
     fields = {name: getattr(task, name) for name in MergeTensors.model_fields}
     read = GatherMemoryTensors(weight_info=names, device=gather.device, label=gather.label, deltas=deltas)
     return MergeDelta(**{**fields, "gather_tensors": read, "over": over})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Sequence
 
 import torch
 from mergekit.common import ModelReference
@@ -46,13 +47,16 @@ class MergeTensors(ExecuteMergeMethodTask):
         broken = [str(model) for model in self.model_order if not _is_finite(tensors[model])]
         if broken:
             # an infinite bound that all share is meant; anything else would spread through the arithmetic
-            if all(t.shape == kept.shape and torch.equal(t, kept) for t in plain):
+            if len(plain) == len(tensors) and all(t.shape == kept.shape and torch.equal(t, kept) for t in plain):
                 return kept
             raise ValueError(
                 f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
                 "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
             )
-        return self._merged(tensors)
+        merged = self._merged(tensors)
+        if merged is not None:
+            _require_finite(merged, name, self.method_name)
+        return merged
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
         devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
@@ -97,8 +101,9 @@ class MergeTaskVectors(MergeTensors):
 class MergeDelta(MergeTensors):
     """What a merge method makes of the deltas of one tensor over the model `over`; factors stay factors where they can.
 
-    The plugin's methods give task vectors by themselves. mergekit's are run over a base of zero; one that adds up
-    weighted tensors is asked for its weights, by running it on unit vectors.
+    For the plugin's methods, which give task vectors by themselves, and those of mergekit that add up weighted tensors:
+    they are run over a base of zero, and asked for their weights by running them on unit vectors. Where the merge's
+    base is `over` with an adapter, deltas are taken over both, and that adapter's is part of the result.
     """
 
     over: ModelReference
@@ -111,20 +116,24 @@ class MergeDelta(MergeTensors):
         deltas = {
             model: value if isinstance(value := tensors[model], TaskVector) else TaskVector(value, base=base)
             for model in self.model_order
-            if model != self.base_model
+            if model != self.over or model != self.base_model
         }
-        broken = [
-            str(m) for m, d in deltas.items() if not (is_finite(d.left) and (d.right is None or is_finite(d.right)))
-        ]
+        broken = [str(m) for m, delta in deltas.items() if not _is_finite(delta)]
         if broken:
             raise CheckpointError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
+        adapted = deltas.pop(self.base_model, None) if self.base_model else None
+        if adapted is None:
+            return self._of(deltas)
+        return _sum([self._of({m: _sum([d, adapted], [1.0, -1.0]) for m, d in deltas.items()}), adapted], [1.0, 1.0])
+
+    def _of(self, deltas: dict[ModelReference, TaskVector]) -> TaskVector:
+        """The merged delta, without that of the base."""
         if is_own_method(self.method_name):
             return self._solved(list(deltas.values()))
         self._require_base_kept(list(deltas))
-        if self.method_name in SUMS and all(d.right is not None for d in deltas.values()):
+        if self.method_name in SUMS and all(d.is_factored for d in deltas.values()):
             weights = self._run(dict(zip(deltas, torch.eye(len(deltas)), strict=True)))
-            left = torch.cat([d.left * w for d, w in zip(deltas.values(), weights, strict=True)], dim=1)
-            return TaskVector(left, right=torch.cat([d.right for d in deltas.values() if d.right is not None]))
+            return _sum(list(deltas.values()), weights.tolist())
         return TaskVector(self._run({model: d.dense(torch.float32) for model, d in deltas.items()}))
 
     def _solved(self, deltas: list[TaskVector]) -> TaskVector:
@@ -173,10 +182,33 @@ class AddDelta(Task[torch.Tensor]):
         return True
 
     def execute(self, base: torch.Tensor, delta: TaskVector, **_kwargs: object) -> torch.Tensor:
-        return delta.added_to(base.to(working_dtype(base.dtype)))
+        merged = delta.added_to(base.to(working_dtype(base.dtype)))
+        _require_finite(merged, self.delta.output_weight.name, self.delta.method_name)
+        return merged
+
+
+def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
+    """The weighted sum of deltas, as factors if all of them are."""
+    rights = [d.right for d in deltas if d.right is not None]
+    if len(rights) == len(deltas):
+        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=1)
+        return TaskVector(left, right=torch.cat(rights))
+    total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total = delta.added_to(total, weight)
+    return TaskVector(total)
+
+
+def _require_finite(merged: torch.Tensor, name: str, method: str) -> None:
+    """ValueError for NaN or Inf that a merge has made of finite inputs."""
+    if not is_finite(merged):
+        raise ValueError(
+            f"Merging tensor {name} by {method} gives NaN or Inf in {merged.dtype}: look at the weights, or merge in a "
+            "wider `dtype`."
+        )
 
 
 def _is_finite(value: torch.Tensor | TaskVector) -> bool:
     if isinstance(value, TaskVector):
-        return is_finite(value.left) and (value.right is None or is_finite(value.right))
+        return all(is_finite(part) for part in (value.left, value.right, value.base) if part is not None)
     return is_finite(value)

@@ -18,8 +18,10 @@ from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import SIDE_FILES, check_parameters
+from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.reading import open_sources
+
+_DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a merge can have -> bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Plan:
 
     def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
         wanted = self.config.out_dtype or self.config.dtype
-        width = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}.get(wanted or "")
+        width = _DTYPES.get(wanted or "")
 
         def size(tensor: DiskTensor) -> int:
             if width and tensor.dtype.is_floating_point:
@@ -95,14 +97,18 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
     """
     if not (config.models or config.slices or config.modules):
         raise ValueError("The merge config lists no models.")
+    require_known_method(config.merge_method)
     if merge_methods.get(config.merge_method).spec.contract.base is BasePolicy.REQUIRED and not config.base_model:
         raise ValueError(
             f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
         )
+    _require_dtypes(config)
     inputs = open_inputs(config, options)
     open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config, list(architecture.modules))
+    if unread := unread_parameters(config):
+        inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if is_decoupled(config) and not inputs.composition:
         raise ValueError(
             f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
@@ -115,6 +121,12 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
     planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
     return Plan(config, inputs, planner)
+
+
+def _require_dtypes(config: MergeConfiguration) -> None:
+    for name in ("dtype", "out_dtype"):
+        if (value := getattr(config, name)) not in (None, *_DTYPES):
+            raise ValueError(f"{name}: {value!r} will not do; choose {' | '.join(_DTYPES)}.")
 
 
 def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:

@@ -29,6 +29,7 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.methods import method_named
 from mergekit_mm.planning.composition import is_decoupled
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.inputs import Inputs
@@ -69,6 +70,7 @@ class MultimodalPlanner(MergePlanner):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
+        self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
         self.kept: Counter[tuple[str, ModelReference]] = Counter()  # (role, whose) -> tensors that are as they were
@@ -121,6 +123,9 @@ class MultimodalPlanner(MergePlanner):
             if name in self.unlisted:
                 continue
             for index, part in enumerate(module.slices):
+                counts = Counter(str(source.model) for source in part.sources)
+                if twice := [model for model, count in counts.items() if count > 1]:
+                    raise ValueError(f"{', '.join(twice)} is listed twice; name each input once.")
                 self._method.validate_inputs(
                     [source.model for source in part.sources],
                     part.base_model or self.config.base_model,
@@ -235,6 +240,9 @@ class MultimodalPlanner(MergePlanner):
             base_model=reader.base_model,
             t=reader.t,
         )
+        if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._checked:
+            method_named(spec.name).check(**shared)
+            self._checked.add(values)
         dtype = None if is_own_method(spec.name) else self._merge_dtype(held)
         if reader.base_model in held:  # in the dtype in which the merge reads it too, so that it is read once
             self._bases[job.weight.name] = self._keep(job, reader.base_model, dict(held), dtype)

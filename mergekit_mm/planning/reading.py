@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from mergekit.common import ModelReference, dtype_from_name
@@ -35,6 +36,7 @@ class Source:
     checkpoint: Checkpoint
     loader: LazyTensorLoader
     adaptation: Adaptation | None
+    plain: ModelReference  # the model without the adapter, under the first name that its directory was given
 
     def read(self, name: str, device: str | None) -> torch.Tensor:
         """One tensor by its name on disk, without the adapter."""
@@ -55,15 +57,18 @@ def open_sources(
     """Make these inputs, and no others, known to the tasks; what an adapter leaves alone is read as its base's."""
     SOURCES.clear()
     loaders: dict[str, LazyTensorLoader] = {}
+    names: dict[Path, ModelReference] = {}
     for model, checkpoint in checkpoints.items():
         path = str(checkpoint.directory)
         loader = loaders.setdefault(path, LazyTensorLoader.from_disk(path, lazy_unpickle=lazy_unpickle))
-        SOURCES[model] = Source(checkpoint, loader, adaptations.get(model))
-        SOURCES.setdefault(without_adapter(model), Source(checkpoint, loader, None))
+        alone = model.model_copy(update={"lora": None})
+        plain = names.setdefault(checkpoint.directory.resolve(), alone)
+        SOURCES[model] = Source(checkpoint, loader, adaptations.get(model), plain)
+        SOURCES.setdefault(plain, Source(checkpoint, loader, None, plain))
 
 
 def without_adapter(model: ModelReference) -> ModelReference:
-    return model.model_copy(update={"lora": None}) if model.lora else model
+    return SOURCES[model].plain if model.lora else model
 
 
 def load(model: ModelReference, tensor: str, label: str, dtype: str | None, device: str | None) -> Task[torch.Tensor]:

@@ -6,8 +6,11 @@ import torch
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task
 
-from mergekit_mm.methods.apply import working_dtype
+from mergekit_mm.methods.apply import is_finite, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.reading import SOURCES
+
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 class RescaleDelta(Task[torch.Tensor]):
@@ -29,6 +32,29 @@ class RescaleDelta(Task[torch.Tensor]):
         wide = base.to(working_dtype(merged.dtype))
         # equal infinities, which masks hold, differ by nothing
         return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
+
+
+class Difference(Task[TaskVector]):
+    """What a merged tensor has over its base, for methods of mergekit that look at more than deltas.
+
+    Where that is nowhere more than rounding, as such methods leave of equal inputs, it is nothing.
+    """
+
+    merged: Task
+    base: Task
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> TaskVector:
+        dtype = working_dtype(merged.dtype) if merged.is_floating_point() else torch.float32
+        base, merged = base.to(dtype), merged.to(dtype)
+        delta = torch.where(base == merged, 0.0, merged - base)
+        rounding = delta.abs() <= _ROUNDING * base.abs()
+        return TaskVector(torch.zeros_like(delta) if rounding.all() else delta)
 
 
 class KeepTensor(Task[torch.Tensor]):
@@ -81,7 +107,10 @@ class PickTensor(Task[torch.Tensor]):
 
 
 class CastTensor(Task[torch.Tensor]):
-    """The one cast at the end, to the dtype of the output file; integer buffers keep theirs."""
+    """The one cast at the end, to the dtype of the output file; integer buffers keep theirs.
+
+    ValueError where float16 cannot hold a value: it ends at 65504, bfloat16 does not.
+    """
 
     tensor: Task
     dtype: str
@@ -96,4 +125,12 @@ class CastTensor(Task[torch.Tensor]):
         return self.tensor.group_label()
 
     def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        return tensor.to(dtype_from_name(self.dtype)) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        cast = tensor.to(dtype_from_name(self.dtype))
+        if cast.dtype is torch.float16 is not tensor.dtype and not is_finite(cast) and is_finite(tensor):
+            raise ValueError(
+                f"{self.group_label()} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: "
+                "write `out_dtype: bfloat16` or float32."
+            )
+        return cast
