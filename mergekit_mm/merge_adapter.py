@@ -60,8 +60,6 @@ def merge_to_adapter(
         with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             require_device(options)
             plan = plan_merge(config, options)
-            if plan.inputs.composition is not None:
-                raise CheckpointError("An adapter cannot hold the towers of an omni model: write it by mergekit-yaml.")
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
             if not options.quiet:

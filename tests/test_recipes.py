@@ -333,8 +333,8 @@ def planned(name: str) -> Plan:
 @pytest.mark.parametrize("name", ROLES)
 def test_plan_at_full_size(name: str) -> None:
     plan = planned(name)
-    assert dict(plan.planner.done) == ROLES[name]
-    assert sum(plan.planner.done.values()) == len(plan.inputs.base_checkpoint.tensors)
+    assert dict(plan.planner.ledger.done) == ROLES[name]
+    assert sum(plan.planner.ledger.done.values()) == len(plan.inputs.base_checkpoint.tensors)
     disk = plan.inputs.base_checkpoint.disk
     assert sorted(plan.planner.output) == sorted(disk)
     assert sum(math.prod(tensor.shape) for tensor in disk.values()) == PARAMETERS[name]

@@ -22,7 +22,7 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     """
     if planner.inputs.composition:
         raise CheckpointError(
-            "These inputs make an omni model, which no adapter of one of them can hold: merge to a model."
+            "These inputs make an omni model, and no adapter can hold towers: write it by mergekit-yaml."
         )
     config, over = planner.config, without_adapter(planner.inputs.base)
     if config.tokenizer or config.tokenizer_source:

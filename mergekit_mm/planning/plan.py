@@ -11,7 +11,6 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.matching import some
@@ -65,27 +64,10 @@ class Plan:
                 f"  {COMPOSITION} {DAMC}: tokens of media go through matrices of their own donor's, "
                 f"kept {decoupled.told}: {len(decoupled.kept)} tensors, {size / 1e9:.3g} GB more"
             )
-        words = {"average": "mean of the experts", "merge": method, "copy": "copied"}
-        for role in Role:
-            told = [
-                f"{n} {words[p]}" for (r, p), n in sorted(self.planner.done.items()) if r == role.value and p in words
-            ]
-            grafted = self.inputs.composition is not None and role not in LANGUAGE_ROLES
-            kept = "grafted from" if grafted else "kept as in"
-            told += [f"{n} {kept} {whose}" for (r, whose), n in self.planner.kept.items() if r == role.value]
-            if told:
-                lines.append(f"  {role.value:<15} " + "; ".join(told))
-        notes = [
-            f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "
-            f"(`parameters: {role.value}: merge`) would merge them."
-            for (model, role), count in self.planner.unused.items()
-        ]
-        notes += [
-            f"{role} is that of {keeper}; {', '.join(map(str, others))} has one of the same kind, which is not used. "
-            f"`parameters: {role}: average` would merge them, the name of a donor takes another."
-            for (role, keeper), others in self.planner.overruled.items()
-        ]
-        return "\n".join(lines + [f"  note: {note}" for note in dict.fromkeys([*self.inputs.notes, *notes])])
+        ledger = self.planner.ledger
+        lines += [f"  {line}" for line in ledger.lines(method, omni is not None)]
+        notes = dict.fromkeys([*self.inputs.notes, *ledger.notes()])
+        return "\n".join(lines + [f"  note: {note}" for note in notes])
 
 
 def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Plan:

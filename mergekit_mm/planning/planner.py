@@ -10,11 +10,9 @@ from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import (
     ConfigReader,
-    InputModelDefinition,
     InputSliceDefinition,
     MergeConfiguration,
     OutputModuleDefinition,
-    OutputSliceDefinition,
 )
 from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
@@ -34,10 +32,12 @@ from mergekit_mm.planning.composition import is_decoupled
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.layout import Output, as_base, as_omni
+from mergekit_mm.planning.ledger import COPIED, Ledger
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
-from mergekit_mm.planning.modules import ALIASES, RoleModule
+from mergekit_mm.planning.modules import RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
+from mergekit_mm.planning.slicing import slice_by_module
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
 from mergekit_mm.planning.vocabulary import UniteRows, remember
 
@@ -72,50 +72,19 @@ class MultimodalPlanner(MergePlanner):
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
-        self.done: Counter[tuple[str, str]] = Counter()  # (role, policy) -> tensors, for the report
-        self.kept: Counter[tuple[str, ModelReference]] = Counter()  # (role, whose) -> tensors that are as they were
-        self.overruled: dict[tuple[str, ModelReference], list[ModelReference]] = {}  # towers of the same kind, not used
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
-        self.unused: Counter[tuple[ModelReference, Role]] = Counter()  # adapted tensors that a policy leaves out
+        self.ledger = Ledger()
         self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
-        self._expand_modules()
+        self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
+        if self.unlisted:
+            whose = "as their donors have them" if inputs.composition else f"as in {inputs.base}"
+            inputs.notes.append(f"Not listed under `modules:`, so kept {whose}: {', '.join(self.unlisted)}.")
         self.decoupling: Decoupling | None = None
         if is_decoupled(config):
             self.decoupling = Decoupling(inputs, config, self._module("language_model").stack, self._read_device())
 
     # -- configuration ------------------------------------------------------------------------------------------------
-
-    def _expand_modules(self) -> None:
-        """Bring `models:`, `slices:` and `modules:` to one form: for every module its slices."""
-        config, modules = self.config, self.arch_info.modules
-        if config.slices:
-            config.modules = {"language_model": OutputModuleDefinition(slices=config.slices)}
-        elif config.models:
-            config.modules = {name: OutputModuleDefinition(models=config.models) for name in modules}
-        config.models = config.slices = None
-        config.modules = {ALIASES.get(name, name): module for name, module in config.modules.items()}
-        self.unlisted = [name for name in modules if name not in config.modules]
-        for name in self.unlisted:
-            base_only = [InputModelDefinition(model=self.inputs.base)]
-            config.modules[name] = OutputModuleDefinition(models=base_only)
-        for name, module in config.modules.items():
-            if module.models:
-                layers = self._module(name).num_layers(self.out_model_config)
-                module.slices = [OutputSliceDefinition(sources=self._sources(module.models, layers))]
-                module.models = None
-        if self.unlisted:
-            whose = "as their donors have them" if self.inputs.composition else f"as in {self.inputs.base}"
-            self.inputs.notes.append(f"Not listed under `modules:`, so kept {whose}: {', '.join(self.unlisted)}.")
-
-    def _sources(self, models: list[InputModelDefinition], layers: int) -> list[InputSliceDefinition]:
-        sources = [
-            InputSliceDefinition(model=m.model, layer_range=(0, layers), parameters=m.parameters) for m in models
-        ]
-        base = self.config.base_model
-        if base and all(source.model != base for source in sources):
-            sources.append(InputSliceDefinition(model=base, layer_range=(0, layers)))
-        return sources
 
     def normalize_config(self) -> None:
         """Check the inputs of each slice against the method's contract; the form was settled at construction."""
@@ -201,17 +170,17 @@ class MultimodalPlanner(MergePlanner):
             self._undefined[info.role.value], policy = why, Policy.BASE
         if policy is Policy.BASE:
             keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
-            self.kept[info.role.value, keeper] += 1
+            self.ledger.kept[info.role.value, keeper] += 1
             adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
-            self.unused.update((model, info.role) for model in adapted)
+            self.ledger.unused.update((model, info.role) for model in adapted)
             held.setdefault(keeper, self.inputs.names[keeper][info.name])
             task = self._keep(job, keeper, held)
         elif policy is Policy.AVERAGE:
             task = self._average(job, {model: held[model] for model in experts})
         else:
             task = self._merge(job, held)
-        done = "copy" if policy is Policy.MERGE and len(models) == 1 else policy.value
-        self.done[info.role.value, done] += 1
+        done = COPIED if policy is Policy.MERGE and len(models) == 1 else policy.value
+        self.ledger.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
     def _keeper(
@@ -221,7 +190,7 @@ class MultimodalPlanner(MergePlanner):
         keeper = base if base in held else bringer if bringer in held else next(iter(held), bringer)
         others = [model for model in held if model != keeper]
         if others and keeper != base and self.inputs.composition:
-            self.overruled[role.value, keeper] = others
+            self.ledger.overruled[role.value, keeper] = others
         return keeper
 
     def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
