@@ -331,6 +331,15 @@ def test_rotary_positions_are_the_bases_and_what_differs_is_told() -> None:
     assert torch.allclose(answers(model, inputs), expected, atol=TOLERANCE)
 
 
+def test_constants_that_the_host_computes_without_are_refused() -> None:
+    granite = altered(checkpoint("granite_speech"))
+    text = transformers.AutoConfig.from_pretrained(granite).to_dict()["text_config"]
+    edit_json(granite / "config.json", text_config={**text, "embedding_multiplier": 12.0})
+    outcome = run(linear(checkpoint("llava"), granite))
+    assert "The language models differ: constants {'embedding_multiplier': 12.0}" in outcome.error
+    assert_nothing_left(outcome)
+
+
 def test_left_over_tensors_of_a_donor_are_told_and_left_out() -> None:
     """Old checkpoints hold buffers that the model has no place for."""
     extra = torch.arange(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,9 @@ def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, torch.full((1, tensor.shape[1]), 0.5)])
 
 
-def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
+@functools.cache
+def with_own_tokens() -> tuple[Path, Path]:
+    """A host and a guest with a token of their own each, of one id: rows of 1.0 and of 0.5."""
     host = checkpoint("llava")
     guest = with_own_token(checkpoint("qwen2_audio_llama"), "<sound of its own>")
     tokenizer = transformers.AutoTokenizer.from_pretrained(host)
@@ -213,6 +216,11 @@ def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
     tokenizer.save_pretrained(host)
     text = transformers.AutoConfig.from_pretrained(host).to_dict()["text_config"]
     edit_json(host / "config.json", text_config={**text, "vocab_size": zoo.VOCAB + 1})
+    return host, guest
+
+
+def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
+    host, guest = with_own_tokens()
     for method in ("linear", "optmerge"):
         outcome = merge(with_method(method, host, [guest]))
         united = transformers.AutoTokenizer.from_pretrained(outcome.out)
@@ -227,6 +235,38 @@ def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
         sound = zoo.FAMILIES["qwen2_audio_llama"].media()  # type: ignore[misc]
         sound["input_ids"] = torch.where(sound["input_ids"] == zoo.AUDIO, zoo.VOCAB + 1, sound["input_ids"])
         assert torch.isfinite(answers(model, sound)).all()
+
+
+def test_it_keeps_its_row_where_its_donor_takes_no_part() -> None:
+    """Average of the experts, the base not among them; a module that is not listed; slices of other models."""
+    host, guest = with_own_tokens()
+    averaged = task_arithmetic(host, [guest], parameters={"embeddings": "average", "lm_head": "average"})
+    towers = {**task_arithmetic(host, []), "modules": {"audio_tower": {"models": [{"model": str(guest)}]}}}
+    del towers["models"]
+    ranges = [([0, 1], [host]), ([1, 2], [guest, host])]
+    sources = [[{"model": str(m), "layer_range": part} for m in models] for part, models in ranges]
+    sliced = {"merge_method": "linear", "slices": [{"sources": s} for s in sources], "parameters": {"weight": 1.0}}
+    for config in (averaged, towers, sliced):
+        got = merge(config).tensors
+        for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(got[name][zoo.VOCAB :], torch.tensor([[1.0], [0.5]]).expand(2, zoo.HIDDEN)), name
+
+
+def test_marks_around_media_have_the_embeddings_of_who_was_trained_on_them() -> None:
+    """An LLM's reserved tokens, which a donor's config names: Qwen2-VL's `vision_start_token_id`."""
+    seeing, hearing = checkpoint("qwen2_vl"), checkpoint("qwen2_audio")
+    rows = {family: tensors(path) for family, path in (("eye", seeing), ("ear", hearing))}
+    marks, others = [zoo.V_START, zoo.V_END], [zoo.A_START, 20]
+    eye, ear = rows["eye"]["model.embed_tokens.weight"], rows["ear"]["language_model.model.embed_tokens.weight"]
+    for config, expected in (
+        (with_method("optmerge", hearing, [seeing]), ear),
+        (linear(hearing, seeing), (eye + ear) / 2),
+    ):
+        outcome = merge(config)
+        assert f"The embeddings of <v>, </v>, which stand around media, are those of {seeing}." in outcome.said
+        got = outcome.tensors["model.language_model.embed_tokens.weight"]
+        assert torch.equal(got[marks], eye[marks])
+        assert torch.allclose(got[others], expected[others], atol=1e-6)
 
 
 def test_adapters_are_donors_too() -> None:

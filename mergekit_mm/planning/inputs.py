@@ -55,6 +55,14 @@ class Inputs:
     def base_checkpoint(self) -> Checkpoint:
         return self.checkpoints[self.base]
 
+    def holders(self, tensor: str) -> dict[ModelReference, str]:
+        """All models that have a tensor of an omni model, with their names for it; those that it is composed of first.
+
+        A vocabulary needs the rows of each, also if it takes no part in a merge of them: it may have tokens of its own.
+        """
+        parts = (self.composition.host, *self.composition.guests.values()) if self.composition else ()
+        return {m: self.names[m][tensor] for m in dict.fromkeys((*parts, *self.names)) if tensor in self.names[m]}
+
     def bringer(self, tensor: str) -> ModelReference:
         """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
         return self.composition.bringer(tensor) if self.composition else self.base

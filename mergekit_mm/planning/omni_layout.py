@@ -63,7 +63,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
                 match.problems.append(f"  Different towers cannot be merged. Choose one: {_choice(omni, lead)}.")
             problems += match.problems
             notes += match.notes
-    notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints)]
+    notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints), *_marked(omni)]
     return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes)
 
 
@@ -105,6 +105,12 @@ def _flattened(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoin
                 f"{model} places its media in two or three dimensions (M-RoPE); as a guest's they are placed one by "
                 f"one, like text. `parameters: host: {model}` keeps them as they were trained."
             )
+
+
+def _marked(omni: Composition) -> Iterator[str]:
+    for owner in dict.fromkeys(marker.owner for marker in omni.markers):
+        tokens = [omni.vocabulary.tokenizer.convert_ids_to_tokens(m.token_id) for m in omni.markers if m.owner == owner]
+        yield f"The embeddings of {', '.join(tokens)}, which stand around media, are those of {owner}."
 
 
 def _unused(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:

@@ -152,6 +152,8 @@ class MultimodalPlanner(MergePlanner):
         cfg_reader: ConfigReader,
     ) -> None:
         """Plan one output tensor: all names are the base's in memory."""
+        if len(set(weights_in)) == 1:  # outside of layers mergekit counts the inputs of another slice than it names
+            weights_in = weights_in[:1] * len(models)
         names = {model: self.inputs.names[model].get(w.name) for model, w in zip(models, weights_in, strict=True)}
         held = {model: name for model, name in names.items() if name is not None}
         info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
@@ -279,17 +281,23 @@ class MultimodalPlanner(MergePlanner):
     ) -> Task:
         """One tensor of several inputs, aligned by mergekit's tokenizer section where token ids index it."""
         axis = job.weight.vocabulary_axis
+        omni = self.inputs.composition if axis is not None else None
+        read = held if omni is None else self.inputs.holders(job.info.name)
         gather = GatherMemoryTensors(
-            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in held.items()},
+            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in read.items()},
             dtype=dtype,
             device=self._read_device(),
             label=job.label,
             deltas=deltas,
         )
-        if axis is not None and (omni := self.inputs.composition) is not None:
-            order = (omni.host, *omni.guests.values(), *held)
-            directories = tuple((m, str(self.inputs.checkpoints[m].directory)) for m in dict.fromkeys(order))
-            return UniteRows(vocabulary=remember(omni.vocabulary), tensors=gather, directories=directories)
+        if omni is not None:
+            return UniteRows(
+                vocabulary=remember(omni.vocabulary),
+                tensors=gather,
+                models=tuple(held),
+                directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in read),
+                markers=omni.markers if job.info.role is Role.EMBEDDINGS else (),
+            )
         if axis is not None and self._tokenizer_task:
             section = self.config.tokenizer
             return PermutedVocabulary(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mergekit.common import ModelReference
@@ -14,6 +15,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+
+
+class Marker(NamedTuple):
+    """A token that the owner of a modality has around its media, and that its LLM may have had in reserve."""
+
+    token_id: int  # in the united vocabulary
+    owner: ModelReference
+    untrained: tuple[ModelReference, ...]  # models that have not seen it in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +122,14 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
     """Tensors whose rows are tokens, laid out by the united vocabulary.
 
     A row that a model lacks is that of the first model that has it: a token of one donor alone then has that donor's
-    row in all of them, and keeps it under any method.
+    row in all of them, and keeps it under any method. So does a marker that only its owner was trained on.
     """
 
     vocabulary: int
     tensors: Task
+    models: tuple[ModelReference, ...]  # whose tensors are wanted; others' are there for their rows
     directories: tuple[tuple[ModelReference, str], ...]  # in the order in which missing rows are looked for
+    markers: tuple[Marker, ...] = ()
 
     def arguments(self) -> dict[str, Task]:
         return {"tensors": self.tensors}
@@ -132,7 +143,7 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
         vocabulary = _VOCABULARIES[self.vocabulary]
         rows = {m: vocabulary.rows(Path(d), len(tensors[m])) for m, d in self.directories if m in tensors}
         united = {}
-        for model in tensors:
+        for model in self.models:
             first = tensors[model]
             result = first.new_zeros(vocabulary.size, *first.shape[1:])
             open_rows = torch.ones(vocabulary.size, dtype=torch.bool)
@@ -140,5 +151,8 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
                 here = open_rows & (rows[donor] >= 0)
                 result[here] = tensors[donor][rows[donor][here]].to(result)
                 open_rows &= ~here
+            for marker in self.markers:
+                if model in marker.untrained and (row := rows[marker.owner][marker.token_id]) >= 0:
+                    result[marker.token_id] = tensors[marker.owner][row].to(result)
             united[model] = result
         return united
