@@ -170,6 +170,8 @@ class MultimodalPlanner(MergePlanner):
         of_some = policy is Policy.MERGE and len(held) < len(models)
         if of_some and (why := why_undefined(self._method, info.role, list(held), cfg_reader.base_model, bringer)):
             self._undefined[info.role.value], policy = why, Policy.BASE
+        if self.decoupling is not None and policy is not Policy.MERGE:
+            self.decoupling.kept_out(weight.name, info, job.label, held)
         if policy is Policy.BASE:
             keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
             self.ledger.kept[info.role.value, keeper] += 1
