@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 import zoo
 from checkpoints import (
     Outcome,
@@ -152,7 +153,8 @@ def test_every_pair_that_shares_a_backbone_answers_as_either_donor(host: str, gu
 
 def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> None:
     host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
-    got = merge(with_method("linear", host, [guest])).tensors
+    outcome = merge(with_method("linear", host, [guest]))
+    got = outcome.tensors
     tower = {n: t for n, t in tensors(guest).items() if n.startswith(("audio_tower", "multi_modal_projector"))}
     assert tower
     for name, tensor in tower.items():
@@ -161,6 +163,8 @@ def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> No
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     merged = got["model.language_model.layers.0.mlp.up_proj.weight"]
     assert torch.allclose(merged, (ours[name] + theirs[name]) / 2, atol=1e-6)
+    card = yaml.safe_load((outcome.out / "README.md").read_text().split("---")[1])
+    assert (card["library_name"], card["pipeline_tag"]) == ("transformers", "any-to-any")
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "tsv"])

@@ -16,6 +16,7 @@ from mergekit_mm.finishing.config_json import output_config
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.export import copy_code
 from mergekit_mm.omni.processing import OmniProcessor
+from mergekit_mm.omni.templates import PLAIN_TEMPLATE
 from mergekit_mm.planning.composition import Composition
 from mergekit_mm.planning.omni_model import omni_model
 
@@ -75,6 +76,11 @@ def _write_processor(
         return [f"No processor was written, as a donor's cannot be loaded or composed: {error}"]
     processor.auto_map = {"AutoProcessor": config.auto_map["AutoProcessor"]}
     processor.save_pretrained(directory)
+    if PLAIN_TEMPLATE in processor.chat_template:
+        return [
+            f"{donors['host'].name} has no chat template that takes text, so the output's is a plain one (USER: ... "
+            "ASSISTANT:). If it was trained on another, write that into chat_template.jinja."
+        ]
     return []
 
 

@@ -45,7 +45,7 @@ class OmniProcessor(ProcessorMixin):
         self.modalities = {m: self._completed(m, dict(entry)) for m, entry in (modalities or {}).items()}
         if chat_template is None and tokenizer is not None:
             host = self.donors.get("host")
-            own = getattr(host, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+            own = [getattr(part, "chat_template", None) for part in (host, tokenizer)]
             media = {m: e["token"] + space_after(self.donors[e["owner"]], m) for m, e in self.modalities.items()}
             chat_template = omni_template(own, media, **tokenizer.special_tokens_map)
         super().__init__(tokenizer, chat_template=chat_template)
