@@ -18,6 +18,7 @@ from checkpoints import (
     assert_nothing_left,
     checkpoint,
     edit_json,
+    fresh,
     linear,
     load,
     logits,
@@ -321,6 +322,13 @@ def test_donors_with_unlike_vocabularies_are_refused() -> None:
     assert len(other) == len(names)
     outcome = run(linear(checkpoint("llava"), guest))
     assert "do not share a vocabulary" in outcome.error
+    # transformers makes an empty tokenizer of a Qwen2 without the files of one
+    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": zoo.HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    text = fresh("text")
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads)).save_pretrained(text)
+    outcome = run(linear(checkpoint("qwen2_vl"), checkpoint("qwen2_audio"), text))
+    assert "each needs the files of its tokenizer" in outcome.error
 
 
 def test_a_guest_whose_positions_are_lost_is_told() -> None:

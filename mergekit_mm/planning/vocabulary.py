@@ -75,17 +75,19 @@ def unite(
         another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
 
     Raises:
-        CheckpointError: a donor's tokenizer cannot be loaded, or lies across the host's: most of its tokens are others.
+        CheckpointError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others.
     """
     united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
     for donor in {d.directory: d for d in donors if d.directory != host.directory}.values():
         own[donor.directory] = theirs = _tokenizer(donor)
         known, added = united.get_vocab(), theirs.added_tokens_decoder
         missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)
-        if 2 * len(missing) > len(known):
+        shared = own[host.directory].get_vocab().keys() & theirs.get_vocab().keys()
+        if 2 * len(shared) < max(len(own[host.directory]), len(theirs)):
             raise CheckpointError(
-                f"{donor.name} and {host.name} do not share a vocabulary: {len(missing)} of its "
-                f"{len(theirs.get_vocab())} tokens are unknown there. Donors must descend from one LLM."
+                f"{donor.name} and {host.name} do not share a vocabulary: of {len(theirs)} and "
+                f"{len(own[host.directory])} tokens {len(shared)} are the same. Donors must descend from one LLM, and "
+                "each needs the files of its tokenizer."
             )
         united.add_tokens([added.get(index, AddedToken(token, normalized=False)) for index, token in missing])
     renamed: dict[tuple[Path, str], str] = {}
