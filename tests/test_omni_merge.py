@@ -30,10 +30,13 @@ from checkpoints import (
     text_inputs,
     with_method,
 )
+from click.testing import CliRunner
+from processors import with_processor
 from test_adapters import adapted, plus
 from tokenizers import Tokenizer
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
+from mergekit_mm.cli import main
 from mergekit_mm.omni import register
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 from mergekit_mm.planning.composition import placeholder
@@ -337,6 +340,16 @@ def test_a_guest_whose_positions_are_lost_is_told() -> None:
     assert "one by one" not in merge(linear(hearing, seeing)).said
     outcome = merge(linear(hearing, seeing, parameters={"host": str(hearing)}))
     assert f"{seeing} places its media in two or three dimensions" in outcome.said
+
+
+def test_a_processor_that_will_be_missing_is_told_before_the_merge() -> None:
+    guest = with_processor("qwen2_audio_llama")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (guest / name).unlink(missing_ok=True)
+    recipe = fresh("recipe.yaml")
+    recipe.write_text(yaml.safe_dump(linear(with_processor("llava"), guest)))
+    said = CliRunner().invoke(main, ["check", str(recipe)]).output
+    assert f"No processor will be written, as that of {guest} cannot be loaded" in said
 
 
 def test_the_host_can_be_chosen() -> None:
