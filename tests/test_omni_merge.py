@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,18 @@ def test_donors_with_unlike_vocabularies_are_refused() -> None:
     transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads)).save_pretrained(text)
     outcome = run(linear(checkpoint("qwen2_vl"), checkpoint("qwen2_audio"), text))
     assert "each needs the files of its tokenizer" in outcome.error
+
+
+def test_new_tokens_never_get_the_numbers_of_others() -> None:
+    host, guest = altered(checkpoint("llava")), altered(checkpoint("qwen2_audio_llama"))
+    known = json.loads((host / "tokenizer.json").read_text())
+    known["model"]["vocab"]["<unused299>"] = zoo.VOCAB + 1
+    edit_json(host / "tokenizer.json", model=known["model"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(guest)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(guest)
+    outcome = run(linear(host, guest))
+    assert f"The tokenizer of {host} leaves numbers out" in outcome.error
 
 
 def test_a_guest_whose_positions_are_lost_is_told() -> None:

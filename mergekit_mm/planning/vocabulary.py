@@ -75,7 +75,8 @@ def unite(
         another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
 
     Raises:
-        CheckpointError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others.
+        CheckpointError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others;
+            the host's has gaps in its numbers that new tokens would not stay out of.
     """
     united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
     for donor in {d.directory: d for d in donors if d.directory != host.directory}.values():
@@ -97,6 +98,12 @@ def unite(
         if taken.setdefault(token, donor.directory) != donor.directory:
             renamed[donor.directory, token] = f"<omni_{modality}>"
     united.add_tokens([AddedToken(token, normalized=False, special=True) for token in renamed.values()])
+    ids = united.get_vocab().values()
+    if len(set(ids)) < len(ids):  # tokenizers counts tokens to find the next number
+        raise CheckpointError(
+            f"The tokenizer of {host.name} leaves numbers out, and new tokens would get those of others. Make another "
+            "donor the host (`parameters: host: <model>`), or fill the gaps with tokens of any name."
+        )
     rows = host.tensors[host.backbone["embed_tokens.weight"]].shape[0]
     return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1), renamed)
 
