@@ -254,6 +254,11 @@ def test_adapters_are_kept_as_factors(method: str, parameters: dict[str, Any]) -
     assert answer.tolist() == model.generate(**inputs, **QUIET, use_cache=False).tolist()
 
 
+def test_that_factors_of_two_such_models_are_merged_is_told() -> None:
+    made = merge(of_adapters("task_arithmetic")).out
+    assert "keeps factors for its media" in merge(linear(made, altered(made))).said
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_strength_is_that_of_the_text(whole: bool) -> None:
     recipe, out = fresh("recipe.yaml"), fresh("swept")

@@ -13,6 +13,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.adapters import bind_adapter
 from mergekit_mm.planning.composition import Composition, compose, is_composed
 from mergekit_mm.planning.matching import Match, some
@@ -136,6 +137,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
+        )
+    if any(".shared." in name for name in base.tensors) and base.kind == OmniConfig.model_type:
+        notes.append(
+            f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
+            "as products: right for fine-tunes of one such model, but for no others."
         )
     return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes)
 
