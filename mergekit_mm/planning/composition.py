@@ -196,6 +196,16 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
     )
 
 
+def window(checkpoint: Checkpoint) -> int | None:
+    """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
+    if checkpoint.skeleton is None:
+        return None
+    text = checkpoint.skeleton.model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
+    return getattr(text, "sliding_window", None) if slides else None
+
+
 def differences(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:
     """How another language model of the same shapes computes otherwise: what forbids a merge, what is to be known."""
     ours, theirs = settings(base), settings(other)

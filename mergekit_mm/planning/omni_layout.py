@@ -9,7 +9,7 @@ from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import CHOICE, Composition, differences
+from mergekit_mm.planning.composition import CHOICE, Composition, differences, window
 from mergekit_mm.planning.matching import Match, some, tower_names
 
 HEAD = "lm_head.weight"  # of every host, see omni/composition.py
@@ -46,6 +46,11 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         forbidding, known = differences(base, checkpoint)
         problems += match.problems + [f"  The language models differ: {told}." for told in forbidding]
         notes += match.notes
+        if (theirs := window(checkpoint)) != (ours := window(host)):
+            notes.append(
+                f"{checkpoint.name} attends to {theirs or 'all'} tokens before one, {host.name} to {ours or 'all'}. "
+                "The output has the latter."
+            )
         notes += [f"The language models differ: {told}. The output has the latter." for told in known]
         if checkpoint.unknown:
             notes.append(
