@@ -384,6 +384,7 @@ def test_auto_classes_know_it(saved: Any) -> None:
     assert loaded.chat_template == processor.chat_template
     again = loaded(text="a{audio}b{image}".format(**PLACEHOLDER), images=picture(0), audio=tone(0))
     assert all(torch.equal(again[name], inputs[name]) for name in inputs)
+    assert t.AutoProcessor.from_pretrained(path.parent, subfolder=path.name).modalities == processor.modalities
     for auto in (t.AutoModelForMultimodalLM, t.AutoModelForImageTextToText):
         assert isinstance(auto.from_pretrained(path), OmniForConditionalGeneration)
     second = c.fresh("again")

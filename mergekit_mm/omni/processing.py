@@ -245,8 +245,9 @@ class OmniProcessor(ProcessorMixin):
         donors = {}
         for owner in sorted({entry["owner"] for entry in known["modalities"].values()}):
             # a local directory of its own, or a folder of a repository
-            inside = os.path.join(DIRECTORY, owner)
-            place = (os.path.join(path, inside), {}) if os.path.isdir(path) else (path, {"subfolder": inside})
+            inside = os.path.join(kwargs.get("subfolder") or "", DIRECTORY, owner)
+            local = os.path.isdir(path)
+            place = (os.path.join(path, inside), {"subfolder": ""}) if local else (path, {"subfolder": inside})
             donors[owner] = AutoProcessor.from_pretrained(place[0], **{**kwargs, **place[1]})
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
         processor = cls(tokenizer, donors, known["modalities"], chat_template=known.get("chat_template"))

@@ -126,7 +126,8 @@ def _markers(
 ) -> tuple[Marker, ...]:
     """What stands before and after a medium, as its owner's config names it (`vision_start_token_id`).
 
-    Other models may have such a token as a reserve of their LLM, with a row that means nothing.
+    Other models may have such a token as a reserve of their LLM, with a row that means nothing. Their heads keep their
+    own rows, but tied ones, which then give such a token another logit.
     """
     found: dict[int, Marker] = {}
     for modality, owner in modalities.items():
