@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -124,52 +123,6 @@ def is_decoupled(config: MergeConfiguration) -> bool:
     if value not in (STATIC, DAMC):
         raise ValueError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
     return bool(value == DAMC)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a language model does with its tensors beyond their shapes."""
-
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: str
-    rms_norm_eps: float | None
-    rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
-
-
-# with another of these the same tensors are another function; the others only shift it
-_BINDING = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
-
-
-def settings(checkpoint: Checkpoint) -> Settings | None:
-    """The settings of a checkpoint's language model; None for remote code."""
-    if checkpoint.skeleton is None:
-        return None
-    text = checkpoint.skeleton.model.config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1)
-    rope = getattr(text, "rope_parameters", None)
-    return Settings(
-        heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads,
-        getattr(text, "hidden_act", ""),
-        getattr(text, "rms_norm_eps", None),
-        {k: v for k, v in rope.items() if k != "type" and "mrope" not in k} if isinstance(rope, dict) else None,
-    )
-
-
-def differences(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:
-    """How another language model of the same shapes computes otherwise: what forbids a merge, what is to be known."""
-    ours, theirs = settings(base), settings(other)
-    if ours is None or theirs is None:
-        return [], []
-    told = {
-        key: f"{key} {value} in {other.name}, {vars(ours)[key]} in {base.name}"
-        for key, value in vars(theirs).items()
-        if value != vars(ours)[key]
-    }
-    return [t for key, t in told.items() if key in _BINDING], [t for key, t in told.items() if key not in _BINDING]
 
 
 def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> None:
