@@ -259,6 +259,15 @@ def test_another_backbone_altogether() -> None:
     assert "q_proj.bias" in error
 
 
+def test_equal_shapes_that_compute_otherwise() -> None:
+    """The heads divide the same matrices another way: refused. Rotary positions of another base: told."""
+    halved = text_llm("llava", num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+    error = error_of(task_arithmetic(checkpoint("llava"), [halved]))
+    assert f"num_attention_heads 8 in {halved}, 4 in {checkpoint('llava')}" in error
+    turned = text_llm("llava", rope_parameters={"rope_type": "default", "rope_theta": 123.0})
+    assert "123.0" in merge(task_arithmetic(checkpoint("llava"), [turned])).said
+
+
 # ------------------------------------------------------------------------------------------------ and back
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -153,71 +152,6 @@ def is_decoupled(config: MergeConfiguration) -> bool:
     if value not in (STATIC, DAMC):
         raise ValueError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
     return bool(value == DAMC)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a language model does with its tensors beyond their shapes."""
-
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: str
-    rms_norm_eps: float | None
-    rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
-    constants: Mapping[str, float]  # what the family multiplies or caps with, where that does something
-
-
-# with another of these the same tensors are another function; the others only shift it
-_BINDING = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "constants")
-# constants of some families (Granite, Cohere, Gemma), which others compute without
-_SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")
-_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
-
-
-def settings(checkpoint: Checkpoint) -> Settings | None:
-    """The settings of a checkpoint's language model; None for remote code."""
-    if checkpoint.skeleton is None:
-        return None
-    text = checkpoint.skeleton.model.config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1)
-    rope = getattr(text, "rope_parameters", None)
-    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads
-    neutral = {**dict.fromkeys(_SCALES, 1.0), **dict.fromkeys(_CAPS, None)}
-    neutral |= {"attention_multiplier": head_dim**-0.5, "query_pre_attn_scalar": head_dim}
-    constants = {name: getattr(text, name, default) for name, default in neutral.items()}
-    return Settings(
-        heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        head_dim,
-        getattr(text, "hidden_act", ""),
-        getattr(text, "rms_norm_eps", None),
-        {k: v for k, v in rope.items() if k != "type" and "mrope" not in k} if isinstance(rope, dict) else None,
-        {name: value for name, value in constants.items() if value not in (None, neutral[name])},
-    )
-
-
-def window(checkpoint: Checkpoint) -> int | None:
-    """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
-    if checkpoint.skeleton is None:
-        return None
-    text = checkpoint.skeleton.model.config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
-    slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
-    return getattr(text, "sliding_window", None) if slides else None
-
-
-def differences(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:
-    """How another language model of the same shapes computes otherwise: what forbids a merge, what is to be known."""
-    ours, theirs = settings(base), settings(other)
-    if ours is None or theirs is None:
-        return [], []
-    told = {
-        key: f"{key} {value} in {other.name}, {vars(ours)[key]} in {base.name}"
-        for key, value in vars(theirs).items()
-        if value != vars(ours)[key]
-    }
-    return [t for key, t in told.items() if key in _BINDING], [t for key, t in told.items() if key not in _BINDING]
 
 
 def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> None:

@@ -19,6 +19,7 @@ from mergekit_mm.planning.composition import Composition, compose, is_composed
 from mergekit_mm.planning.matching import Match, some
 from mergekit_mm.planning.omni_layout import lay_out
 from mergekit_mm.planning.reading import Adaptation
+from mergekit_mm.planning.settings import told_apart
 
 # everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
 _NOT_DOWNLOADED = [
@@ -129,8 +130,9 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             break
         match = Match(base, checkpoint, keeps_vocabulary)
         names[model] = match.names()
-        problems += match.problems
-        notes += match.notes
+        forbidding, known = told_apart(base, checkpoint)
+        problems += match.problems + forbidding
+        notes += match.notes + known
     _refuse(problems)
     assert base is not None
     if base.unknown:

@@ -9,8 +9,9 @@ from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import CHOICE, Composition, differences, window
+from mergekit_mm.planning.composition import CHOICE, Composition
 from mergekit_mm.planning.matching import Match, some, tower_names
+from mergekit_mm.planning.settings import told_apart, window
 
 HEAD = "lm_head.weight"  # of every host, see omni/composition.py
 
@@ -43,15 +44,14 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         if omni.unties_head and head is not None:
             found[HEAD] = head
         names[model] = found
-        forbidding, known = differences(base, checkpoint)
-        problems += match.problems + [f"  The language models differ: {told}." for told in forbidding]
-        notes += match.notes
+        forbidding, known = told_apart(base, checkpoint)
+        problems += match.problems + forbidding
+        notes += match.notes + known
         if (theirs := window(checkpoint)) != (ours := window(host)):
             notes.append(
                 f"{checkpoint.name} attends to {theirs or 'all'} tokens before one, {host.name} to {ours or 'all'}. "
                 "The output has the latter."
             )
-        notes += [f"The language models differ: {told}. The output has the latter." for told in known]
         if checkpoint.unknown:
             notes.append(
                 f"{checkpoint.name} holds {some(checkpoint.unknown)} that transformers' model has no place for; "

@@ -13,7 +13,8 @@ from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
-from mergekit_mm.planning.composition import Composition, placeholder, settings
+from mergekit_mm.planning.composition import Composition, placeholder
+from mergekit_mm.planning.settings import settings
 
 
 def omni_model(
