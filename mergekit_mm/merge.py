@@ -183,9 +183,7 @@ def _finish(
         layers = plan.planner.layer_sources()
         started = inputs.checkpoints.get(plan.config.base_model, base)
         routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
-        for note in finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging):
-            plan.inputs.notes.append(note)
-            LOG.warning(note)
+        finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging)
         return
     vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)

@@ -127,6 +127,17 @@ def test_each_token_goes_through_the_matrices_of_its_owner(families: tuple[str, 
     assert torch.equal(logits(model, text), logits(static, text))
 
 
+def test_biases_go_with_their_matrices_under_any_policy() -> None:
+    """Our methods leave biases at the base, where nobody says otherwise."""
+    eye, ear = map(checkpoint, PAIR)
+    got = merge(damc(with_method("optmerge", eye, [ear]))).tensors
+    name = "layers.0.self_attn.q_proj"
+    own = {"host": tensors(eye)[f"model.{name}.bias"], "audio": tensors(ear)[f"language_model.model.{name}.bias"]}
+    for owner, bias in own.items():
+        assert torch.equal(got[f"model.language_model.{name}.media.{owner}.bias"], bias), owner
+    assert torch.equal(got[f"model.language_model.{name}.text.bias"], own["host"])
+
+
 @pytest.mark.parametrize("families", [TRIO, PAIR])
 def test_a_batch_and_the_cache_and_beams_change_nothing(families: tuple[str, ...]) -> None:
     model = averaged(families)
@@ -241,6 +252,11 @@ def test_adapters_are_kept_as_factors(method: str, parameters: dict[str, Any]) -
     assert not torch.allclose(logits(model, inputs), logits(static, inputs), atol=1e-3)
     answer = model.generate(**inputs, **QUIET)
     assert answer.tolist() == model.generate(**inputs, **QUIET, use_cache=False).tolist()
+
+
+def test_that_factors_of_two_such_models_are_merged_is_told() -> None:
+    made = merge(of_adapters("task_arithmetic")).out
+    assert "keeps factors for its media" in merge(linear(made, altered(made))).said
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -331,6 +331,39 @@ def test_rotary_positions_are_the_bases_and_what_differs_is_told() -> None:
     assert torch.allclose(answers(model, inputs), expected, atol=TOLERANCE)
 
 
+def test_a_window_of_attention_that_the_host_has_not_is_told() -> None:
+    guest = altered(checkpoint("qwen2_audio"))
+    text = transformers.AutoConfig.from_pretrained(guest).to_dict()["text_config"]
+    sliding = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention"] * 2}
+    edit_json(guest / "config.json", text_config={**text, **sliding})
+    host = checkpoint("qwen2_vl")
+    assert f"{guest} attends to 4 tokens before one, {host} to all" in merge(linear(host, guest)).said
+    assert "tokens before one" not in merge(linear(host, checkpoint("qwen2_audio"))).said
+
+
+def test_only_layers_of_the_language_model_move() -> None:
+    host, guest = checkpoint("llava"), checkpoint(EAR)
+    source = {"sources": [{"model": str(guest), "layer_range": [0, 2]}]}
+    config = {**linear(host, guest, parameters={"weight": 1.0}), "modules": {"audio_tower": {"slices": [source] * 2}}}
+    config["modules"]["language_model"] = {"models": config.pop("models")}
+    outcome = run(config)
+    assert "slices of audio_tower: only layers of the language model" in outcome.error
+    assert "Executing" not in outcome.said
+    sources = [{"model": str(m), "layer_range": [0, 2]} for m in (host, guest)]
+    repeated = {**config, "modules": {"language_model": {"slices": [{"sources": sources}] * 2}}}
+    model = omni(merge(repeated))
+    assert model.config.get_text_config().num_hidden_layers == len(model.get_decoder().layers) == 4
+
+
+def test_constants_that_the_host_computes_without_are_refused() -> None:
+    granite = altered(checkpoint("granite_speech"))
+    text = transformers.AutoConfig.from_pretrained(granite).to_dict()["text_config"]
+    edit_json(granite / "config.json", text_config={**text, "embedding_multiplier": 12.0})
+    outcome = run(linear(checkpoint("llava"), granite))
+    assert "The language models differ: constants {'embedding_multiplier': 12.0}" in outcome.error
+    assert_nothing_left(outcome)
+
+
 def test_left_over_tensors_of_a_donor_are_told_and_left_out() -> None:
     """Old checkpoints hold buffers that the model has no place for."""
     extra = torch.arange(60)

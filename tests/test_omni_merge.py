@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 import zoo
 from checkpoints import (
     Outcome,
@@ -16,6 +19,7 @@ from checkpoints import (
     assert_nothing_left,
     checkpoint,
     edit_json,
+    fresh,
     linear,
     load,
     logits,
@@ -27,10 +31,13 @@ from checkpoints import (
     text_inputs,
     with_method,
 )
+from click.testing import CliRunner
+from processors import with_processor
 from test_adapters import adapted, plus
 from tokenizers import Tokenizer
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
+from mergekit_mm.cli import main
 from mergekit_mm.omni import register
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 from mergekit_mm.planning.composition import placeholder
@@ -151,7 +158,8 @@ def test_every_pair_that_shares_a_backbone_answers_as_either_donor(host: str, gu
 
 def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> None:
     host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
-    got = merge(with_method("linear", host, [guest])).tensors
+    outcome = merge(with_method("linear", host, [guest]))
+    got = outcome.tensors
     tower = {n: t for n, t in tensors(guest).items() if n.startswith(("audio_tower", "multi_modal_projector"))}
     assert tower
     for name, tensor in tower.items():
@@ -160,6 +168,8 @@ def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> No
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     merged = got["model.language_model.layers.0.mlp.up_proj.weight"]
     assert torch.allclose(merged, (ours[name] + theirs[name]) / 2, atol=1e-6)
+    card = yaml.safe_load((outcome.out / "README.md").read_text().split("---")[1])
+    assert (card["library_name"], card["pipeline_tag"]) == ("transformers", "any-to-any")
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "tsv"])
@@ -202,7 +212,9 @@ def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, torch.full((1, tensor.shape[1]), 0.5)])
 
 
-def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
+@functools.cache
+def with_own_tokens() -> tuple[Path, Path]:
+    """A host and a guest with a token of their own each, of one id: rows of 1.0 and of 0.5."""
     host = checkpoint("llava")
     guest = with_own_token(checkpoint("qwen2_audio_llama"), "<sound of its own>")
     tokenizer = transformers.AutoTokenizer.from_pretrained(host)
@@ -213,6 +225,11 @@ def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
     tokenizer.save_pretrained(host)
     text = transformers.AutoConfig.from_pretrained(host).to_dict()["text_config"]
     edit_json(host / "config.json", text_config={**text, "vocab_size": zoo.VOCAB + 1})
+    return host, guest
+
+
+def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
+    host, guest = with_own_tokens()
     for method in ("linear", "optmerge"):
         outcome = merge(with_method(method, host, [guest]))
         united = transformers.AutoTokenizer.from_pretrained(outcome.out)
@@ -227,6 +244,38 @@ def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
         sound = zoo.FAMILIES["qwen2_audio_llama"].media()  # type: ignore[misc]
         sound["input_ids"] = torch.where(sound["input_ids"] == zoo.AUDIO, zoo.VOCAB + 1, sound["input_ids"])
         assert torch.isfinite(answers(model, sound)).all()
+
+
+def test_it_keeps_its_row_where_its_donor_takes_no_part() -> None:
+    """Average of the experts, the base not among them; a module that is not listed; slices of other models."""
+    host, guest = with_own_tokens()
+    averaged = task_arithmetic(host, [guest], parameters={"embeddings": "average", "lm_head": "average"})
+    towers = {**task_arithmetic(host, []), "modules": {"audio_tower": {"models": [{"model": str(guest)}]}}}
+    del towers["models"]
+    ranges = [([0, 1], [host]), ([1, 2], [guest, host])]
+    sources = [[{"model": str(m), "layer_range": part} for m in models] for part, models in ranges]
+    sliced = {"merge_method": "linear", "slices": [{"sources": s} for s in sources], "parameters": {"weight": 1.0}}
+    for config in (averaged, towers, sliced):
+        got = merge(config).tensors
+        for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(got[name][zoo.VOCAB :], torch.tensor([[1.0], [0.5]]).expand(2, zoo.HIDDEN)), name
+
+
+def test_marks_around_media_have_the_embeddings_of_who_was_trained_on_them() -> None:
+    """An LLM's reserved tokens, which a donor's config names: Qwen2-VL's `vision_start_token_id`."""
+    seeing, hearing = checkpoint("qwen2_vl"), checkpoint("qwen2_audio")
+    rows = {family: tensors(path) for family, path in (("eye", seeing), ("ear", hearing))}
+    marks, others = [zoo.V_START, zoo.V_END], [zoo.A_START, 20]
+    eye, ear = rows["eye"]["model.embed_tokens.weight"], rows["ear"]["language_model.model.embed_tokens.weight"]
+    for config, expected in (
+        (with_method("optmerge", hearing, [seeing]), ear),
+        (linear(hearing, seeing), (eye + ear) / 2),
+    ):
+        outcome = merge(config)
+        assert f"The embeddings of <v>, </v>, which stand around media, are those of {seeing}." in outcome.said
+        got = outcome.tensors["model.language_model.embed_tokens.weight"]
+        assert torch.equal(got[marks], eye[marks])
+        assert torch.allclose(got[others], expected[others], atol=1e-6)
 
 
 def test_adapters_are_donors_too() -> None:
@@ -277,6 +326,25 @@ def test_donors_with_unlike_vocabularies_are_refused() -> None:
     assert len(other) == len(names)
     outcome = run(linear(checkpoint("llava"), guest))
     assert "do not share a vocabulary" in outcome.error
+    # transformers makes an empty tokenizer of a Qwen2 without the files of one
+    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": zoo.HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    text = fresh("text")
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads)).save_pretrained(text)
+    outcome = run(linear(checkpoint("qwen2_vl"), checkpoint("qwen2_audio"), text))
+    assert "each needs the files of its tokenizer" in outcome.error
+
+
+def test_new_tokens_never_get_the_numbers_of_others() -> None:
+    host, guest = altered(checkpoint("llava")), altered(checkpoint("qwen2_audio_llama"))
+    known = json.loads((host / "tokenizer.json").read_text())
+    known["model"]["vocab"]["<unused299>"] = zoo.VOCAB + 1
+    edit_json(host / "tokenizer.json", model=known["model"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(guest)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(guest)
+    outcome = run(linear(host, guest))
+    assert f"The tokenizer of {host} leaves numbers out" in outcome.error
 
 
 def test_a_guest_whose_positions_are_lost_is_told() -> None:
@@ -285,6 +353,16 @@ def test_a_guest_whose_positions_are_lost_is_told() -> None:
     assert "one by one" not in merge(linear(hearing, seeing)).said
     outcome = merge(linear(hearing, seeing, parameters={"host": str(hearing)}))
     assert f"{seeing} places its media in two or three dimensions" in outcome.said
+
+
+def test_a_processor_that_will_be_missing_is_told_before_the_merge() -> None:
+    guest = with_processor("qwen2_audio_llama")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (guest / name).unlink(missing_ok=True)
+    recipe = fresh("recipe.yaml")
+    recipe.write_text(yaml.safe_dump(linear(with_processor("llava"), guest)))
+    said = CliRunner().invoke(main, ["check", str(recipe)]).output
+    assert f"No processor will be written, as that of {guest} cannot be loaded" in said
 
 
 def test_the_host_can_be_chosen() -> None:

@@ -329,12 +329,14 @@ def test_text_reads_as_in_the_hosts_own_template() -> None:
 @pytest.mark.parametrize("listed", [True, False])
 def test_templates_that_read_text_only_one_way(listed: bool) -> None:
     part = "m['content'][0]['text']" if listed else "m['content']"
-    template = omni_template("{% for m in messages %}[{{ " + part + " + '' }}]{% endfor %}", PLACEHOLDER)
+    template = omni_template(["nothing", "{% for m in messages %}[{{ " + part + " + '' }}]{% endfor %}"], PLACEHOLDER)
     processor = OmniProcessor(zoo.tokenizer(), chat_template=template)
     chat = message({"type": "video"}, said("what's 'this'?"))
     assert processor.apply_chat_template(chat) == "[<omni_video>what's 'this'?]"
-    with pytest.raises(ValueError, match="neither plain text content nor lists"):
-        omni_template("nothing", PLACEHOLDER)
+    plain = OmniProcessor(zoo.tokenizer(), chat_template=omni_template([None, "nothing"], PLACEHOLDER))
+    assert plain.apply_chat_template(chat, add_generation_prompt=True) == (
+        "USER: <omni_video>what's 'this'?\nASSISTANT:"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- with the model
@@ -382,6 +384,7 @@ def test_auto_classes_know_it(saved: Any) -> None:
     assert loaded.chat_template == processor.chat_template
     again = loaded(text="a{audio}b{image}".format(**PLACEHOLDER), images=picture(0), audio=tone(0))
     assert all(torch.equal(again[name], inputs[name]) for name in inputs)
+    assert t.AutoProcessor.from_pretrained(path.parent, subfolder=path.name).modalities == processor.modalities
     for auto in (t.AutoModelForMultimodalLM, t.AutoModelForImageTextToText):
         assert isinstance(auto.from_pretrained(path), OmniForConditionalGeneration)
     second = c.fresh("again")

@@ -13,6 +13,7 @@ from mergekit.card import method_md
 from tqdm import tqdm
 
 from mergekit_mm import __version__
+from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.plan import Plan
 
 _CARD = """---
@@ -49,6 +50,8 @@ def model_card(
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not Path(m.model.path).expanduser().exists()))
     metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
+    if plan.inputs.composition or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
+        metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it
     if on_hub:
         metadata["base_model"] = on_hub
     return _CARD.format(

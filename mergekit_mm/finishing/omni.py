@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mergekit.common import ModelReference
-from transformers import AutoProcessor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.finishing.config_json import output_config
-from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.export import copy_code
-from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.planning.composition import Composition
 from mergekit_mm.planning.omni_model import omni_model
+from mergekit_mm.planning.omni_processor import omni_processor
 
 
 def finish_omni(
@@ -28,8 +26,8 @@ def finish_omni(
     layers: Sequence[int] | None,
     routed: Mapping[str, Any],
     directory: Path,
-) -> list[str]:
-    """Write everything beside the weights, and check these against the config; returns what the user should know.
+) -> None:
+    """Write everything beside the weights, and check these against the config.
 
     base: the model whose language model the merge started from; what it does with its tensors is kept.
     layers: for each layer of the language model the host's that it is like, if they moved.
@@ -47,35 +45,10 @@ def finish_omni(
     generation = checkpoints[omni.host].directory / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
-    donors = {name: checkpoints[model] for name, model in {"host": omni.host, **omni.guests}.items()}
-    return _write_processor(omni, donors, config, directory)
-
-
-def _write_processor(
-    omni: Composition, donors: Mapping[str, Checkpoint], config: OmniConfig, directory: Path
-) -> list[str]:
-    tokenizer = omni.vocabulary.tokenizer
-    try:
-        loaded = {
-            name: AutoProcessor.from_pretrained(donors[name].directory)
-            for name in {str(entry["owner"]) for entry in config.modalities.values()}
-        }
-        modalities = {
-            modality: {
-                "owner": entry["owner"],
-                "token": tokenizer.convert_ids_to_tokens(entry["token_id"]),
-                "donor_token": omni.vocabulary.donor_token(donors[entry["owner"]].directory, entry["token_id"]),
-            }
-            for modality, entry in config.modalities.items()
-        }
-        processor = OmniProcessor(tokenizer, loaded, modalities)
-    except (
-        Exception
-    ) as error:  # a donor without a processor of its own: the model is whole, its inputs are made by hand
-        return [f"No processor was written, as a donor's cannot be loaded or composed: {error}"]
-    processor.auto_map = {"AutoProcessor": config.auto_map["AutoProcessor"]}
-    processor.save_pretrained(directory)
-    return []
+    processor, _ = omni_processor(omni, checkpoints, config)
+    if processor is not None:
+        processor.auto_map = {"AutoProcessor": config.auto_map["AutoProcessor"]}
+        processor.save_pretrained(directory)
 
 
 def _verify(expected: Mapping[str, tuple[int, ...]], written: Mapping[str, DiskTensor]) -> None:

@@ -45,7 +45,7 @@ class OmniProcessor(ProcessorMixin):
         self.modalities = {m: self._completed(m, dict(entry)) for m, entry in (modalities or {}).items()}
         if chat_template is None and tokenizer is not None:
             host = self.donors.get("host")
-            own = getattr(host, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+            own = [getattr(part, "chat_template", None) for part in (host, tokenizer)]
             media = {m: e["token"] + space_after(self.donors[e["owner"]], m) for m, e in self.modalities.items()}
             chat_template = omni_template(own, media, **tokenizer.special_tokens_map)
         super().__init__(tokenizer, chat_template=chat_template)
@@ -245,8 +245,9 @@ class OmniProcessor(ProcessorMixin):
         donors = {}
         for owner in sorted({entry["owner"] for entry in known["modalities"].values()}):
             # a local directory of its own, or a folder of a repository
-            inside = os.path.join(DIRECTORY, owner)
-            place = (os.path.join(path, inside), {}) if os.path.isdir(path) else (path, {"subfolder": inside})
+            inside = os.path.join(kwargs.get("subfolder") or "", DIRECTORY, owner)
+            local = os.path.isdir(path)
+            place = (os.path.join(path, inside), {"subfolder": ""}) if local else (path, {"subfolder": inside})
             donors[owner] = AutoProcessor.from_pretrained(place[0], **{**kwargs, **place[1]})
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
         processor = cls(tokenizer, donors, known["modalities"], chat_template=known.get("chat_template"))

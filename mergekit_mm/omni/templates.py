@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-# For a host without a template of its own.
+# For a host without a template of its own, or with one that nothing can be made of.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}{{ message['role'] | upper + ': ' + message['content'] + '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
@@ -31,18 +32,20 @@ _MEDIUM = "{%%- elif item['type'] == '%s' -%%}{%%- set part.text = part.text + '
 _TEXT = "What is it?"
 
 
-def omni_template(template: str | None, placeholders: dict[str, str], **special_tokens: Any) -> str:
+def omni_template(templates: Iterable[Any], placeholders: dict[str, str], **special_tokens: Any) -> str:
     """A chat template over content lists of text and the modalities of `placeholders` (modality -> token).
 
-    It writes what `template`, the host's, writes for text, with a placeholder for each medium where it was given.
-    Raises ValueError when the host's template writes neither plain nor listed text content.
+    It writes what the first of `templates` that writes plain or listed text content does, or else `PLAIN_TEMPLATE`,
+    with a placeholder for each medium where it was given. Of templates by name, the one named "default" is meant.
     """
     media = "".join(_MEDIUM % (modality, token.replace("'", "\\'")) for modality, token in placeholders.items())
-    for content in ("part.text", "[{'type': 'text', 'text': part.text}]"):
-        whole = _FLATTEN % {"media": media, "content": content} + (template or PLAIN_TEMPLATE)
-        if "probe me" in (_render(whole, "probe me", **special_tokens) or ""):
-            return whole
-    raise ValueError("The host's chat template writes neither plain text content nor lists of text parts.")
+    for template in templates:
+        template = template.get("default") if isinstance(template, dict) else template
+        for content in ("part.text", "[{'type': 'text', 'text': part.text}]"):
+            whole = _FLATTEN % {"media": media, "content": content} + (template or "")
+            if "probe me" in (_render(whole, "probe me", **special_tokens) or ""):
+                return whole
+    return _FLATTEN % {"media": media, "content": "part.text"} + PLAIN_TEMPLATE
 
 
 def media_snippet(donor: Any, modality: str, token: str) -> str:

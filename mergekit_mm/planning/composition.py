@@ -13,7 +13,7 @@ from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.vocabulary import Vocabulary, unite
+from mergekit_mm.planning.vocabulary import Marker, Vocabulary, unite
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
 COMPOSITION = "composition"  # of the whole merge: how tokens of media go through the language model
@@ -21,6 +21,12 @@ STATIC, DAMC = "static", "damc"  # as text does; each through its own donor's ma
 MODALITIES = ("image", "video", "audio")
 # the parameter that chooses a modality's owner among several donors that could serve it
 CHOICE = {"image": Role.VISION_TOWER.value, "video": Role.VIDEO_TOWER.value, "audio": Role.AUDIO_TOWER.value}
+_ENDS = "(start|end|bos|eos)_token_(id|index)"
+_MARKER = {
+    "image": rf"(vision|image)_{_ENDS}|[be]oi_token_(id|index)",
+    "video": rf"(vision|video)_{_ENDS}",
+    "audio": rf"audio_{_ENDS}|[be]oa_token_(id|index)",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,7 @@ class Composition:
     named: frozenset[ModelReference]  # by the config, to serve a modality: their towers are taken as they are
     unties_head: bool  # the host's head is its embeddings again, but some input's is not
     vocabulary: Vocabulary
+    markers: tuple[Marker, ...]
 
     def owner(self, modality: str) -> str:
         """`host`, or the name of a guest, as the omni config has it."""
@@ -101,14 +108,36 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         for modality, model in modalities.items()
         if (token := placeholder(modality, donors[model])) is not None
     }
+    vocabulary = unite(checkpoints[host], checkpoints.values(), placeholders)
     return Composition(
         host,
         guests,
         modalities,
         frozenset(named.values()),
         checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
-        unite(checkpoints[host], checkpoints.values(), placeholders),
+        vocabulary,
+        _markers(modalities, checkpoints, vocabulary),
     )
+
+
+def _markers(
+    modalities: Mapping[str, ModelReference], checkpoints: Mapping[ModelReference, Checkpoint], vocabulary: Vocabulary
+) -> tuple[Marker, ...]:
+    """What stands before and after a medium, as its owner's config names it (`vision_start_token_id`).
+
+    Other models may have such a token as a reserve of their LLM, with a row that means nothing. Their heads keep their
+    own rows, but tied ones, which then give such a token another logit.
+    """
+    found: dict[int, Marker] = {}
+    for modality, owner in modalities.items():
+        kind, skeleton = checkpoints[owner].kind, checkpoints[owner].skeleton
+        for key, value in vars(skeleton.model.config).items() if skeleton else ():
+            if re.fullmatch(_MARKER[modality], key) and isinstance(value, int):
+                united = vocabulary.id_of(checkpoints[owner].directory, value)
+                others = tuple(m for m, c in checkpoints.items() if c.kind != kind)
+                if united is not None:
+                    found.setdefault(united, Marker(united, owner, others))
+    return tuple(found.values())
 
 
 def choices(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Checkpoint]) -> set[str]:

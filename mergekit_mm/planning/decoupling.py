@@ -61,6 +61,7 @@ class Decoupling:
         self.linear = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
         self.adapters = self._adapters_of_base()
         self._own: dict[str, dict[str, Task]] = {}  # merged tensor -> owner -> its donor's
+        self._biases: dict[str, dict[str, Task]] = {}  # the same of biases that a policy keeps out of the merge
         self._factored: dict[str, _Factored] = {}
         self.forms: dict[str, Any] = {}  # `routed` of the omni config, once laid out
         self.kept: dict[str, DiskTensor] = {}  # what is written beside the merged weights, once laid out
@@ -110,6 +111,11 @@ class Decoupling:
                 return AddDelta(base=base, delta=delta)
         self._own[name] = {o: load(d, held[d], label, dtype, self.device) for o, d in self.owners.items()}
         return None
+
+    def kept_out(self, name: str, info: TensorInfo, label: str, held: Mapping[ModelReference, str]) -> None:
+        """Note the owners' biases where the text's is not merged: a matrix and its bias belong together."""
+        if info.role is Role.BIASES and self._is_routed(info) and held.keys() >= set(self.owners.values()):
+            self._biases[name] = {o: load(d, held[d], label, None, self.device) for o, d in self.owners.items()}
 
     @property
     def told(self) -> str:
@@ -195,7 +201,7 @@ class Decoupling:
         self, output: Output, path: str, kind: str, factored: _Factored | None, scale: float
     ) -> Iterator[Output]:
         if factored is None:
-            own = self._own.get(output.name, {})
+            own = self._own.get(output.name) or self._biases.get(output.name, {})
             for owner in self.owners:
                 yield output._replace(name=f"{path}.media.{owner}.{kind}", task=own.get(owner, output.task))
         elif kind == "weight":

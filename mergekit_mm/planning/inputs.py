@@ -13,6 +13,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.adapters import bind_adapter
 from mergekit_mm.planning.composition import Composition, compose, is_composed
 from mergekit_mm.planning.matching import Match, some
@@ -55,6 +56,14 @@ class Inputs:
     @property
     def base_checkpoint(self) -> Checkpoint:
         return self.checkpoints[self.base]
+
+    def holders(self, tensor: str) -> dict[ModelReference, str]:
+        """All models that have a tensor of an omni model, with their names for it; those that it is composed of first.
+
+        A vocabulary needs the rows of each, also if it takes no part in a merge of them: it may have tokens of its own.
+        """
+        parts = (self.composition.host, *self.composition.guests.values()) if self.composition else ()
+        return {m: self.names[m][tensor] for m in dict.fromkeys((*parts, *self.names)) if tensor in self.names[m]}
 
     def bringer(self, tensor: str) -> ModelReference:
         """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
@@ -130,6 +139,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
+        )
+    if any(".shared." in name for name in base.tensors) and base.kind == OmniConfig.model_type:
+        notes.append(
+            f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
+            "as products: right for fine-tunes of one such model, but for no others."
         )
     return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes)
 

@@ -11,7 +11,7 @@ from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.planning.composition import CHOICE, Composition
 from mergekit_mm.planning.matching import Match, some, tower_names
-from mergekit_mm.planning.settings import told_apart
+from mergekit_mm.planning.settings import told_apart, window
 
 HEAD = "lm_head.weight"  # of every host, see omni/composition.py
 
@@ -47,6 +47,11 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         forbidding, known = told_apart(base, checkpoint)
         problems += match.problems + forbidding
         notes += match.notes + known
+        if (theirs := window(checkpoint)) != (ours := window(host)):
+            notes.append(
+                f"{checkpoint.name} attends to {theirs or 'all'} tokens before one, {host.name} to {ours or 'all'}. "
+                "The output has the latter."
+            )
         if checkpoint.unknown:
             notes.append(
                 f"{checkpoint.name} holds {some(checkpoint.unknown)} that transformers' model has no place for; "
@@ -63,7 +68,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
                 match.problems.append(f"  Different towers cannot be merged. Choose one: {_choice(omni, lead)}.")
             problems += match.problems
             notes += match.notes
-    notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints)]
+    notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints), *_marked(omni)]
     return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes)
 
 
@@ -105,6 +110,12 @@ def _flattened(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoin
                 f"{model} places its media in two or three dimensions (M-RoPE); as a guest's they are placed one by "
                 f"one, like text. `parameters: host: {model}` keeps them as they were trained."
             )
+
+
+def _marked(omni: Composition) -> Iterator[str]:
+    for owner in dict.fromkeys(marker.owner for marker in omni.markers):
+        tokens = [omni.vocabulary.tokenizer.convert_ids_to_tokens(m.token_id) for m in omni.markers if m.owner == owner]
+        yield f"The embeddings of {', '.join(tokens)}, which stand around media, are those of {owner}."
 
 
 def _unused(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:

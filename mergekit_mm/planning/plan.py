@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,9 +17,12 @@ from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
+from mergekit_mm.planning.omni_processor import omni_processor
 from mergekit_mm.planning.planner import MultimodalPlanner
 from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.reading import open_sources
+
+LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a merge can have -> bytes
 
@@ -118,10 +122,13 @@ def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
         raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
     host = inputs.base_checkpoint
     base = inputs.checkpoints.get(config.base_model, host)
-    _, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
+    composed, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
         raise CheckpointError(
             f"The tensors of these donors are not those of an omni model: missing {some(missing) or 'none'}; "
             f"without a place {some(extra) or 'none'}."
         )
+    for note in omni_processor(inputs.composition, inputs.checkpoints, composed)[1]:
+        inputs.notes.append(note)
+        LOG.warning(note)

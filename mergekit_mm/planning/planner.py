@@ -37,7 +37,7 @@ from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors,
 from mergekit_mm.planning.modules import RoleModule
 from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
-from mergekit_mm.planning.slicing import slice_by_module
+from mergekit_mm.planning.slicing import layers_of, slice_by_module
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
 from mergekit_mm.planning.vocabulary import UniteRows, remember
 
@@ -111,6 +111,11 @@ class MultimodalPlanner(MergePlanner):
     def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
         """mergekit's order (before the layers, layers, after), with layer ranges checked first."""
         layers = self._module(module_name).num_layers(self.out_model_config)
+        if module_name != "language_model" and layers_of(definition) != list(range(layers)):
+            raise CheckpointError(
+                f"slices of {module_name}: only layers of the language model can be repeated, moved or left out. Let "
+                f"one slice take all {layers} layers, or list the module's `models:`."
+            )
         for part in definition.slices:
             for source in part.sources:
                 if not 0 <= source.layer_range[0] <= source.layer_range[1] <= layers:
@@ -152,6 +157,8 @@ class MultimodalPlanner(MergePlanner):
         cfg_reader: ConfigReader,
     ) -> None:
         """Plan one output tensor: all names are the base's in memory."""
+        if len(set(weights_in)) == 1:  # outside of layers mergekit counts the inputs of another slice than it names
+            weights_in = weights_in[:1] * len(models)
         names = {model: self.inputs.names[model].get(w.name) for model, w in zip(models, weights_in, strict=True)}
         held = {model: name for model, name in names.items() if name is not None}
         info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
@@ -168,6 +175,8 @@ class MultimodalPlanner(MergePlanner):
         of_some = policy is Policy.MERGE and len(held) < len(models)
         if of_some and (why := why_undefined(self._method, info.role, list(held), cfg_reader.base_model, bringer)):
             self._undefined[info.role.value], policy = why, Policy.BASE
+        if self.decoupling is not None and policy is not Policy.MERGE:
+            self.decoupling.kept_out(weight.name, info, job.label, held)
         if policy is Policy.BASE:
             keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
             self.ledger.kept[info.role.value, keeper] += 1
@@ -279,17 +288,23 @@ class MultimodalPlanner(MergePlanner):
     ) -> Task:
         """One tensor of several inputs, aligned by mergekit's tokenizer section where token ids index it."""
         axis = job.weight.vocabulary_axis
+        omni = self.inputs.composition if axis is not None else None
+        read = held if omni is None else self.inputs.holders(job.info.name)
         gather = GatherMemoryTensors(
-            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in held.items()},
+            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in read.items()},
             dtype=dtype,
             device=self._read_device(),
             label=job.label,
             deltas=deltas,
         )
-        if axis is not None and (omni := self.inputs.composition) is not None:
-            order = (omni.host, *omni.guests.values(), *held)
-            directories = tuple((m, str(self.inputs.checkpoints[m].directory)) for m in dict.fromkeys(order))
-            return UniteRows(vocabulary=remember(omni.vocabulary), tensors=gather, directories=directories)
+        if omni is not None:
+            return UniteRows(
+                vocabulary=remember(omni.vocabulary),
+                tensors=gather,
+                models=tuple(held),
+                directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in read),
+                markers=omni.markers if job.info.role is Role.EMBEDDINGS else (),
+            )
         if axis is not None and self._tokenizer_task:
             section = self.config.tokenizer
             return PermutedVocabulary(
@@ -361,7 +376,7 @@ class MultimodalPlanner(MergePlanner):
         if inputs.composition is not None:
             return as_omni(made, self._like)
         modules = {name: self._module(name) for name in self.arch_info.modules}
-        lengths = {name: sum(high - low for low, high in self._ranges(name)) for name in modules}
+        lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
         return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
 
     def _finished(self, task: Task, like: DiskTensor) -> Task:
@@ -373,13 +388,9 @@ class MultimodalPlanner(MergePlanner):
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 
-    def _ranges(self, module: str) -> list[tuple[int, int]]:
-        """The layers that each slice of a module takes."""
-        return [part.sources[0].layer_range for part in self.config.modules[module].slices]
-
     def layer_sources(self) -> list[int] | None:
         """For each output layer of the language model, the layer it came from; None if all are where they were."""
         if "language_model" not in self.arch_info.modules:
             return None
-        layers = [index for low, high in self._ranges("language_model") for index in range(low, high)]
+        layers = layers_of(self.config.modules["language_model"])
         return None if layers == list(range(len(self._module("language_model").layers))) else layers

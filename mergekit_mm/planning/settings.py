@@ -19,10 +19,14 @@ class Settings:
     hidden_act: str
     rms_norm_eps: float | None
     rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
+    constants: Mapping[str, float]  # what the family multiplies or caps with, where that does something
 
 
 # with another of these the same tensors are another function; the others only shift it
-_BINDING = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+_BINDING = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "constants")
+# constants of some families (Granite, Cohere, Gemma), which others compute without
+_SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def settings(checkpoint: Checkpoint) -> Settings | None:
@@ -32,14 +36,29 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
     text = checkpoint.skeleton.model.config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)
     rope = getattr(text, "rope_parameters", None)
+    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads
+    neutral = {**dict.fromkeys(_SCALES, 1.0), **dict.fromkeys(_CAPS, None)}
+    neutral |= {"attention_multiplier": head_dim**-0.5, "query_pre_attn_scalar": head_dim}
+    constants = {name: getattr(text, name, default) for name, default in neutral.items()}
     return Settings(
         heads,
         getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads,
+        head_dim,
         getattr(text, "hidden_act", ""),
         getattr(text, "rms_norm_eps", None),
         {k: v for k, v in rope.items() if k != "type" and "mrope" not in k} if isinstance(rope, dict) else None,
+        {name: value for name, value in constants.items() if value not in (None, neutral[name])},
     )
+
+
+def window(checkpoint: Checkpoint) -> int | None:
+    """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
+    if checkpoint.skeleton is None:
+        return None
+    text = checkpoint.skeleton.model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
+    return getattr(text, "sliding_window", None) if slides else None
 
 
 def told_apart(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:

@@ -34,6 +34,12 @@ def slice_by_module(config: MergeConfiguration, modules: Mapping[str, RoleModule
     return unlisted
 
 
+def layers_of(module: OutputModuleDefinition) -> list[int]:
+    """For each layer of a module in the output, the input's layer that it comes from."""
+    ranges = [part.sources[0].layer_range for part in module.slices]
+    return [index for low, high in ranges for index in range(low, high)]
+
+
 def _sources(
     models: list[InputModelDefinition], layers: int, base: ModelReference | None
 ) -> list[InputSliceDefinition]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mergekit.common import ModelReference
@@ -14,6 +15,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+
+
+class Marker(NamedTuple):
+    """A token that the owner of a modality has around its media, and that its LLM may have had in reserve."""
+
+    token_id: int  # in the united vocabulary
+    owner: ModelReference
+    untrained: tuple[ModelReference, ...]  # models that have not seen it in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +75,20 @@ def unite(
         another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
 
     Raises:
-        CheckpointError: a donor's tokenizer cannot be loaded, or lies across the host's: most of its tokens are others.
+        CheckpointError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others;
+            the host's has gaps in its numbers that new tokens would not stay out of.
     """
     united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
     for donor in {d.directory: d for d in donors if d.directory != host.directory}.values():
         own[donor.directory] = theirs = _tokenizer(donor)
         known, added = united.get_vocab(), theirs.added_tokens_decoder
         missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)
-        if 2 * len(missing) > len(known):
+        shared = own[host.directory].get_vocab().keys() & theirs.get_vocab().keys()
+        if 2 * len(shared) < max(len(own[host.directory]), len(theirs)):
             raise CheckpointError(
-                f"{donor.name} and {host.name} do not share a vocabulary: {len(missing)} of its "
-                f"{len(theirs.get_vocab())} tokens are unknown there. Donors must descend from one LLM."
+                f"{donor.name} and {host.name} do not share a vocabulary: of {len(theirs)} and "
+                f"{len(own[host.directory])} tokens {len(shared)} are the same. Donors must descend from one LLM, and "
+                "each needs the files of its tokenizer."
             )
         united.add_tokens([added.get(index, AddedToken(token, normalized=False)) for index, token in missing])
     renamed: dict[tuple[Path, str], str] = {}
@@ -86,6 +98,12 @@ def unite(
         if taken.setdefault(token, donor.directory) != donor.directory:
             renamed[donor.directory, token] = f"<omni_{modality}>"
     united.add_tokens([AddedToken(token, normalized=False, special=True) for token in renamed.values()])
+    ids = united.get_vocab().values()
+    if len(set(ids)) < len(ids):  # tokenizers counts tokens to find the next number
+        raise CheckpointError(
+            f"The tokenizer of {host.name} leaves numbers out, and new tokens would get those of others. Make another "
+            "donor the host (`parameters: host: <model>`), or fill the gaps with tokens of any name."
+        )
     rows = host.tensors[host.backbone["embed_tokens.weight"]].shape[0]
     return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1), renamed)
 
@@ -113,12 +131,14 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
     """Tensors whose rows are tokens, laid out by the united vocabulary.
 
     A row that a model lacks is that of the first model that has it: a token of one donor alone then has that donor's
-    row in all of them, and keeps it under any method.
+    row in all of them, and keeps it under any method. So does a marker that only its owner was trained on.
     """
 
     vocabulary: int
     tensors: Task
+    models: tuple[ModelReference, ...]  # whose tensors are wanted; others' are there for their rows
     directories: tuple[tuple[ModelReference, str], ...]  # in the order in which missing rows are looked for
+    markers: tuple[Marker, ...] = ()
 
     def arguments(self) -> dict[str, Task]:
         return {"tensors": self.tensors}
@@ -132,7 +152,7 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
         vocabulary = _VOCABULARIES[self.vocabulary]
         rows = {m: vocabulary.rows(Path(d), len(tensors[m])) for m, d in self.directories if m in tensors}
         united = {}
-        for model in tensors:
+        for model in self.models:
             first = tensors[model]
             result = first.new_zeros(vocabulary.size, *first.shape[1:])
             open_rows = torch.ones(vocabulary.size, dtype=torch.bool)
@@ -140,5 +160,8 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
                 here = open_rows & (rows[donor] >= 0)
                 result[here] = tensors[donor][rows[donor][here]].to(result)
                 open_rows &= ~here
+            for marker in self.markers:
+                if model in marker.untrained and (row := rows[marker.owner][marker.token_id]) >= 0:
+                    result[marker.token_id] = tensors[marker.owner][row].to(result)
             united[model] = result
         return united
