@@ -189,6 +189,14 @@ def test_secondary_metrics_count_their_own_documents() -> None:
     assert chart["mllm_chartqa"]["relaxed_augmented,none"] == 0
 
 
+@pytest.mark.parametrize(("name", "score"), [(name, 1) for name in (*PAPER[:2], *PAPER[4:7], OMNI[6], OMNI[13])])
+def test_a_line_break_before_the_answer_costs_nothing(name: str, score: int) -> None:
+    """As base models write it. What comes after the answer's line does not count either."""
+    model = Answering(lambda doc: f"\n\n{right(doc)}\nQuestion: who?")
+    assert run(model, name)["results"][name]["score,none"] == score
+    assert model.requests[0].args[1]["until"] == []
+
+
 def test_official_music_avqa(tmp_path: Path) -> None:
     data = {"source": "GeWu-Lab/MUSIC-AVQA", "file": "data/json/avqa-test.json", "media": "MUSIC-AVQA"}
     mine = {"include": str(TASKS / "omni/mllm_music_avqa_video.yaml"), "task": "official", "dataset_kwargs": data}
@@ -297,6 +305,18 @@ def test_a_split_is_not_another_that_starts_like_it(mirror: Path) -> None:
     assert len(sources.read_table("AI4Math/MathVista", "test")) == 1
     with pytest.raises(FileNotFoundError, match="no parquet file of split tes"):
         sources.read_table("AI4Math/MathVista", "tes")
+
+
+def test_half_a_download_is_no_split(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"x": [1]})
+    rows.to_parquet(tmp_path / "data/val-00000-of-00002.parquet")
+    with pytest.raises(FileNotFoundError, match="has 1 of the 2 files of split val. Fill it by: hf download"):
+        sources.read_table(str(tmp_path), "val")
+    rows.to_parquet(tmp_path / "data/val-00001-of-00002.parquet")
+    assert len(sources.read_table(str(tmp_path), "val")) == 2
+    rows.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match="has split val more than once"):
+        sources.read_table(str(tmp_path), "val")
 
 
 def test_a_tsv_row_without_a_picture_is_named(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def _by_letter(stated: str, letters: str) -> str | None:
 
 
 def _by_lone_letter(text: str, letters: str) -> str | None:
-    """ "A" before a lower-case word is an article, unless that word is "or" or "and"."""
-    found = re.findall(r"(?<![\w'])(?!A\s+(?!or\b|and\b)[a-z])([A-Z])(?![\w'])", text)
+    """ "A" before a lower-case word is an article, unless that word is "or" or "and". ASCII: as in "答案是B"."""
+    found = re.findall(r"(?<![\w'])(?!A\s+(?!or\b|and\b)[a-z])([A-Z])(?![\w'])", text, re.ASCII)
     return _only(sorted({letter for letter in found if letter in letters}))
 
 
