@@ -120,11 +120,9 @@ class Reader:
         if all(kind == "text" for kind, _ in parts) and any(media.values()):
             _warn_once(where, "has media and no marks such as <image> in its prompt: they are put in front of it")
             parts = [*((m, at) for m in MODALITIES for at in range(len(media[m]))), *parts]
-        found = {modality: sum(kind == modality for kind, _ in parts) for modality in MODALITIES}
-        _compare(found, media, where, context)
-        ordered = {
-            modality: _in_order(modality, media[modality], places_of(modality, parts), where) for modality in MODALITIES
-        }
+        places = {modality: places_of(modality, parts) for modality in MODALITIES}
+        _compare({modality: len(each) for modality, each in places.items()}, media, where, context)
+        ordered = {modality: _in_order(modality, media[modality], each, where) for modality, each in places.items()}
         try:
             return Asked(where, self.writer.ask(parts), ordered, options)
         except ValueError as error:

@@ -43,7 +43,7 @@ def _braced(text: str) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    """The numbers written in `text` with digits, in order ("1,000" is one number, the 2 of "cm2" and "cm^2" is none)."""
+    """The numbers written in `text` with digits, in order: "1,000" is one, the 2 of "cm2" and "cm^2" is none."""
     plain = unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", text)).replace("\u2212", "-")
     return [float(each) for each in _NUMBER.findall(joined(without_powers(plain)))]
 
