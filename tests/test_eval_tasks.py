@@ -229,9 +229,18 @@ def test_prompts_follow_the_model_s_family(name: str, style: str, expected: str)
     assert task.doc_to_text(task.eval_docs[0]) == expected
 
 
-def test_a_wrong_style_is_named() -> None:
-    with pytest.raises(ValueError, match="prompt_style is 'llama'"):
-        load("mllm_chartqa", prompt_style="llama")
+@pytest.mark.parametrize(
+    ("name", "metadata", "told"),
+    [
+        ("mllm_chartqa", {"prompt_style": "llama"}, "prompt_style is 'llama'"),
+        ("mllm_chartqa", {"promptstyle": "internvl"}, "metadata 'promptstyle' is no option .*: 'prompt_style' is"),
+        ("mllm_refcoco_val", {"box_unit": "px"}, "box_unit is 'px'"),
+        ("mllm_mathvista_mini", {"judge": "gpt"}, "judge is 'gpt'; it must be {\"url\""),
+    ],
+)
+def test_a_wrong_option_is_named_before_the_run(name: str, metadata: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load(name, **metadata)
 
 
 def test_braces_and_latex_of_the_data_reach_the_prompt() -> None:
@@ -342,6 +351,9 @@ def test_official_avqa_and_own_rows(mirror: Path, tmp_path: Path) -> None:
         "come_from",
         str(mirror / "AVQA/video/v1.gif"),
     )
+    (tmp_path / "rows.json").write_text(json.dumps([{**own, "choices": ["a", "b"], "answer": 1}]))
+    with pytest.raises(ValueError, match="'1' is neither one of the options"):
+        omni_documents.omni(**given, file="rows.json")
     second = omni_documents.omni(**given)["test"][0]
     assert [each["bytes"] for each in second["video"]["frames"]] == [frame["bytes"] for frame in frames]
     assert second["audio"]["bytes"] == sound

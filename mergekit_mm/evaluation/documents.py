@@ -8,22 +8,30 @@ about one picture share its bytes.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 import datasets
 
 from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.boxes import check_unit
+from mergekit_mm.evaluation.judge import check as check_judge
 from mergekit_mm.evaluation.options import option_letter
 from mergekit_mm.evaluation.short_answers import as_list
 from mergekit_mm.evaluation.sources import read_table
 
+_OPTIONS = ("prompt_style", "box_unit", "judge", "sources")
+_OWN_KEYS = {*_OPTIONS, "source", "split", "config", "images_config"}
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
 _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
 
 
 def _table(given: Mapping[str, Any]) -> datasets.Dataset:
+    for key in given.keys() - _OWN_KEYS:  # what a function names is not in `given`, what it does not use is
+        if near := get_close_matches(key, _OPTIONS, n=1, cutoff=0.8):
+            raise ValueError(f"metadata {key!r} is no option of the tasks: {near[0]!r} is")
     return read_table(**{key: given[key] for key in ("source", "split", "config", "sources") if key in given})
 
 
@@ -105,6 +113,7 @@ def mathvista(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
     """MathVista: the prompt is the data's `query`. `geometry` keeps the paper's three categories, which overlap."""
+    check_judge(judge)
     table = _table(given)
     columns = ("pid", "query", "choices", "answer", "question_type", "answer_type", "precision", "metadata")
     rows: Rows = []
@@ -131,6 +140,7 @@ def mathvision(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
     """MATH-Vision: question and options. `geometry` keeps the paper's four subjects."""
+    check_judge(judge)
     table = _table(given)
     rows: Rows = []
     places: list[int] = []
@@ -146,6 +156,7 @@ def mathvision(
 
 def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
     """RefCOCO family: one document per expression; `bbox` [x, y, width, height] becomes corners."""
+    check_unit(box_unit)
     table = _table(given)
     rows: Rows = []
     places: list[int] = []

@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 
 from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.options import option_letter
 from mergekit_mm.evaluation.sources import local_path, read_table
 
 _MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt
@@ -92,6 +93,7 @@ def _form(
     question: str, choices: Sequence[str], answer: str, question_type: str | None, media: Mapping[str, Any]
 ) -> dict[str, Any]:
     if choices:
+        option_letter(answer, choices)  # a reference that is none is an error now, not after the run
         listed = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
         prompt = f"{question}\n{listed}\nAnswer with the option's letter from the given choices directly."
     else:
