@@ -234,6 +234,12 @@ def test_avqa_letters(letter: str) -> None:
     assert metrics.avqa_score(f" {letter}", letter) == metrics.avqa_score(letter.lower(), letter) == 0
 
 
+def test_options_that_are_letters() -> None:
+    """MATH-Vision's references are letters, MathVista's are texts."""
+    assert metrics.mathvision_score("A", "A", choices=["B", "A"]) == 1
+    assert metrics.mathvista_score("A", "A", choices=["B", "A"]) == 0
+
+
 def test_a_reference_that_is_no_option_is_an_error() -> None:
     with pytest.raises(ValueError, match="neither one of the options"):
         metrics.avqa_score("A", "E", choices=OPTIONS)

@@ -119,7 +119,7 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
     if not isinstance(prediction, str):
         return 0.0
     if choices:
-        return float(read_option(prediction, choices) == option_letter(reference, choices))
+        return float(read_option(prediction, choices) == option_letter(reference, choices, letter_first=True))
     stated, wanted = _undressed(tail(prediction)), _undressed(reference)
     if not stated:
         return 0.0
