@@ -234,6 +234,7 @@ def test_prompts_follow_the_model_s_family(name: str, style: str, expected: str)
     [
         ("mllm_chartqa", {"prompt_style": "llama"}, "prompt_style is 'llama'"),
         ("mllm_chartqa", {"promptstyle": "internvl"}, "metadata 'promptstyle' is no option .*: 'prompt_style' is"),
+        ("mllm_avqa_video", {"numframes": 2, "prompt_style": "x"}, "metadata 'numframes' is no option"),
         ("mllm_refcoco_val", {"box_unit": "px"}, "box_unit is 'px'"),
         ("mllm_mathvista_mini", {"judge": "gpt"}, "judge is 'gpt'; it must be {\"url\""),
     ],

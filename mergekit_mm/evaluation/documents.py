@@ -8,7 +8,6 @@ about one picture share its bytes.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -19,19 +18,15 @@ from mergekit_mm.evaluation.boxes import check_unit
 from mergekit_mm.evaluation.judge import check as check_judge
 from mergekit_mm.evaluation.options import option_letter
 from mergekit_mm.evaluation.short_answers import as_list
-from mergekit_mm.evaluation.sources import read_table
+from mergekit_mm.evaluation.sources import read_table, refuse_misspelt
 
-_OPTIONS = ("prompt_style", "box_unit", "judge", "sources")
-_OWN_KEYS = {*_OPTIONS, "source", "split", "config", "images_config"}
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
 _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
 
 
 def _table(given: Mapping[str, Any]) -> datasets.Dataset:
-    for key in given.keys() - _OWN_KEYS:  # what a function names is not in `given`, what it does not use is
-        if near := get_close_matches(key, _OPTIONS, n=1, cutoff=0.8):
-            raise ValueError(f"metadata {key!r} is no option of the tasks: {near[0]!r} is")
+    refuse_misspelt(given.keys() - {"source", "split", "config", "images_config"})
     return read_table(**{key: given[key] for key in ("source", "split", "config", "sources") if key in given})
 
 

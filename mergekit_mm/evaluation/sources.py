@@ -6,12 +6,23 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
+
+_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames")  # of all tasks, by --metadata
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """ValueError for metadata that look like an option of the tasks and are none: lm-eval hands over anything."""
+    for name in names:
+        near = get_close_matches(name, _OPTIONS, n=1, cutoff=0.85)
+        if near and name not in _OPTIONS:
+            raise ValueError(f"metadata {name!r} is no option of the tasks: {near[0]!r} is")
 
 
 def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[str, Path | None]:
