@@ -295,6 +295,8 @@ def test_the_template_is_not_applied_twice(config: dict[str, Any], system: str |
     assert [sample["arguments"][0][0] for sample in asked] == ["<image>what?", f"{turn}u:<v><image></v>what?</s>a:"]
     if not config:
         assert asked[0]["resps"] == asked[1]["resps"]
+        chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+        assert lm.apply_chat_template(chat) == "s:Brief.\n\nBe kind.</s>u:hi</s>a:"
 
 
 def test_marks_and_media_are_matched() -> None:

@@ -159,8 +159,9 @@ class MLLM(HFLM):
             before = [part for _, parts in turns for part in parts]
             turns.append((turn["role"], parts_of(turn["content"], before)))
         system = self.reader.writer.system_prompt
-        if system and turns[0][0] != "system":  # unless --system_instruction has written one
-            turns.insert(0, ("system", [("text", system)]))
+        if system:  # before what lm-eval writes there: --system_instruction, a task's description
+            said = turns.pop(0)[1] if turns[0][0] == "system" else []
+            turns.insert(0, ("system", [("text", f"{system}\n\n" if said else system), *said]))
         return self.reader.writer.chat(turns, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
