@@ -351,6 +351,8 @@ def test_mathvision_open_questions(reply: str, reference: str, expected: float) 
         ("2\\sqrt{2}", "\\sqrt{8}"),
         ("3+4", "7"),
         ("2√3", "\\sqrt{12}"),
+        ("So the length is $2\\sqrt{3}$ cm.", "\\sqrt{12}"),
+        ("The ratio is 3/4\n\nof them", "\\frac{3}{4}"),
     ],
 )
 def test_mathvision_expressions(reply: str, reference: str) -> None:

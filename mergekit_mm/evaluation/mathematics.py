@@ -17,6 +17,8 @@ from mergekit_mm.evaluation.reading import joined, last_list, last_number, numbe
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
 _OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]|\d[xyz](?![a-z])")  # with one, a single number is not yet the answer
+_MARKED = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)  # as LaTeX
+_FRACTION = re.compile(r"-?\d+/\d+|-?\\[dt]?frac\{[^{}]+\}\{[^{}]+\}")
 
 
 def mathvista_score(
@@ -131,7 +133,13 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
     found = [] if _OPERATOR.search(without_powers(stated)) else numbers(tail(prediction))
     if target is not None and len(found) == 1:
         return float(abs(found[0] - target) <= 1e-6 * abs(target))
-    return float(_equal_expressions(tail(prediction), reference))
+    return float(any(_equal_expressions(each, reference) for each in _statements(tail(prediction))))
+
+
+def _statements(text: str) -> list[str]:
+    """`text`, and what it says in the end: the last expression marked as one, else the last fraction."""
+    found = _MARKED.findall(text) or _FRACTION.findall(text)
+    return [text, *("".join(each) for each in found[-1:])]
 
 
 def _undressed(text: str) -> str:
