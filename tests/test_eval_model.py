@@ -25,6 +25,7 @@ import transformers as t
 import zoo
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from PIL import Image
 from processors import donor, picture
 
 from mergekit_mm.evaluation import decoding, media
@@ -284,16 +285,18 @@ def test_a_template_that_loses_the_prompt_is_not_used(tmp_path: Path, caplog: py
         written(lm, "<image>what is all this?", visual=[picture(1)])
 
 
-@pytest.mark.parametrize("config", [{}, CHOICES])
-def test_the_template_is_not_applied_twice(config: dict[str, Any]) -> None:
-    lm = model(saved("qwen2_vl"))
+@pytest.mark.parametrize(("config", "system", "turn"), [({}, "Brief.", "s:Brief.</s>"), (CHOICES, None, "")])
+def test_the_template_is_not_applied_twice(config: dict[str, Any], system: str | None, turn: str) -> None:
+    lm = model(saved("qwen2_vl"), system_prompt=system)
     docs = [{"prompt": "<image>what?", "image": png(1)}]
     asked = [
         evaluate(lm, task(docs, **config), apply_chat_template=by_host)["samples"]["mine"][0] for by_host in (0, 1)
     ]
-    assert [sample["arguments"][0][0] for sample in asked] == ["<image>what?", "u:<v><image></v>what?</s>a:"]
+    assert [sample["arguments"][0][0] for sample in asked] == ["<image>what?", f"{turn}u:<v><image></v>what?</s>a:"]
     if not config:
         assert asked[0]["resps"] == asked[1]["resps"]
+        chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+        assert lm.apply_chat_template(chat) == "s:Brief.\n\nBe kind.</s>u:hi</s>a:"
 
 
 def test_marks_and_media_are_matched() -> None:
@@ -302,6 +305,9 @@ def test_marks_and_media_are_matched() -> None:
     read = lm.reader.read("<image2> then <video> then <image1>", {"visual": [first, clip, second]}, "here")
     assert read.text == "u:<v><image></v> then <v><video></v> then <v><image></v></s>a:"
     assert read.media == {"image": [second, first], "video": [clip], "audio": []}
+    chat = [{"role": "user", "content": "<image2> then <video> then <image1>"}]
+    by_host = lm.reader.read(lm.apply_chat_template(chat), {"visual": [first, clip, second]}, "here")
+    assert (by_host.text, by_host.media) == (read.text, read.media)
     for prompt, shown, told in [
         ("<image>a<image>", [first], "here: 2 x <image> in the prompt, but 1 media"),
         ("<video>", [first], "here: 1 x <video> in the prompt, but 0 media"),
@@ -499,6 +505,16 @@ def test_frames_are_taken_evenly_from_a_file(tmp_path: Path) -> None:
     assert len(decoding.video({**shown, "num_frames": 99}).frames) == 26
     eval_mirror.film(tmp_path / "film.gif")  # a format that does not tell how long it is
     assert decoding.video({"path": tmp_path / "film.gif"}, 2).frames[:, 10, 10].tolist() == [[255, 0, 0], [0, 0, 0]]
+
+
+def test_pictures_stand_upright_and_keep_their_shades(tmp_path: Path) -> None:
+    """As a phone stores them: lying on the side, with a note in the file. And of 16 bits."""
+    lying, note = Image.new("RGB", (20, 10)), Image.Exif()
+    note[0x0112] = 6
+    lying.save(tmp_path / "lying.jpg", exif=note)
+    assert decoding.picture(media.open_picture({"path": tmp_path / "lying.jpg"})).size == (10, 20)
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "grey.png")
+    assert decoding.picture(media.open_picture({"path": tmp_path / "grey.png"})).getpixel((0, 0)) == (3, 3, 3)
 
 
 def test_pictures_are_rgb_and_the_given_ones_stay_unread() -> None:

@@ -189,6 +189,14 @@ def test_secondary_metrics_count_their_own_documents() -> None:
     assert chart["mllm_chartqa"]["relaxed_augmented,none"] == 0
 
 
+@pytest.mark.parametrize(("name", "score"), [(name, 1) for name in (*PAPER[:2], *PAPER[4:7], OMNI[6], OMNI[13])])
+def test_a_line_break_before_the_answer_costs_nothing(name: str, score: int) -> None:
+    """As base models write it. What comes after the answer's line does not count either."""
+    model = Answering(lambda doc: f"\n\n{right(doc)}\nQuestion: who?")
+    assert run(model, name)["results"][name]["score,none"] == score
+    assert model.requests[0].args[1]["until"] == []
+
+
 def test_official_music_avqa(tmp_path: Path) -> None:
     data = {"source": "GeWu-Lab/MUSIC-AVQA", "file": "data/json/avqa-test.json", "media": "MUSIC-AVQA"}
     mine = {"include": str(TASKS / "omni/mllm_music_avqa_video.yaml"), "task": "official", "dataset_kwargs": data}
@@ -221,9 +229,19 @@ def test_prompts_follow_the_model_s_family(name: str, style: str, expected: str)
     assert task.doc_to_text(task.eval_docs[0]) == expected
 
 
-def test_a_wrong_style_is_named() -> None:
-    with pytest.raises(ValueError, match="prompt_style is 'llama'"):
-        load("mllm_chartqa", prompt_style="llama")
+@pytest.mark.parametrize(
+    ("name", "metadata", "told"),
+    [
+        ("mllm_chartqa", {"prompt_style": "llama"}, "prompt_style is 'llama'"),
+        ("mllm_chartqa", {"promptstyle": "internvl"}, "metadata 'promptstyle' is no option .*: 'prompt_style' is"),
+        ("mllm_avqa_video", {"numframes": 2, "prompt_style": "x"}, "metadata 'numframes' is no option"),
+        ("mllm_refcoco_val", {"box_unit": "px"}, "box_unit is 'px'"),
+        ("mllm_mathvista_mini", {"judge": "gpt"}, "judge is 'gpt'; it must be {\"url\""),
+    ],
+)
+def test_a_wrong_option_is_named_before_the_run(name: str, metadata: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load(name, **metadata)
 
 
 def test_braces_and_latex_of_the_data_reach_the_prompt() -> None:
@@ -299,6 +317,18 @@ def test_a_split_is_not_another_that_starts_like_it(mirror: Path) -> None:
         sources.read_table("AI4Math/MathVista", "tes")
 
 
+def test_half_a_download_is_no_split(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"x": [1]})
+    rows.to_parquet(tmp_path / "data/val-00000-of-00002.parquet")
+    with pytest.raises(FileNotFoundError, match="has 1 of the 2 files of split val"):
+        sources.read_table(str(tmp_path), "val")
+    rows.to_parquet(tmp_path / "data/val-00001-of-00002.parquet")
+    assert len(sources.read_table(str(tmp_path), "val")) == 2
+    rows.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match="has split val more than once"):
+        sources.read_table(str(tmp_path), "val")
+
+
 def test_a_tsv_row_without_a_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("index\timage\tquestion\tanswer\n0\t7\tWho?\tme\n")
     with pytest.raises(ValueError, match="row 0 has no picture: '7'"):
@@ -322,6 +352,9 @@ def test_official_avqa_and_own_rows(mirror: Path, tmp_path: Path) -> None:
         "come_from",
         str(mirror / "AVQA/video/v1.gif"),
     )
+    (tmp_path / "rows.json").write_text(json.dumps([{**own, "choices": ["a", "b"], "answer": 1}]))
+    with pytest.raises(ValueError, match="'1' is neither one of the options"):
+        omni_documents.omni(**given, file="rows.json")
     second = omni_documents.omni(**given)["test"][0]
     assert [each["bytes"] for each in second["video"]["frames"]] == [frame["bytes"] for frame in frames]
     assert second["audio"]["bytes"] == sound

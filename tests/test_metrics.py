@@ -199,6 +199,7 @@ def test_a_reference_answers_itself(text: str) -> None:
         ("A and B are wrong. The answer is C because", "C"),
         ("I choose B because A dog is there", "B"),
         ("It is A or B", None),
+        ("答案是B", "B"),
         ("A dark red one", "D"),
         ("dark red", "D"),
         ("I think 5 cm", "A"),
@@ -233,6 +234,12 @@ def test_avqa_letters(letter: str) -> None:
     assert metrics.avqa_score(f" {letter}", letter) == metrics.avqa_score(letter.lower(), letter) == 0
 
 
+def test_options_that_are_letters() -> None:
+    """MATH-Vision's references are letters, MathVista's are texts."""
+    assert metrics.mathvision_score("A", "A", choices=["B", "A"]) == 1
+    assert metrics.mathvista_score("A", "A", choices=["B", "A"]) == 0
+
+
 def test_a_reference_that_is_no_option_is_an_error() -> None:
     with pytest.raises(ValueError, match="neither one of the options"):
         metrics.avqa_score("A", "E", choices=OPTIONS)
@@ -248,7 +255,7 @@ def test_a_reference_that_is_no_option_is_an_error() -> None:
         ("\\boxed{1", "1"),
         ("The answer: 3. So the answer is 4", "4"),
         ("Answer is:", "Answer is:"),
-        ("**Answer:** 5", "** 5"),
+        ("**Answer:** 5", "5"),
         ("just 5", "just 5"),
     ],
 )
@@ -265,6 +272,10 @@ def test_the_part_that_states_the_answer(reply: str, expected: str) -> None:
         ("3-5", 5),
         ("5 cm²", 5),
         ("5 cm2", 5),
+        ("0.5 m^2", 0.5),
+        ("5\\text{ cm}^{2}", 5),
+        ("2^3", 3),
+        ("1{,}234 or 1\\,234", 1234),
         (".5", 0.5),
         ("12.", 12),
         ("about Seven", 7),
@@ -312,6 +323,10 @@ def test_strict_mathvista_keeps_the_peers_weakness() -> None:
         ("1,234", "1234", 1),
         ("( 1 , 2 )", "(1,2)", 1),
         ("x = 7", "7", 1),
+        ("Answer: **12**", "12", 1),
+        ("It is 12 cm^2", "12", 1),
+        ("12^2", "12", 0),
+        ("The answer is \\(\\frac{3}{4}\\).", "0.75", 1),
         ("12.004", "12", 0),
         ("16 or 24", "24", 0),
         ("\\sqrt{16}", "16", 0),
@@ -329,7 +344,16 @@ def test_mathvision_open_questions(reply: str, reference: str, expected: float) 
 
 @pytest.mark.parametrize(
     ("reply", "reference"),
-    [("\\sqrt{16}", "4"), ("2^3", "8"), ("\\frac{\\pi}{2}", "0.5\\pi"), ("2\\sqrt{2}", "\\sqrt{8}"), ("3+4", "7")],
+    [
+        ("\\sqrt{16}", "4"),
+        ("2^3", "8"),
+        ("\\frac{\\pi}{2}", "0.5\\pi"),
+        ("2\\sqrt{2}", "\\sqrt{8}"),
+        ("3+4", "7"),
+        ("2√3", "\\sqrt{12}"),
+        ("So the length is $2\\sqrt{3}$ cm.", "\\sqrt{12}"),
+        ("The ratio is 3/4\n\nof them", "\\frac{3}{4}"),
+    ],
 )
 def test_mathvision_expressions(reply: str, reference: str) -> None:
     pytest.importorskip("math_verify")

@@ -277,6 +277,11 @@ def test_measured_alike_no_note(paper: Path) -> None:
             lambda data: data["config"]["model_args"].update(max_pixels=99),
             "model argument max_pixels: not set (a), 99 (b)",
         ),
+        (lambda data: data["config"].update(chat_template="{{ x }}"), "chat template: not set (a), {{{{ x }}}} (b)"),
+        (
+            lambda data: data["config"].update(generation_config={"repetition_penalty": 1.05, "top_k": 1}),
+            "generation config repetition_penalty: not set (a), 1.05 (b)",
+        ),
         (lambda data: _metadata(data, version=2.0), "task version: 1.0 (a), 2.0 (b), in GQA"),
         (lambda data: _metadata(data, prompt_style="internvl"), "prompt_style: not set (a), internvl (b), in GQA"),
         (
@@ -334,6 +339,22 @@ def test_files_of_one_model(template: Mapping[str, Any], tmp_path: Path) -> None
     assert all(re.fullmatch(r"a \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", name) for name in apart)
     named = rows(*files, "--separate", "--name", f"{files[0]}=before", "--name", f"{files[1]}=after")
     assert {name: row["GQA"] for name, row in named.items()} == {"before": "50", "after": "70"}
+
+
+def test_a_path_is_one_model_however_written_and_an_adapter_one_with_each_base(
+    template: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out/merged").mkdir(parents=True)
+    for name, column in (("out/merged", "GQA"), (f"{tmp_path}/out/merged/", "VizWiz")):
+        save(tmp_path / "results", edited(template, name, {column: 0.5}), column)
+    assert [(row["GQA"], row["VizWiz"]) for row in rows("results").values()] == [("50", "50")]
+    names = []
+    for base in ("one", "two"):
+        data = edited(template, "lora", {"GQA": 0.5})
+        data["config"]["model_args"] = {"pretrained": base, "peft": "lora"}
+        names += ["--name", f"{save(Path('adapters'), data, base)}=on {base}"]
+    assert list(rows("adapters", *names)) == ["on one", "on two"]
 
 
 def test_revisions_of_a_model_are_models(template: Mapping[str, Any], tmp_path: Path) -> None:

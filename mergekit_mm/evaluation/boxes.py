@@ -16,6 +16,12 @@ _FORMS = [
 BOX_UNITS = ("auto", "unit", "per_mille", "pixel")
 
 
+def check_unit(box_unit: str) -> None:
+    """Raise ValueError for a unit that does not exist."""
+    if box_unit not in BOX_UNITS:
+        raise ValueError(f"box_unit is {box_unit!r}; it must be one of {', '.join(BOX_UNITS)}")
+
+
 def read_box(reply: str) -> Box | None:
     """The first four numbers in `reply` that form a box, as written; None without one."""
     for form in _FORMS:
@@ -30,8 +36,7 @@ def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str =
 
     `pixel` are pixels of the picture as the data set has it, not as a processor resized it. ValueError: unknown unit.
     """
-    if box_unit not in BOX_UNITS:
-        raise ValueError(f"box_unit is {box_unit!r}; it must be one of {', '.join(BOX_UNITS)}")
+    check_unit(box_unit)
     if box_unit == "auto":
         box_unit = "unit" if all(-1e-5 <= each <= 1 + 1e-5 for each in box) else "per_mille"
     if box_unit == "pixel":

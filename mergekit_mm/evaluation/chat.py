@@ -22,11 +22,16 @@ _PROBE = "probe me"
 class Written(str):
     """A prompt as the model reads it, so that nobody applies the chat template to it again."""
 
+    places: Mapping[str, Sequence[int]] = {}  # modality -> which of its media, in the order of the prompt
 
-def parts_of(text: str) -> list[Part]:
-    """`text` at its marks <image>, <video>, <audio>; <image2> is the second image, whatever was before."""
+
+def parts_of(text: str, before: Sequence[Part] = ()) -> list[Part]:
+    """`text` at its marks <image>, <video>, <audio>; <image2> is the second image, whatever was before.
+
+    `before`: the parts of earlier turns, whose media come first.
+    """
     parts: list[Part] = []
-    counts = dict.fromkeys(MODALITIES, 0)
+    counts = {modality: len(places_of(modality, before)) for modality in MODALITIES}
     end = 0
     for mark in MARK.finditer(text):
         parts.append(("text", text[end : mark.start()]))
@@ -34,6 +39,11 @@ def parts_of(text: str) -> list[Part]:
         parts.append((modality, int(mark[2]) - 1 if mark[2] else counts[modality]))
         counts[modality] += 1
     return [part for part in [*parts, ("text", text[end:])] if part[1] != ""]
+
+
+def places_of(modality: str, parts: Sequence[Part]) -> list[int]:
+    """Which media of a modality the parts show, in order."""
+    return [int(what) for kind, what in parts if kind == modality]
 
 
 class Writer:
@@ -84,7 +94,10 @@ class Writer:
         for words in (str(what).strip() for _, parts in turns for kind, what in parts if kind == "text"):
             if words not in written:
                 raise ValueError(f"the chat template loses {words!r} of the prompt; chat_template=none writes none")
-        return Written(written)
+        made = Written(written)
+        every = [part for _, parts in turns for part in parts]
+        made.places = {modality: places_of(modality, every) for modality in MODALITIES}
+        return made
 
     def _way(self, shape: _Shape) -> Callable[..., str]:
         """The first way of using the template that loses nothing, tried on turns of this shape."""

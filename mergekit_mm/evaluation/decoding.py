@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mergekit_mm.omni.files import load_video
 
@@ -28,11 +28,17 @@ class Video(NamedTuple):
 
 
 def picture(given: Any) -> Image.Image:
-    """An RGB copy of a picture (PIL, or an array); what is not loaded yet stays so, or all would fill the memory."""
+    """An RGB copy of a picture (PIL, or an array); what is not loaded yet stays so, or all would fill the memory.
+
+    Turned upright where the file says how, as `datasets` and transformers do; 16 bits become 8.
+    """
     if not isinstance(given, Image.Image):
         return Image.fromarray(np.asarray(given)).convert("RGB")
     unread = getattr(given, "fp", None)
     source = Image.open(io.BytesIO(unread.getvalue())) if isinstance(unread, io.BytesIO) else given
+    source = ImageOps.exif_transpose(source)
+    if source.mode.startswith("I;16"):  # Pillow would cut them off at 255: a white picture
+        source = Image.fromarray((np.asarray(source) >> 8).astype(np.uint8))
     return source.convert("RGB")
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import datasets
 
 from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.boxes import check_unit
+from mergekit_mm.evaluation.judge import check as check_judge
 from mergekit_mm.evaluation.options import option_letter
 from mergekit_mm.evaluation.short_answers import as_list
-from mergekit_mm.evaluation.sources import read_table
+from mergekit_mm.evaluation.sources import read_table, refuse_misspelt
 
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
@@ -24,6 +26,7 @@ _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metr
 
 
 def _table(given: Mapping[str, Any]) -> datasets.Dataset:
+    refuse_misspelt(given.keys() - {"source", "split", "config", "images_config"})
     return read_table(**{key: given[key] for key in ("source", "split", "config", "sources") if key in given})
 
 
@@ -105,6 +108,7 @@ def mathvista(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
     """MathVista: the prompt is the data's `query`. `geometry` keeps the paper's three categories, which overlap."""
+    check_judge(judge)
     table = _table(given)
     columns = ("pid", "query", "choices", "answer", "question_type", "answer_type", "precision", "metadata")
     rows: Rows = []
@@ -131,6 +135,7 @@ def mathvision(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
     """MATH-Vision: question and options. `geometry` keeps the paper's four subjects."""
+    check_judge(judge)
     table = _table(given)
     rows: Rows = []
     places: list[int] = []
@@ -146,6 +151,7 @@ def mathvision(
 
 def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
     """RefCOCO family: one document per expression; `bbox` [x, y, width, height] becomes corners."""
+    check_unit(box_unit)
     table = _table(given)
     rows: Rows = []
     places: list[int] = []

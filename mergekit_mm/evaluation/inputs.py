@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mergekit_mm.evaluation import decoding
-from mergekit_mm.evaluation.chat import MODALITIES, Part, Writer, Written, parts_of
+from mergekit_mm.evaluation.chat import MODALITIES, Writer, Written, parts_of, places_of
 
 LOG = logging.getLogger(__name__)
 ARGUMENT = {"image": "images", "video": "videos", "audio": "audio"}  # of transformers' processors
@@ -114,14 +114,15 @@ class Reader:
         if isinstance(context, Written):  # by lm-eval's --apply_chat_template
             found = {m: context.count(token) if (token := self.writer.tokens[m]) else len(media[m]) for m in MODALITIES}
             _compare(found, media, where, context)
-            return Asked(where, context, media, options)
+            ordered = {m: _in_order(m, media[m], context.places[m], where) for m in MODALITIES}
+            return Asked(where, context, ordered, options)
         parts = parts_of(context)
         if all(kind == "text" for kind, _ in parts) and any(media.values()):
             _warn_once(where, "has media and no marks such as <image> in its prompt: they are put in front of it")
             parts = [*((m, at) for m in MODALITIES for at in range(len(media[m]))), *parts]
-        found = {modality: sum(kind == modality for kind, _ in parts) for modality in MODALITIES}
-        _compare(found, media, where, context)
-        ordered = {modality: _in_order(modality, media[modality], parts, where) for modality in MODALITIES}
+        places = {modality: places_of(modality, parts) for modality in MODALITIES}
+        _compare({modality: len(each) for modality, each in places.items()}, media, where, context)
+        ordered = {modality: _in_order(modality, media[modality], each, where) for modality, each in places.items()}
         try:
             return Asked(where, self.writer.ask(parts), ordered, options)
         except ValueError as error:
@@ -146,6 +147,8 @@ class Reader:
         except Exception as error:
             named = ", ".join(one.where for one in batch[:3]) + (", ..." if len(batch) > 3 else "")
             raise ValueError(f"{type(self.processor).__name__} refuses {named}: {error}") from error
+        if not inputs["attention_mask"][:, -1 if padding_side == "left" else 0].all():
+            raise ValueError(f"{type(self.processor).__name__} does not pad on the {padding_side}: use batch_size=1")
         if any(batch[0].media.values()) and not set(inputs) - _OF_TEXT:
             raise ValueError(f"{type(self.processor).__name__} makes nothing of the media of {batch[0].where}")
         return inputs
@@ -208,8 +211,7 @@ def ahead(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple
         yield from ((item, future.result()) for item, future in waiting)
 
 
-def _in_order(modality: str, media: list[Any], parts: Sequence[Part], where: str) -> list[Any]:
-    places = [int(what) for kind, what in parts if kind == modality]
+def _in_order(modality: str, media: list[Any], places: Sequence[int], where: str) -> list[Any]:
     if sorted(places) != list(range(len(media))):
         raise ValueError(
             f"{where}: marks <{modality}> are numbered {[at + 1 for at in places]}, for {len(media)} media"

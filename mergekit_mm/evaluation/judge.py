@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 from urllib.request import Request, urlopen
 
 _INSTRUCTION = (
@@ -16,6 +17,12 @@ _INSTRUCTION = (
     "write: none."
 )
 _TRIES = 3
+
+
+def check(judge: Any) -> None:
+    """Raise ValueError unless `judge` is None or names a url and a model."""
+    if judge is not None and not (isinstance(judge, Mapping) and {"url", "model"} <= judge.keys()):
+        raise ValueError(f'judge is {judge!r}; it must be {{"url": ..., "model": ...}}')
 
 
 def extract(question: str, reply: str, judge: Mapping[str, str]) -> str:

@@ -12,11 +12,13 @@ from functools import cache
 from typing import Any
 
 from mergekit_mm.evaluation.options import option_letter, read_option, strict_option
-from mergekit_mm.evaluation.reading import last_list, last_number, numbers, tail
+from mergekit_mm.evaluation.reading import joined, last_list, last_number, numbers, tail, without_powers
 
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
-_LATEX_NOISE = re.compile(r"\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
+_LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
 _OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]|\d[xyz](?![a-z])")  # with one, a single number is not yet the answer
+_MARKED = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)  # as LaTeX
+_FRACTION = re.compile(r"-?\d+/\d+|-?\\[dt]?frac\{[^{}]+\}\{[^{}]+\}")
 
 
 def mathvista_score(
@@ -119,7 +121,7 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
     if not isinstance(prediction, str):
         return 0.0
     if choices:
-        return float(read_option(prediction, choices) == option_letter(reference, choices))
+        return float(read_option(prediction, choices) == option_letter(reference, choices, letter_first=True))
     stated, wanted = _undressed(tail(prediction)), _undressed(reference)
     if not stated:
         return 0.0
@@ -128,20 +130,26 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
     value, target = _value(stated), _value(wanted)
     if value is not None and target is not None:
         return float(abs(value - target) <= 1e-6 * abs(target))
-    found = [] if _OPERATOR.search(stated) else numbers(tail(prediction))
+    found = [] if _OPERATOR.search(without_powers(stated)) else numbers(tail(prediction))
     if target is not None and len(found) == 1:
         return float(abs(found[0] - target) <= 1e-6 * abs(target))
-    return float(_equal_expressions(tail(prediction), reference))
+    return float(any(_equal_expressions(each, reference) for each in _statements(tail(prediction))))
+
+
+def _statements(text: str) -> list[str]:
+    """`text`, and what it says in the end: the last expression marked as one, else the last fraction."""
+    found = _MARKED.findall(text) or _FRACTION.findall(text)
+    return [text, *("".join(each) for each in found[-1:])]
 
 
 def _undressed(text: str) -> str:
     r"""`text` in lower case without blanks, dollar signs, sizes, degrees; `\frac{a}{b}` as a/b."""
-    plain = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text.replace("\u2212", "-"))
+    plain = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", joined(text.replace("\u2212", "-")))
     return _LATEX_NOISE.sub("", plain).lower().rstrip(".")
 
 
 def _value(text: str) -> float | None:
-    match = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:/(\d+\.?\d*))?", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    match = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:/(\d+\.?\d*))?", text)
     if match is None or (match[2] and float(match[2]) == 0):
         return None
     return float(match[1]) / float(match[2] or 1)
@@ -154,9 +162,15 @@ def _equal_expressions(prediction: str, reference: str) -> bool:
     if threading.current_thread() is not threading.main_thread():
         return False
     try:
-        return bool(library.verify(*(library.parse(f"${each.strip('$ ')}$") for each in (reference, prediction))))
+        return bool(library.verify(*(library.parse(f"${_as_latex(each)}$") for each in (reference, prediction))))
     except Exception:  # a parser fed with anything a model may write: what it cannot take is not the reference
         return False
+
+
+def _as_latex(text: str) -> str:
+    r"""A bare expression: no \( \), and √3, π as \sqrt{3}, \pi, which math-verify does not read."""
+    bare = re.sub(r"\\[()\[\]]", "", text).strip("$. ")
+    return re.sub(r"√\s*\(?(\w+)\)?", r"\\sqrt{\1}", bare).replace("π", "\\pi ")
 
 
 @cache

@@ -24,7 +24,7 @@ from lm_eval.models.utils import (
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
-from mergekit_mm.evaluation.chat import Writer, Written, parts_of
+from mergekit_mm.evaluation.chat import Part, Writer, Written, parts_of
 from mergekit_mm.evaluation.inputs import Asked, Reader, ahead, batches, pixel_limits
 from mergekit_mm.evaluation.likelihood import continued, logits_of_ends
 
@@ -154,7 +154,14 @@ class MLLM(HFLM):
     # ----------------------------------------------------------------------------------------------- chat template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        turns = [(turn["role"], parts_of(turn["content"])) for turn in chat_history]
+        turns: list[tuple[str, list[Part]]] = []
+        for turn in chat_history:
+            before = [part for _, parts in turns for part in parts]
+            turns.append((turn["role"], parts_of(turn["content"], before)))
+        system = self.reader.writer.system_prompt
+        if system:  # before what lm-eval writes there: --system_instruction, a task's description
+            said = turns.pop(0)[1] if turns[0][0] == "system" else []
+            turns.insert(0, ("system", [("text", f"{system}\n\n" if said else system), *said]))
         return self.reader.writer.chat(turns, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

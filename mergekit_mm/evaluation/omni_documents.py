@@ -17,7 +17,8 @@ from typing import Any
 import datasets
 
 from mergekit_mm.evaluation import prompts
-from mergekit_mm.evaluation.sources import local_path, read_table
+from mergekit_mm.evaluation.options import option_letter
+from mergekit_mm.evaluation.sources import local_path, read_table, refuse_misspelt
 
 _MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt
 _MEDIUM_LINE = re.compile(
@@ -37,7 +38,7 @@ def omni(
     split: str = "test",
     num_frames: int = 8,
     sources: Mapping[str, str] | None = None,
-    **_: object,
+    **others: object,
 ) -> dict[str, datasets.Dataset]:
     """Documents whose prompt and media are those of `modal`, e.g. `[video, audio]`.
 
@@ -45,6 +46,7 @@ def omni(
     "+"), without `file` those of the data set `source`. `answers` is ModelCompose's file of answers, joined by `id`.
     FileNotFoundError: the rows or a medium are not there.
     """
+    refuse_misspelt(others)
     wanted = [medium for medium in _MEDIA if medium in modal]
     if len(wanted) != len(modal):
         raise ValueError(f"modal is {list(modal)}; it must be one or more of {', '.join(_MEDIA)}")
@@ -92,6 +94,7 @@ def _form(
     question: str, choices: Sequence[str], answer: str, question_type: str | None, media: Mapping[str, Any]
 ) -> dict[str, Any]:
     if choices:
+        option_letter(answer, choices)  # a reference that is none is an error now, not after the run
         listed = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
         prompt = f"{question}\n{listed}\nAnswer with the option's letter from the given choices directly."
     else:

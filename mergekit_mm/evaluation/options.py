@@ -42,8 +42,8 @@ def _by_letter(stated: str, letters: str) -> str | None:
 
 
 def _by_lone_letter(text: str, letters: str) -> str | None:
-    """ "A" before a lower-case word is an article, unless that word is "or" or "and"."""
-    found = re.findall(r"(?<![\w'])(?!A\s+(?!or\b|and\b)[a-z])([A-Z])(?![\w'])", text)
+    """ "A" before a lower-case word is an article, unless that word is "or" or "and". ASCII: as in "答案是B"."""
+    found = re.findall(r"(?<![\w'])(?!A\s+(?!or\b|and\b)[a-z])([A-Z])(?![\w'])", text, re.ASCII)
     return _only(sorted({letter for letter in found if letter in letters}))
 
 
@@ -80,12 +80,16 @@ def strict_option(reply: str, choices: Sequence[str]) -> str | None:
     return _only([letter for letter, choice in zip(letters, choices, strict=True) if choice.lower() in lower])
 
 
-def option_letter(reference: str, choices: Sequence[str]) -> str:
-    """The letter of a reference that is given as an option's text or as a letter. ValueError if it is neither."""
-    if reference in choices:
-        return ascii_uppercase[list(choices).index(reference)]
+def option_letter(reference: str, choices: Sequence[str], letter_first: bool = False) -> str:
+    """The letter of a reference that is given as an option's text or as a letter. ValueError if it is neither.
+
+    `letter_first`: the data give letters, and options may be letters too, in any order.
+    """
     letter = reference.strip().upper()
-    if len(letter) != 1 or letter not in ascii_uppercase[: len(choices)]:
+    is_letter = len(letter) == 1 and letter in ascii_uppercase[: len(choices)]
+    if reference in choices and not (letter_first and is_letter):
+        return ascii_uppercase[list(choices).index(reference)]
+    if not is_letter:
         raise ValueError(
             f"the reference {reference!r} is neither one of the options {list(choices)} nor a letter of one"
         )

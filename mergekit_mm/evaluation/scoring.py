@@ -13,6 +13,14 @@ Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
 
 
+def _first_line(reply: str) -> str:
+    """The first line with words in it: a base model often breaks the line before it answers, and goes on after it.
+
+    Not done by `until: ["\\n"]`, which would cut such a reply down to nothing.
+    """
+    return reply.strip().partition("\n")[0]
+
+
 def begins(doc: Doc, results: Sequence[str]) -> Scores:
     """The demo tasks: the reply begins with the words of the answer."""
     words = doc["answer"].split()
@@ -21,19 +29,19 @@ def begins(doc: Doc, results: Sequence[str]) -> Scores:
 
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
-    return {"score": metrics.vqa_soft(results[0], doc["answers"])}
+    return {"score": metrics.vqa_soft(_first_line(results[0]), doc["answers"])}
 
 
 def short(doc: Doc, results: Sequence[str]) -> Scores:
     """GQA and OCR-VQA; `exact_match_strict` minds punctuation (upstream VLMEvalKit)."""
-    references = as_list(doc["answer"])
-    strict = results[0].strip().lower() in [each.strip().lower() for each in references]
-    return {"score": metrics.exact_match_nopunct(results[0], references), "exact_match_strict": float(strict)}
+    references, reply = as_list(doc["answer"]), _first_line(results[0])
+    strict = reply.strip().lower() in [each.strip().lower() for each in references]
+    return {"score": metrics.exact_match_nopunct(reply, references), "exact_match_strict": float(strict)}
 
 
 def chartqa(doc: Doc, results: Sequence[str]) -> Scores:
     """ChartQA, and the same over questions by people or generated ones."""
-    score = metrics.chartqa_relaxed(results[0], doc["answer"])
+    score = metrics.chartqa_relaxed(_first_line(results[0]), doc["answer"])
     return {"score": score, "relaxed_human" if doc["type"] == "human_test" else "relaxed_augmented": score}
 
 
@@ -86,14 +94,14 @@ def refcoco(doc: Doc, results: Sequence[str]) -> Scores:
 def avqa(doc: Doc, results: Sequence[str]) -> Scores:
     """AVQA, and the same over its kind of question; `first_char` is the rule of the paper's script."""
     choices = doc["choices"] or [""] * 4  # options known to the question's text only are named by letter
-    score = metrics.avqa_score(results[0], doc["answer"], choices=choices)
+    score = metrics.avqa_score(_first_line(results[0]), doc["answer"], choices=choices)
     first_char = metrics.avqa_score(results[0], options.option_letter(doc["answer"], choices))
     return {"score": score, "first_char": first_char, **({doc["question_type"]: score} if doc["question_type"] else {})}
 
 
 def music_avqa(doc: Doc, results: Sequence[str]) -> Scores:
     """MUSIC-AVQA; and the same over its kind of question, and over its modality, where the data tell them."""
-    score = metrics.music_avqa_score(results[0], doc["answer"])
+    score = metrics.music_avqa_score(_first_line(results[0]), doc["answer"])
     kind = doc["question_type"]
     if not kind:
         return {"score": score}

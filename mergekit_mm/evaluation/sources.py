@@ -3,12 +3,26 @@
 import base64
 import csv
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
+
+_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames")  # of all tasks, by --metadata
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """ValueError for metadata that look like an option of the tasks and are none: lm-eval hands over anything."""
+    for name in names:
+        near = get_close_matches(name, _OPTIONS, n=1, cutoff=0.85)
+        if near and name not in _OPTIONS:
+            raise ValueError(f"metadata {name!r} is no option of the tasks: {near[0]!r} is")
 
 
 def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[str, Path | None]:
@@ -42,18 +56,29 @@ def read_table(
         raise FileNotFoundError(f"{path} does not exist. {_advice(name)}")
     if path.suffix == ".tsv":
         return datasets.Dataset.from_list(list(read_tsv(path)))
-    files = [path] if path.is_file() else _split_files(path, split, config)
+    files = [path] if path.is_file() else _split_files(path, split, config, name)
     if not files:
         where = f"config {config}, " if config else ""
         raise FileNotFoundError(f"{path} has no parquet file of {where}split {split}. {_advice(name)}")
     return datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
 
 
-def _split_files(folder: Path, split: str, config: str | None) -> list[Path]:
+def _split_files(folder: Path, split: str, config: str | None, source: str) -> list[Path]:
+    """All files of a split, or none. An interrupted download would be evaluated as if it were the whole."""
     files = sorted(folder.rglob("*.parquet"))
     if config:
         files = [file for file in files if config in file.relative_to(folder).parts or _starts(file, config)]
-    return [file for file in files if _starts(file, split)]
+    files = [file for file in files if _starts(file, split)]
+    sets: dict[str, list[Path]] = {}
+    for file in files:
+        sets.setdefault(str(file.parent / _SHARD.sub("", file.stem)), []).append(file)
+    if len(sets) > 1:
+        raise ValueError(f"{folder} has split {split} more than once: {', '.join(sorted(sets))}. Keep one of them")
+    if (shard := _SHARD.search(files[0].stem) if files else None) and len(files) != int(shard[1]):
+        raise FileNotFoundError(
+            f"{files[0].parent} has {len(files)} of the {int(shard[1])} files of split {split}. {_advice(source)}"
+        )
+    return files
 
 
 def _starts(file: Path, name: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
+_GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # they act without sampling too
 _DEFINITION = (
     *("dataset_path", "dataset_name", "dataset_kwargs", "test_split", "doc_to_text", "doc_to_choice", "doc_to_target"),
     *("description", "gen_prefix", "output_type", "generation_kwargs", "filter_list", "repeats", "process_results"),
@@ -57,6 +58,7 @@ class Run:
 
     path: Path
     model: str  # as lm-eval names it: the adapter (`peft`), else `pretrained`, and the revision where there is one
+    identity: tuple[str, ...]  # what tells models apart: that, and under an adapter `pretrained`; paths in full
     date: float  # start, seconds since the epoch
     tasks: Mapping[str, Task]
     groups: Mapping[str, Sequence[str]]  # group or tag -> what is directly in it
@@ -97,9 +99,10 @@ def collect(paths: Iterable[Path], separate: bool = False) -> list[Evaluated]:
     runs = [read_run(path) for path in find_results(paths)]
     if separate:
         return [Evaluated(run.model, (run,)) for run in runs]
-    names = dict.fromkeys(run.model for run in runs)
+    names = {run.identity: run.model for run in reversed(runs)}
+    order = dict.fromkeys(run.identity for run in runs)
     runs.sort(key=lambda run: (run.date, run.path.name))
-    return [Evaluated(name, tuple(run for run in runs if run.model == name)) for name in names]
+    return [Evaluated(names[each], tuple(run for run in runs if run.identity == each)) for each in order]
 
 
 def read_run(path: Path) -> Run:
@@ -123,13 +126,22 @@ def read_run(path: Path) -> Run:
         raise ReportError(f"{path} holds no result of any task")
     model = str(data.get("model_name") or config.get("model") or path.parent.name).rstrip("/")
     revision = config.get("model_revision") or arguments.get("revision") or "main"
+    model = model if revision == "main" else f"{model}@{revision}"
+    beneath = [str(arguments["pretrained"])] if arguments.get("peft") and arguments.get("pretrained") else []
     return Run(
         path=path,
-        model=model if revision == "main" else f"{model}@{revision}",
+        model=model,
+        identity=tuple(_in_full(each) for each in (model, *beneath)),
         date=float(data.get("date") or path.stat().st_mtime),
         tasks=tasks,
         groups={group: members for group, members in (data.get("group_subtasks") or {}).items() if members},
     )
+
+
+def _in_full(name: str) -> str:
+    """`models/x` and `/home/me/models/x/` are one model, where they lie there still."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def _arguments(given: Any) -> dict[str, Any]:
@@ -146,11 +158,13 @@ def _conditions(data: Mapping[str, Any], config: Mapping[str, Any], arguments: M
         "transformers": data.get("transformers_version"),
         "lm-eval model": config.get("model"),
         "dtype": str(config.get("model_dtype") or arguments.get("dtype") or "").removeprefix("torch."),
-        "chat template": data.get("chat_template"),
+        "chat template": data.get("chat_template") or config.get("chat_template"),  # `mllm` applies it by itself
         "system instruction": data.get("system_instruction"),
     }
-    skipped = (*_IDENTITY, *_HARDWARE, "dtype")
+    skipped = (*_IDENTITY, *_HARDWARE, "dtype", *(["chat_template"] if "chat_template" in config else []))
     found |= {f"model argument {key}": value for key, value in arguments.items() if key not in skipped}
+    generation = config.get("generation_config") or {}  # of the checkpoint
+    found |= {f"generation config {key}": generation.get(key) for key in _GREEDY}
     return {key: _text(value) for key, value in found.items() if value not in (None, "")}
 
 
