@@ -38,7 +38,7 @@ def swept(method: str, models: Path, scratch: Path, lora: bool) -> Iterator[tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "linear"])
-    parser.add_argument("--lora", action="store_true", help="the audio donor as a LoRA")
+    parser.add_argument("--lora", action="store_true", help="the donors as LoRAs")
     parser.add_argument("--count", type=int, default=100, help="validation questions of each of the six sorts")
     parser.add_argument("--models", type=Path, default=ROOT / MODELS, help="made by train.py")
     arguments = parser.parse_args()

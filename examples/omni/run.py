@@ -47,7 +47,6 @@ MODELS = Path("examples/omni/models")  # from ROOT
 RECIPE = Path("merge_yamls/omni.yaml")
 EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
-LORA = "audio"  # this donor is a LoRA too, `<name>_lora` on `<name>_aligned`
 CHOICES = ("host", "vision_tower")  # parameters of every method
 MERGEKITS = ("linear", "task_arithmetic", "damc", "ties", "dare_linear", "dare_ties")
 STRENGTH = dict.fromkeys(MERGEKITS, "lambda")  # the parameter's name; `scaling` in this package's methods
@@ -72,18 +71,22 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # merge_yamls/omni.yaml is this one; chosen on validation questions, before the test of these donors.
 RECIPES_OWN = "optmerge_modality"
-WITH_LORA = (RECIPES_OWN, "damc")  # these are also made with the donor that is a LoRA
+# These are also made of the donors as LoRAs, `<name>_lora` on `<name>_aligned`, with strengths chosen for them.
+WITH_LORA: dict[str, dict[str, float]] = {RECIPES_OWN: {"scaling": 0.7}, "damc": {"lambda": 0.7}}
+AS_LORA = "as LoRA"
 
 
 def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) -> dict[str, Any]:
-    """merge_yamls/omni.yaml with this method, its parameters and `more`; donors from `models`, one of them a LoRA."""
+    """merge_yamls/omni.yaml with this method, its parameters and `more`; donors from `models`, with `lora` as LoRAs."""
     config: dict[str, Any] = yaml.safe_load((ROOT / RECIPE).read_text())
     config["base_model"] = str(models / Path(config["base_model"]).name)
-    config["models"] = [{"model": str(models / Path(entry["model"]).name)} for entry in config["models"]]
-    if lora:
-        adapted = f"{models / LORA}_aligned+{models / LORA}_lora"
-        config["models"] = [{"model": adapted} if Path(e["model"]).name == LORA else e for e in config["models"]]
-    kept = {name: str(models / Path(config["parameters"][name]).name) for name in CHOICES}
+    form = "{0}_aligned+{0}_lora" if lora else "{0}"
+
+    def donor(path: str) -> str:
+        return form.format(models / Path(path).name)
+
+    config["models"] = [{"model": donor(entry["model"])} for entry in config["models"]]
+    kept = {name: donor(config["parameters"][name]) for name in CHOICES}
     given = {"merge_method": method, **METHODS[method], **more, **kept}
     config["merge_method"], config["parameters"] = given.pop("merge_method"), given
     if method == "linear":
@@ -138,7 +141,9 @@ NOTES = (
     "damc is task_arithmetic with `composition: damc`: its strength is that of the text, the media go through their "
     "donors' own matrices. dare_ties is mergekit's, which drops at random and does not trim.",
     "Strengths and the preset of merge_yamls/omni.yaml are chosen on 100 validation questions of each sort. Those of "
-    "ties and of this package's methods are at the end of the grid (1.5).",
+    "ties and of this package's methods are at the end of the grid (1.5). Merges `as LoRA` are of the donors as "
+    "adapters of the text LLM's weights; their strengths were chosen likewise. There damc keeps factors, else whole "
+    "matrices.",
     "Of the models in examples/omni/models: wudi and optmerge_full are nearly one, and are no two results. Their "
     "matrices differ by 1.1 % of the delta, and not one of the 3600 answers does. Both take 300 steps of Adam of 1e-5 "
     "from the sum.",
@@ -183,8 +188,8 @@ def main() -> None:
     for method, name in names.items():
         merged[name] = merge(recipe(method, models), out / method)
     for method in (m for m in WITH_LORA if m in names):
-        target = out / f"{method}_{LORA}_as_lora"
-        merged[f"{names[method]}, {LORA} as LoRA"] = merge(recipe(method, models, lora=True), target)
+        config = recipe(method, models, lora=True, **WITH_LORA[method])
+        merged[f"{names[method]}, {AS_LORA}"] = merge(config, out / f"{method}_as_lora")
     shown = names.get(RECIPES_OWN, names[arguments.methods[-1]])
     print(f"asking every model {arguments.count} test questions of each sort", flush=True)
     llm = load_llm(models / "llm")
@@ -195,8 +200,11 @@ def main() -> None:
     write_questions("test", arguments.count, out / "questions")
     paths = {**{f"donor {modality}": models / modality for modality in MODALITIES}, **merged}
     asked_as = {name: {"pretrained": str(path), "dtype": "float32"} for name, path in paths.items()}
-    adapted = {"pretrained": str(models / f"{LORA}_aligned"), "peft": str(models / f"{LORA}_lora"), "dtype": "float32"}
-    asked_as = {f"donor {LORA} as LoRA": adapted, **asked_as}
+    adapted = {
+        f"donor {m} {AS_LORA}": {"pretrained": str(models / f"{m}_aligned"), "peft": str(models / f"{m}_lora")}
+        for m in MODALITIES
+    }
+    asked_as = {**{name: {**model, "dtype": "float32"} for name, model in adapted.items()}, **asked_as}
 
     def answered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         model, place = asked_as[name], out / "lm_eval" / name.replace(" ", "_").replace(",", "")

@@ -6,7 +6,7 @@
 Stages: (1) the text LLM learns to answer questions about one thing or two that are told in words; (2) the towers for
 sound and video learn to name what is in them, the image tower is that of the easy-VQA example; (3) each donor's
 projector is trained on questions about its one modality, everything else frozen; (4) projector and language model
-together, gently: this is the donor; or, for one of them, a LoRA of the language model alone. Half of a donor's
+together, gently: this is the donor; or a LoRA of the language model alone, which is its second form. Half of a donor's
 questions are also about something of another modality that is told in words: no donor ever sees, or hears, two
 modalities. Losses are on the answers alone. A model found in --out is not made again.
 """
@@ -32,7 +32,6 @@ from omni_train import features, inputs_of, train_donor, train_llm, train_tower
 from peft import LoraConfig, get_peft_model
 
 MODELS = ("llm", *MODALITIES)
-LORA = "audio"  # the donor that exists as a LoRA too: `<name>_aligned` after stage 3, and `<name>_lora` on top of it
 
 
 def save(model: Any, directory: Path, *beside: Any) -> None:
@@ -47,7 +46,7 @@ def save(model: Any, directory: Path, *beside: Any) -> None:
 
 
 def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
-    """Stages 2 to 4 for one donor."""
+    """Stages 2 to 4 for one donor: itself, and `<name>_aligned` after stage 3 with `<name>_lora` on top of it."""
     torch.manual_seed(seed)
     llm, tokenizer = load_llm(out / "llm")
     processor = make_processor(modality, tokenizer)
@@ -61,15 +60,13 @@ def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
     donor.requires_grad_(False)
     donor.model.multi_modal_projector.requires_grad_(True)
     train_donor(donor, processor, modality, seen, plan.align, f"{seed} {modality} projector")
-    if modality == LORA:
-        aligned = {name: tensor.clone() for name, tensor in donor.state_dict().items()}
+    aligned = {name: tensor.clone() for name, tensor in donor.state_dict().items()}
     for part in (donor.model.language_model, donor.lm_head):
         part.requires_grad_(True)
     train_donor(donor, processor, modality, seen, plan.donor, f"{seed} {modality} donor")
     save(donor, out / modality, processor)
-    if modality == LORA:
-        donor.to(torch.float32).load_state_dict(aligned)
-        make_lora(donor, processor, modality, seen, plan, seed, out)
+    donor.to(torch.float32).load_state_dict(aligned)
+    make_lora(donor, processor, modality, seen, plan, seed, out)
 
 
 def make_lora(donor: Any, processor: Any, modality: str, seen: Any, plan: Plan, seed: int, out: Path) -> None:
