@@ -24,6 +24,7 @@ from torch import Tensor
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.methods.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import in_joint_core, sum_of_deltas
+from mergekit_mm.numerics.eigen import eigenpairs_
 from mergekit_mm.numerics.polar import (
     COINCIDING,
     ROUNDING,
@@ -35,7 +36,7 @@ from mergekit_mm.numerics.polar import (
     numerical_rank,
     polar,
 )
-from mergekit_mm.numerics.spectral import eigenpairs_, gram
+from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 

@@ -241,7 +241,13 @@ def _gram_term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> Gr
     """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
     own = gram(delta.T)
     target = _cut(delta, mean, settings.target, settings, rank, own)
-    return GramTerm(own.div_(square_norm(delta)), target.left, target.right)
+    weight = 1.0 / square_norm(delta)
+    own.mul_(weight)
+    if target.right is None:
+        return GramTerm(own, target.left, own)
+    if settings.target == "truncated" and target.lengths is not None:  # its right holds eigenvectors of own
+        return GramTerm(own, target.left * target.lengths.square().mul_(weight), target.right)
+    return GramTerm(own, target.left, target.right @ own)
 
 
 def _cut(

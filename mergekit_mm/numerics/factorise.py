@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.spectral import gram, top_eigenpairs
+from mergekit_mm.numerics.eigen import top_eigenpairs_
+from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -53,7 +54,7 @@ def _from_dense(delta: Tensor, rank: int | None) -> Factors | None:
     size = delta.shape[0]
     if total == 0.0:
         return None
-    squares, u = top_eigenpairs(gram(delta), size if rank is None else min(rank, size))
+    squares, u = top_eigenpairs_(gram(delta), size if rank is None else min(rank, size))
     found = int((squares > squares[0] * torch.finfo(torch.float32).eps ** 2).sum())
     squares, u = squares[:found], u[:, :found]
     root = squares.sqrt().sqrt()

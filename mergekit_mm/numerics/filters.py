@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.spectral import eigenpairs_
+from mergekit_mm.numerics.eigen import eigenpairs_
 
 Quotient = Callable[[Tensor], Tensor]
 

@@ -22,15 +22,18 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.numerics.deltas import in_joint_core, mean_and_peaks, square_norm
+from mergekit_mm.numerics.eigen import Spectrum
 from mergekit_mm.numerics.polar import numerical_rank
 from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
-from mergekit_mm.numerics.spectral import eigenpairs_, gram
+from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 Init = Literal["mean", "sum", "zero"]
 Filter = Literal["exponential", "tikhonov", "none"]
 Time = Literal["absolute", "relative"]
 Quotient = Callable[[Tensor], Tensor]
+
+_BAND = 1024  # eigenvectors at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
         if interference is None:
             return None
         problem = interference.problem
-        return interference.moved(_filter_(problem.slope, problem.matrix, quotient, tolerance))
+        return interference.moved(_filter(problem.slope, problem.matrix, quotient, tolerance))
 
     return in_joint_core(task_vectors, solve)
 
@@ -108,7 +111,7 @@ def _combination(
         block = slice(i * rows, (i + 1) * rows)
         slope.sub_(products[block], alpha=share * norm)
         slope[:, block].add_(products[block, block], alpha=norm)
-    combination = _filter_(slope, products, quotient, tolerance)
+    combination = _filter(slope, products, quotient, tolerance)
     del products
     merged = combination.new_zeros(task_vectors[0].shape)
     for (task_vector, norm), part in zip(live, combination.split(rows, dim=1), strict=True):
@@ -131,12 +134,16 @@ def _row_products(live: Sequence[tuple[TaskVector, float]]) -> Tensor:
     return products
 
 
-def _filter_(slope: Tensor, matrix: Tensor, quotient: Quotient, tolerance: float) -> Tensor:
-    """slope V q V^T for matrix = V Lambda V^T, in the place of slope; both are used up."""
-    values, vectors = eigenpairs_(matrix)
-    weights = quotient(values[: numerical_rank(values, tolerance)])
-    kept = vectors[:, : len(weights)]
-    return torch.mm((slope @ kept).mul_(weights), kept.T, out=slope)
+def _filter(slope: Tensor, matrix: Tensor, quotient: Quotient, tolerance: float) -> Tensor:
+    """slope V q V^T for matrix = V Lambda V^T, which is used up; in bands, so that V is never there as a whole."""
+    spectrum = Spectrum(matrix)
+    weights = quotient(spectrum.values[: numerical_rank(spectrum.values, tolerance)])
+    filtered = torch.zeros_like(slope)
+    for start in range(0, len(weights), _BAND):
+        stop = min(start + _BAND, len(weights))
+        vectors = spectrum.pairs(start, stop)[1]
+        filtered.addmm_((slope @ vectors).mul_(weights[start:stop]), vectors.T)
+    return filtered
 
 
 def filter_quotient(eigenvalues: Tensor, kind: Filter, time: Time, exp_time: float, tikhonov_alpha: float) -> Tensor:
@@ -161,4 +168,5 @@ def _term(delta: Tensor) -> Term:
 
 
 def _gram_term(delta: Tensor) -> GramTerm:
-    return GramTerm(gram(delta.T).div_(square_norm(delta)), delta, None)
+    own = gram(delta.T).div_(square_norm(delta))
+    return GramTerm(own, delta, own)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mergekit_mm.numerics.spectral import eigenpairs_, gram, top_eigenpairs
+from mergekit_mm.numerics.eigen import eigenpairs_, top_eigenpairs_
+from mergekit_mm.numerics.spectral import gram
 
 ROUNDING = 1e-5  # of the largest singular value: what float32 leaves of a small delta stored on top of a base
 COINCIDING = 1e-6  # singular values of unit vectors side by side: below this share of the largest they are dependent
@@ -46,7 +47,7 @@ def leading_triplets(x: Tensor, count: int, tolerance: float, scale: float = 0.0
 
 def leading_range(symmetric: Tensor, count: int, tolerance: float, scale: float = 0.0) -> Tensor:
     """The leading eigenvectors of a Gram matrix that `leading_triplets` would keep, as columns."""
-    values, vectors = top_eigenpairs(symmetric, min(count, symmetric.shape[0]))
+    values, vectors = top_eigenpairs_(symmetric, min(count, symmetric.shape[0]))
     floor = max([scale**2, *values[:1].tolist()]) * tolerance**2
     return vectors[:, : min(count, int((values > floor).sum()))]
 

@@ -37,11 +37,11 @@ class Term(NamedTuple):
 
 
 class GramTerm(NamedTuple):
-    """The part of an expert whose proxy is its whole delta: own = w L^T L (in, in), and its target as in `Term`."""
+    """The part of an expert whose proxy is its whole delta: own = w L^T L (in, in), and left @ right = T own."""
 
     own: Tensor
     left: Tensor
-    right: Tensor | None
+    right: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Quadratic:
         slope = torch.zeros_like(start)
         for term in terms:
             matrix += term.own
-            slope.addmm_(term.left, term.own if term.right is None else term.right @ term.own)
+            slope.addmm_(term.left, term.right)
             del term
         return cls(slope.addmm_(start, matrix, alpha=-share), matrix, by_rows=False)
 

@@ -1,0 +1,111 @@
+"""Eigenpairs of symmetric matrices: those that are asked for, at the cost of those.
+
+torch's driver computes all of them or none. LAPACK's steps are taken here one by one: the reduction to a tridiagonal
+matrix, the eigenpairs of any part of that, and the rotation of the eigenvectors back.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.numerics.lapack import call
+
+_SUBSET = 0.25  # share of the eigenpairs beyond which all of them cost less than one by one
+_PANEL = 64  # columns that LAPACK treats together, for its scratch space
+
+
+def eigenpairs_(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """All eigenvalues, descending, and their eigenvectors as columns, which take the place of `symmetric` (n, n)."""
+    values, vectors = Spectrum(symmetric).pairs(0, len(symmetric))
+    return values, symmetric.copy_(vectors.T).T
+
+
+def top_eigenpairs_(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues, descending, and their eigenvectors as columns; `symmetric` (n, n) is used up."""
+    return Spectrum(symmetric).pairs(0, count)
+
+
+class Spectrum:
+    """The eigendecomposition of a symmetric matrix (n, n), float32 or float64 and contiguous, which is used up.
+
+    Its memory is that of the matrix, and of the eigenvectors of one call.
+    """
+
+    def __init__(self, symmetric: Tensor) -> None:
+        self._matrix = symmetric
+        self._in_steps = symmetric.device.type == "cpu" and len(symmetric) > 1
+        if self._in_steps:  # -A = Q T Q^T, as LAPACK's order is ascending; the matrix holds Q from now on
+            size = len(symmetric)
+            self._diagonal, self._beside, self._reflectors = (symmetric.new_zeros(size) for _ in range(3))
+            scratch = symmetric.new_empty(_PANEL * size)
+            shape = (b"L", size, symmetric, size)
+            _run("sytrd", *shape, self._diagonal, self._beside, self._reflectors, scratch, len(scratch))
+            self._diagonal.neg_()
+            self._beside.neg_()
+            if not bool(torch.isfinite(self._diagonal + self._beside).all()):  # LAPACK might not notice
+                raise ArithmeticError("a symmetric matrix has NaN or infinity in it")
+
+    @cached_property
+    def values(self) -> Tensor:
+        """All eigenvalues (n,), descending."""
+        if not self._in_steps:
+            return self._decomposed[0]
+        values = self._diagonal.clone()
+        _run("sterf", len(values), values, self._beside.clone())
+        return values.neg_()
+
+    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The eigenvalues from `start` to `stop` in descending order, and their eigenvectors as columns."""
+        if not self._in_steps:
+            values, vectors = self._decomposed
+            return values[start:stop], vectors[:, start:stop]
+        values, rows = self._of_tridiagonal(start, stop)
+        size, count = len(self._matrix), len(rows)
+        if count:
+            scratch = rows.new_empty(_PANEL * (count + 2 * _PANEL))
+            rotation = (b"L", b"L", b"N", size, count, self._matrix, size, self._reflectors)
+            _run("ormtr", *rotation, rows, size, scratch, len(scratch))
+        return values.neg(), rows.T
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self._matrix)
+        return values.flip(0), vectors.flip(1)
+
+    def _of_tridiagonal(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of T, ascending, and their eigenvectors as rows (stop - start, n)."""
+        size = len(self._matrix)
+        first, last = (start, stop) if stop - start <= _SUBSET * size else (0, size)
+        found = self._by_representations(first, last) if self._matrix.dtype == torch.float64 else None
+        if found is None:  # in float32 only these are orthonormal enough
+            first, found = 0, self._by_division()
+        values, rows = found
+        return values[start - first : stop - first], rows[start - first : stop - first]
+
+    def _by_representations(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """LAPACK's ?stemr: n operations a number. None where it gives up, as on eigenvalues that cluster badly."""
+        matrix, size, count = self._matrix, len(self._matrix), stop - start
+        values, rows, scratch = matrix.new_empty(size), matrix.new_empty(count, size), matrix.new_empty(18 * size)
+        found, support, accurate, integers = (torch.ones(n, dtype=torch.int32) for n in (1, 2 * size, 1, 10 * size))
+        wanted = (b"V", b"A" if count == size else b"I", size, self._diagonal.clone(), self._beside.clone())
+        limits = (0.0, 0.0, start + 1, stop)
+        into = (found, values, rows, size, count, support, accurate)
+        failed = call("stemr", *wanted, *limits, *into, scratch, len(scratch), integers, len(integers))
+        return None if failed or int(found) != count else (values[:count], rows)
+
+    def _by_division(self) -> tuple[Tensor, Tensor]:
+        """All pairs by LAPACK's ?stedc: up to n^3 operations, in matrix products, and n^2 more numbers of scratch."""
+        matrix, size = self._matrix, len(self._matrix)
+        values, rows, scratch = self._diagonal.clone(), torch.empty_like(matrix), matrix.new_empty((size + 2) ** 2)
+        integers = torch.empty(3 + 5 * size, dtype=torch.int32)
+        tridiagonal = (size, values, self._beside.clone())
+        _run("stedc", b"I", *tridiagonal, rows, size, scratch, len(scratch), integers, len(integers))
+        return values, rows
+
+
+def _run(routine: str, *arguments: bytes | int | float | Tensor) -> None:
+    if call(routine, *arguments):
+        raise ArithmeticError(f"LAPACK's ?{routine} failed")
