@@ -47,11 +47,14 @@ def tsv(
 
 def _merge(task_vectors: Sequence[TaskVector], rank: int, tolerance: float) -> Tensor | None:
     parts = [leading_triplets(t.dense(torch.float64), rank, tolerance) for t in task_vectors]
-    u, v = torch.cat([p.u for p in parts], dim=1), torch.cat([p.v for p in parts], dim=1)
     s = torch.cat([p.s for p in parts])
-    del parts  # as large as u and v
     if not len(s):
         return None
-    left, _ = inverse_root_(gram(u.T), COINCIDING)
-    right, _ = inverse_root_(gram(v.T), COINCIDING)
-    return u @ ((left * s) @ right) @ v.T
+    near, far = torch.cat([p.u for p in parts], dim=1), torch.cat([p.v for p in parts], dim=1)
+    del parts  # as large as both
+    tall = near.shape[0] > far.shape[0]
+    if tall:
+        near, far = far, near
+    near = (near @ inverse_root_(gram(near.T), COINCIDING)[0]).mul_(s)  # products on the smaller side come first
+    near = near @ inverse_root_(gram(far.T), COINCIDING)[0]
+    return far @ near.T if tall else near @ far.T

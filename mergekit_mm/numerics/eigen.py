@@ -83,7 +83,9 @@ class Spectrum:
         if found is None:  # in float32 only these are orthonormal enough
             first, found = 0, self._by_division()
         values, rows = found
-        return values[start - first : stop - first], rows[start - first : stop - first]
+        if len(rows) > stop - start:
+            rows = rows[start - first : stop - first].clone()  # a view would keep all of them
+        return values[start - first : stop - first], rows
 
     def _by_representations(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
         """LAPACK's ?stemr: n operations a number. None where it gives up, as on eigenvalues that cluster badly."""

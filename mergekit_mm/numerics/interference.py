@@ -33,7 +33,7 @@ Filter = Literal["exponential", "tikhonov", "none"]
 Time = Literal["absolute", "relative"]
 Quotient = Callable[[Tensor], Tensor]
 
-_BAND = 1024  # eigenvectors at a time
+_BANDS_FROM = 2048  # columns; below, the memory that bands of eigenvectors save is not worth their time
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +135,13 @@ def _row_products(live: Sequence[tuple[TaskVector, float]]) -> Tensor:
 
 
 def _filter(slope: Tensor, matrix: Tensor, quotient: Quotient, tolerance: float) -> Tensor:
-    """slope V q V^T for matrix = V Lambda V^T, which is used up; in bands, so that V is never there as a whole."""
+    """slope V q V^T for matrix = V Lambda V^T, which is used up. Of a large matrix V is never there as a whole."""
     spectrum = Spectrum(matrix)
     weights = quotient(spectrum.values[: numerical_rank(spectrum.values, tolerance)])
+    band = len(matrix) // 4 if len(matrix) >= _BANDS_FROM else max(1, len(matrix))
     filtered = torch.zeros_like(slope)
-    for start in range(0, len(weights), _BAND):
-        stop = min(start + _BAND, len(weights))
+    for start in range(0, len(weights), band):
+        stop = min(start + band, len(weights))
         vectors = spectrum.pairs(start, stop)[1]
         filtered.addmm_((slope @ vectors).mul_(weights[start:stop]), vectors.T)
     return filtered
