@@ -28,13 +28,14 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method, working_dtype
 from mergekit_mm.methods.checks import require
-from mergekit_mm.numerics.deltas import mean_and_peaks, square_norm
+from mergekit_mm.numerics.deltas import Init, mean_and_peaks, square_norm, start_share
+from mergekit_mm.numerics.eigen import top_eigenpairs_
 from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
+from mergekit_mm.numerics.row_space import RowSpace
 from mergekit_mm.numerics.spectral import Truncation, gram, truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
-Init = Literal["mean", "sum", "zero"]
 Optimizer = Literal["sgd", "adam"]
 Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
@@ -42,7 +43,9 @@ Time = Literal["absolute", "relative"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
 _LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
-_LONG_FILTER_BY_ROWS = 32.0  # for whole deltas by rows: slope times largest eigenvalue, whose root alone multiplies
+_LONGEST_IN_ROWS = (
+    32.0  # the same for whole deltas by rows: slope times largest eigenvalue, whose root alone multiplies
+)
 _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 
@@ -145,25 +148,38 @@ def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
 
 
 def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta (out, in), from sums taken in `dtype` where that may be enough, else in float64."""
+    """The merged delta (out, in), from sums taken in `dtype` where that is enough, else in float64."""
     count, shape = len(task_vectors), task_vectors[0].shape
     dtype = _affordable(dtype, shape)
     if count == 1 and rank >= min(shape) and settings.init != "zero":
         return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
-    rows = min(shape) if settings.proxy == "full" else min(rank, *shape)
-    # whole deltas, kept as rows, are exact and large: float64 is put off until the spectrum is seen to need it
-    wait = settings.optimizer == "sgd" and settings.proxy == "full" and rows * count < shape[1]
-    coarse = settings.amplifies_rounding and not wait
-    return _descend(task_vectors, settings, rank, rows, torch.float64 if coarse else dtype)
+    if settings.optimizer == "sgd" and settings.proxy == "full" and settings.target == "truncated" and rank:
+        space = RowSpace.of(task_vectors, start_share(settings.init, count))
+        if space is not None:
+            return _descend_in_rows(space, settings, rank, dtype)
+    return _descend(task_vectors, settings, rank, torch.float64 if settings.amplifies_rounding else dtype)
 
 
-def _descend(
-    task_vectors: Sequence[TaskVector], settings: Settings, rank: int, rows: int, dtype: torch.dtype
-) -> Tensor:
-    """The merged delta; `rows` are those of each proxy, `dtype` is that of the sums.
+def _descend_in_rows(space: RowSpace, settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
+    """The merged delta of very wide matrices with whole deltas as proxies; in float64 if the spectrum asks for it."""
 
-    Deltas are formed one at a time, twice: for the mean, then for their terms.
-    """
+    def target(own: Tensor) -> Tensor:
+        if rank >= len(own):
+            return own
+        values, u = top_eigenpairs_(own, rank)
+        return (u * values) @ u.T
+
+    problem = Quadratic(*space.problem(dtype, target), by_rows=False)
+    if dtype != torch.float64 and settings.amplifies_rounding:
+        reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(problem.matrix)
+        if not settings.slope * reach < _LONGEST_IN_ROWS:
+            del problem
+            return _descend_in_rows(space, settings, rank, torch.float64)
+    return space.combined(_sgd_step(problem, settings))
+
+
+def _descend(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
+    """The merged delta, from sums in `dtype`. Deltas are formed one at a time, twice: for the mean and their terms."""
     mean, peaks = mean_and_peaks(task_vectors, dtype)
     if rank == 0 or max(peaks) == 0:
         return mean
@@ -172,13 +188,11 @@ def _descend(
     mean /= scale
     live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
     deltas = (t.dense(dtype).div_(scale) for t in live)
-    start = {"mean": 1.0, "sum": float(len(task_vectors)), "zero": 0.0}[settings.init]
+    start = start_share(settings.init, len(task_vectors)) * len(task_vectors)
     shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
+    rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
     steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
     problem = _assemble(deltas, mean, start - shared, settings, rank, rows * len(live), steps_in)
-    if _too_coarse(problem, settings):
-        del problem, mean
-        return _descend(task_vectors, settings, rank, rows, torch.float64)
     if settings.optimizer == "sgd":
         step = _sgd_step(problem, settings)
     elif float(problem.slope.abs().max()) < _AT_REST:
@@ -188,14 +202,6 @@ def _descend(
         rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
         step = problem.adam_step(rate, betas, epsilon, settings.iterations, steps_in)
     return step.add_(mean, alpha=start).mul_(scale)
-
-
-def _too_coarse(problem: Quadratic, settings: Settings) -> bool:
-    """Whether a filter this long, on a spectrum this wide, asks for a float64 problem."""
-    if problem.slope.dtype == torch.float64 or not settings.amplifies_rounding:
-        return False
-    reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(problem.hessian)
-    return not settings.slope * reach < _LONG_FILTER_BY_ROWS
 
 
 def _sgd_step(problem: Quadratic, settings: Settings) -> Tensor:

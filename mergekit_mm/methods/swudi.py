@@ -26,7 +26,8 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.methods.checks import require, require_time, require_tolerance
-from mergekit_mm.numerics.interference import Filter, Init, Time, filter_quotient, filtered
+from mergekit_mm.numerics.deltas import Init
+from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.rank_rules import ratio_rank
 from mergekit_mm.numerics.task_vector import TaskVector

@@ -30,7 +30,8 @@ import torch
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.methods.checks import require_tolerance
 from mergekit_mm.methods.optmerge import Settings, solve
-from mergekit_mm.numerics.interference import Init, filtered
+from mergekit_mm.numerics.deltas import Init
+from mergekit_mm.numerics.interference import filtered
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.task_vector import TaskVector
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
+Init = Literal["mean", "sum", "zero"]
+
 _ROW_BLOCK = 256
+
+
+def start_share(init: Init, count: int) -> float:
+    """The start x_0 of a descent as a multiple of the sum of `count` task vectors."""
+    return {"mean": 1.0 / count, "sum": 1.0, "zero": 0.0}[init]
 
 
 def in_joint_core(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.eigen import eigenpairs_
+from mergekit_mm.numerics.eigen import Spectrum
 
 Quotient = Callable[[Tensor], Tensor]
 
@@ -16,6 +16,7 @@ _NODES = 128  # Chebyshev nodes: twice the highest degree that is ever worth app
 _EIGH_COST = 11.0  # full symmetric eigendecomposition / size^3, in flops at the speed of a matrix product (measured)
 _LANCZOS_STEPS = 12  # for a bound
 _DENSE_UP_TO = 256  # below this size all eigenvalues cost as little as one
+_BANDS_FROM = 2048  # size; below, the memory that bands of eigenvectors save is not worth their time
 _ROW_BLOCK = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
 
 
@@ -49,9 +50,25 @@ def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) ->
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
         return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_ROW_BLOCK)])
-    values, vectors = eigenpairs_(matrix.to(torch.float64))  # in float32 they would not be quite orthonormal
-    weights, vectors = quotient(values.clamp_min(0)).to(matrix.dtype), vectors.to(matrix.dtype)
-    return torch.mm((coefficients @ vectors).mul_(weights), vectors.T, out=coefficients)
+    # in float32 eigenvectors would not be quite orthonormal
+    return filter_by_eigenvectors(coefficients, matrix.to(torch.float64), lambda values: quotient(values.clamp_min(0)))
+
+
+def filter_by_eigenvectors(coefficients: Tensor, matrix: Tensor, weights_of: Quotient) -> Tensor:
+    """`coefficients @ V w V^T` for matrix = V Lambda V^T in float64, which is used up.
+
+    weights_of maps the eigenvalues, descending, to the w of as many leading ones as count. Of a large matrix V is never
+    there as a whole.
+    """
+    spectrum = Spectrum(matrix)
+    weights = weights_of(spectrum.values).to(coefficients.dtype)
+    band = len(matrix) // 4 if len(matrix) >= _BANDS_FROM else max(1, len(matrix))
+    filtered = torch.zeros_like(coefficients)
+    for start in range(0, len(weights), band):
+        stop = min(start + band, len(weights))
+        vectors = spectrum.pairs(start, stop)[1].to(coefficients.dtype)
+        filtered.addmm_((coefficients @ vectors).mul_(weights[start:stop]), vectors.T)
+    return filtered
 
 
 def _tolerance(dtype: torch.dtype) -> float:
