@@ -17,6 +17,7 @@ from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.graph.reading import SOURCES
 from mergekit_mm.lora.write import write_adapter
 from mergekit_mm.merge import refusing, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
@@ -24,7 +25,6 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
 from mergekit_mm.planning.plan import plan_merge
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
-from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
 _SHOWN = 6

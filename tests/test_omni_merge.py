@@ -38,9 +38,9 @@ from tokenizers import Tokenizer
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.cli import main
+from mergekit_mm.composing.composition import placeholder
 from mergekit_mm.omni import register
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
-from mergekit_mm.planning.composition import placeholder
 
 register()
 TOLERANCE = 2e-5

@@ -14,9 +14,9 @@ from mergekit.graph import Executor
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
+from mergekit_mm.graph.reading import LoadTensor
 from mergekit_mm.merge import check_merge
 from mergekit_mm.planning.plan import plan_merge
-from mergekit_mm.planning.reading import LoadTensor
 
 QWEN2_VL_72B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],

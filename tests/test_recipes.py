@@ -44,11 +44,11 @@ from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mergekit_mm.cli import main
+from mergekit_mm.graph.merging import MergeTensors
+from mergekit_mm.graph.reading import SOURCES
 from mergekit_mm.merge import MergeRefused, check_merge
 from mergekit_mm.methods.optmerge import PRESETS
-from mergekit_mm.planning.merging import MergeTensors
 from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.planning.reading import SOURCES
 
 RECIPES = Path(__file__).parents[1] / "merge_yamls"
 Recipe = dict[str, Any]

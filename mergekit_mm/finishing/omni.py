@@ -11,11 +11,11 @@ from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.composing.composition import Composition
+from mergekit_mm.composing.model import omni_model
+from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.finishing.config_json import output_config
 from mergekit_mm.omni.export import copy_code
-from mergekit_mm.planning.composition import Composition
-from mergekit_mm.planning.omni_model import omni_model
-from mergekit_mm.planning.omni_processor import omni_processor
 
 
 def finish_omni(

@@ -22,16 +22,16 @@ from torch import nn
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
-from mergekit_mm.methods import method_named
+from mergekit_mm.graph.deltas import AddDelta, MergeDelta
+from mergekit_mm.graph.factors import SameTensor, SharedFactors, equal_values
+from mergekit_mm.graph.reading import SOURCES, GatherMemoryTensors, LoadDelta, LoadTensor, load, load_delta
+from mergekit_mm.graph.reading import without_adapter as plain
+from mergekit_mm.graph.writing import PickTensor
+from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.omni.routing import FULL
 from mergekit_mm.planning.inputs import Inputs
-from mergekit_mm.planning.layout import Output
-from mergekit_mm.planning.merging import AddDelta, MergeDelta
-from mergekit_mm.planning.policies import is_own_method
-from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, LoadDelta, LoadTensor, load, load_delta
-from mergekit_mm.planning.reading import without_adapter as plain
-from mergekit_mm.planning.tasks import PickTensor
+from mergekit_mm.planning.outputs import Output
 
 
 class _Factored(NamedTuple):
@@ -156,7 +156,7 @@ class Decoupling:
             return frozenset()
         sample = next(iter(adapted))
         first, *others = (_value(plain(m), self.inputs.names[m][sample]) for m in (self.base, *experts))
-        return frozenset(experts if all(_equal(first, other) for other in others) else ())
+        return frozenset(experts if all(equal_values(first, other) for other in others) else ())
 
     def _is_language(self, name: str) -> bool:
         linear = name.rpartition(".")[0] in self.linear
@@ -209,70 +209,12 @@ class Decoupling:
             factors = SharedFactors(merged=merged, experts=experts, owners=owners, scale=scale)
             yield Output(
                 f"{path}.shared.{kind}",
-                PickTensor(group=factors, tensor="shared"),
+                PickTensor(group=factors, key="shared"),
                 replace(output.like, shape=(rank, columns)),
             )
             for owner, _ in owners:
-                task = PickTensor(group=factors, tensor=f"media.{owner}")
+                task = PickTensor(group=factors, key=f"media.{owner}")
                 yield Output(f"{path}.media.{owner}.{kind}", task, replace(output.like, shape=(rows, rank)))
-
-
-class SameTensor(Task[torch.Tensor]):
-    """The base's tensor, once it is known that the models under the adapters have the same."""
-
-    base: Task
-    twins: tuple[tuple[str, Task], ...]
-
-    def arguments(self) -> dict[str, Task]:
-        return {"base": self.base, **dict(self.twins)}
-
-    def group_label(self) -> str | None:
-        return self.base.group_label()
-
-    def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
-        others = [name for name, tensor in twins.items() if not _equal(base, tensor)]
-        if others:
-            raise CheckpointError(
-                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
-                "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
-                "(merge_and_unload), save that and name it instead."
-            )
-        return base
-
-
-class SharedFactors(Task[dict[str, torch.Tensor]]):
-    """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
-
-    The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
-    an orthonormal basis: r is the sum of the ranks. Computed in float64, given in float32.
-    """
-
-    merged: MergeDelta
-    experts: tuple[LoadDelta, ...]
-    owners: tuple[tuple[str, int], ...]
-    scale: float  # of the merged delta
-
-    def arguments(self) -> dict[str, Task]:
-        return {"merged": self.merged, **{str(i): delta for i, delta in enumerate(self.experts)}}
-
-    def group_label(self) -> str | None:
-        return self.merged.group_label()
-
-    def uses_accelerator(self) -> bool:
-        return True
-
-    def execute(self, merged: TaskVector, **deltas: TaskVector) -> dict[str, torch.Tensor]:
-        experts = [deltas[str(i)] for i in range(len(deltas))]
-        rights = torch.cat([delta.right.double() for delta in experts if delta.right is not None])
-        basis = torch.linalg.qr(rights.T).Q.T
-
-        def along(delta: TaskVector) -> torch.Tensor:
-            assert delta.right is not None
-            return delta.left.double() @ (delta.right.double() @ basis.T)
-
-        text = along(merged) * self.scale
-        own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
-        return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
 
 
 @lru_cache
@@ -294,7 +236,3 @@ def _rank(model: ModelReference, tensor: str) -> int | None:
 def _value(model: ModelReference, tensor: str) -> torch.Tensor:
     task = LoadTensor(model=model, tensor=tensor, label=tensor)
     return task.execute(**{name: group.execute() for name, group in task.arguments().items()})
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.float(), b.float())

@@ -6,12 +6,12 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.graph.deltas import SUMS, AddDelta, Difference, MergeDelta
+from mergekit_mm.graph.merging import MergeTensors
+from mergekit_mm.graph.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
+from mergekit_mm.methods import is_own_method
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.merging import SUMS, AddDelta, MergeDelta, MergeTensors
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import is_own_method
-from mergekit_mm.planning.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
-from mergekit_mm.planning.tasks import Difference
 
 
 def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:

@@ -13,13 +13,12 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.matching import Match, some
+from mergekit_mm.architecture.settings import told_apart
+from mergekit_mm.composing.composition import Composition, compose, is_composed
+from mergekit_mm.composing.layout import lay_out
+from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.adapters import bind_adapter
-from mergekit_mm.planning.composition import Composition, compose, is_composed
-from mergekit_mm.planning.matching import Match, some
-from mergekit_mm.planning.omni_layout import lay_out
-from mergekit_mm.planning.reading import Adaptation
-from mergekit_mm.planning.settings import told_apart
 
 # everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
 _NOT_DOWNLOADED = [

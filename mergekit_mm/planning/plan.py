@@ -12,15 +12,15 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
+from mergekit_mm.architecture.matching import some
+from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
+from mergekit_mm.composing.model import omni_model
+from mergekit_mm.composing.processor import omni_processor
+from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
-from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
-from mergekit_mm.planning.omni_model import omni_model
-from mergekit_mm.planning.omni_processor import omni_processor
 from mergekit_mm.planning.planner import MultimodalPlanner
 from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
-from mergekit_mm.planning.reading import open_sources
 
 LOG = logging.getLogger(__name__)
 

@@ -27,19 +27,20 @@ from transformers import PreTrainedConfig
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.methods import method_named
-from mergekit_mm.planning.composition import is_decoupled
+from mergekit_mm.composing.composition import is_decoupled
+from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
+from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
+from mergekit_mm.graph.reading import SOURCES, GatherMemoryTensors, load, without_adapter
+from mergekit_mm.graph.rows import UniteRows, remember
+from mergekit_mm.graph.writing import CastTensor, PickTensor
+from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.inputs import Inputs
-from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.ledger import COPIED, Ledger
-from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import RoleModule
-from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
-from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
+from mergekit_mm.planning.outputs import Output, as_base, as_omni
+from mergekit_mm.planning.policies import Policy, policy_of, why_undefined
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
-from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
-from mergekit_mm.planning.vocabulary import UniteRows, remember
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class MultimodalPlanner(MergePlanner):
         self, job: _Job, model: ModelReference, held: dict[ModelReference, str], dtype: str | None = None
     ) -> Task:
         if self._is_realigned(job):
-            return KeepTensor(model=model, tensors=self._gather(job, held, dtype))
+            return PickTensor(group=self._gather(job, held, dtype), key=model)
         return load(model, held[model], job.label, dtype, self._read_device())
 
     def _is_realigned(self, job: _Job) -> bool:

@@ -15,8 +15,8 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from pydantic import ValidationError
 
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.methods import catalogue
-from mergekit_mm.planning.composition import COMPOSITION, HOST
+from mergekit_mm.composing.composition import COMPOSITION, HOST
+from mergekit_mm.methods import is_own_method
 from mergekit_mm.planning.modules import ALIASES
 
 
@@ -32,11 +32,6 @@ class Policy(str, Enum):
 SIDE_FILES = "processor_source"
 OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
 ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
-
-
-def is_own_method(name: str) -> bool:
-    """Whether a merge method is the plugin's: it then defaults to the paper's choice of tensors."""
-    return any(method.name == name for method in catalogue())
 
 
 def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Policy:

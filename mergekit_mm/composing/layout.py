@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
+from mergekit_mm.architecture.matching import Match, some, tower_names
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import CHOICE, Composition
-from mergekit_mm.planning.matching import Match, some, tower_names
-from mergekit_mm.planning.settings import told_apart, window
+from mergekit_mm.architecture.settings import told_apart, window
+from mergekit_mm.composing.composition import CHOICE, Composition
 
 HEAD = "lm_head.weight"  # of every host, see omni/composition.py
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import filecmp
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit.common import ModelReference
@@ -14,9 +15,16 @@ from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.lora.adapter import Adapter, AdapterError, open_adapter
-from mergekit_mm.planning.reading import Adaptation
 
 _SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapter bound to the checkpoint it adapts: name in memory -> the adapter's own name."""
+
+    adapter: Adapter
+    names: Mapping[str, str] = field(repr=False)
 
 
 def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:

@@ -1,101 +1,22 @@
-"""The merging steps of the plugin in mergekit's task graph: a method over the tensors, or the deltas, of one output."""
+"""What a merge changes of a base: made as a delta, taken from a merged tensor, added to the base, rescaled."""
 
 from __future__ import annotations
 
-import logging
-import zlib
 from collections.abc import Sequence
 
 import torch
 from mergekit.common import ModelReference
 from mergekit.graph import Task
-from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
 from mergekit_mm.architecture.disk import CheckpointError
-from mergekit_mm.methods import method_named
+from mergekit_mm.graph.merging import MergeTensors, require_finite
+from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.methods.apply import is_finite, mean_delta, working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.policies import is_own_method
-
-LOG = logging.getLogger(__name__)
 
 # mergekit's methods whose result is a weighted sum of the deltas, whatever these are
 SUMS = ("linear", "task_arithmetic")
-
-
-class MergeTensors(ExecuteMergeMethodTask):
-    """Run a merge method on one tensor, after the cases in which arithmetic would do harm.
-
-    A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
-    the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
-    """
-
-    gather_tensors: Task  # mergekit's own collectors of tensors, or ours
-    seed: int = 0
-
-    def execute(
-        self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
-    ) -> torch.Tensor | None:
-        keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
-        kept, name = tensors[keeper], self.output_weight.name
-        assert isinstance(kept, torch.Tensor)
-        plain = [t for model in self.model_order if isinstance(t := tensors[model], torch.Tensor)]
-        if not all(t.is_floating_point() for t in plain):
-            if any(not torch.equal(t, kept) for t in plain):
-                LOG.warning("Buffer %s (%s) differs between the inputs; %s's is kept.", name, kept.dtype, keeper)
-            return kept
-        broken = [str(model) for model in self.model_order if not _is_finite(tensors[model])]
-        if broken:
-            # an infinite bound that all share is meant; anything else would spread through the arithmetic
-            if len(plain) == len(tensors) and all(t.shape == kept.shape and torch.equal(t, kept) for t in plain):
-                return kept
-            raise ValueError(
-                f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
-                "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
-            )
-        merged = self._merged(tensors)
-        if merged is not None:
-            _require_finite(merged, name, self.method_name)
-        return merged
-
-    def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
-        devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._stream(tensors))
-            merged: torch.Tensor | None = super().execute(tensors)
-        return merged
-
-    def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> int:
-        """Seed, name and the first values of each input: experts that are merged one by one get masks of their own."""
-        state = zlib.crc32(f"{self.seed} {self.output_weight.name}".encode())
-        for model in self.model_order:
-            if isinstance(tensor := tensors[model], torch.Tensor):
-                first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
-                state = zlib.crc32(first.numpy().tobytes(), state)
-        return state
-
-
-class MergeTaskVectors(MergeTensors):
-    """Run one of the plugin's methods, in float32 or wider; adapters stay the factors they are."""
-
-    as_vector: bool = False  # a kernel of a convolution is no stack of matrices
-
-    def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor:
-        method = method_named(self.method_name)
-        base = tensors[self.base_model]
-        assert isinstance(base, torch.Tensor)
-        shape = base.shape
-        base = base.to(working_dtype(base.dtype))
-        task_vectors = [
-            t if isinstance(t, TaskVector) else TaskVector(t, base=base)
-            for model in self.model_order
-            if model != self.base_model and (t := tensors[model]) is not None
-        ]
-        if self.as_vector:
-            base = base.reshape(-1)
-            task_vectors = [TaskVector(t.dense(base.dtype).reshape(-1)) for t in task_vectors]
-        label = f"tensor {self.output_weight.name!r}"
-        return method.merge(base, task_vectors, label, **dict(self.parameters.items())).reshape(shape)
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 class MergeDelta(MergeTensors):
@@ -118,7 +39,7 @@ class MergeDelta(MergeTensors):
             for model in self.model_order
             if model != self.over or model != self.base_model
         }
-        broken = [str(m) for m, delta in deltas.items() if not _is_finite(delta)]
+        broken = [str(m) for m, delta in deltas.items() if not is_finite(delta)]
         if broken:
             raise CheckpointError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
         adapted = deltas.pop(self.base_model, None) if self.base_model else None
@@ -183,8 +104,52 @@ class AddDelta(Task[torch.Tensor]):
 
     def execute(self, base: torch.Tensor, delta: TaskVector, **_kwargs: object) -> torch.Tensor:
         merged = delta.added_to(base.to(working_dtype(base.dtype)))
-        _require_finite(merged, self.delta.output_weight.name, self.delta.method_name)
+        require_finite(merged, self.delta.output_weight.name, self.delta.method_name)
         return merged
+
+
+class RescaleDelta(Task[torch.Tensor]):
+    """base + scale * (merged - base) in float32 or wider: one solution of a merge serves every strength of it."""
+
+    base: Task
+    merged: Task
+    scale: float
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        if self.scale == 1.0 or not merged.is_floating_point():
+            return merged
+        wide = base.to(working_dtype(merged.dtype))
+        # equal infinities, which masks hold, differ by nothing
+        return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
+
+
+class Difference(Task[TaskVector]):
+    """What a merged tensor has over its base, for methods of mergekit that look at more than deltas.
+
+    Where that is nowhere more than rounding, as such methods leave of equal inputs, it is nothing.
+    """
+
+    merged: Task
+    base: Task
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> TaskVector:
+        dtype = working_dtype(merged.dtype) if merged.is_floating_point() else torch.float32
+        base, merged = base.to(dtype), merged.to(dtype)
+        delta = torch.where(base == merged, 0.0, merged - base)
+        rounding = delta.abs() <= _ROUNDING * base.abs()
+        return TaskVector(torch.zeros_like(delta) if rounding.all() else delta)
 
 
 def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
@@ -197,18 +162,3 @@ def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
     for delta, weight in zip(deltas, weights, strict=True):
         total = delta.added_to(total, weight)
     return TaskVector(total)
-
-
-def _require_finite(merged: torch.Tensor, name: str, method: str) -> None:
-    """ValueError for NaN or Inf that a merge has made of finite inputs."""
-    if not is_finite(merged):
-        raise ValueError(
-            f"Merging tensor {name} by {method} gives NaN or Inf in {merged.dtype}: look at the weights, or merge in a "
-            "wider `dtype`."
-        )
-
-
-def _is_finite(value: torch.Tensor | TaskVector) -> bool:
-    if isinstance(value, TaskVector):
-        return all(is_finite(part) for part in (value.left, value.right, value.base) if part is not None)
-    return is_finite(value)

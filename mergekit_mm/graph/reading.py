@@ -7,7 +7,7 @@ in `SOURCES`, as mergekit's own tasks look up their files in `LoaderCache`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,16 +17,8 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.lora.adapter import Adapter
+from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.numerics.task_vector import TaskVector
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """An adapter bound to the checkpoint it adapts: name in memory -> the adapter's own name."""
-
-    adapter: Adapter
-    names: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from mergekit.config import MergeConfiguration
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.composing.vocabulary import Marker, Vocabulary, unite
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.vocabulary import Marker, Vocabulary, unite
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
 COMPOSITION = "composition"  # of the whole merge: how tokens of media go through the language model

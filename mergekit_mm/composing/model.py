@@ -11,10 +11,10 @@ from transformers.initialization import no_init_weights
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.settings import settings
+from mergekit_mm.composing.composition import Composition, placeholder
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
-from mergekit_mm.planning.composition import Composition, placeholder
-from mergekit_mm.planning.settings import settings
 
 
 def omni_model(
