@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
@@ -24,12 +23,13 @@ from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.graph.deltas import AddDelta, MergeDelta
 from mergekit_mm.graph.factors import SameTensor, SharedFactors, equal_values
-from mergekit_mm.graph.reading import SOURCES, GatherMemoryTensors, LoadDelta, LoadTensor, load, load_delta
+from mergekit_mm.graph.reading import SOURCES, LoadDelta, LoadTensor, load, load_delta
 from mergekit_mm.graph.reading import without_adapter as plain
 from mergekit_mm.graph.writing import PickTensor
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.omni.routing import FULL
+from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.outputs import Output
 
@@ -51,11 +51,11 @@ class Decoupling:
     factors of factors.
     """
 
-    def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, device: str | None) -> None:
+    def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, gathering: Gathering) -> None:
         omni, skeleton = inputs.composition, inputs.base_checkpoint.skeleton
         assert omni is not None
         assert skeleton is not None
-        self.inputs, self.stack, self.device = inputs, stack, device
+        self.inputs, self.stack, self.gathering = inputs, stack, gathering
         self.base, self.method = config.base_model, config.merge_method
         self.owners = {omni.owner(modality): donor for modality, donor in omni.modalities.items()}
         self.linear = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
@@ -68,15 +68,7 @@ class Decoupling:
 
     # ----------------------------------------------------------------------------------------------------- planning
 
-    def merged(
-        self,
-        name: str,
-        info: TensorInfo,
-        label: str,
-        held: Mapping[ModelReference, str],
-        dtype: str | None,
-        merge: Mapping[str, Any],
-    ) -> Task | None:
+    def merged(self, job: Job, dtype: str | None, merge: Mapping[str, Any]) -> Task | None:
         """Note what is kept beside one merged tensor; the task that makes it, where that is not the usual one.
 
         merge: fields of the task that merges it; dtype: in which it reads its inputs.
@@ -84,38 +76,49 @@ class Decoupling:
         Raises:
             CheckpointError: a tensor in which tokens cannot be told apart, or a donor without a part in the merge.
         """
-        if not self._is_routed(info):
+        if not self._is_routed(job.info):
             return None
-        absent = [str(donor) for donor in self.owners.values() if donor not in held]
+        absent = [str(donor) for donor in self.owners.values() if donor not in job.held]
         if absent:
-            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {name}.")
-        experts = [model for model in held if model != self.base]
-        if self.adapters.issuperset(experts) and self.base in held:
-            twins = {m: load(plain(m), held[m], label, dtype, self.device) for m in (self.base, *experts)}
-            base = SameTensor(base=twins.pop(self.base), twins=tuple((str(m), task) for m, task in twins.items()))
-            rank = min(sum(_rank(model, held[model]) or 0 for model in experts), info.shape[-1])
+            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {job.name}.")
+        experts = tuple(model for model in job.held if model != self.base)
+        if self.base in job.held and self.adapters.issuperset(experts):
+            rank = min(sum(_rank(model, job.held[model]) or 0 for model in experts), job.info.shape[-1])
+            base = self._shared_base(job, experts, dtype)
             if rank == 0:
                 return base
-            size, owners = torch.Size(info.shape).numel(), len(self.owners)
-            if rank * (info.shape[1] + owners * info.shape[0]) < owners * size and self._makes_factors(merge):
-                deltas = tuple(load_delta(model, held[model], label, self.device) for model in experts)
-                read = GatherMemoryTensors(
-                    weight_info={model: WeightInfo(name=held[model]) for model in experts},
-                    device=self.device,
-                    label=label,
-                    deltas=tuple(experts),
-                )
-                delta = MergeDelta(gather_tensors=read, over=self.base, **merge)
-                places = tuple((o, experts.index(d) if d in experts else -1) for o, d in self.owners.items())
-                self._factored[name] = _Factored(delta, deltas, places, rank, info.shape)
-                return AddDelta(base=base, delta=delta)
-        self._own[name] = {o: load(d, held[d], label, dtype, self.device) for o, d in self.owners.items()}
+            (rows, columns), owners = job.info.shape, len(self.owners)
+            if rank * (columns + owners * rows) < owners * rows * columns and self._makes_factors(merge):
+                return AddDelta(base=base, delta=self._factored_delta(job, experts, rank, merge))
+        self._own[job.name] = self._of_donors(job, dtype)
         return None
 
-    def kept_out(self, name: str, info: TensorInfo, label: str, held: Mapping[ModelReference, str]) -> None:
+    def _factored_delta(
+        self, job: Job, experts: tuple[ModelReference, ...], rank: int, merge: Mapping[str, Any]
+    ) -> MergeDelta:
+        """The merged delta as factors; those of the owners are noted."""
+        delta = MergeDelta(gather_tensors=self.gathering.together(job, experts, None, experts), over=self.base, **merge)
+        deltas = tuple(load_delta(model, job.held[model], job.label, self.gathering.device) for model in experts)
+        places = tuple((o, experts.index(d) if d in experts else -1) for o, d in self.owners.items())
+        self._factored[job.name] = _Factored(delta, deltas, places, rank, job.info.shape)
+        return delta
+
+    def _shared_base(self, job: Job, experts: tuple[ModelReference, ...], dtype: str | None) -> Task:
+        """The base's tensor, which is also that of the models under all adapters."""
+        base, *twins = (
+            load(plain(model), job.held[model], job.label, dtype, self.gathering.device)
+            for model in (self.base, *experts)
+        )
+        return SameTensor(base=base, twins=tuple(zip(map(str, experts), twins, strict=True)))
+
+    def _of_donors(self, job: Job, dtype: str | None) -> dict[str, Task]:
+        return {owner: self.gathering.one(job, donor, dtype) for owner, donor in self.owners.items()}
+
+    def kept_out(self, job: Job) -> None:
         """Note the owners' biases where the text's is not merged: a matrix and its bias belong together."""
-        if info.role is Role.BIASES and self._is_routed(info) and held.keys() >= set(self.owners.values()):
-            self._biases[name] = {o: load(d, held[d], label, None, self.device) for o, d in self.owners.items()}
+        is_bias = job.info.role is Role.BIASES and self._is_routed(job.info)
+        if is_bias and job.held.keys() >= set(self.owners.values()):
+            self._biases[job.name] = self._of_donors(job, None)
 
     @property
     def told(self) -> str:
