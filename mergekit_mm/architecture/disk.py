@@ -52,6 +52,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.")
+    return read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The config in a JSON file. CheckpointError: it is damaged."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

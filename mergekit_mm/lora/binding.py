@@ -14,7 +14,7 @@ from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.lora.adapter import Adapter, AdapterError, open_adapter
+from mergekit_mm.lora.adapter import Adapter, open_adapter
 
 _SHOWN = 6
 
@@ -34,10 +34,7 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
         CheckpointError: no adapter that can be merged, one of another base, or one that changes tensors which the
             model lacks, holds tied to others, or holds in other shapes.
     """
-    try:
-        adapter = open_adapter(str(model.lora), directory)
-    except AdapterError as error:
-        raise CheckpointError(str(error)) from error
+    adapter = open_adapter(str(model.lora), directory)
     if not _is_base(adapter, str(model.model.path), checkpoint):
         raise CheckpointError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
