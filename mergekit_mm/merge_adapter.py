@@ -15,6 +15,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.listing import indented
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.graph.reading import SOURCES
@@ -27,7 +28,6 @@ from mergekit_mm.planning.plan import plan_merge
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
 LOG = logging.getLogger(__name__)
-_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,11 @@ def _factorised(
         elif delta.dense(torch.float32).any():
             unfit.append(name)
     if unfit:
-        shown = "\n  ".join(unfit[:_SHOWN]) + (f"\n  ... and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else "")
         roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
         policies = ", ".join(f"{role}: base" for role in sorted(roles))
         raise CheckpointError(
             f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
-            f"adapter can hold:\n  {shown}\n"
+            f"adapter can hold:{indented(unfit, '  ')}\n"
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
 
@@ -126,10 +125,8 @@ def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
             n.removesuffix(".weight") for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2
         }
         return plain, set()
-    aliases = base.skeleton.aliases
-    tied = {*aliases, *aliases.values()}
     found = dict(base.skeleton.model.named_modules())
-    fit = {p: m for p, m in found.items() if f"{p}.weight" not in tied}
+    fit = {p: m for p, m in found.items() if not base.skeleton.tied_to(f"{p}.weight")}
     embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
     return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
-from mergekit_mm.architecture.matching import Match, some, tower_names
+from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.matching import Match, tower_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.architecture.settings import told_apart, window
 from mergekit_mm.composing.composition import CHOICE, Composition

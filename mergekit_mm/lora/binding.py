@@ -12,11 +12,10 @@ from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.lora.adapter import Adapter, open_adapter
-
-_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,8 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
             "adapter_config.json."
         )
     names = _memory_names(adapter, checkpoint)
-    problems = list(_problems(adapter, names, checkpoint))
-    if problems:
-        raise CheckpointError(
-            f"{adapter.name} does not fit {model.model}:\n"
-            + "\n".join(f"    {p}" for p in problems[:_SHOWN])
-            + (f"\n    ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
-        )
+    if problems := _problems(adapter, names, checkpoint):
+        raise CheckpointError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
     return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
 
 
@@ -77,11 +71,9 @@ def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
     problems = [f"{name}: the model has no such tensor" for name in adapter.changes if name not in names]
-    aliases = checkpoint.skeleton.aliases if checkpoint.skeleton else {}
-    tied = {*aliases, *aliases.values()}
     for own, memory in names.items():
-        if memory in tied:
-            partners = sorted(n for n in tied if aliases.get(n, n) == aliases.get(memory, memory) and n != memory)
+        partners = sorted(checkpoint.skeleton.tied_to(memory)) if checkpoint.skeleton else []
+        if partners:
             problems.append(
                 f"{own}: the model ties it to {', '.join(partners)}, which would change with it; "
                 "merge that adapter with PEFT and untie the two"

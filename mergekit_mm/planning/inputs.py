@@ -13,7 +13,8 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
-from mergekit_mm.architecture.matching import Match, some
+from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.matching import Match
 from mergekit_mm.architecture.settings import told_apart
 from mergekit_mm.composing.composition import Composition, compose, is_composed
 from mergekit_mm.composing.layout import lay_out

@@ -12,7 +12,7 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.architecture.matching import some
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
