@@ -14,7 +14,7 @@ from mergekit_mm.architecture.roles import Role
 from mergekit_mm.architecture.settings import told_apart, window
 from mergekit_mm.composing.composition import CHOICE, Composition
 
-HEAD = "lm_head.weight"  # of every host, see omni/composition.py
+HEAD = "lm_head.weight"  # of every host, see omni/donors.py
 
 
 @dataclass(frozen=True)

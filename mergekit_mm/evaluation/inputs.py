@@ -13,9 +13,9 @@ from PIL import Image
 
 from mergekit_mm.evaluation import decoding
 from mergekit_mm.evaluation.chat import MODALITIES, Writer, Written, parts_of, places_of
+from mergekit_mm.omni.expansion import ARGUMENT
 
 LOG = logging.getLogger(__name__)
-ARGUMENT = {"image": "images", "video": "videos", "audio": "audio"}  # of transformers' processors
 _PREPARES = {
     "image": ("image_processor",),
     "video": ("video_processor",),
