@@ -49,14 +49,14 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def run_multimodal_merge(
-    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
+    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
 
     Raises:
         MergeRefused: the config or an input is not fit to be merged.
     """
-    _run(config, {None: Path(out_path)}, options, config_source)
+    _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml())
 
 
 def run_sweep(
@@ -64,7 +64,7 @@ def run_sweep(
     out_path: str,
     options: MergeOptions,
     scales: Sequence[float],
-    config_source: str | None = None,
+    config_source: str,
 ) -> list[Path]:
     """One merge at several strengths: `out_path/scaling_<s>` is base + s * (merged - base), solved once for all.
 
@@ -79,7 +79,7 @@ def run_sweep(
 
 
 def _run(
-    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str | None
+    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
 ) -> None:
     """Merge to every output: scale of the merged delta (None: as it is) -> directory."""
     if options.random_seed is not None:
@@ -104,7 +104,7 @@ def _run(
             if options.write_model_card:
                 hashes = hash_inputs(plan, options.quiet)
                 for scale, path in staging.items():
-                    source = _recipe(config_source or config.to_yaml(), scale)
+                    source = _recipe(config_source, scale)
                     card = model_card(plan, outputs[scale].name, source, hashes)
                     (path / "README.md").write_text(card, encoding="utf-8")
                     (path / "mergekit_config.yml").write_text(source, encoding="utf-8")

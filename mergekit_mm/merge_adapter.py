@@ -43,9 +43,9 @@ def merge_to_adapter(
     config: MergeConfiguration,
     out_path: str,
     options: MergeOptions,
-    rank: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    config_source: str | None = None,
+    rank: int | None,
+    dtype: torch.dtype,
+    config_source: str,
 ) -> list[ModuleResult]:
     """Run a merge and write what it changes of its base as one PEFT adapter, of at most `rank` per module.
 
@@ -74,10 +74,9 @@ def merge_to_adapter(
                 name = str(plan.inputs.base.model.path)
                 model_class = type(base.skeleton.model) if base.skeleton else None
                 write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
-                source = config_source or config.to_yaml()
-                (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
+                (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
                 if options.write_model_card:
-                    card = model_card(plan, out.name, source, hash_inputs(plan, options.quiet), library="peft")
+                    card = model_card(plan, out.name, config_source, hash_inputs(plan, options.quiet), library="peft")
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
     finally:

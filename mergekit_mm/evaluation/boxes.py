@@ -32,7 +32,7 @@ def read_box(reply: str) -> Box | None:
     return None
 
 
-def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str = "auto") -> Box:
+def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str) -> Box:
     """`box` in pixels. `auto`: per mille if any number lies outside [0, 1], else parts of 1 (the paper's rule).
 
     `pixel` are pixels of the picture as the data set has it, not as a processor resized it. ValueError: unknown unit.

@@ -54,8 +54,8 @@ class Writer:
         processor: Any,
         config: Any,
         template: str | None,
-        system_prompt: str | None = None,
-        arguments: Mapping[str, Any] | None = None,
+        system_prompt: str | None,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
         self.processor = processor
         self.template = template

@@ -79,11 +79,11 @@ class Reader:
     """Requests for one processor. `options`: modality -> what else its part of the processor is told."""
 
     def __init__(
-        self, processor: Any, writer: Writer, options: Mapping[str, Mapping[str, Any]], num_frames: int | None = None
+        self, processor: Any, writer: Writer, options: Mapping[str, Mapping[str, Any]], num_frames: int | None
     ) -> None:
         self.processor, self.writer, self.num_frames = processor, writer, num_frames
         self.parts = {modality: prepares(processor, modality) for modality in MODALITIES}
-        self.options = {modality: dict(options.get(modality) or {}) for modality in MODALITIES}
+        self.options = {modality: dict(options[modality]) for modality in MODALITIES}
         for modality, given in self.options.items():
             known = getattr(getattr(self.parts[modality], "valid_kwargs", None), "__annotations__", None)
             if known is not None and (unknown := sorted(given.keys() - known)):

@@ -20,14 +20,15 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 def output_config(
     base: Mapping[str, Any],
     written: Mapping[str, DiskTensor],
-    layers: Sequence[int] | None = None,
-    vocab_size: int | None = None,
+    layers: Sequence[int] | None,
+    vocab_size: int | None,
 ) -> dict[str, Any]:
     """The base's raw config with the dtype that was written and, where they changed, layer count and vocabulary.
 
     Args:
-        layers: for each layer of the output's language model, the index of the base's layer that it came from.
-        vocab_size: rows of the output's embeddings.
+        layers: for each layer of the output's language model, the index of the base's layer that it came from; None
+            if all are where they were.
+        vocab_size: rows of the output's embeddings; None if they are the base's.
     """
     config = deepcopy(dict(base))
     sizes: Counter[torch.dtype] = Counter()

@@ -111,7 +111,7 @@ class Adapter:
             return (a[1], b[0])
         return (b[0], *a[1:])
 
-    def task_vector(self, name: str, base: Tensor | None = None) -> TaskVector:
+    def task_vector(self, name: str, base: Tensor | None) -> TaskVector:
         """What the adapter changes of a tensor: factors (out, r) and (r, in) with the scaling in the left one.
 
         Convolutions, biases and whole tensors come dense. `base` (the tensor that was adapted) is read where

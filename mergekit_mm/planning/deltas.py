@@ -32,11 +32,11 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
         raise CheckpointError(
             "An adapter cannot move layers: leave `slices` out, or let them keep every layer in place."
         )
-    tasks = {name: _delta(planner, over, task) for name, task in planner.tensors.items()}
+    tasks = {name: _delta(over, task) for name, task in planner.tensors.items()}
     return {name: task for name, task in tasks.items() if task is not None}
 
 
-def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task[TaskVector] | None:
+def _delta(over: ModelReference, task: Task) -> Task[TaskVector] | None:
     if isinstance(task, LoadTensor):
         if task.model == over:
             return None

@@ -53,7 +53,7 @@ class MultimodalPlanner(MergePlanner):
         arch: ModelArchitecture,
         options: MergeOptions,
         inputs: Inputs,
-        sweep: bool = False,
+        sweep: bool,
     ):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
