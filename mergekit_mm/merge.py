@@ -27,7 +27,6 @@ from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
-from mergekit_mm.graph.reading import SOURCES
 from mergekit_mm.planning.inputs import locate
 from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.planning.policies import SIDE_FILES
@@ -84,15 +83,15 @@ def _run(
     """Merge to every output: scale of the merged delta (None: as it is) -> directory."""
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
-    try:
+    with ExitStack() as inputs:
         with refusing(CheckpointError, ValueError, RuntimeError):
             require_device(options)
-            plan = plan_merge(config, options, sweep=None not in outputs)
+            plan = inputs.enter_context(plan_merge(config, options, sweep=None not in outputs))
             for out in outputs.values():
                 check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError, OSError), ExitStack() as stack:
-            staging = {scale: stack.enter_context(staged(out)) for scale, out in outputs.items()}
+        with refusing(CheckpointError, ValueError, OSError), ExitStack() as directories:
+            staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
             check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
@@ -108,8 +107,6 @@ def _run(
                     card = model_card(plan, outputs[scale].name, source, hashes)
                     (path / "README.md").write_text(card, encoding="utf-8")
                     (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
-    finally:
-        SOURCES.clear()
 
 
 def require_device(options: MergeOptions) -> None:
@@ -135,14 +132,10 @@ def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
     Raises:
         MergeRefused: the merge would be refused.
     """
-    try:
-        with refusing(CheckpointError, ValueError, RuntimeError):
-            plan = plan_merge(config, options)
-            _side_files_source(plan, options)
-            plan.planner.plan_to_disk("unused")
-            return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
-    finally:
-        SOURCES.clear()
+    with refusing(CheckpointError, ValueError, RuntimeError), plan_merge(config, options) as plan:
+        _side_files_source(plan, options)
+        plan.planner.plan_to_disk("unused")
+        return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:

@@ -18,7 +18,6 @@ from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.listing import indented
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
-from mergekit_mm.graph.reading import SOURCES
 from mergekit_mm.lora.write import write_adapter
 from mergekit_mm.merge import refusing, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
@@ -56,10 +55,9 @@ def merge_to_adapter(
     out = Path(out_path)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    try:
-        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
-            require_device(options)
-            plan = plan_merge(config, options)
+    with refusing(CheckpointError, ValueError, RuntimeError, OSError):
+        require_device(options)
+        with plan_merge(config, options) as plan:
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
             if not options.quiet:
@@ -79,8 +77,6 @@ def merge_to_adapter(
                     card = model_card(plan, out.name, config_source, hash_inputs(plan, options.quiet), library="peft")
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
-    finally:
-        SOURCES.clear()
 
 
 def _factorised(

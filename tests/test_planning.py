@@ -72,8 +72,8 @@ def test_inputs_of_one_output_are_read_together(base_layout: str, expert_layout:
     would be read one whole model after the other, all held in memory at once."""
     models = experts("llava", expert_layout)
     base = checkpoint("llava", base_layout)
-    plan = plan_merge(config(base, models), MergeOptions())
-    schedule = Executor(targets=plan.planner.plan_to_disk("unused")).schedule
+    with plan_merge(config(base, models), MergeOptions()) as plan:
+        schedule = Executor(targets=plan.planner.plan_to_disk("unused")).schedule
     largest = max(tensor.nbytes for tensor in open_checkpoint("base", base).disk.values())
     held: dict[Any, int] = {}
     peak = 0

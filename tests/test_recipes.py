@@ -45,7 +45,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mergekit_mm.cli import main
 from mergekit_mm.graph.merging import MergeTensors
-from mergekit_mm.graph.reading import SOURCES
 from mergekit_mm.merge import MergeRefused, check_merge
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.planning.plan import Plan, plan_merge
@@ -322,12 +321,10 @@ def test_every_recipe_is_tested() -> None:
 @functools.cache
 def planned(name: str) -> Plan:
     """The plan of a recipe over its models at full size."""
-    plan = plan_merge(MergeConfiguration.model_validate(over(recipe(name), full_size)), MergeOptions())
-    try:
+    config = MergeConfiguration.model_validate(over(recipe(name), full_size))
+    with plan_merge(config, MergeOptions()) as plan:
         plan.planner.plan_to_disk("unused")
-    finally:
-        SOURCES.clear()
-    return plan
+        return plan
 
 
 @pytest.mark.parametrize("name", ROLES)
@@ -361,7 +358,7 @@ def test_full_size_names_are_those_on_the_hub(name: str, published: set[str]) ->
 )
 def test_settings_of_the_released_code(name: str, preset: str, scaling: float) -> None:
     """300 steps, rank min(out, in) / 5 for five experts; SGD from the mean for adapters, Adam from the sum else."""
-    merges = [task for _, task in planned(name).planner._tensors if isinstance(task, MergeTensors)]
+    merges = [task for task in planned(name).planner.tensors.values() if isinstance(task, MergeTensors)]
     assert len(merges) == sum(count for (_, policy), count in ROLES[name].items() if policy == "merge")
     for task in merges:
         given = {key: value for key, value in task.parameters.items() if value is not None}

@@ -6,7 +6,8 @@ in `SOURCES`, as mergekit's own tasks look up their files in `LoaderCache`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +42,13 @@ class Source:
 SOURCES: dict[ModelReference, Source] = {}
 
 
+@contextmanager
 def open_sources(
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
     lazy_unpickle: bool,
-) -> None:
-    """Make these inputs, and no others, known to the tasks; what an adapter leaves alone is read as its base's."""
+) -> Iterator[None]:
+    """While open, these inputs, and no others, are known to the tasks; what an adapter leaves alone is its base's."""
     SOURCES.clear()
     loaders: dict[str, LazyTensorLoader] = {}
     names: dict[Path, ModelReference] = {}
@@ -57,6 +59,10 @@ def open_sources(
         plain = names.setdefault(checkpoint.directory.resolve(), alone)
         SOURCES[model] = Source(checkpoint, loader, adaptations.get(model), plain)
         SOURCES.setdefault(plain, Source(checkpoint, loader, None, plain))
+    try:
+        yield
+    finally:
+        SOURCES.clear()
 
 
 def without_adapter(model: ModelReference) -> ModelReference:

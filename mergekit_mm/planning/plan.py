@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mergekit import merge_methods
@@ -74,8 +75,11 @@ class Plan:
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
 
-def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Plan:
+@contextmanager
+def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Iterator[Plan]:
     """Open the inputs, match them and settle what is done with each tensor; `sweep` if deltas will be rescaled.
+
+    The inputs stay open to the tasks of the plan until the block ends.
 
     Raises:
         CheckpointError: an input is damaged, or the inputs do not fit each other.
@@ -90,7 +94,12 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         )
     _require_dtypes(config)
     inputs = open_inputs(config, options)
-    open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
+    with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
+        yield Plan(config, inputs, _planner(config, options, inputs, sweep))
+
+
+def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, sweep: bool) -> MultimodalPlanner:
+    """The planner, once the config is seen to be one for these inputs."""
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config, list(architecture.modules))
     if unread := unread_parameters(config):
@@ -105,8 +114,7 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         _require_whole(inputs, config)
         chosen = choices(config, inputs.checkpoints)
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
-    planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
-    return Plan(config, inputs, planner)
+    return MultimodalPlanner(planned, architecture, options, inputs, sweep)
 
 
 def _require_dtypes(config: MergeConfiguration) -> None:
