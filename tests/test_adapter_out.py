@@ -13,6 +13,7 @@ import torch
 import transformers
 import yaml
 import zoo
+from adapters import adapted, pair, plus, wide
 from checkpoints import (
     assert_close,
     checkpoint,
@@ -28,7 +29,6 @@ from checkpoints import (
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_adapters import adapted, pair, plus, wide
 
 from mergekit_mm.cli import main
 from mergekit_mm.numerics.factorise import factorise

@@ -16,6 +16,7 @@ import torch
 import transformers
 import yaml
 import zoo
+from adapters import adapted, plus
 from checkpoints import (
     altered,
     assert_nothing_left,
@@ -24,6 +25,7 @@ from checkpoints import (
     fresh,
     linear,
     load,
+    logits,
     merge,
     run,
     save_model,
@@ -32,8 +34,7 @@ from checkpoints import (
     with_method,
 )
 from click.testing import CliRunner
-from test_adapters import adapted, plus
-from test_omni_merge import MEDIA, omni
+from omni_models import MEDIA, omni
 
 from mergekit_mm.cli import main
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
@@ -72,12 +73,6 @@ def prompt_of(*families: str) -> dict[str, Any]:
     parts = [zoo.FAMILIES[family].media() for family in families]  # type: ignore[misc]
     media = {f"{MEDIA[key]}__{key}": value for part in parts for key, value in part.items() if key in MEDIA}
     return {"input_ids": torch.cat([part["input_ids"] for part in parts], dim=1), **media}
-
-
-@torch.no_grad()
-def logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    found: torch.Tensor = model(**inputs).logits
-    return found
 
 
 def linears(model: Any) -> dict[str, torch.nn.Linear]:

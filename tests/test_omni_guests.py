@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 import zoo
+from adapters import adapted, plus
 from checkpoints import (
     Tensors,
     altered,
@@ -31,9 +32,8 @@ from checkpoints import (
     with_method,
 )
 from click.testing import CliRunner
+from omni_models import TOLERANCE, answers, omni
 from processors import picture, tone, with_processor
-from test_adapters import adapted, plus
-from test_omni_merge import TOLERANCE, answers, omni
 
 from mergekit_mm.cli import main
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 import transformers
 import yaml
 import zoo
+from adapters import adapted, plus
 from checkpoints import (
-    Outcome,
     altered,
     assert_nothing_left,
     checkpoint,
@@ -32,20 +31,14 @@ from checkpoints import (
     with_method,
 )
 from click.testing import CliRunner
+from omni_models import MEDIA, TOLERANCE, answers, omni
 from processors import with_processor
-from test_adapters import adapted, plus
 from tokenizers import Tokenizer
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.cli import main
 from mergekit_mm.composing.composition import placeholder
-from mergekit_mm.omni import register
-from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 
-register()
-TOLERANCE = 2e-5
-MEDIA = {"pixel_values": "image", "image_grid_thw": "image", "pixel_values_videos": "video", "input_features": "audio"}
-MEDIA |= {"feature_attention_mask": "audio", "input_features_mask": "audio"}
 # (host, guests): every two share a backbone in the zoo
 PAIRINGS = [
     ("llava", ("qwen2_audio_llama",)),
@@ -56,30 +49,12 @@ PAIRINGS = [
 ]
 
 
-def as_omni(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A donor's own inputs under the names that the omni model has for them."""
-    return {f"{MEDIA[key]}__{key}" if key in MEDIA else key: value for key, value in inputs.items()}
-
-
 def recipe(host: str, guests: tuple[str, ...], **more: Any) -> dict[str, Any]:
     """The language model of the first guest, and of nobody else, on the host."""
     config = task_arithmetic(checkpoint(host), [checkpoint(g) for g in guests], weight=0.0)
     if "video_llava" in guests:
         more = {"parameters": {"vision_tower": str(checkpoint(host))}, **more}
     return {**config, **more}
-
-
-def omni(outcome: Outcome) -> OmniForConditionalGeneration:
-    model, report = transformers.AutoModelForMultimodalLM.from_pretrained(outcome.out, output_loading_info=True)
-    assert not any(report.values()), report
-    assert isinstance(model, OmniForConditionalGeneration)
-    return model.eval()
-
-
-def answers(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(**as_omni(inputs)).logits
-    return found
 
 
 @pytest.mark.parametrize(("host", "guests"), PAIRINGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import checkpoint, experts
+from checkpoints import checkpoint, experts, with_method
 from hollow import sparse_checkpoint
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
@@ -46,13 +46,7 @@ QWEN2_VL_72B: dict[str, Any] = {
 
 
 def config(base: Path, models: list[Path], method: str = "task_arithmetic") -> MergeConfiguration:
-    return MergeConfiguration.model_validate(
-        {
-            "merge_method": method,
-            "base_model": str(base),
-            "models": [{"model": str(model), "parameters": {"weight": 0.3}} for model in models],
-        }
-    )
+    return MergeConfiguration.model_validate(with_method(method, base, models, dtype=None))
 
 
 def test_a_72b_merge_is_planned_from_headers(tmp_path: Path) -> None:
