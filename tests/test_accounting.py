@@ -16,11 +16,9 @@ import torch
 import yaml
 import zoo
 from checkpoints import (
-    Outcome,
     Tensors,
     altered,
     assert_close,
-    assert_nothing_left,
     assert_same_bytes,
     checkpoint,
     experts,
@@ -28,6 +26,7 @@ from checkpoints import (
     linear,
     load,
     merge,
+    refused,
     run,
     save_model,
     sharded,
@@ -56,17 +55,6 @@ NAMES = {
     ),
 }
 CASES = [(family, layout, name) for (family, layout), names in NAMES.items() for name in names]
-
-
-def refused(config: dict[str, Any], *named: str, flags: tuple[str, ...] = ()) -> Outcome:
-    """Run a merge that must be refused with one message naming all of `named`."""
-    outcome = run(config, *flags)
-    error = outcome.error
-    unnamed = [each for each in named if each not in error]
-    assert not unnamed, f"the error does not name {unnamed}: {error}"
-    assert "Traceback" not in outcome.console
-    assert_nothing_left(outcome)
-    return outcome
 
 
 def without(source: Path, name: str) -> Path:
@@ -161,10 +149,7 @@ def test_a_damaged_value(method: str, value: float) -> None:
 
     expert = altered(checkpoint("qwen2_5_vl", "plain", "expert_1"), damage)
     others = [checkpoint("qwen2_5_vl", "plain", "expert_0"), expert]
-    outcome = run(with_method(method, checkpoint("qwen2_5_vl"), others))
-    assert "layers.0.self_attn.v_proj.weight" in outcome.error
-    assert str(expert) in outcome.error
-    assert_nothing_left(outcome)
+    refused(with_method(method, checkpoint("qwen2_5_vl"), others), "layers.0.self_attn.v_proj.weight", str(expert))
 
 
 @pytest.mark.parametrize(

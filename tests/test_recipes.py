@@ -31,19 +31,19 @@ from checkpoints import (
     load,
     mean,
     merge,
+    plugin,
     save_model,
     side_files,
     sum_of_deltas,
     tensors,
+    written,
 )
-from click.testing import CliRunner
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from published import INTERNVL2_5_1B, QWEN2_5_7B, QWEN2_VL_7B, full_size, internvl_shapes, linked, without_values
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mergekit_mm.cli import main
 from mergekit_mm.graph.merging import MergeTensors
 from mergekit_mm.merge import MergeRefused, check_merge
 from mergekit_mm.methods.optmerge import PRESETS
@@ -267,9 +267,7 @@ def test_check_on_the_command_line() -> None:
     good, bad = over(recipe("internvl2_5_1b_optmerge"), full_size), over(recipe("internvl2_5_1b_optmerge"), full_size)
     other_format(bad)
     for config, code, told in ((good, 0, "168 optmerge"), (bad, 1, "different multimodal architectures")):
-        path = fresh("config.yaml")
-        path.write_text(yaml.safe_dump(config))
-        result = CliRunner().invoke(main, ["check", str(path)])
+        result = plugin("check", written(config))
         assert result.exit_code == code, result.output
         assert told in result.output
         assert "Traceback" not in result.output

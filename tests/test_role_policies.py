@@ -19,16 +19,15 @@ from checkpoints import (
     Outcome,
     Tensors,
     assert_close,
-    assert_nothing_left,
     assert_same_bytes,
     checkpoint,
-    command,
     experts,
     linear,
     load,
     mean,
     merge,
-    run,
+    mergekit_yaml,
+    refused,
     sum_of_deltas,
     task_arithmetic,
     tensors,
@@ -89,7 +88,7 @@ def role_of(name: str, family: str, layout: str) -> str:
 
 def merged_by(method: str, base: Tensors, others: list[Tensors]) -> Tensors:
     """What a merge method makes of each tensor, by mergekit's in-memory API."""
-    command()  # the plugin's methods are registered with it
+    mergekit_yaml()  # the plugin's methods are registered with it
     from mergekit.merge_methods import merge_tensors
 
     parameters = {"linear": {"weight": 1.0}, "task_arithmetic": {"weight": WEIGHT}}
@@ -291,21 +290,15 @@ def test_method_parameters_still_take_filters() -> None:
 # ------------------------------------------------------------------------------------------------- mistakes
 
 
-def error_of(config: dict[str, Any]) -> str:
-    outcome = run(config)
-    assert_nothing_left(outcome)
-    return outcome.error
-
-
 @pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
 def test_an_unknown_policy(method: str) -> None:
-    error = error_of(recipe(method, "llava", "hub", parameters={"vision_tower": "keep"}))
+    error = refused(recipe(method, "llava", "hub", parameters={"vision_tower": "keep"})).error
     assert all(word in error for word in ("vision_tower", "keep", *POLICIES))
 
 
 def test_an_unknown_policy_behind_a_filter() -> None:
     chosen = {"vision_tower": [{"filter": "mlp", "value": "frozen"}, {"value": "base"}]}
-    error = error_of(recipe("task_arithmetic", "llava", "hub", parameters=chosen))
+    error = refused(recipe("task_arithmetic", "llava", "hub", parameters=chosen)).error
     assert all(word in error for word in ("vision_tower", "frozen", *POLICIES))
 
 
@@ -314,7 +307,7 @@ def test_an_unknown_policy_behind_a_filter() -> None:
     [("vison_tower", "vision_tower"), ("projectors", "projector"), ("norm", "norms"), ("wieght", "weight")],
 )
 def test_a_misspelled_parameter(wrong: str, right: str) -> None:
-    error = error_of(recipe("task_arithmetic", "llava", "hub", parameters={wrong: "base"}))
+    error = refused(recipe("task_arithmetic", "llava", "hub", parameters={wrong: "base"})).error
     assert wrong in error
     assert f"{right!r}" in error
 
@@ -322,20 +315,20 @@ def test_a_misspelled_parameter(wrong: str, right: str) -> None:
 def test_a_misspelled_parameter_of_one_model() -> None:
     config = recipe("task_arithmetic", "llava", "hub")
     config["models"][1]["parameters"]["wegiht"] = 0.5
-    error = error_of(config)
+    error = refused(config).error
     assert "wegiht" in error
     assert "'weight'" in error
 
 
 def test_a_misspelled_parameter_of_a_module() -> None:
     modules = {"language_model": {"models": entries_of("llava", "hub"), "parameters": {"nroms": "base"}}}
-    error = error_of(by_modules("llava", "hub", modules))
+    error = refused(by_modules("llava", "hub", modules)).error
     assert "nroms" in error
     assert "'norms'" in error
 
 
 def test_a_misspelled_module() -> None:
-    error = error_of(by_modules("llava", "hub", {"langage_model": {"models": entries_of("llava", "hub")}}))
+    error = refused(by_modules("llava", "hub", {"langage_model": {"models": entries_of("llava", "hub")}})).error
     assert "langage_model" in error
     assert "'language_model'" in error
 
@@ -344,7 +337,7 @@ def test_a_policy_for_one_input_alone_is_refused() -> None:
     """A tensor has one policy, not one per input; ignoring the line would be worse than refusing it."""
     config = recipe("task_arithmetic", "llava", "hub")
     config["models"][1]["parameters"]["vision_tower"] = "base"
-    assert "vision_tower" in error_of(config)
+    assert "vision_tower" in refused(config).error
 
 
 # -------------------------------------------------------------------------------------------------- modules
@@ -503,7 +496,7 @@ def test_slices_merge_layers_with_each_other() -> None:
 def test_a_layer_range_beyond_the_model() -> None:
     base = checkpoint("llava", "hub")
     config = {"merge_method": "passthrough", "base_model": str(base), "modules": slices((0, 3), models=(base,))}
-    error = error_of(config)
+    error = refused(config).error
     assert "layer_range" in error
     assert "2" in error
 

@@ -11,6 +11,7 @@ from checkpoints import (
     assert_close,
     assert_same_bytes,
     checkpoint,
+    command,
     experts,
     linear,
     load,
@@ -19,7 +20,6 @@ from checkpoints import (
     tensors,
     with_method,
 )
-from test_adapter_out import command
 
 OWN = ["optmerge", "swudi", "iso_cts"]  # one of each kind of numerics; the others share these
 
