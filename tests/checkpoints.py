@@ -90,6 +90,14 @@ def altered(source: Path, change: Callable[[Tensors], Tensors | None] | None = N
     return path
 
 
+def without(source: Path, name: str) -> Path:
+    return altered(source, lambda found: {k: v for k, v in found.items() if k != name})
+
+
+def with_tensor(source: Path, name: str, value: torch.Tensor) -> Path:
+    return altered(source, lambda found: {**found, name: value})
+
+
 def _own_storage(found: Tensors) -> Tensors:
     return {name: tensor.clone().contiguous() for name, tensor in found.items()}
 
@@ -123,6 +131,18 @@ def save_model(model: Any, name: str = "llm", vocab: int = zoo.VOCAB) -> Path:
     model.save_pretrained(path)
     zoo.tokenizer(vocab).save_pretrained(path)
     return path
+
+
+def llama(seed: int, base: Path | None = None) -> Path:
+    """A text-only LLaMA: of its own, or a fine-tune of `base` (0.01 of noise)."""
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**zoo.text("llama")))
+    if base is not None:
+        start = tensors(base)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(start[name] + 0.01 * torch.randn(tensor.shape))
+    return save_model(model)
 
 
 def tensors(path: Path) -> Tensors:
