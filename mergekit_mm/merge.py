@@ -171,12 +171,8 @@ def _finish(
     """Add to the weights what makes them a model, and check the result."""
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
-    inputs = plan.inputs
-    if inputs.composition is not None:
-        layers = plan.planner.layer_sources()
-        started = inputs.checkpoints.get(plan.config.base_model, base)
-        routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
-        finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging)
+    if plan.inputs.composition is not None:
+        finish_omni(plan, written, staging)
         return
     vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)

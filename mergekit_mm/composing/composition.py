@@ -39,6 +39,7 @@ class Composition:
     host: ModelReference
     guests: Mapping[str, ModelReference]  # name -> the donor that leads
     modalities: Mapping[str, ModelReference]
+    start: ModelReference  # whose language model the merge starts from; what it does with its tensors is kept
     named: frozenset[ModelReference]  # by the config, to serve a modality: their towers are taken as they are
     unties_head: bool  # the host's head is its embeddings again, but some input's is not
     vocabulary: Vocabulary
@@ -113,6 +114,7 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         host,
         guests,
         modalities,
+        config.base_model if config.base_model in checkpoints else host,
         frozenset(named.values()),
         checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
         vocabulary,

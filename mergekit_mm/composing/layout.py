@@ -27,11 +27,8 @@ class OmniLayout:
     notes: list[str] = field(default_factory=list)
 
 
-def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> OmniLayout:
-    """Match every input's language model with the host's, and its towers with those of the donor they are like.
-
-    base: the model whose language model the merge starts from.
-    """
+def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> OmniLayout:
+    """Match every input's language model with the host's, and its towers with those of the donor they are like."""
     host = checkpoints[omni.host]
     tensors = dict(_host_tensors(omni, host))
     names: dict[ModelReference, dict[str, str]] = {}
@@ -45,7 +42,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         if omni.unties_head and head is not None:
             found[HEAD] = head
         names[model] = found
-        forbidding, known = told_apart(base, checkpoint)
+        forbidding, known = told_apart(checkpoints[omni.start], checkpoint)
         problems += match.problems + forbidding
         notes += match.notes + known
         if (theirs := window(checkpoint)) != (ours := window(host)):

@@ -118,7 +118,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options)
     if not problems and is_composed(checkpoints):
-        return _composed(compose(config, checkpoints), config, checkpoints, adaptations)
+        return _composed(compose(config, checkpoints), checkpoints, adaptations)
     base = checkpoints.get(models[0])
     if config.base_model and base is not None:
         problems += _on_other_models(checkpoints, base)
@@ -150,12 +150,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
 
 def _composed(
     omni: Composition,
-    config: MergeConfiguration,
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
 ) -> Inputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints, checkpoints.get(config.base_model, checkpoints[omni.host]))
+    layout = lay_out(omni, checkpoints)
     _refuse(layout.problems)
     return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, layout.notes, omni)
 

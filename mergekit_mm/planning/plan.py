@@ -128,9 +128,7 @@ def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
     assert inputs.composition is not None
     if SIDE_FILES in (config.parameters or {}):
         raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
-    host = inputs.base_checkpoint
-    base = inputs.checkpoints.get(config.base_model, host)
-    composed, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
+    composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
         raise CheckpointError(
