@@ -28,8 +28,8 @@ from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.planning.inputs import locate
+from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.planning.policies import SIDE_FILES
 
 LOG = logging.getLogger(__name__)
 

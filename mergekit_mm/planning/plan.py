@@ -20,8 +20,8 @@ from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.modules import merge_architecture
+from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 
 LOG = logging.getLogger(__name__)
 
