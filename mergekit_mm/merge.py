@@ -21,13 +21,13 @@ from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
+from mergekit_mm.architecture.hub import locate
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
-from mergekit_mm.planning.inputs import locate
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
 
