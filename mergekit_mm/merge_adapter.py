@@ -64,14 +64,14 @@ def merge_to_adapter(
                 click.echo(plan.report(), err=True)
             with staged(out) as staging:
                 base = plan.inputs.base_checkpoint
-                factors = dict(_factorised(tasks, base, rank, options))
+                linear, embeddings = _adaptable(base)
+                factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
                 if not factors:
                     raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
-                _, embeddings = _modules(base)
-                modules = _all_modules(base)
                 name = str(plan.inputs.base.model.path)
                 model_class = type(base.skeleton.model) if base.skeleton else None
-                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
+                every = _all_modules(base)
+                write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
                 (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
                 if options.write_model_card:
                     card = model_card(plan, out.name, config_source, hash_inputs(plan, options.quiet), library="peft")
@@ -80,15 +80,14 @@ def merge_to_adapter(
 
 
 def _factorised(
-    tasks: dict[str, Task[TaskVector]], base: Checkpoint, rank: int | None, options: MergeOptions
+    tasks: dict[str, Task[TaskVector]], base: Checkpoint, modules: set[str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
-    """(module path, factors) of everything that changes; only factors are kept.
+    """(module path, factors) of everything that changes, in `modules` alone; only factors are kept.
 
     Raises:
         CheckpointError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
     """
     names = {task: name for name, task in tasks.items()}
-    modules, _ = _modules(base)
     unfit: list[str] = []
     executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
     for task, delta in executor.run(quiet=options.quiet):
@@ -113,17 +112,15 @@ def _factorised(
         )
 
 
-def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
-    """Paths of the modules that PEFT can adapt, and which of them are embeddings; tied ones are left out."""
+def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
+    """Paths of the linear layers and of the embeddings that PEFT can adapt; tied ones are left out."""
     if base.skeleton is None:  # remote code: a matrix of that name is a linear layer
-        plain = {
-            n.removesuffix(".weight") for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2
-        }
-        return plain, set()
-    found = dict(base.skeleton.model.named_modules())
-    fit = {p: m for p, m in found.items() if not base.skeleton.tied_to(f"{p}.weight")}
-    embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
-    return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
+        matrices = [n for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
+        return {n.removesuffix(".weight") for n in matrices}, set()
+    modules = base.skeleton.model.named_modules()
+    fit = {p: m for p, m in modules if not base.skeleton.tied_to(f"{p}.weight")}
+    linear = {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}
+    return linear, {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
 
 
 def _all_modules(base: Checkpoint) -> set[str]:
