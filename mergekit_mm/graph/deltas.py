@@ -10,6 +10,7 @@ from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.graph.merging import MergeTensors, require_finite
+from mergekit_mm.graph.step import Step
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.methods.apply import is_finite, mean_delta, working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -87,7 +88,7 @@ class MergeDelta(MergeTensors):
             )
 
 
-class AddDelta(Task[torch.Tensor]):
+class AddDelta(Step[torch.Tensor]):
     """base + delta in float32 or wider; factors are not written out first."""
 
     base: Task
@@ -95,9 +96,6 @@ class AddDelta(Task[torch.Tensor]):
 
     def arguments(self) -> dict[str, Task]:
         return {"base": self.base, "delta": self.delta}
-
-    def group_label(self) -> str | None:
-        return self.delta.group_label()
 
     def uses_accelerator(self) -> bool:
         return True
@@ -108,7 +106,7 @@ class AddDelta(Task[torch.Tensor]):
         return merged
 
 
-class RescaleDelta(Task[torch.Tensor]):
+class RescaleDelta(Step[torch.Tensor]):
     """base + scale * (merged - base) in float32 or wider: one solution of a merge serves every strength of it."""
 
     base: Task
@@ -118,9 +116,6 @@ class RescaleDelta(Task[torch.Tensor]):
     def arguments(self) -> dict[str, Task]:
         return {"base": self.base, "merged": self.merged}
 
-    def group_label(self) -> str | None:
-        return self.merged.group_label()
-
     def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor:
         if self.scale == 1.0 or not merged.is_floating_point():
             return merged
@@ -129,7 +124,7 @@ class RescaleDelta(Task[torch.Tensor]):
         return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
 
 
-class Difference(Task[TaskVector]):
+class Difference(Step[TaskVector]):
     """What a merged tensor has over its base, for methods of mergekit that look at more than deltas.
 
     Where that is nowhere more than rounding, as such methods leave of equal inputs, it is nothing.
@@ -140,9 +135,6 @@ class Difference(Task[TaskVector]):
 
     def arguments(self) -> dict[str, Task]:
         return {"base": self.base, "merged": self.merged}
-
-    def group_label(self) -> str | None:
-        return self.merged.group_label()
 
     def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> TaskVector:
         dtype = working_dtype(merged.dtype) if merged.is_floating_point() else torch.float32

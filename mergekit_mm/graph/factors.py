@@ -8,10 +8,11 @@ from mergekit.graph import Task
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.graph.deltas import MergeDelta
 from mergekit_mm.graph.reading import LoadDelta
+from mergekit_mm.graph.step import Step
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-class SameTensor(Task[torch.Tensor]):
+class SameTensor(Step[torch.Tensor]):
     """The base's tensor, once it is known that the models under the adapters have the same."""
 
     base: Task
@@ -19,9 +20,6 @@ class SameTensor(Task[torch.Tensor]):
 
     def arguments(self) -> dict[str, Task]:
         return {"base": self.base, **dict(self.twins)}
-
-    def group_label(self) -> str | None:
-        return self.base.group_label()
 
     def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
         others = [name for name, tensor in twins.items() if not equal_values(base, tensor)]
@@ -34,7 +32,7 @@ class SameTensor(Task[torch.Tensor]):
         return base
 
 
-class SharedFactors(Task[dict[str, torch.Tensor]]):
+class SharedFactors(Step[dict[str, torch.Tensor]]):
     """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
 
     The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
@@ -48,9 +46,6 @@ class SharedFactors(Task[dict[str, torch.Tensor]]):
 
     def arguments(self) -> dict[str, Task]:
         return {"merged": self.merged, **{str(i): delta for i, delta in enumerate(self.experts)}}
-
-    def group_label(self) -> str | None:
-        return self.merged.group_label()
 
     def uses_accelerator(self) -> bool:
         return True

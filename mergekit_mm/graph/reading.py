@@ -18,6 +18,7 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.graph.step import Step
 from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -177,7 +178,7 @@ class LoadDelta(Task[TaskVector]):
         return TaskVector(left, right=torch.zeros(0, shape[1], device=self.base.device))
 
 
-class AdaptTensor(Task[torch.Tensor]):
+class AdaptTensor(Step[torch.Tensor]):
     """One tensor of a base with its adapter applied, in float32 or wider unless `dtype` asks otherwise."""
 
     model: ModelReference
@@ -190,9 +191,6 @@ class AdaptTensor(Task[torch.Tensor]):
 
     def priority(self) -> int:
         return -1000
-
-    def group_label(self) -> str | None:
-        return self.base.group_label()
 
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
         found = _adaptation(SOURCES[self.model])

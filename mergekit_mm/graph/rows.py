@@ -9,6 +9,7 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.composing.vocabulary import Marker, Vocabulary
+from mergekit_mm.graph.step import Step
 
 _VOCABULARIES: dict[int, Vocabulary] = {}  # what tasks, which are compared by value, stand for
 
@@ -21,7 +22,7 @@ def remember(vocabulary: Vocabulary) -> int:
     return id(vocabulary)
 
 
-class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
+class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
     """Tensors whose rows are tokens, laid out by the united vocabulary.
 
     A row that a model lacks is that of the first model that has it: a token of one donor alone then has that donor's
@@ -36,9 +37,6 @@ class UniteRows(Task[dict[ModelReference, torch.Tensor]]):
 
     def arguments(self) -> dict[str, Task]:
         return {"tensors": self.tensors}
-
-    def group_label(self) -> str | None:
-        return self.tensors.group_label()
 
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: object

@@ -7,6 +7,7 @@ from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task
 
 from mergekit_mm.graph.reading import SOURCES
+from mergekit_mm.graph.step import Step
 from mergekit_mm.methods.apply import is_finite
 
 
@@ -27,7 +28,7 @@ class ConvertToDisk(Task[dict[str, torch.Tensor]]):
         return SOURCES[self.model].checkpoint.group_of[self.tensor].to_disk(tensors)
 
 
-class PickTensor(Task[torch.Tensor]):
+class PickTensor(Step[torch.Tensor]):
     """One tensor of several that a task makes together, by its name or its model's."""
 
     group: Task
@@ -36,14 +37,11 @@ class PickTensor(Task[torch.Tensor]):
     def arguments(self) -> dict[str, Task]:
         return {"group": self.group}
 
-    def group_label(self) -> str | None:
-        return self.group.group_label()
-
     def execute(self, group: dict[str | ModelReference, torch.Tensor], **_kwargs: object) -> torch.Tensor:
         return group[self.key]
 
 
-class CastTensor(Task[torch.Tensor]):
+class CastTensor(Step[torch.Tensor]):
     """The one cast at the end, to the dtype of the output file; integer buffers keep theirs.
 
     ValueError where float16 cannot hold a value: it ends at 65504, bfloat16 does not.
@@ -57,9 +55,6 @@ class CastTensor(Task[torch.Tensor]):
 
     def priority(self) -> int:
         return 500
-
-    def group_label(self) -> str | None:
-        return self.tensor.group_label()
 
     def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
         if not tensor.is_floating_point():
