@@ -18,7 +18,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_mm.architecture.disk import CheckpointError, read_json
+from mergekit_mm.architecture.disk import CheckpointError, file_headers, read_json
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
@@ -169,7 +169,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     changes: dict[str, Change] = {}
     weights = _weights(directory, name)
     try:
-        shapes = _shapes(weights)
+        shapes = {tensor.name: tensor.shape for tensor in file_headers(weights)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
         raise CheckpointError(f"{weights} cannot be read: {error}") from error
     for key in shapes:
@@ -254,11 +254,3 @@ def _weights(directory: Path, name: str) -> Path:
         if (directory / file).is_file():
             return directory / file
     raise CheckpointError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    if file.suffix != ".safetensors":
-        state = torch.load(file, map_location="meta", weights_only=True)
-        return {key: tuple(tensor.shape) for key, tensor in state.items()}
-    with safe_open(str(file), framework="pt") as opened:
-        return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
