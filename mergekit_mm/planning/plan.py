@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the output's tensors, in the dtype asked for; known once the tasks are planned."""
+        """Size of the output's tensors, in the dtype asked for."""
         return self._bytes(self.planner.output.values())
 
     def _bytes(self, tensors: Iterable[DiskTensor]) -> int:

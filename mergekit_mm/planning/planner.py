@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
@@ -63,7 +64,6 @@ class MultimodalPlanner(MergePlanner):
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.ledger = Ledger()
-        self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
         if self.unlisted:
             whose = "as their donors have them" if inputs.composition else f"as in {inputs.base}"
@@ -279,15 +279,6 @@ class MultimodalPlanner(MergePlanner):
         Raises:
             CheckpointError: a tensor of the base's layout that nothing would make.
         """
-        self.plan_tensors()
-        made = self.tensors
-        if scale is not None:
-            for name, base in self._bases.items():
-                made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
-        outputs = list(self._outputs(made))
-        if self.decoupling is not None:
-            outputs = self.decoupling.applied(outputs, 1.0 if scale is None else scale)
-        self.output = {name: like for name, _, like in outputs}
         writer = TensorWriterTask(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -302,19 +293,32 @@ class MultimodalPlanner(MergePlanner):
                 writer_task=writer,
                 clone=self.options.clone_tensors,
             )
-            for name, task, like in outputs
+            for name, task, like in self._outputs(scale)
         )
         targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
         return [*targets, self._tokenizer_task] if self._tokenizer_task else targets
 
-    def _outputs(self, made: dict[str, Task]) -> Iterator[Output]:
+    @cached_property
+    def output(self) -> dict[str, DiskTensor]:
+        """Name on disk -> the input's tensor that it is like."""
+        return {name: like for name, _, like in self._outputs(None)}
+
+    def _outputs(self, scale: float | None) -> list[Output]:
         """Every tensor of the output before its cast."""
-        inputs = self.inputs
+        self.plan_tensors()
+        inputs, made = self.inputs, self.tensors
+        if scale is not None:
+            for name, base in self._bases.items():
+                made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
         if inputs.composition is not None:
-            return as_omni(made, self._like)
-        modules = {name: self._module(name) for name in self.arch_info.modules}
-        lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
-        return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+            outputs = as_omni(made, self._like)
+        else:
+            modules = {name: self._module(name) for name in self.arch_info.modules}
+            lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
+            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+        if self.decoupling is not None:
+            return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
+        return list(outputs)
 
     def _finished(self, task: Task, like: DiskTensor) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
