@@ -154,10 +154,7 @@ class LoadDelta(Task[TaskVector]):
     base: LoadTensor
 
     def arguments(self) -> dict[str, Task]:
-        source = SOURCES[self.model]
-        if self.tensor in (found := _adaptation(source)).names and found.adapter.needs_base(found.names[self.tensor]):
-            return {"base": self.base}
-        return {}
+        return {"base": self.base} if _adaptation(self.model).needs_base(self.tensor) else {}
 
     def priority(self) -> int:
         return -1000
@@ -166,12 +163,10 @@ class LoadDelta(Task[TaskVector]):
         return self.base.group_label()
 
     def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
-        source = SOURCES[self.model]
-        found = _adaptation(source)
-        if self.tensor in found.names:
-            delta = found.adapter.task_vector(found.names[self.tensor], base)
+        if SOURCES[self.model].adapts(self.tensor):
+            delta = _adaptation(self.model).task_vector(self.tensor, base)
             return delta.to(self.base.device) if self.base.device else delta
-        shape = source.checkpoint.tensors[self.tensor].shape
+        shape = SOURCES[self.model].checkpoint.tensors[self.tensor].shape
         if len(shape) != 2:
             return TaskVector(torch.zeros(shape, device=self.base.device))
         left = torch.zeros(shape[0], 0, device=self.base.device)
@@ -193,17 +188,17 @@ class AdaptTensor(Step[torch.Tensor]):
         return -1000
 
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        found = _adaptation(SOURCES[self.model])
-        delta = found.adapter.task_vector(found.names[self.tensor], base).to(base.device)
+        delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
         dtype = dtype_from_name(self.dtype)
         return tuned.to(dtype) if dtype is not None else tuned
 
 
-def _adaptation(source: Source) -> Adaptation:
-    assert source.adaptation is not None
-    return source.adaptation
+def _adaptation(model: ModelReference) -> Adaptation:
+    found = SOURCES[model].adaptation
+    assert found is not None
+    return found
 
 
 class GatherMemoryTensors(GatherTensors):

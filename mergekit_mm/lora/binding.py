@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit.common import ModelReference
+from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
@@ -16,14 +17,27 @@ from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.lora.adapter import Adapter, open_adapter
+from mergekit_mm.numerics.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """An adapter bound to the checkpoint it adapts: name in memory -> the adapter's own name."""
+    """An adapter bound to the checkpoint it adapts, whose tensors go by their names in memory."""
 
     adapter: Adapter
-    names: Mapping[str, str] = field(repr=False)
+    names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
+
+    def needs_base(self, tensor: str) -> bool:
+        """Whether what it changes of a tensor can only be told from the base's values."""
+        return tensor in self.names and self.adapter.needs_base(self.names[tensor])
+
+    def rank(self, tensor: str) -> int | None:
+        """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+        return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
+
+    def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
+        """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
+        return self.adapter.task_vector(self.names[tensor], base)
 
 
 def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:

@@ -231,9 +231,9 @@ def _solves_to_factors(method: str, parameters: tuple[tuple[str, Any], ...]) -> 
 
 
 def _rank(model: ModelReference, tensor: str) -> int | None:
-    """The rank of what a model's adapter adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+    """As of `Adaptation`; 0 for a model without an adapter."""
     found = SOURCES[model].adaptation
-    return found.adapter.rank(found.names[tensor]) if found and tensor in found.names else 0
+    return found.rank(tensor) if found else 0
 
 
 def _value(model: ModelReference, tensor: str) -> torch.Tensor:
