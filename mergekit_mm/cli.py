@@ -162,8 +162,8 @@ def inspect(model: str) -> None:
     from mergekit_mm.architecture.checkpoint import open_checkpoint
     from mergekit_mm.architecture.describe import describe
     from mergekit_mm.architecture.disk import CheckpointError
-    from mergekit_mm.planning.adapters import bind_adapter, describe_adapter
-    from mergekit_mm.planning.inputs import locate
+    from mergekit_mm.architecture.hub import locate
+    from mergekit_mm.lora.binding import bind_adapter, describe_adapter
 
     reference, options = ModelReference.parse(model), MergeOptions()
     try:

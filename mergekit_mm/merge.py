@@ -21,16 +21,15 @@ from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
+from mergekit_mm.architecture.hub import locate
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
 from mergekit_mm.finishing.verify import verify_written
-from mergekit_mm.planning.inputs import locate
+from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.planning.policies import SIDE_FILES
-from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
 
@@ -49,14 +48,14 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def run_multimodal_merge(
-    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
+    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
 
     Raises:
         MergeRefused: the config or an input is not fit to be merged.
     """
-    _run(config, {None: Path(out_path)}, options, config_source)
+    _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml())
 
 
 def run_sweep(
@@ -64,7 +63,7 @@ def run_sweep(
     out_path: str,
     options: MergeOptions,
     scales: Sequence[float],
-    config_source: str | None = None,
+    config_source: str,
 ) -> list[Path]:
     """One merge at several strengths: `out_path/scaling_<s>` is base + s * (merged - base), solved once for all.
 
@@ -79,20 +78,20 @@ def run_sweep(
 
 
 def _run(
-    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str | None
+    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
 ) -> None:
     """Merge to every output: scale of the merged delta (None: as it is) -> directory."""
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
-    try:
+    with ExitStack() as inputs:
         with refusing(CheckpointError, ValueError, RuntimeError):
             require_device(options)
-            plan = plan_merge(config, options, sweep=None not in outputs)
+            plan = inputs.enter_context(plan_merge(config, options, sweep=None not in outputs))
             for out in outputs.values():
                 check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError, OSError), ExitStack() as stack:
-            staging = {scale: stack.enter_context(staged(out)) for scale, out in outputs.items()}
+        with refusing(CheckpointError, ValueError, OSError), ExitStack() as directories:
+            staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
             check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
@@ -104,12 +103,10 @@ def _run(
             if options.write_model_card:
                 hashes = hash_inputs(plan, options.quiet)
                 for scale, path in staging.items():
-                    source = _recipe(config_source or config.to_yaml(), scale)
+                    source = _recipe(config_source, scale)
                     card = model_card(plan, outputs[scale].name, source, hashes)
                     (path / "README.md").write_text(card, encoding="utf-8")
                     (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
-    finally:
-        SOURCES.clear()
 
 
 def require_device(options: MergeOptions) -> None:
@@ -135,14 +132,10 @@ def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
     Raises:
         MergeRefused: the merge would be refused.
     """
-    try:
-        with refusing(CheckpointError, ValueError, RuntimeError):
-            plan = plan_merge(config, options)
-            _side_files_source(plan, options)
-            plan.planner.plan_to_disk("unused")
-            return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
-    finally:
-        SOURCES.clear()
+    with refusing(CheckpointError, ValueError, RuntimeError), plan_merge(config, options) as plan:
+        _side_files_source(plan, options)
+        plan.planner.plan_to_disk("unused")
+        return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
@@ -178,12 +171,8 @@ def _finish(
     """Add to the weights what makes them a model, and check the result."""
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
-    inputs = plan.inputs
-    if inputs.composition is not None:
-        layers = plan.planner.layer_sources()
-        started = inputs.checkpoints.get(plan.config.base_model, base)
-        routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
-        finish_omni(inputs.composition, inputs.checkpoints, started, written, layers, routed, staging)
+    if plan.inputs.composition is not None:
+        finish_omni(plan, written, staging)
         return
     vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)

@@ -15,6 +15,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.listing import indented
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.lora.write import write_adapter
@@ -24,10 +25,8 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
 from mergekit_mm.planning.plan import plan_merge
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
-from mergekit_mm.planning.reading import SOURCES
 
 LOG = logging.getLogger(__name__)
-_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ def merge_to_adapter(
     config: MergeConfiguration,
     out_path: str,
     options: MergeOptions,
-    rank: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    config_source: str | None = None,
+    rank: int | None,
+    dtype: torch.dtype,
+    config_source: str,
 ) -> list[ModuleResult]:
     """Run a merge and write what it changes of its base as one PEFT adapter, of at most `rank` per module.
 
@@ -56,44 +55,39 @@ def merge_to_adapter(
     out = Path(out_path)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    try:
-        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
-            require_device(options)
-            plan = plan_merge(config, options)
+    with refusing(CheckpointError, ValueError, RuntimeError, OSError):
+        require_device(options)
+        with plan_merge(config, options) as plan:
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
             if not options.quiet:
                 click.echo(plan.report(), err=True)
             with staged(out) as staging:
                 base = plan.inputs.base_checkpoint
-                factors = dict(_factorised(tasks, base, rank, options))
+                linear, embeddings = _adaptable(base)
+                factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
                 if not factors:
                     raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
-                _, embeddings = _modules(base)
-                modules = _all_modules(base)
                 name = str(plan.inputs.base.model.path)
                 model_class = type(base.skeleton.model) if base.skeleton else None
-                write_adapter(staging, factors, embeddings & factors.keys(), modules, name, model_class, dtype)
-                source = config_source or config.to_yaml()
-                (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
+                every = _all_modules(base)
+                write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
+                (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
                 if options.write_model_card:
-                    card = model_card(plan, out.name, source, hash_inputs(plan, options.quiet), library="peft")
+                    card = model_card(plan, out.name, config_source, hash_inputs(plan, options.quiet), library="peft")
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
-    finally:
-        SOURCES.clear()
 
 
 def _factorised(
-    tasks: dict[str, Task[TaskVector]], base: Checkpoint, rank: int | None, options: MergeOptions
+    tasks: dict[str, Task[TaskVector]], base: Checkpoint, modules: set[str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
-    """(module path, factors) of everything that changes; only factors are kept.
+    """(module path, factors) of everything that changes, in `modules` alone; only factors are kept.
 
     Raises:
         CheckpointError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
     """
     names = {task: name for name, task in tasks.items()}
-    modules, _ = _modules(base)
     unfit: list[str] = []
     executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
     for task, delta in executor.run(quiet=options.quiet):
@@ -109,29 +103,24 @@ def _factorised(
         elif delta.dense(torch.float32).any():
             unfit.append(name)
     if unfit:
-        shown = "\n  ".join(unfit[:_SHOWN]) + (f"\n  ... and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else "")
         roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
         policies = ", ".join(f"{role}: base" for role in sorted(roles))
         raise CheckpointError(
             f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
-            f"adapter can hold:\n  {shown}\n"
+            f"adapter can hold:{indented(unfit, '  ')}\n"
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
 
 
-def _modules(base: Checkpoint) -> tuple[set[str], set[str]]:
-    """Paths of the modules that PEFT can adapt, and which of them are embeddings; tied ones are left out."""
+def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
+    """Paths of the linear layers and of the embeddings that PEFT can adapt; tied ones are left out."""
     if base.skeleton is None:  # remote code: a matrix of that name is a linear layer
-        plain = {
-            n.removesuffix(".weight") for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2
-        }
-        return plain, set()
-    aliases = base.skeleton.aliases
-    tied = {*aliases, *aliases.values()}
-    found = dict(base.skeleton.model.named_modules())
-    fit = {p: m for p, m in found.items() if f"{p}.weight" not in tied}
-    embeddings = {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
-    return embeddings | {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}, embeddings
+        matrices = [n for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
+        return {n.removesuffix(".weight") for n in matrices}, set()
+    modules = base.skeleton.model.named_modules()
+    fit = {p: m for p, m in modules if not base.skeleton.tied_to(f"{p}.weight")}
+    linear = {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}
+    return linear, {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
 
 
 def _all_modules(base: Checkpoint) -> set[str]:

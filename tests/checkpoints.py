@@ -27,7 +27,7 @@ import torch
 import transformers
 import yaml
 import zoo
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 transformers.utils.logging.set_verbosity_error()
@@ -90,6 +90,14 @@ def altered(source: Path, change: Callable[[Tensors], Tensors | None] | None = N
     return path
 
 
+def without(source: Path, name: str) -> Path:
+    return altered(source, lambda found: {k: v for k, v in found.items() if k != name})
+
+
+def with_tensor(source: Path, name: str, value: torch.Tensor) -> Path:
+    return altered(source, lambda found: {**found, name: value})
+
+
 def _own_storage(found: Tensors) -> Tensors:
     return {name: tensor.clone().contiguous() for name, tensor in found.items()}
 
@@ -125,6 +133,18 @@ def save_model(model: Any, name: str = "llm", vocab: int = zoo.VOCAB) -> Path:
     return path
 
 
+def llama(seed: int, base: Path | None = None) -> Path:
+    """A text-only LLaMA: of its own, or a fine-tune of `base` (0.01 of noise)."""
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**zoo.text("llama")))
+    if base is not None:
+        start = tensors(base)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(start[name] + 0.01 * torch.randn(tensor.shape))
+    return save_model(model)
+
+
 def tensors(path: Path) -> Tensors:
     """All tensors of a checkpoint by their names on disk; a name in two shards is an error."""
     found: Tensors = {}
@@ -147,8 +167,8 @@ def side_files(path: Path) -> dict[str, bytes]:
 # ----------------------------------------------------------------------------------------------------- merges
 
 
-def command() -> Any:
-    """The stock `mergekit-yaml`. The start-up hook plugs in on import; without it (PYTHONPATH only) `register` does."""
+def mergekit_yaml() -> Any:
+    """The stock command. The start-up hook plugs in on import; without it (PYTHONPATH only) `register` does."""
     from mergekit.merge_methods import registered_methods
     from mergekit.scripts.run_yaml import main
 
@@ -190,12 +210,17 @@ class _Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def written(config: Mapping[str, Any] | str) -> Path:
+    """A merge config, or its text, in a file."""
+    path = fresh("config.yaml")
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False))
+    return path
+
+
 def run(config: Mapping[str, Any], *flags: str, out: Path | None = None) -> Outcome:
     """`mergekit-yaml config.yaml out/`, whatever comes of it."""
-    main = command()
-    out = out or fresh("merged")
-    recipe = fresh("config.yaml")
-    recipe.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    main = mergekit_yaml()
+    out, recipe = out or fresh("merged"), written(config)
     lines, root = _Lines(), logging.getLogger()
     before = root.level
     root.addHandler(lines)
@@ -217,6 +242,29 @@ def merge(config: Mapping[str, Any], *flags: str, out: Path | None = None) -> Ou
     if outcome.exit_code:
         raise AssertionError(f"merge failed: {outcome}") from outcome.exception
     return outcome
+
+
+def refused(config: Mapping[str, Any], *named: str, flags: tuple[str, ...] = ()) -> Outcome:
+    """`run`, which has to end in one message naming all of `named`, and leave nothing."""
+    outcome = run(config, *flags)
+    unnamed = [each for each in named if each not in outcome.error]
+    assert not unnamed, f"the error does not name {unnamed}: {outcome.error}"
+    assert "Traceback" not in outcome.console
+    assert_nothing_left(outcome)
+    return outcome
+
+
+def plugin(*arguments: object) -> Result:
+    """`mergekit-mm` with these arguments, whatever comes of it."""
+    from mergekit_mm.cli import main
+
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def command(name: str, config: Mapping[str, Any], *flags: str) -> tuple[Path, Result]:
+    """`mergekit-mm <name> config.yaml out/`, and where out is."""
+    out = fresh("out")
+    return out, plugin(name, written(config), out, *flags)
 
 
 def linear(*models: Path, **more: Any) -> dict[str, Any]:

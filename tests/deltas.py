@@ -8,8 +8,10 @@ import torch
 from mergekit import merge_methods
 from torch import Tensor
 
+from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.numerics.task_vector import TaskVector
 
+register_methods()  # which the start-up hook does, where there is one
 ADAPTER_RANK = 4
 KINDS = ["adapter", "flat", "steep"]
 

@@ -9,37 +9,33 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 import zoo
 from checkpoints import (
-    Outcome,
     Tensors,
     altered,
     assert_close,
-    assert_nothing_left,
-    assert_same_bytes,
     checkpoint,
     experts,
     fresh,
-    linear,
+    llama,
     load,
     merge,
+    refused,
     run,
-    save_model,
     sharded,
-    side_files,
     sum_of_deltas,
     task_arithmetic,
     tensors,
     with_method,
+    with_tensor,
+    without,
 )
 from mergekit.merge_methods import merge_tensors
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlavaForConditionalGeneration
 
 # a tensor of the language model and one of a tower, per family and layout, as they are called on disk
 NAMES = {
@@ -56,25 +52,6 @@ NAMES = {
     ),
 }
 CASES = [(family, layout, name) for (family, layout), names in NAMES.items() for name in names]
-
-
-def refused(config: dict[str, Any], *named: str, flags: tuple[str, ...] = ()) -> Outcome:
-    """Run a merge that must be refused with one message naming all of `named`."""
-    outcome = run(config, *flags)
-    error = outcome.error
-    unnamed = [each for each in named if each not in error]
-    assert not unnamed, f"the error does not name {unnamed}: {error}"
-    assert "Traceback" not in outcome.console
-    assert_nothing_left(outcome)
-    return outcome
-
-
-def without(source: Path, name: str) -> Path:
-    return altered(source, lambda found: {k: v for k, v in found.items() if k != name})
-
-
-def with_tensor(source: Path, name: str, value: torch.Tensor) -> Path:
-    return altered(source, lambda found: {**found, name: value})
 
 
 @pytest.mark.parametrize(("family", "layout", "name"), CASES)
@@ -161,10 +138,7 @@ def test_a_damaged_value(method: str, value: float) -> None:
 
     expert = altered(checkpoint("qwen2_5_vl", "plain", "expert_1"), damage)
     others = [checkpoint("qwen2_5_vl", "plain", "expert_0"), expert]
-    outcome = run(with_method(method, checkpoint("qwen2_5_vl"), others))
-    assert "layers.0.self_attn.v_proj.weight" in outcome.error
-    assert str(expert) in outcome.error
-    assert_nothing_left(outcome)
+    refused(with_method(method, checkpoint("qwen2_5_vl"), others), "layers.0.self_attn.v_proj.weight", str(expert))
 
 
 @pytest.mark.parametrize(
@@ -335,205 +309,7 @@ def test_optmerge_computes_in_float32_whatever_the_dtype() -> None:
     assert not torch.equal(got[name], tensors(base)[name])
 
 
-# ------------------------------------------------------------------------------------------------ remote code
-
-
-def remote_code_names(found: Tensors) -> Tensors:
-    """A tiny InternVL under the names of its original repository, with its fused qkv."""
-    renamed: Tensors = {}
-    for name, tensor in found.items():
-        new = name.replace("vision_tower.encoder.layer.", "vision_model.encoder.layers.")
-        new = new.replace("vision_tower.embeddings.", "vision_model.embeddings.")
-        new = new.replace("multi_modal_projector.layer_norm", "mlp1.0").replace(
-            "multi_modal_projector.linear_1", "mlp1.1"
-        )
-        new = new.replace("multi_modal_projector.linear_2", "mlp1.3")
-        if ".attention.q_proj." in new:
-            parts = [found[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
-            renamed[new.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
-        elif not (".attention.k_proj." in new or ".attention.v_proj." in new):
-            renamed[new] = tensor
-    return renamed
-
-
-REMOTE_CONFIG: dict[str, Any] = {
-    "architectures": ["InternVLChatModel"],
-    "auto_map": {
-        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
-        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
-        "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
-    },
-    "model_type": "internvl_chat",
-    "downsample_ratio": 0.5,
-    "select_layer": -1,
-    "template": "internvl2_5",
-    "torch_dtype": "float32",
-    "llm_config": zoo.text("qwen2", architectures=["Qwen2ForCausalLM"], torch_dtype="float32"),
-    "vision_config": {"model_type": "intern_vit_6b", "architectures": ["InternVisionModel"], "hidden_size": 32},
-}
-PYTHON_FILES = ("configuration_internvl_chat.py", "modeling_internvl_chat.py", "conversation.py")
-
-
-def remote_code_checkpoint(tag: str) -> Path:
-    """A checkpoint whose model is code of its own; that code must not run."""
-    path = altered(checkpoint("internvl", "plain", tag), remote_code_names)
-    (path / "config.json").write_text(json.dumps(REMOTE_CONFIG, indent=2))
-    for name in PYTHON_FILES:
-        (path / name).write_text(f'raise SystemExit("{name} of {tag} was run")\n')
-    return path
-
-
-def test_remote_code_is_lossless() -> None:
-    source = remote_code_checkpoint("base")
-    outcome = merge(linear(source))
-    assert "mlp1.1.weight" in outcome.tensors
-    assert_same_bytes(outcome.tensors, tensors(source))
-    assert side_files(outcome.out) == side_files(source)
-    assert set(PYTHON_FILES) < set(side_files(outcome.out))
-    assert json.loads((outcome.out / "config.json").read_text())["auto_map"] == REMOTE_CONFIG["auto_map"]
-
-
-@pytest.mark.parametrize("flags", [(), ("--trust-remote-code",)])
-def test_remote_code_is_merged_correctly(flags: tuple[str, ...]) -> None:
-    base = remote_code_checkpoint("base")
-    others = [remote_code_checkpoint(f"expert_{i}") for i in range(3)]
-    outcome = merge(task_arithmetic(base, others), *flags)
-    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
-
-
-def test_remote_code_is_accounted_for() -> None:
-    base, expert = remote_code_checkpoint("base"), remote_code_checkpoint("expert_0")
-    refused(task_arithmetic(base, [without(expert, "mlp1.3.weight")]), "mlp1.3.weight")
-    refused(task_arithmetic(base, [with_tensor(expert, "mlp1.9.weight", torch.ones(2))]), "mlp1.9.weight")
-
-
-def test_remote_code_knows_towers_from_language_model() -> None:
-    """The roles come from the names: optmerge leaves tower and projector alone and merges the decoder's matrices."""
-    base = remote_code_checkpoint("base")
-    others = [remote_code_checkpoint(f"expert_{i}") for i in range(3)]
-    before, after = tensors(base), merge(with_method("optmerge", base, others)).tensors
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    layers = {n for n, v in before.items() if "language_model.model.layers" in n and v.ndim == 2}
-    assert moved == layers
-
-
-def test_a_text_only_llm_into_remote_code() -> None:
-    """The backbone of InternVL2.5 is a Qwen2 like any other."""
-    base = remote_code_checkpoint("base")
-    prefix, start = "language_model.", tensors(base)
-    torch.manual_seed(3)
-    model = Qwen2ForCausalLM(Qwen2Config(**zoo.text("qwen2")))
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(start[prefix + name] + 0.01 * torch.randn(tensor.shape))
-    llm = save_model(model)
-    tuned = {prefix + name: tensor for name, tensor in tensors(llm).items()}
-    outcome = merge(task_arithmetic(base, [llm]))
-    assert_close(outcome.tensors, sum_of_deltas(start, [{**start, **tuned}]))
-    refused(task_arithmetic(base, [llama(0)]), "q_proj.bias")
-
-
-# Names that other code than transformers' uses: (matrices of the decoder, the rest of the model).
-STYLES: dict[str, tuple[list[str], list[str]]] = {
-    "llava_llama": (
-        ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"],
-        [
-            "model.embed_tokens.weight",
-            "model.norm.weight",
-            "lm_head.weight",
-            "model.mm_projector.0.weight",
-            "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
-        ],
-    ),
-    "minicpmv": (
-        ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
-        [
-            "llm.model.embed_tokens.weight",
-            "llm.lm_head.weight",
-            "vpm.encoder.layers.0.mlp.fc1.weight",
-            "resampler.kv_proj.weight",
-            "apm.layers.0.fc1.weight",
-            "audio_projection_layer.linear1.weight",
-        ],
-    ),
-    "deepseek_vl_v2": (
-        ["language.model.layers.0.mlp.up_proj.weight", "language.model.layers.1.self_attn.q_proj.weight"],
-        [
-            "language.model.embed_tokens.weight",
-            "language.lm_head.weight",
-            "vision.blocks.0.attn.qkv.weight",
-            "projector.layers.0.weight",
-        ],
-    ),
-    "ovis": (
-        ["llm.model.layers.0.mlp.up_proj.weight", "llm.model.layers.1.self_attn.q_proj.weight"],
-        [
-            "llm.model.embed_tokens.weight",
-            "llm.lm_head.weight",
-            "visual_tokenizer.head.0.weight",
-            "visual_tokenizer.backbone.trunk.blocks.0.attn.qkv.weight",
-            "vte.weight",
-        ],
-    ),
-    "phi3_v": (
-        ["model.layers.0.mlp.gate_up_proj.weight", "model.layers.1.self_attn.qkv_proj.weight"],
-        [
-            "model.embed_tokens.weight",
-            "lm_head.weight",
-            "model.vision_embed_tokens.img_projection.0.weight",
-            "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight",
-        ],
-    ),
-}
-
-
-def foreign_checkpoint(style: str, seed: int) -> Path:
-    """A few matrices under the names of one style, as a model type that transformers does not know."""
-    path = fresh(style)
-    path.mkdir()
-    generator = torch.Generator().manual_seed(seed)
-    names = [name for part in STYLES[style] for name in part]
-    save_file({n: torch.randn(12, 12, generator=generator) for n in names}, path / "model.safetensors")
-    config = {"model_type": style, "architectures": ["Custom"], "auto_map": {"AutoModel": "modeling_custom.Custom"}}
-    (path / "config.json").write_text(json.dumps({**config, "vision_config": {"hidden_size": 12}}))
-    (path / "modeling_custom.py").write_text("raise SystemExit('this code was run')\n")
-    return path
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_remote_code_of_other_styles(style: str) -> None:
-    base, others = foreign_checkpoint(style, 0), [foreign_checkpoint(style, seed) for seed in (1, 2, 3)]
-    start = tensors(base)
-    assert_same_bytes(merge(linear(base)).tensors, start)
-    outcome = merge(task_arithmetic(base, others))
-    assert_close(outcome.tensors, sum_of_deltas(start, [tensors(path) for path in others]))
-    after = merge(with_method("optmerge", base, others)).tensors
-    assert {n for n in start if not torch.equal(start[n], after[n])} == set(STYLES[style][0])
-
-
-def test_a_model_type_that_nobody_knows() -> None:
-    """The original LLaVA code: no auto_map, no sub-configs, a model type of its own."""
-    base, others = foreign_checkpoint("llava_llama", 0), [foreign_checkpoint("llava_llama", seed) for seed in (1, 2)]
-    for path in (base, *others):
-        (path / "modeling_custom.py").unlink()
-        config = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "clip"}
-        (path / "config.json").write_text(json.dumps(config))
-    outcome = merge(task_arithmetic(base, others))
-    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(path) for path in others]))
-
-
 # ------------------------------------------------------------------------------------------------- text only
-
-
-def llama(seed: int, base: Path | None = None) -> Path:
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**zoo.text("llama")))
-    if base is not None:
-        start = tensors(base)
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                tensor.copy_(start[name] + 0.01 * torch.randn(tensor.shape))
-    return save_model(model)
 
 
 def test_text_only_merges_are_mergekits_own() -> None:

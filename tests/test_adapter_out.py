@@ -11,13 +11,13 @@ import peft
 import pytest
 import torch
 import transformers
-import yaml
 import zoo
+from adapters import adapted, pair, plus, wide
 from checkpoints import (
     assert_close,
     checkpoint,
+    command,
     experts,
-    fresh,
     load,
     logits,
     merge,
@@ -25,20 +25,11 @@ from checkpoints import (
     text_inputs,
     with_method,
 )
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_adapters import adapted, pair, plus, wide
 
-from mergekit_mm.cli import main
 from mergekit_mm.numerics.factorise import factorise
 from mergekit_mm.numerics.task_vector import TaskVector
-
-
-def command(name: str, config: dict[str, Any], *flags: str) -> tuple[Path, Result]:
-    out, recipe = fresh("out"), fresh("config.yaml")
-    recipe.write_text(yaml.safe_dump(config, sort_keys=False))
-    return out, CliRunner().invoke(main, [name, str(recipe), str(out), *flags])
 
 
 def adapter_of(config: dict[str, Any], *flags: str) -> Path:

@@ -20,11 +20,11 @@ from checkpoints import (
     altered,
     assert_close,
     checkpoint,
-    command,
     every_layout,
     experts,
     load,
     merge,
+    mergekit_yaml,
     sum_of_deltas,
     task_arithmetic,
     tensors,
@@ -140,7 +140,7 @@ def test_every_method_gives_what_it_gives_in_memory(method: str, family: str, la
 
 
 def merge_in_memory(inputs: list[torch.Tensor], method: str, parameters: dict[str, Any], name: str) -> torch.Tensor:
-    command()  # the plugin's methods are registered with it
+    mergekit_yaml()  # the plugin's methods are registered with it
     from mergekit.merge_methods import merge_tensors
 
     return merge_tensors(inputs, method, base_index=len(inputs) - 1, parameters=parameters, name=name)

@@ -28,8 +28,9 @@ from lm_eval.tasks import TaskManager
 from PIL import Image
 from processors import donor, picture
 
-from mergekit_mm.evaluation import decoding, media
-from mergekit_mm.evaluation.model import MLLM
+from mergekit_mm.evaluation import media
+from mergekit_mm.mllm import decoding
+from mergekit_mm.mllm.model import MLLM
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 

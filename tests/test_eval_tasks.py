@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +21,7 @@ import eval_mirror
 import pyarrow
 import pytest
 import yaml
+from eval_mirror import TASKS, Answering, right
 from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -29,7 +30,6 @@ from pyarrow import parquet
 
 from mergekit_mm.evaluation import documents, omni_documents, sources
 
-TASKS = Path(__file__).parents[1] / "eval_tasks"
 GROUPS = {
     "mllm_vqa": ["mllm_vizwiz_val", "mllm_gqa_testdev"],
     "mllm_geometry": ["mllm_mathvista_geometry", "mllm_mathvision_geometry"],
@@ -50,36 +50,6 @@ DEMO = {
 DEMO_LEAVES = [leaf for leaves in DEMO.values() for leaf in leaves]
 REGION = "Please provide the bounding box coordinate of the region this sentence describes: "
 MARKS = {"<image>": Image.Image, "<video>": Mapping}
-
-
-class Answering(LM):
-    """A model whose reply to a document is given by a function; it keeps what it was asked."""
-
-    MULTIMODAL = True
-
-    def __init__(self, reply: Callable[[Mapping[str, Any]], str]) -> None:
-        super().__init__()
-        self.reply = reply
-        self.requests: list[Any] = []
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        self.requests += requests
-        return [self.reply(request.doc) for request in requests]
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        raise NotImplementedError
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError
-
-
-def right(doc: Mapping[str, Any]) -> str:
-    if "box" not in doc:
-        return "2002" if doc["answer"] == "[2001, 2002]" else str(doc["answer"])
-    sizes = (eval_mirror.WIDTH, eval_mirror.HEIGHT) * 2
-    return "<box>[{}, {}, {}, {}]</box>".format(
-        *(round(1000 * at / size) for at, size in zip(doc["box"], sizes, strict=True))
-    )
 
 
 @pytest.fixture(scope="module")

@@ -14,28 +14,28 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import yaml
 import zoo
+from adapters import adapted, plus
 from checkpoints import (
     altered,
-    assert_nothing_left,
     checkpoint,
+    command,
     experts,
     fresh,
     linear,
     load,
+    logits,
     merge,
-    run,
+    plugin,
+    refused,
     save_model,
     task_arithmetic,
     tensors,
     with_method,
+    written,
 )
-from click.testing import CliRunner
-from test_adapters import adapted, plus
-from test_omni_merge import MEDIA, omni
+from omni_models import MEDIA, omni
 
-from mergekit_mm.cli import main
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 
 TRIO = ("llava", "qwen2_audio_llama", "video_llava")  # image, sound, video
@@ -72,12 +72,6 @@ def prompt_of(*families: str) -> dict[str, Any]:
     parts = [zoo.FAMILIES[family].media() for family in families]  # type: ignore[misc]
     media = {f"{MEDIA[key]}__{key}": value for part in parts for key, value in part.items() if key in MEDIA}
     return {"input_ids": torch.cat([part["input_ids"] for part in parts], dim=1), **media}
-
-
-@torch.no_grad()
-def logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    found: torch.Tensor = model(**inputs).logits
-    return found
 
 
 def linears(model: Any) -> dict[str, torch.nn.Linear]:
@@ -261,9 +255,7 @@ def test_that_factors_of_two_such_models_are_merged_is_told() -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_strength_is_that_of_the_text(whole: bool) -> None:
-    recipe, out = fresh("recipe.yaml"), fresh("swept")
-    recipe.write_text(yaml.safe_dump(of_adapters("task_arithmetic", whole)))
-    done = CliRunner().invoke(main, ["sweep", str(recipe), str(out), "--quiet", "--scaling", "0.5,1"])
+    out, done = command("sweep", of_adapters("task_arithmetic", whole), "--quiet", "--scaling", "0.5,1")
     assert done.exit_code == 0, done.output
     for strength in (0.5, 1.0):
         swept = OmniForConditionalGeneration.from_pretrained(out / f"scaling_{strength:g}").eval()
@@ -296,12 +288,9 @@ def test_a_base_that_differs_in_some_layer_is_told() -> None:
     before = adapter_config.read_text()
     adapter_config.write_text(before.replace(model, str(altered_ear)))
     try:
-        outcome = run(config)
+        refused(config, "layers.1.mlp.down_proj.weight", "merge_and_unload")
     finally:
         adapter_config.write_text(before)
-    assert "layers.1.mlp.down_proj.weight" in outcome.error
-    assert "merge_and_unload" in outcome.error
-    assert_nothing_left(outcome)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -338,29 +327,23 @@ def test_what_cannot_be_decoupled_is_refused() -> None:
         (alone, f"composition: damc needs {llava}"),
         (damc(linear(*mixtures_of_experts())), "mixtures of experts"),
     ):
-        outcome = run(config)
-        assert told in outcome.error
-        assert_nothing_left(outcome)
+        refused(config, told)
 
 
 def test_text_models_alone_cannot_be_decoupled() -> None:
     sizes = {"vocab_size": zoo.VOCAB, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     text = save_model(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2)))
-    assert "composition: damc is for omni models" in run(damc(linear(text, text))).error
+    refused(damc(linear(text, text)), "composition: damc is for omni models")
 
 
 def test_no_adapter_holds_an_omni_model() -> None:
-    recipe, out = fresh("recipe.yaml"), fresh("adapter")
-    recipe.write_text(yaml.safe_dump(of_adapters("task_arithmetic")))
-    done = CliRunner().invoke(main, ["lora", str(recipe), str(out), "--quiet"])
+    out, done = command("lora", of_adapters("task_arithmetic"), "--quiet")
     assert done.exit_code == 1
     assert "omni model" in done.output
     assert not out.exists()
 
 
 def test_check_tells_what_it_costs() -> None:
-    recipe = fresh("recipe.yaml")
-    recipe.write_text(yaml.safe_dump(damc(average(TRIO))))
-    said = CliRunner().invoke(main, ["check", str(recipe)]).output
+    said = plugin("check", written(damc(average(TRIO)))).output
     own = sum(layer.weight.nbytes for layer in linears(averaged(TRIO, decoupled=False)).values())
     assert f"kept whole: 42 tensors, {3 * own / 1e9:.3g} GB more" in said

@@ -18,7 +18,8 @@ sys.path.append(str(EXAMPLE))  # last, so that nothing there hides an installed 
 import omni_score
 from omni_media import RATE, payload
 
-from mergekit_mm.evaluation import decoding, demo_documents, media
+from mergekit_mm.evaluation import demo_documents, media
+from mergekit_mm.mllm import decoding
 
 RESULTS = json.loads((EXAMPLE / "results" / "results.json").read_text())["models"]
 

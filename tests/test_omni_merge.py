@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 import transformers
 import yaml
 import zoo
+from adapters import adapted, plus
 from checkpoints import (
-    Outcome,
     altered,
-    assert_nothing_left,
     checkpoint,
     edit_json,
     fresh,
@@ -24,28 +22,22 @@ from checkpoints import (
     load,
     logits,
     merge,
-    run,
+    plugin,
+    refused,
     save_model,
     task_arithmetic,
     tensors,
     text_inputs,
     with_method,
+    written,
 )
-from click.testing import CliRunner
+from omni_models import MEDIA, TOLERANCE, answers, omni
 from processors import with_processor
-from test_adapters import adapted, plus
 from tokenizers import Tokenizer
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
-from mergekit_mm.cli import main
-from mergekit_mm.omni import register
-from mergekit_mm.omni.modeling import OmniForConditionalGeneration
-from mergekit_mm.planning.composition import placeholder
+from mergekit_mm.composing.composition import placeholder
 
-register()
-TOLERANCE = 2e-5
-MEDIA = {"pixel_values": "image", "image_grid_thw": "image", "pixel_values_videos": "video", "input_features": "audio"}
-MEDIA |= {"feature_attention_mask": "audio", "input_features_mask": "audio"}
 # (host, guests): every two share a backbone in the zoo
 PAIRINGS = [
     ("llava", ("qwen2_audio_llama",)),
@@ -56,30 +48,12 @@ PAIRINGS = [
 ]
 
 
-def as_omni(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A donor's own inputs under the names that the omni model has for them."""
-    return {f"{MEDIA[key]}__{key}" if key in MEDIA else key: value for key, value in inputs.items()}
-
-
 def recipe(host: str, guests: tuple[str, ...], **more: Any) -> dict[str, Any]:
     """The language model of the first guest, and of nobody else, on the host."""
     config = task_arithmetic(checkpoint(host), [checkpoint(g) for g in guests], weight=0.0)
     if "video_llava" in guests:
         more = {"parameters": {"vision_tower": str(checkpoint(host))}, **more}
     return {**config, **more}
-
-
-def omni(outcome: Outcome) -> OmniForConditionalGeneration:
-    model, report = transformers.AutoModelForMultimodalLM.from_pretrained(outcome.out, output_loading_info=True)
-    assert not any(report.values()), report
-    assert isinstance(model, OmniForConditionalGeneration)
-    return model.eval()
-
-
-def answers(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(**as_omni(inputs)).logits
-    return found
 
 
 @pytest.mark.parametrize(("host", "guests"), PAIRINGS)
@@ -308,10 +282,7 @@ def too_narrow() -> Path:
 def test_what_does_not_compose_is_refused(models: tuple[str, ...], parameters: dict[str, str], told: list[str]) -> None:
     paths = [checkpoint(m) for m in models]
     values = {k: str(checkpoint(v)) if v in zoo.FAMILIES else v for k, v in parameters.items()}
-    outcome = run(linear(*paths, parameters=values))
-    for part in told:
-        assert part in outcome.error
-    assert_nothing_left(outcome)
+    refused(linear(*paths, parameters=values), *told)
 
 
 def test_donors_with_unlike_vocabularies_are_refused() -> None:
@@ -324,15 +295,13 @@ def test_donors_with_unlike_vocabularies_are_refused() -> None:
         guest
     )
     assert len(other) == len(names)
-    outcome = run(linear(checkpoint("llava"), guest))
-    assert "do not share a vocabulary" in outcome.error
+    refused(linear(checkpoint("llava"), guest), "do not share a vocabulary")
     # transformers makes an empty tokenizer of a Qwen2 without the files of one
     sizes = {"vocab_size": zoo.VOCAB, "hidden_size": zoo.HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     text = fresh("text")
     transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads)).save_pretrained(text)
-    outcome = run(linear(checkpoint("qwen2_vl"), checkpoint("qwen2_audio"), text))
-    assert "each needs the files of its tokenizer" in outcome.error
+    refused(linear(checkpoint("qwen2_vl"), checkpoint("qwen2_audio"), text), "each needs the files of its tokenizer")
 
 
 def test_new_tokens_never_get_the_numbers_of_others() -> None:
@@ -343,8 +312,7 @@ def test_new_tokens_never_get_the_numbers_of_others() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(guest)
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(guest)
-    outcome = run(linear(host, guest))
-    assert f"The tokenizer of {host} leaves numbers out" in outcome.error
+    refused(linear(host, guest), f"The tokenizer of {host} leaves numbers out")
 
 
 def test_a_guest_whose_positions_are_lost_is_told() -> None:
@@ -359,9 +327,7 @@ def test_a_processor_that_will_be_missing_is_told_before_the_merge() -> None:
     guest = with_processor("qwen2_audio_llama")
     for name in ("preprocessor_config.json", "processor_config.json"):
         (guest / name).unlink(missing_ok=True)
-    recipe = fresh("recipe.yaml")
-    recipe.write_text(yaml.safe_dump(linear(with_processor("llava"), guest)))
-    said = CliRunner().invoke(main, ["check", str(recipe)]).output
+    said = plugin("check", written(linear(with_processor("llava"), guest))).output
     assert f"No processor will be written, as that of {guest} cannot be loaded" in said
 
 

@@ -16,10 +16,11 @@ from hollow import sparse_checkpoint
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from PIL import Image
-from test_recipes import QWEN2_5_7B, QWEN2_5_VL_7B, RECIPES
+from published import QWEN2_5_7B, QWEN2_5_VL_7B
 
 from mergekit_mm.merge import check_merge
 
+RECIPES = Path(__file__).parents[1] / "merge_yamls"
 _VICUNA = {
     "model_type": "llama",
     "hidden_size": 4096,

@@ -15,7 +15,6 @@ from mergekit import merge_methods
 from oracles import optmerge_loop
 from torch import Tensor
 
-from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods.optmerge import PRESETS, solve
 from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.spectral import gram
@@ -23,11 +22,6 @@ from mergekit_mm.numerics.task_vector import TaskVector
 
 SGD = ["lora", "modality"]
 SHAPES = [(48, 64), (64, 48), (40, 40)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    register_methods()
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], **parameters: object) -> Tensor:

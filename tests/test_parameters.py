@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from checkpoints import altered, assert_nothing_left, checkpoint, experts, fresh, merge, run, tensors, with_method
-from click.testing import CliRunner, Result
-from test_adapter_out import command
+from checkpoints import (
+    altered,
+    checkpoint,
+    command,
+    experts,
+    fresh,
+    merge,
+    plugin,
+    refused,
+    run,
+    tensors,
+    with_method,
+    written,
+)
+from click.testing import Result
 
-from mergekit_mm.cli import main
 from mergekit_mm.methods import catalogue
 
 
@@ -21,9 +31,7 @@ def recipe(method: str, **parameters: Any) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any] | str) -> Result:
-    path = fresh("config.yaml")
-    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False))
-    result = CliRunner().invoke(main, ["check", str(path)])
+    result = plugin("check", written(config))
     assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
     return result
 
@@ -46,13 +54,11 @@ def check(config: dict[str, Any] | str) -> Result:
 )
 def test_values_that_a_parameter_cannot_have(method: str, parameters: dict[str, Any], told: list[str]) -> None:
     config = recipe(method, **parameters)
-    checked, outcome = check(config), run(config)
+    checked, outcome = check(config), refused(config, *told)
     assert checked.exit_code == 1
     for part in told:
         assert part in checked.output
-        assert part in outcome.error
     assert "Executing" not in outcome.console
-    assert_nothing_left(outcome)
 
 
 @pytest.mark.parametrize(("method", "name"), [("optmerge", "scaling"), ("task_arithmetic", "lambda")])
@@ -125,9 +131,7 @@ def test_files_that_are_no_config(text: str, told: str) -> None:
     "flags", [("--device", "nonesuch"), *([] if torch.cuda.is_available() else [("--multi-gpu",)])]
 )
 def test_a_device_that_is_not_there(flags: tuple[str, ...]) -> None:
-    outcome = run(recipe("optmerge"), *flags)
-    assert flags[-1] in outcome.error
-    assert_nothing_left(outcome)
+    refused(recipe("optmerge"), flags[-1], flags=flags)
 
 
 def test_strengths_that_look_alike_and_a_seed() -> None:
@@ -137,8 +141,8 @@ def test_strengths_that_look_alike_and_a_seed() -> None:
     assert len(list(out.iterdir())) == 3
     seeded = merge(config, "--random-seed", "7").tensors
     assert all(torch.equal(value, seeded[name]) for name, value in tensors(out / "scaling_1").items())
-    _, refused = command("sweep", config, "--scaling", "1", "--out-shard-size", "big")
-    assert "'big'" in refused.output
+    _, result = command("sweep", config, "--scaling", "1", "--out-shard-size", "big")
+    assert "'big'" in result.output
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
@@ -150,15 +154,10 @@ def test_a_merge_that_makes_nan_or_infinity_of_finite_inputs(method: str) -> Non
     if method == "linear":
         del config["base_model"]
         config["models"].append({"model": str(experts("llava")[1]), "parameters": {"weight": weight}})
-    outcome = run(config)
-    assert "gives NaN or Inf" in outcome.error
-    assert_nothing_left(outcome)
+    refused(config, "gives NaN or Inf")
 
 
 def test_a_value_beyond_float16() -> None:
     """bfloat16 checkpoints have such values; infinity in their place would be found when the model speaks nonsense."""
     base = altered(checkpoint("llava"), lambda t: {n: v * (1e7 if "q_proj" in n else 1) for n, v in t.items()})
-    outcome = run({**with_method("optmerge", base, [altered(base)]), "dtype": "float16"})
-    assert "q_proj" in outcome.error
-    assert "bfloat16" in outcome.error
-    assert_nothing_left(outcome)
+    refused({**with_method("optmerge", base, [altered(base)]), "dtype": "float16"}, "q_proj", "bfloat16")

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import checkpoint, experts
+from checkpoints import checkpoint, experts, with_method
 from hollow import sparse_checkpoint
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
+from mergekit_mm.graph.reading import LoadTensor
 from mergekit_mm.merge import check_merge
 from mergekit_mm.planning.plan import plan_merge
-from mergekit_mm.planning.reading import LoadTensor
 
 QWEN2_VL_72B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -46,13 +46,7 @@ QWEN2_VL_72B: dict[str, Any] = {
 
 
 def config(base: Path, models: list[Path], method: str = "task_arithmetic") -> MergeConfiguration:
-    return MergeConfiguration.model_validate(
-        {
-            "merge_method": method,
-            "base_model": str(base),
-            "models": [{"model": str(model), "parameters": {"weight": 0.3}} for model in models],
-        }
-    )
+    return MergeConfiguration.model_validate(with_method(method, base, models, dtype=None))
 
 
 def test_a_72b_merge_is_planned_from_headers(tmp_path: Path) -> None:
@@ -72,8 +66,8 @@ def test_inputs_of_one_output_are_read_together(base_layout: str, expert_layout:
     would be read one whole model after the other, all held in memory at once."""
     models = experts("llava", expert_layout)
     base = checkpoint("llava", base_layout)
-    plan = plan_merge(config(base, models), MergeOptions())
-    schedule = Executor(targets=plan.planner.plan_to_disk("unused")).schedule
+    with plan_merge(config(base, models), MergeOptions()) as plan:
+        schedule = Executor(targets=plan.planner.plan_to_disk("unused")).schedule
     largest = max(tensor.nbytes for tensor in open_checkpoint("base", base).disk.values())
     held: dict[Any, int] = {}
     peak = 0

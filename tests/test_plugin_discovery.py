@@ -156,7 +156,7 @@ def test_stock_lm_eval_knows_the_tasks_and_the_model(installed: Environment) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"mllm", "mllm_chart", "mllm_grounding"} <= set(re.findall(r"\bmllm\w*", done.stdout))
     listed = "import sys, lm_eval.models; from lm_eval.api.registry import model_registry as known; "
-    listed += "print('mllm' in known, 'hf' in known, 'mergekit_mm.evaluation' in sys.modules)"
+    listed += "print('mllm' in known, 'hf' in known, 'mergekit_mm.mllm' in sys.modules)"
     assert installed.run("python", "-c", listed).stdout.split() == ["True", "True", "False"]
     assert installed.run("python", "-c", listed, MERGEKIT_MM_AUTOLOAD="0").stdout.split()[0] == "False"
     plain = "from lm_eval.tasks import TaskManager; print(hasattr(TaskManager.__init__, '__mergekit_mm__'))"

@@ -18,13 +18,13 @@ import datasets
 import eval_mirror
 import pytest
 from click.testing import CliRunner, Result
+from eval_mirror import TASKS, Answering, right
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from PIL import Image
-from test_eval_tasks import TASKS, Answering, right
 
 from mergekit_mm.cli import main
 

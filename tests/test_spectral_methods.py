@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.iso_cts import counts
 from mergekit_mm.numerics import polar as numerics
@@ -20,11 +19,6 @@ from mergekit_mm.numerics.task_vector import TaskVector
 
 METHODS = ["tsv", "iso_c", "iso_cts"]
 CASES = [((48, 64), 3), ((64, 48), 5), ((40, 40), 2), ((24, 100), 3), ((100, 24), 3), ((30, 50), 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    register_methods()
 
 
 def expected(method: str, deltas: list[Tensor], rank: int | None = None) -> Tensor:

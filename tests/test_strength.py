@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
+from adapters import wide
 from checkpoints import (
     Tensors,
     assert_close,
     assert_same_bytes,
     checkpoint,
+    command,
     experts,
     linear,
     load,
@@ -18,8 +20,6 @@ from checkpoints import (
     tensors,
     with_method,
 )
-from test_adapter_out import command
-from test_adapters import wide
 
 OWN = ["optmerge", "swudi", "iso_cts"]  # one of each kind of numerics; the others share these
 

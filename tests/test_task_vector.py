@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from deltas import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,10 +17,6 @@ from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def relative(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference.double()).norm() / reference.double().norm())
 
 
 def test_a_difference_is_taken_after_widening() -> None:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.methods import method_named
 from mergekit_mm.numerics.rank_rules import adaptive_rank, ratio_rank
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -30,11 +29,6 @@ CLOSED = [
     ("aswudi", {"rank_rule": "gavish_donoho", "filter": "exponential", "time": "relative", "exp_time": 5.0}),
 ]
 ALL = [("wudi", {}), *CLOSED]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    register_methods()
 
 
 def starts(deltas: list[Tensor]) -> list[Tensor]:

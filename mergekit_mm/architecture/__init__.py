@@ -1,1 +1,1 @@
-"""What is in a checkpoint: tensors, their roles, and their names on disk and in memory."""
+"""What is in a checkpoint: tensors, their roles, their names on disk and in memory; and how two of them compare."""

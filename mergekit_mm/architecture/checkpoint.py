@@ -62,14 +62,8 @@ class Checkpoint:
 
     def present(self, name: str) -> str | None:
         """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
-        if name in self.tensors:
-            return name
-        if self.skeleton is None:
-            return None
-        aliases = self.skeleton.aliases
-        first = aliases.get(name, name)
-        tied = [first, *(alias for alias, source in aliases.items() if source == first)]
-        return next((n for n in tied if n in self.tensors), None)
+        tied = self.skeleton.tied_to(name) if self.skeleton else ()
+        return next((n for n in (name, *tied) if n in self.tensors), None)
 
     @property
     def ties_head(self) -> bool:
@@ -137,8 +131,7 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
 def _inventory(
     name: str, skeleton: Skeleton | None, disk: Mapping[str, DiskTensor], groups: list[Group]
 ) -> dict[str, TensorInfo]:
-    roles = classify(skeleton) if skeleton else {}
-    roles = classify_names(disk) | roles
+    roles = classify_names(disk) | (classify(skeleton) if skeleton else {})
     found: dict[str, TensorInfo] = {}
     wrong: list[str] = []
     for group in groups:

@@ -52,6 +52,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.")
+    return read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The config in a JSON file. CheckpointError: it is damaged."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -82,7 +87,7 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
         if not path.is_file():
             raise CheckpointError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
         try:
-            found.update((tensor.name, tensor) for tensor in _shard_headers(path))
+            found.update((tensor.name, tensor) for tensor in file_headers(path))
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     absent = sorted(set(index.tensor_paths) - set(found))
@@ -96,7 +101,8 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
     return found
 
 
-def _shard_headers(path: Path) -> Iterator[DiskTensor]:
+def file_headers(path: Path) -> Iterator[DiskTensor]:
+    """Every tensor of one file, safetensors or pickled, without reading any values."""
     if path.suffix == ".safetensors":
         with safe_open(str(path), framework="pt") as shard:
             for name in shard.keys():

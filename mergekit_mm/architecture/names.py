@@ -89,9 +89,7 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
         CheckpointError: a conversion cannot be run, or not be undone, on the tensors that are there.
     """
     model = skeleton.model
-    transforms = get_model_conversion_mapping(model)  # some keep state, so each checkpoint needs its own
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings, converters = _transforms(model)
     groups: list[Group] = []
     unknown: list[str] = []
     collected: dict[str, list[tuple[str, str]]] = {}
@@ -120,9 +118,7 @@ def memory_names(skeleton: Skeleton, names: Iterable[str]) -> dict[str, str]:
     Names that mean none, or only a part of one (stored converted), are left out.
     """
     model = skeleton.model
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings, converters = _transforms(model)
     found = {}
     for name in names:
         if name in skeleton.tensors:
@@ -132,6 +128,13 @@ def memory_names(skeleton: Skeleton, names: Iterable[str]) -> dict[str, str]:
         if target in skeleton.tensors and pattern is None:
             found[name] = target
     return found
+
+
+def _transforms(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """transformers' renamings and conversions of a model; some keep state, so each checkpoint needs its own."""
+    found = get_model_conversion_mapping(model)
+    renamings = [t for t in found if isinstance(t, WeightRenaming)]
+    return renamings, [t for t in found if isinstance(t, WeightConverter)]
 
 
 def _stems(name: str, renamings: Sequence[WeightRenaming], prefix: str) -> tuple[str, ...]:

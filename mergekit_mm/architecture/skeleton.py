@@ -50,6 +50,12 @@ class Skeleton:
                 result[name] = known
         return result
 
+    def tied_to(self, name: str) -> list[str]:
+        """The other tensors that share a tensor's storage, the first in the state dict first."""
+        first = self.aliases.get(name, name)
+        together = [first, *(alias for alias, source in self.aliases.items() if source == first)]
+        return [other for other in together if other != name]
+
     @cached_property
     def buffers(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
@@ -63,11 +69,7 @@ class Skeleton:
     def may_be_absent(self, name: str) -> bool:
         """Whether transformers loads the model without a word when this tensor is not on disk."""
         ignored = self.model._keys_to_ignore_on_load_missing or ()
-        return name in self.buffers or any(_matches(pattern, name) for pattern in ignored)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return re.search(pattern, name) is not None
+        return name in self.buffers or any(re.search(pattern, name) for pattern in ignored)
 
 
 def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:

@@ -1,1 +1,1 @@
-"""Evaluation through lm-eval: metrics, documents and prompts of the tasks in `eval_tasks/`."""
+"""What the tasks in `eval_tasks` are made of: documents, prompts and metrics."""

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 Box = tuple[float, float, float, float]
 
@@ -31,7 +32,7 @@ def read_box(reply: str) -> Box | None:
     return None
 
 
-def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str = "auto") -> Box:
+def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str) -> Box:
     """`box` in pixels. `auto`: per mille if any number lies outside [0, 1], else parts of 1 (the paper's rule).
 
     `pixel` are pixels of the picture as the data set has it, not as a processor resized it. ValueError: unknown unit.
@@ -71,15 +72,6 @@ def box_iou(
     return 0.0 if box is None else iou(to_pixels(box, image_width, image_height, box_unit), reference)
 
 
-def box_iou_score(
-    prediction: str,
-    reference: Sequence[float],
-    *,
-    image_width: float,
-    image_height: float,
-    box_unit: str = "auto",
-    **_: object,
-) -> float:
-    """1 if the box in the reply overlaps `reference` (pixels, corner form) with an IoU of at least 0.5, else 0."""
-    sizes = {"image_width": image_width, "image_height": image_height}
-    return float(box_iou(prediction, reference, **sizes, box_unit=box_unit) >= 0.5)
+def box_iou_score(prediction: str, reference: Sequence[float], **fields: Any) -> float:
+    """1 if the box in the reply overlaps `reference` with an IoU of at least 0.5, else 0; fields as for `box_iou`."""
+    return float(box_iou(prediction, reference, **fields) >= 0.5)

@@ -7,7 +7,7 @@ about one picture share its bytes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -34,12 +34,11 @@ def _rows(table: datasets.Dataset, *columns: str) -> Rows:
     return table.select_columns(list(columns)).to_list()
 
 
-def with_pictures(
-    rows: Rows, table: datasets.Dataset, column: str = "image", index: Sequence[int] | None = None
-) -> Documents:
-    """`rows` as documents; row i gets the picture in `column` of row `index[i]` of `table` whenever it is read."""
+def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") -> Documents:
+    """`rows` as documents. Whenever one is read it gets the picture in `column` of the row of `table` whose number is
+    its `picture`; by default, of the row in the same place."""
     pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    numbered = [{**row, "picture": at} for row, at in zip(rows, index or range(len(rows)), strict=True)]
+    numbered = [{**row, "picture": row.get("picture", at)} for at, row in enumerate(rows)]
     documents = datasets.Dataset.from_list(numbered)
     return {"test": documents.with_transform(_Pictures(pictures, column))}
 
@@ -73,8 +72,11 @@ def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> D
     lost = sorted({row["imageId"] for row in rows} - place.keys())
     if lost:
         raise ValueError(f"{images_config} lacks {len(lost)} pictures that the questions name, first {lost[0]}")
-    documents = [{**row, "prompt": prompts.short_answer(row["question"], prompt_style)} for row in rows]
-    return with_pictures(documents, pictures, index=[place[row["imageId"]] for row in rows])
+    documents = [
+        {**row, "prompt": prompts.short_answer(row["question"], prompt_style), "picture": place[row["imageId"]]}
+        for row in rows
+    ]
+    return with_pictures(documents, pictures)
 
 
 def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
@@ -98,10 +100,10 @@ def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
             for question, answer in zip(row["questions"], row["answers"], strict=True)
         ]
     rows = [
-        {"prompt": prompts.short_answer(question, prompt_style), "question": question, "answer": str(answer)}
-        for _, question, answer in asked
+        {"prompt": prompts.short_answer(text, prompt_style), "question": text, "answer": str(answer), "picture": at}
+        for at, text, answer in asked
     ]
-    return with_pictures(rows, table, index=[at for at, _, _ in asked])
+    return with_pictures(rows, table)
 
 
 def mathvista(
@@ -112,7 +114,6 @@ def mathvista(
     table = _table(given)
     columns = ("pid", "query", "choices", "answer", "question_type", "answer_type", "precision", "metadata")
     rows: Rows = []
-    places: list[int] = []
     for at, row in enumerate(_rows(table, *columns)):
         categories = _mathvista_categories(row.pop("metadata"))
         if geometry and not categories:
@@ -120,9 +121,8 @@ def mathvista(
         row["choices"] = choices = list(row["choices"] or [])
         row["answer_option"] = option_letter(row["answer"], choices) if choices else None
         row["prompt"] = prompts.mathematics(row.pop("query"), (), prompt_style)
-        rows.append({**row, "categories": categories, "judge": judge})
-        places.append(at)
-    return with_pictures(rows, table, "decoded_image", places)
+        rows.append({**row, "categories": categories, "judge": judge, "picture": at})
+    return with_pictures(rows, table, "decoded_image")
 
 
 def _mathvista_categories(metadata: Mapping[str, Any]) -> list[str]:
@@ -138,15 +138,13 @@ def mathvision(
     check_judge(judge)
     table = _table(given)
     rows: Rows = []
-    places: list[int] = []
     for at, row in enumerate(_rows(table, "id", "question", "options", "answer", "subject")):
         if geometry and row["subject"] not in _GEOMETRY_SUBJECTS:
             continue
         options = list(row.pop("options") or [])
         prompt = prompts.mathematics(row["question"], options, prompt_style)
-        rows.append({**row, "choices": options, "prompt": prompt, "judge": judge})
-        places.append(at)
-    return with_pictures(rows, table, "decoded_image", places)
+        rows.append({**row, "choices": options, "prompt": prompt, "judge": judge, "picture": at})
+    return with_pictures(rows, table, "decoded_image")
 
 
 def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
@@ -154,12 +152,11 @@ def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: A
     check_unit(box_unit)
     table = _table(given)
     rows: Rows = []
-    places: list[int] = []
     for at, row in enumerate(_rows(table, "answer", "bbox")):
         left, top, width, height = row["bbox"]
         box = [left, top, left + width, top + height]
         for phrase in as_list(row["answer"]):
             prompt = prompts.region(phrase, prompt_style)
-            rows.append({"prompt": prompt, "phrase": phrase, "box": box, "answer": str(box), "box_unit": box_unit})
-            places.append(at)
-    return with_pictures(rows, table, index=places)
+            document = {"prompt": prompt, "phrase": phrase, "box": box, "answer": str(box), "box_unit": box_unit}
+            rows.append({**document, "picture": at})
+    return with_pictures(rows, table)

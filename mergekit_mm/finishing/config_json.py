@@ -20,14 +20,15 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 def output_config(
     base: Mapping[str, Any],
     written: Mapping[str, DiskTensor],
-    layers: Sequence[int] | None = None,
-    vocab_size: int | None = None,
+    layers: Sequence[int] | None,
+    vocab_size: int | None,
 ) -> dict[str, Any]:
     """The base's raw config with the dtype that was written and, where they changed, layer count and vocabulary.
 
     Args:
-        layers: for each layer of the output's language model, the index of the base's layer that it came from.
-        vocab_size: rows of the output's embeddings.
+        layers: for each layer of the output's language model, the index of the base's layer that it came from; None
+            if all are where they were.
+        vocab_size: rows of the output's embeddings; None if they are the base's.
     """
     config = deepcopy(dict(base))
     sizes: Counter[torch.dtype] = Counter()
@@ -48,12 +49,10 @@ def output_config(
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    keys = [key for key in _DTYPE_KEYS if key in config]
-    old = {config[key] for key in keys}
-    if old == {dtype} or (not keys and dtype == "float32"):  # a config without a dtype means float32
-        return
-    config.setdefault("dtype", dtype) if not keys else None
-    _replace(config, old, dtype)
+    if old := {config[key] for key in _DTYPE_KEYS if key in config}:
+        _replace(config, old, dtype)
+    elif dtype != "float32":  # which a config without a dtype means
+        config["dtype"] = dtype
 
 
 def _replace(config: dict[str, Any], old: set[Any], dtype: str) -> None:

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mergekit.common import ModelReference
-
-from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.composing.model import omni_model
+from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.finishing.config_json import output_config
 from mergekit_mm.omni.export import copy_code
-from mergekit_mm.planning.composition import Composition
-from mergekit_mm.planning.omni_model import omni_model
-from mergekit_mm.planning.omni_processor import omni_processor
+from mergekit_mm.planning.plan import Plan
 
 
-def finish_omni(
-    omni: Composition,
-    checkpoints: Mapping[ModelReference, Checkpoint],
-    base: Checkpoint,
-    written: Mapping[str, DiskTensor],
-    layers: Sequence[int] | None,
-    routed: Mapping[str, Any],
-    directory: Path,
-) -> None:
+def finish_omni(plan: Plan, written: Mapping[str, DiskTensor], directory: Path) -> None:
     """Write everything beside the weights, and check these against the config.
-
-    base: the model whose language model the merge started from; what it does with its tensors is kept.
-    layers: for each layer of the language model the host's that it is like, if they moved.
-    routed: as in the omni config.
 
     Raises:
         CheckpointError: the written tensors are not those of the model that the config describes.
     """
-    host = output_config(checkpoints[omni.host].config, written, layers, omni.vocabulary.size)
-    config, expected = omni_model(omni, checkpoints, base, host, routed)
+    omni, checkpoints = plan.inputs.composition, plan.inputs.checkpoints
+    assert omni is not None
+    host = plan.inputs.base_checkpoint
+    own = output_config(host.config, written, plan.planner.layer_sources(), omni.vocabulary.size)
+    routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
+    config, expected = omni_model(omni, checkpoints, own, routed)
     _verify(expected, written)
     config.auto_map = copy_code(directory)
     config.save_pretrained(directory)
     omni.vocabulary.tokenizer.save_pretrained(directory)
-    generation = checkpoints[omni.host].directory / "generation_config.json"
+    generation = host.directory / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
     processor, _ = omni_processor(omni, checkpoints, config)

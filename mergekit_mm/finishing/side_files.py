@@ -22,7 +22,7 @@ _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "mer
 _DIRECTORIES = ("additional_chat_templates", "processors")  # the latter are the donors' of an omni model
 
 
-def copy_side_files(source: Path, target: Path, with_tokenizer: bool = True) -> None:
+def copy_side_files(source: Path, target: Path, with_tokenizer: bool) -> None:
     """Copy every file that is not weights, byte for byte, remote code and its packages included."""
     left_out = _NOT_COPIED if with_tokenizer else _NOT_COPIED + _TOKENIZER
     for path in sorted(source.iterdir()):

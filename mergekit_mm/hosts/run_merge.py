@@ -20,7 +20,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
-from mergekit_mm.methods import catalogue
+from mergekit_mm.methods import is_own_method
 
 LOG = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def is_planned_here(config: MergeConfiguration) -> bool:
     And one that asks for a composition, which is refused where mergekit would not know of it.
     """
     adapters = any(model.lora for model in config.referenced_models())
-    own = adapters and config.merge_method in {method.name for method in catalogue()}
+    own = adapters and is_own_method(config.merge_method)
     return own or "composition" in (config.parameters or {}) or is_multimodal(config)
 
 

@@ -1,1 +1,1 @@
-"""PEFT adapters: read as the factors they are, and written from merged task vectors."""
+"""PEFT adapters: read as the factors they are, bound to the models they adapt, written from merged task vectors."""

@@ -5,7 +5,6 @@ Names are those of the model that was trained: `<module path>.weight`, without P
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
+from mergekit_mm.architecture.disk import CheckpointError, file_headers, read_json
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
@@ -43,10 +43,6 @@ _BASE_CHANGING = re.compile(r"pissa|olora|loftq|corda|lora_ga")
 _ADVICE = "Merge it into its base with PEFT (merge_and_unload), save the model and name that directory instead."
 
 
-class AdapterError(ValueError):
-    """An adapter cannot be used; the message says which, why and what to do."""
-
-
 @dataclass
 class Change:
     """What an adapter does to one tensor: the keys of its file that say so."""
@@ -65,7 +61,7 @@ class Adapter:
     """One adapter directory. Only the header of its file has been read."""
 
     name: str  # as the user wrote it
-    directory: Path
+    file: Path  # its weights
     config: Mapping[str, Any]
     changes: Mapping[str, Change] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key of the file
@@ -76,8 +72,8 @@ class Adapter:
         return self.config.get("base_model_name_or_path") or None
 
     @property
-    def file(self) -> Path:
-        return _weights(self.directory, self.name)
+    def directory(self) -> Path:
+        return self.file.parent
 
     @cached_property
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -115,7 +111,7 @@ class Adapter:
             return (a[1], b[0])
         return (b[0], *a[1:])
 
-    def task_vector(self, name: str, base: Tensor | None = None) -> TaskVector:
+    def task_vector(self, name: str, base: Tensor | None) -> TaskVector:
         """What the adapter changes of a tensor: factors (out, r) and (r, in) with the scaling in the left one.
 
         Convolutions, biases and whole tensors come dense. `base` (the tensor that was adapted) is read where
@@ -135,9 +131,8 @@ class Adapter:
             if change.replacement and torch.equal(tuned.to(wide), wide):
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
-        if (
-            change.magnitude is not None
-        ):  # DoRA: the direction is the adapted weight's, the length of each row is learnt
+        if change.magnitude is not None:
+            # DoRA: the direction is the adapted weight's, the length of each row is learnt
             magnitude = self._wide(change.magnitude).reshape(-1, 1)
             tuned = tuned * (magnitude / torch.linalg.vector_norm(tuned, dim=1, keepdim=True))
         return TaskVector(tuned, base=base)
@@ -154,69 +149,61 @@ class Adapter:
         return TaskVector(b * change.scaling, right=a)
 
     def _wide(self, key: str) -> Tensor:
-        return _widened(self._read(key))
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        tensor = self._read(key)
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def open_adapter(name: str, directory: Path) -> Adapter:
     """Read what an adapter changes, from its config and the header of its file.
 
     Raises:
-        AdapterError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
+        CheckpointError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
     """
     file = directory / "adapter_config.json"
     if not file.is_file():
         named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
-        raise AdapterError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{file} is damaged: it holds no config.")
+        raise CheckpointError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
+    config = read_json(file)
     _require_plain(name, config)
     changes: dict[str, Change] = {}
     weights = _weights(directory, name)
     try:
-        shapes = _shapes(weights)
+        shapes = {tensor.name: tensor.shape for tensor in file_headers(weights)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
-        raise AdapterError(f"{weights} cannot be read: {error}") from error
+        raise CheckpointError(f"{weights} cannot be read: {error}") from error
     for key in shapes:
         _sort(name, key, changes)
     for tensor, change in changes.items():
         if (change.a is None) != (change.b is None):
-            raise AdapterError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
+            raise CheckpointError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
         if change.a is not None and change.b is not None:
             change.scaling = _scaling(name, config, tensor, shapes[change.a], shapes[change.b])
         elif change.bias is not None:
             weight = changes.get(tensor.removesuffix(".bias") + ".weight")
             change.scaling = weight.scaling if weight else 1.0
         if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
-            raise AdapterError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
+            raise CheckpointError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
     if not changes:
-        raise AdapterError(f"{name} holds no tensors.")
-    return Adapter(name, directory, config, changes, shapes)
+        raise CheckpointError(f"{name} holds no tensors.")
+    return Adapter(name, weights, config, changes, shapes)
 
 
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise AdapterError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
+        raise CheckpointError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
     for key, what in _REFUSED.items():
         if config.get(key):
-            raise AdapterError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
+            raise CheckpointError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and _BASE_CHANGING.search(start):
-        raise AdapterError(
+        raise CheckpointError(
             f"{name} was started by {start}, which changes the base it is applied to. Save it once more with PEFT's "
             "path_initial_model_for_weight_conversion, which makes it a plain adapter of the original base."
         )
     if config.get("fan_in_fan_out") and config.get("use_dora"):
-        raise AdapterError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
+        raise CheckpointError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
 
 
 def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
@@ -237,7 +224,7 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
         change.is_embedding |= "embedding" in part
         return
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
-        raise AdapterError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
+        raise CheckpointError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
     changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
 
 
@@ -249,13 +236,13 @@ def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ..
         rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
         alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
     except (AttributeError, re.error) as error:
-        raise AdapterError(
+        raise CheckpointError(
             f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}"
         ) from None
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise AdapterError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
+        raise CheckpointError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
     if a[0] != rank or b[1] != rank:
-        raise AdapterError(
+        raise CheckpointError(
             f"{name}: the factors of {tensor} are {b} and {a}, which is not the rank {rank} that "
             "adapter_config.json (r, rank_pattern) gives it."
         )
@@ -266,12 +253,4 @@ def _weights(directory: Path, name: str) -> Path:
     for file in ("adapter_model.safetensors", "adapter_model.bin"):
         if (directory / file).is_file():
             return directory / file
-    raise AdapterError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    if file.suffix != ".safetensors":
-        state = torch.load(file, map_location="meta", weights_only=True)
-        return {key: tuple(tensor.shape) for key, tensor in state.items()}
-    with safe_open(str(file), framework="pt") as opened:
-        return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    raise CheckpointError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")

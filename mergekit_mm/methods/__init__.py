@@ -21,6 +21,11 @@ def catalogue() -> tuple[TaskVectorMethod, ...]:
     return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts)
 
 
+def is_own_method(name: str) -> bool:
+    """Whether a merge method is of this package."""
+    return any(method.name == name for method in catalogue())
+
+
 def method_named(name: str) -> TaskVectorMethod:
     """The method of the catalogue with this name.
 

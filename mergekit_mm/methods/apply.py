@@ -133,7 +133,7 @@ def _slices(task_vector: TaskVector) -> list[TaskVector]:
 
 def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str) -> Tensor:
     merged = solve(task_vectors)
-    if not all(is_finite(part) for part in (merged.left, merged.right) if part is not None):
+    if not is_finite(merged):
         raise ValueError(
             f"Merging {label} diverged: the merged delta holds NaN or Inf. Lower learning_rate, momentum or iterations"
         )
@@ -145,9 +145,11 @@ def _add(base: Tensor, merged: TaskVector, scaling: float) -> Tensor:
     return merged.added_to(base.to(working_dtype(base.dtype)), scaling).to(base.dtype)
 
 
-def is_finite(tensor: Tensor) -> bool:
+def is_finite(value: Tensor | TaskVector) -> bool:
     """One pass and no copy: NaN and Inf both survive in the extremes."""
-    if tensor.numel() == 0:
+    if isinstance(value, TaskVector):
+        return all(is_finite(part) for part in (value.left, value.right, value.base) if part is not None)
+    if value.numel() == 0:
         return True
-    low, high = torch.aminmax(tensor.detach())
+    low, high = torch.aminmax(value.detach())
     return math.isfinite(float(low)) and math.isfinite(float(high))

@@ -61,10 +61,6 @@ class OmniConfig(PreTrainedConfig):
         """Who serves a modality, each once."""
         return sorted({entry["owner"] for entry in self.modalities.values()})
 
-    def config_of(self, owner: str) -> Any:
-        """The config object of "host" or of a guest."""
-        return self.host if owner == "host" else self.guests[owner]
-
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The config of the language model, which is the host's."""
         return self if self.host is None else self.host.get_text_config(decoder=decoder, encoder=encoder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 FILES = (
     "configuration.py",
-    "composition.py",
+    "donors.py",
     "routing.py",
     "modeling.py",
     "media.py",

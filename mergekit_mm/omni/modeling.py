@@ -1,7 +1,7 @@
 """One model that answers about images, sounds, videos and any mix of them, composed from modules of transformers.
 
 The host is a whole model of transformers and does all that is its own: language model, head, loss, position ids, masks
-and generation, and the media it owns. Guests turn their media into rows of embeddings (see `composition`), which take
+and generation, and the media it owns. Guests turn their media into rows of embeddings (see `donors`), which take
 the place of their placeholder tokens just in front of the host's language model.
 
 Inputs are named `<modality>__<key>`, `key` being what the donor's own processor and forward call it:
@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 
-from .composition import build_guest, build_host, guest_rows, run_guest, use_dtype
 from .configuration import OmniConfig
+from .donors import build_guest, build_host, guest_rows, run_guest, use_dtype
 from .routing import route, token_places, with_places
 
 TOKEN_TYPES = {"image": 1, "video": 2}  # transformers' mm_token_type_ids, which M-RoPE hosts read

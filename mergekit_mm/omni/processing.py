@@ -103,8 +103,9 @@ class OmniProcessor(ProcessorMixin):
             "padding_side": padding_side,
             "truncation": truncation,
             "max_length": max_length,
+            "add_special_tokens": add_special_tokens,
+            **kwargs.pop("text_kwargs", {}),
         }
-        layout |= {"add_special_tokens": add_special_tokens, **kwargs.pop("text_kwargs", {})}
         ids = self.tokenizer(texts, add_special_tokens=layout.pop("add_special_tokens"))["input_ids"]
         options = self._options(sampling_rate, kwargs)
         media: dict[str, Any] = {}

@@ -55,7 +55,7 @@ def media_snippet(donor: Any, modality: str, token: str) -> str:
     writes in the place of the placeholder, if the processor puts that there itself (Gemma 3). Without a template, or
     with one that writes neither, the placeholder alone.
     """
-    written, specials = _written(donor, modality), _special_tokens(donor.tokenizer)
+    written, specials = _written(donor, modality), special_tokens(donor.tokenizer)
     marks = (token, str(getattr(donor, f"{modality}_token", None) or token))
     mark = next((mark for mark in marks if written.count(mark) == 1), None)
     if mark is None:
@@ -96,7 +96,8 @@ def _alike(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _special_tokens(tokenizer: Any) -> set[str]:
+def special_tokens(tokenizer: Any) -> set[str]:
+    """All of a tokenizer's: those with a part to play, and those that were added."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return {token for token in {*tokenizer.all_special_tokens, *added} if token}
 

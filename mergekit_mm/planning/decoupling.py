@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
@@ -22,16 +21,17 @@ from torch import nn
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
-from mergekit_mm.methods import method_named
+from mergekit_mm.graph.deltas import AddDelta, MergeDelta
+from mergekit_mm.graph.factors import SameTensor, SharedFactors, equal_values
+from mergekit_mm.graph.reading import SOURCES, LoadDelta, LoadTensor, load, load_delta
+from mergekit_mm.graph.reading import without_adapter as plain
+from mergekit_mm.graph.writing import PickTensor
+from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.omni.routing import FULL
+from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
-from mergekit_mm.planning.layout import Output
-from mergekit_mm.planning.merging import AddDelta, MergeDelta
-from mergekit_mm.planning.policies import is_own_method
-from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, LoadDelta, LoadTensor, load, load_delta
-from mergekit_mm.planning.reading import without_adapter as plain
-from mergekit_mm.planning.tasks import PickTensor
+from mergekit_mm.planning.outputs import Output
 
 
 class _Factored(NamedTuple):
@@ -51,11 +51,11 @@ class Decoupling:
     factors of factors.
     """
 
-    def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, device: str | None) -> None:
+    def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, gathering: Gathering) -> None:
         omni, skeleton = inputs.composition, inputs.base_checkpoint.skeleton
         assert omni is not None
         assert skeleton is not None
-        self.inputs, self.stack, self.device = inputs, stack, device
+        self.inputs, self.stack, self.gathering = inputs, stack, gathering
         self.base, self.method = config.base_model, config.merge_method
         self.owners = {omni.owner(modality): donor for modality, donor in omni.modalities.items()}
         self.linear = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
@@ -68,15 +68,7 @@ class Decoupling:
 
     # ----------------------------------------------------------------------------------------------------- planning
 
-    def merged(
-        self,
-        name: str,
-        info: TensorInfo,
-        label: str,
-        held: Mapping[ModelReference, str],
-        dtype: str | None,
-        merge: Mapping[str, Any],
-    ) -> Task | None:
+    def merged(self, job: Job, dtype: str | None, merge: Mapping[str, Any]) -> Task | None:
         """Note what is kept beside one merged tensor; the task that makes it, where that is not the usual one.
 
         merge: fields of the task that merges it; dtype: in which it reads its inputs.
@@ -84,38 +76,49 @@ class Decoupling:
         Raises:
             CheckpointError: a tensor in which tokens cannot be told apart, or a donor without a part in the merge.
         """
-        if not self._is_routed(info):
+        if not self._is_routed(job.info):
             return None
-        absent = [str(donor) for donor in self.owners.values() if donor not in held]
+        absent = [str(donor) for donor in self.owners.values() if donor not in job.held]
         if absent:
-            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {name}.")
-        experts = [model for model in held if model != self.base]
-        if self.adapters.issuperset(experts) and self.base in held:
-            twins = {m: load(plain(m), held[m], label, dtype, self.device) for m in (self.base, *experts)}
-            base = SameTensor(base=twins.pop(self.base), twins=tuple((str(m), task) for m, task in twins.items()))
-            rank = min(sum(_rank(model, held[model]) or 0 for model in experts), info.shape[-1])
+            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {job.name}.")
+        experts = tuple(model for model in job.held if model != self.base)
+        if self.base in job.held and self.adapters.issuperset(experts):
+            rank = min(sum(_rank(model, job.held[model]) or 0 for model in experts), job.info.shape[-1])
+            base = self._shared_base(job, experts, dtype)
             if rank == 0:
                 return base
-            size, owners = torch.Size(info.shape).numel(), len(self.owners)
-            if rank * (info.shape[1] + owners * info.shape[0]) < owners * size and self._makes_factors(merge):
-                deltas = tuple(load_delta(model, held[model], label, self.device) for model in experts)
-                read = GatherMemoryTensors(
-                    weight_info={model: WeightInfo(name=held[model]) for model in experts},
-                    device=self.device,
-                    label=label,
-                    deltas=tuple(experts),
-                )
-                delta = MergeDelta(gather_tensors=read, over=self.base, **merge)
-                places = tuple((o, experts.index(d) if d in experts else -1) for o, d in self.owners.items())
-                self._factored[name] = _Factored(delta, deltas, places, rank, info.shape)
-                return AddDelta(base=base, delta=delta)
-        self._own[name] = {o: load(d, held[d], label, dtype, self.device) for o, d in self.owners.items()}
+            (rows, columns), owners = job.info.shape, len(self.owners)
+            if rank * (columns + owners * rows) < owners * rows * columns and self._makes_factors(merge):
+                return AddDelta(base=base, delta=self._factored_delta(job, experts, rank, merge))
+        self._own[job.name] = self._of_donors(job, dtype)
         return None
 
-    def kept_out(self, name: str, info: TensorInfo, label: str, held: Mapping[ModelReference, str]) -> None:
+    def _factored_delta(
+        self, job: Job, experts: tuple[ModelReference, ...], rank: int, merge: Mapping[str, Any]
+    ) -> MergeDelta:
+        """The merged delta as factors; those of the owners are noted."""
+        delta = MergeDelta(gather_tensors=self.gathering.together(job, experts, None, experts), over=self.base, **merge)
+        deltas = tuple(load_delta(model, job.held[model], job.label, self.gathering.device) for model in experts)
+        places = tuple((o, experts.index(d) if d in experts else -1) for o, d in self.owners.items())
+        self._factored[job.name] = _Factored(delta, deltas, places, rank, job.info.shape)
+        return delta
+
+    def _shared_base(self, job: Job, experts: tuple[ModelReference, ...], dtype: str | None) -> Task:
+        """The base's tensor, which is also that of the models under all adapters."""
+        base, *twins = (
+            load(plain(model), job.held[model], job.label, dtype, self.gathering.device)
+            for model in (self.base, *experts)
+        )
+        return SameTensor(base=base, twins=tuple(zip(map(str, experts), twins, strict=True)))
+
+    def _of_donors(self, job: Job, dtype: str | None) -> dict[str, Task]:
+        return {owner: self.gathering.one(job, donor, dtype) for owner, donor in self.owners.items()}
+
+    def kept_out(self, job: Job) -> None:
         """Note the owners' biases where the text's is not merged: a matrix and its bias belong together."""
-        if info.role is Role.BIASES and self._is_routed(info) and held.keys() >= set(self.owners.values()):
-            self._biases[name] = {o: load(d, held[d], label, None, self.device) for o, d in self.owners.items()}
+        is_bias = job.info.role is Role.BIASES and self._is_routed(job.info)
+        if is_bias and job.held.keys() >= set(self.owners.values()):
+            self._biases[job.name] = self._of_donors(job, None)
 
     @property
     def told(self) -> str:
@@ -156,7 +159,7 @@ class Decoupling:
             return frozenset()
         sample = next(iter(adapted))
         first, *others = (_value(plain(m), self.inputs.names[m][sample]) for m in (self.base, *experts))
-        return frozenset(experts if all(_equal(first, other) for other in others) else ())
+        return frozenset(experts if all(equal_values(first, other) for other in others) else ())
 
     def _is_language(self, name: str) -> bool:
         linear = name.rpartition(".")[0] in self.linear
@@ -209,70 +212,12 @@ class Decoupling:
             factors = SharedFactors(merged=merged, experts=experts, owners=owners, scale=scale)
             yield Output(
                 f"{path}.shared.{kind}",
-                PickTensor(group=factors, tensor="shared"),
+                PickTensor(group=factors, key="shared"),
                 replace(output.like, shape=(rank, columns)),
             )
             for owner, _ in owners:
-                task = PickTensor(group=factors, tensor=f"media.{owner}")
+                task = PickTensor(group=factors, key=f"media.{owner}")
                 yield Output(f"{path}.media.{owner}.{kind}", task, replace(output.like, shape=(rows, rank)))
-
-
-class SameTensor(Task[torch.Tensor]):
-    """The base's tensor, once it is known that the models under the adapters have the same."""
-
-    base: Task
-    twins: tuple[tuple[str, Task], ...]
-
-    def arguments(self) -> dict[str, Task]:
-        return {"base": self.base, **dict(self.twins)}
-
-    def group_label(self) -> str | None:
-        return self.base.group_label()
-
-    def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
-        others = [name for name, tensor in twins.items() if not _equal(base, tensor)]
-        if others:
-            raise CheckpointError(
-                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
-                "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
-                "(merge_and_unload), save that and name it instead."
-            )
-        return base
-
-
-class SharedFactors(Task[dict[str, torch.Tensor]]):
-    """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
-
-    The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
-    an orthonormal basis: r is the sum of the ranks. Computed in float64, given in float32.
-    """
-
-    merged: MergeDelta
-    experts: tuple[LoadDelta, ...]
-    owners: tuple[tuple[str, int], ...]
-    scale: float  # of the merged delta
-
-    def arguments(self) -> dict[str, Task]:
-        return {"merged": self.merged, **{str(i): delta for i, delta in enumerate(self.experts)}}
-
-    def group_label(self) -> str | None:
-        return self.merged.group_label()
-
-    def uses_accelerator(self) -> bool:
-        return True
-
-    def execute(self, merged: TaskVector, **deltas: TaskVector) -> dict[str, torch.Tensor]:
-        experts = [deltas[str(i)] for i in range(len(deltas))]
-        rights = torch.cat([delta.right.double() for delta in experts if delta.right is not None])
-        basis = torch.linalg.qr(rights.T).Q.T
-
-        def along(delta: TaskVector) -> torch.Tensor:
-            assert delta.right is not None
-            return delta.left.double() @ (delta.right.double() @ basis.T)
-
-        text = along(merged) * self.scale
-        own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
-        return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
 
 
 @lru_cache
@@ -286,15 +231,11 @@ def _solves_to_factors(method: str, parameters: tuple[tuple[str, Any], ...]) -> 
 
 
 def _rank(model: ModelReference, tensor: str) -> int | None:
-    """The rank of what a model's adapter adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+    """As of `Adaptation`; 0 for a model without an adapter."""
     found = SOURCES[model].adaptation
-    return found.adapter.rank(found.names[tensor]) if found and tensor in found.names else 0
+    return found.rank(tensor) if found else 0
 
 
 def _value(model: ModelReference, tensor: str) -> torch.Tensor:
     task = LoadTensor(model=model, tensor=tensor, label=tensor)
     return task.execute(**{name: group.execute() for name, group in task.arguments().items()})
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.float(), b.float())

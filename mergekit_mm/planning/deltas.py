@@ -6,12 +6,12 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.graph.deltas import SUMS, AddDelta, Difference, MergeDelta
+from mergekit_mm.graph.merging import MergeTensors
+from mergekit_mm.graph.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
+from mergekit_mm.methods import is_own_method
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.merging import SUMS, AddDelta, MergeDelta, MergeTensors
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import is_own_method
-from mergekit_mm.planning.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
-from mergekit_mm.planning.tasks import Difference
 
 
 def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
@@ -32,11 +32,11 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
         raise CheckpointError(
             "An adapter cannot move layers: leave `slices` out, or let them keep every layer in place."
         )
-    tasks = {name: _delta(planner, over, task) for name, task in planner.tensors.items()}
+    tasks = {name: _delta(over, task) for name, task in planner.tensors.items()}
     return {name: task for name, task in tasks.items() if task is not None}
 
 
-def _delta(planner: MultimodalPlanner, over: ModelReference, task: Task) -> Task[TaskVector] | None:
+def _delta(over: ModelReference, task: Task) -> Task[TaskVector] | None:
     if isinstance(task, LoadTensor):
         if task.model == over:
             return None

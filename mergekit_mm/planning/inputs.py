@@ -6,33 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.hub import locate
+from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.matching import Match
+from mergekit_mm.architecture.settings import told_apart
+from mergekit_mm.composing.composition import Composition, compose, is_composed
+from mergekit_mm.composing.layout import lay_out
+from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.adapters import bind_adapter
-from mergekit_mm.planning.composition import Composition, compose, is_composed
-from mergekit_mm.planning.matching import Match, some
-from mergekit_mm.planning.omni_layout import lay_out
-from mergekit_mm.planning.reading import Adaptation
-from mergekit_mm.planning.settings import told_apart
-
-# everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
-_NOT_DOWNLOADED = [
-    "*.gguf",
-    "*.onnx",
-    "*.msgpack",
-    "*.h5",
-    "*.pth",
-    "original/*",
-    "onnx/*",
-    "consolidated*",
-    "optimizer*",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,32 +69,6 @@ def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
     return list(dict.fromkeys(listed))
 
 
-def locate(model: ModelPath, options: MergeOptions) -> Path:
-    """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
-
-    Raises:
-        CheckpointError: it cannot be found.
-    """
-    path = Path(model.path).expanduser()
-    if path.is_dir():
-        return path
-    try:
-        files = huggingface_hub.list_repo_files(model.path, revision=model.revision)
-        ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
-        return Path(
-            huggingface_hub.snapshot_download(
-                model.path,
-                revision=model.revision,
-                cache_dir=options.transformers_cache,
-                ignore_patterns=ignore,
-            )
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"{model} is neither a local directory nor a model that can be fetched from the hub: {error}"
-        ) from error
-
-
 def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     """Open every input and match its tensors with the base's.
 
@@ -118,7 +79,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options)
     if not problems and is_composed(checkpoints):
-        return _composed(compose(config, checkpoints), config, checkpoints, adaptations)
+        return _composed(compose(config, checkpoints), checkpoints, adaptations)
     base = checkpoints.get(models[0])
     if config.base_model and base is not None:
         problems += _on_other_models(checkpoints, base)
@@ -150,12 +111,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
 
 def _composed(
     omni: Composition,
-    config: MergeConfiguration,
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
 ) -> Inputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints, checkpoints.get(config.base_model, checkpoints[omni.host]))
+    layout = lay_out(omni, checkpoints)
     _refuse(layout.problems)
     return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, layout.notes, omni)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import dropwhile, takewhile
 
 from mergekit.architecture import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
 from transformers import PreTrainedConfig
@@ -52,17 +53,14 @@ class RoleModule(ModuleArchitecture):
         return len(self.layers)
 
     def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        names = [n for n in self.tensors if not self._in_stack(n)]
-        first = next((i for i, n in enumerate(self.tensors) if self._in_stack(n)), len(self.tensors))
-        before = set(list(self.tensors)[:first])
-        return [self.weight(n) for n in names if n in before]
+        return [self.weight(n) for n in takewhile(lambda n: not self._in_stack(n), self.tensors)]
 
     def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
         return [self.weight(self.name_at(index, suffix)) for suffix in self.layers[index]]
 
     def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        before = {w.name for w in self.pre_weights(config)}
-        return [self.weight(n) for n in self.tensors if not self._in_stack(n) and n not in before]
+        rest = dropwhile(lambda n: not self._in_stack(n), self.tensors)
+        return [self.weight(n) for n in rest if not self._in_stack(n)]
 
     def _in_stack(self, name: str) -> bool:
         return bool(self.stack) and re.match(re.escape(self.stack) + r"\d+\.", name) is not None

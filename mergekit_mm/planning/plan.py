@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mergekit import merge_methods
@@ -12,15 +13,15 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
+from mergekit_mm.architecture.listing import some
+from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
+from mergekit_mm.composing.model import omni_model
+from mergekit_mm.composing.processor import omni_processor
+from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
-from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
-from mergekit_mm.planning.omni_model import omni_model
-from mergekit_mm.planning.omni_processor import omni_processor
+from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.planner import MultimodalPlanner
-from mergekit_mm.planning.policies import SIDE_FILES, check_parameters, require_known_method, unread_parameters
-from mergekit_mm.planning.reading import open_sources
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the output's tensors, in the dtype asked for; known once the tasks are planned."""
+        """Size of the output's tensors, in the dtype asked for."""
         return self._bytes(self.planner.output.values())
 
     def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
@@ -74,8 +75,11 @@ class Plan:
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
 
-def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Plan:
+@contextmanager
+def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Iterator[Plan]:
     """Open the inputs, match them and settle what is done with each tensor; `sweep` if deltas will be rescaled.
+
+    The inputs stay open to the tasks of the plan until the block ends.
 
     Raises:
         CheckpointError: an input is damaged, or the inputs do not fit each other.
@@ -90,7 +94,12 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         )
     _require_dtypes(config)
     inputs = open_inputs(config, options)
-    open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle)
+    with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
+        yield Plan(config, inputs, _planner(config, options, inputs, sweep))
+
+
+def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, sweep: bool) -> MultimodalPlanner:
+    """The planner, once the config is seen to be one for these inputs."""
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config, list(architecture.modules))
     if unread := unread_parameters(config):
@@ -105,8 +114,7 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = 
         _require_whole(inputs, config)
         chosen = choices(config, inputs.checkpoints)
         planned.parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
-    planner = MultimodalPlanner(planned, architecture, options, inputs, sweep)
-    return Plan(config, inputs, planner)
+    return MultimodalPlanner(planned, architecture, options, inputs, sweep)
 
 
 def _require_dtypes(config: MergeConfiguration) -> None:
@@ -120,9 +128,7 @@ def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
     assert inputs.composition is not None
     if SIDE_FILES in (config.parameters or {}):
         raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
-    host = inputs.base_checkpoint
-    base = inputs.checkpoints.get(config.base_model, host)
-    composed, expected = omni_model(inputs.composition, inputs.checkpoints, base, host.config)
+    composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
         raise CheckpointError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
@@ -20,36 +21,24 @@ from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 from mergekit.parameter_resolver import resolve_parameters
 from mergekit.plan import MergePlanner
-from mergekit.tokenizer import PermutedVocabulary
-from mergekit.tokenizer.truncate import TruncatedVocabulary
 from transformers import PreTrainedConfig
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
-from mergekit_mm.architecture.roles import Role
-from mergekit_mm.methods import method_named
-from mergekit_mm.planning.composition import is_decoupled
+from mergekit_mm.composing.composition import is_decoupled
+from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
+from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
+from mergekit_mm.graph.reading import without_adapter
+from mergekit_mm.graph.writing import CastTensor
+from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.decoupling import Decoupling
+from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
-from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.ledger import COPIED, Ledger
-from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import RoleModule
-from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
-from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
+from mergekit_mm.planning.outputs import Output, as_base, as_omni
+from mergekit_mm.planning.policies import Policy, policy_of, why_undefined
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
-from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
-from mergekit_mm.planning.vocabulary import UniteRows, remember
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One output tensor while it is planned."""
-
-    weight: WeightInfo
-    info: TensorInfo  # of the base's tensor that it is, or that it is like
-    label: str  # the base's name for it on disk, which orders the work
-    reader: ConfigReader
 
 
 class MultimodalPlanner(MergePlanner):
@@ -65,7 +54,7 @@ class MultimodalPlanner(MergePlanner):
         arch: ModelArchitecture,
         options: MergeOptions,
         inputs: Inputs,
-        sweep: bool = False,
+        sweep: bool,
     ):
         super().__init__(config, arch, options, PreTrainedConfig())
         self.inputs = inputs
@@ -75,14 +64,14 @@ class MultimodalPlanner(MergePlanner):
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.ledger = Ledger()
-        self.output: dict[str, DiskTensor] = {}  # name on disk -> the base's tensor that it is like; once planned
         self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
         if self.unlisted:
             whose = "as their donors have them" if inputs.composition else f"as in {inputs.base}"
             inputs.notes.append(f"Not listed under `modules:`, so kept {whose}: {', '.join(self.unlisted)}.")
+        self.gathering = Gathering(config, options, inputs, self._tokenizer_task)
         self.decoupling: Decoupling | None = None
         if is_decoupled(config):
-            self.decoupling = Decoupling(inputs, config, self._module("language_model").stack, self._read_device())
+            self.decoupling = Decoupling(inputs, config, self._module("language_model").stack, self.gathering)
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
@@ -163,107 +152,62 @@ class MultimodalPlanner(MergePlanner):
         held = {model: name for model, name in names.items() if name is not None}
         info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
         group = self.inputs.base_checkpoint.group_of.get(info.name)
-        job = _Job(weight, info, group.disk[0] if group else info.name, cfg_reader)
-        kept = info.role.module in self.unlisted
-        policy = Policy.BASE if kept else policy_of(info.role, weight.name, self._method.spec.name, cfg_reader)
-        experts = [model for model in held if model != cfg_reader.base_model]
-        if (policy is Policy.MERGE and len(held) < min(len(models), 2)) or (policy is Policy.AVERAGE and not experts):
-            policy = Policy.BASE  # no other input has this tensor
-        if policy is Policy.MERGE and self._untouched(held, cfg_reader.base_model):
-            policy = Policy.BASE
-        bringer = self.inputs.bringer(info.name)
-        of_some = policy is Policy.MERGE and len(held) < len(models)
-        if of_some and (why := why_undefined(self._method, info.role, list(held), cfg_reader.base_model, bringer)):
-            self._undefined[info.role.value], policy = why, Policy.BASE
+        job = Job(weight, info, group.disk[0] if group else info.name, held, cfg_reader)
+        policy = self._policy(job, len(models))
         if self.decoupling is not None and policy is not Policy.MERGE:
-            self.decoupling.kept_out(weight.name, info, job.label, held)
+            self.decoupling.kept_out(job)
         if policy is Policy.BASE:
-            keeper = self._keeper(info.role, held, cfg_reader.base_model, bringer)
-            self.ledger.kept[info.role.value, keeper] += 1
-            adapted = (m for m, name in held.items() if m != keeper and SOURCES[m].adapts(name))
-            self.ledger.unused.update((model, info.role) for model in adapted)
-            held.setdefault(keeper, self.inputs.names[keeper][info.name])
-            task = self._keep(job, keeper, held)
+            task = self._keep(job)
         elif policy is Policy.AVERAGE:
-            task = self._average(job, {model: held[model] for model in experts})
+            task = self._average(job)
         else:
-            task = self._merge(job, held)
+            task = self._merge(job)
         done = COPIED if policy is Policy.MERGE and len(models) == 1 else policy.value
         self.ledger.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
-    def _keeper(
-        self, role: Role, held: dict[ModelReference, str], base: ModelReference | None, bringer: ModelReference
-    ) -> ModelReference:
-        """Whose tensor the policy `base` takes: the base model's; without one that has it, the donor's that leads."""
-        keeper = base if base in held else bringer if bringer in held else next(iter(held), bringer)
-        others = [model for model in held if model != keeper]
-        if others and keeper != base and self.inputs.composition:
-            self.ledger.overruled[role.value, keeper] = others
-        return keeper
+    def _policy(self, job: Job, listed: int) -> Policy:
+        """What is done with a tensor: as the config says, where that means anything for those of the `listed` inputs
+        that have it; else it is kept."""
+        role, held = job.info.role, job.held
+        if role.module in self.unlisted:
+            return Policy.BASE
+        policy = policy_of(role, job.name, self._method.spec.name, job.reader)
+        if policy is Policy.AVERAGE and not job.experts:
+            return Policy.BASE
+        if policy is Policy.MERGE:
+            if len(held) < min(listed, 2) or self._untouched(job):
+                return Policy.BASE
+            bringer = self.inputs.bringer(job.info.name)
+            if len(held) < listed and (why := why_undefined(self._method, role, list(held), job.base, bringer)):
+                self._undefined[role.value] = why
+                return Policy.BASE
+        return policy
 
-    def _untouched(self, held: dict[ModelReference, str], base: ModelReference | None) -> bool:
+    def _untouched(self, job: Job) -> bool:
         """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
         needs_base = self._method.spec.contract.base is BasePolicy.REQUIRED
-        same = {without_adapter(model) for model in held} == {base} and len(held) > 1
-        return needs_base and same and not any(SOURCES[model].adapts(name) for model, name in held.items())
+        same = {without_adapter(model) for model in job.held} == {job.base} and len(job.held) > 1
+        return needs_base and same and not job.adapted(job.held)
 
-    def _merge(self, job: _Job, held: dict[ModelReference, str]) -> Task:
-        spec, reader = self._method.spec, job.reader
-        shared, per_input = resolve_parameters(
-            spec,
-            tensor_name=job.weight.name,
-            inputs=held,
-            sources=reader.parameter_sources,
-            base_model=reader.base_model,
-            t=reader.t,
-        )
-        if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._checked:
-            method_named(spec.name).check(**shared)
-            self._checked.add(values)
-        dtype = None if is_own_method(spec.name) else self._merge_dtype(held)
-        if reader.base_model in held:  # in the dtype in which the merge reads it too, so that it is read once
-            self._bases[job.weight.name] = self._keep(job, reader.base_model, dict(held), dtype)
-        common = {
-            "method_name": spec.name,
-            "model_order": tuple(held),
-            "parameters": shared,
-            "input_parameters": per_input,
-            "base_model": reader.base_model,
-            "output_weight": job.weight,
-        }
-        if self.decoupling is not None:
-            decoupled = self.decoupling.merged(job.weight.name, job.info, job.label, held, dtype, common)
-            if decoupled is not None:
-                return decoupled
-        adapters = self._adapters_of_base(job, held)
-        if is_own_method(spec.name):
-            gather = self._gather(job, held, None, adapters)
-            return MergeTaskVectors(gather_tensors=gather, as_vector=job.info.is_convolution, **common)
-        if spec.name == "task_arithmetic" and adapters and len(adapters) == len(held) - 1:
-            # a sum of adapters is added to the base as one pair of factors, and no adapted copy of it is made
-            gather = self._gather(job, {model: held[model] for model in adapters}, None, adapters)
-            delta = MergeDelta(gather_tensors=gather, over=reader.base_model, **common)
-            return AddDelta(base=self._bases[job.weight.name], delta=delta)
-        gather = self._gather(job, held, dtype)
-        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+    def _keep(self, job: Job) -> Task:
+        """The base model's tensor; without one that has it, that of the donor that leads."""
+        role, bringer = job.info.role, self.inputs.bringer(job.info.name)
+        keeper = next((model for model in (job.base, bringer) if model in job.held), next(iter(job.held), bringer))
+        others = [model for model in job.held if model != keeper]
+        if others and keeper != job.base and self.inputs.composition:
+            self.ledger.overruled[role.value, keeper] = others
+        self.ledger.kept[role.value, keeper] += 1
+        self.ledger.unused.update((model, role) for model in job.adapted(others))
+        if keeper not in job.held:
+            job = replace(job, held={**job.held, keeper: self.inputs.names[keeper][job.info.name]})
+        return self.gathering.one(job, keeper)
 
-    def _adapters_of_base(self, job: _Job, held: dict[ModelReference, str]) -> tuple[ModelReference, ...]:
-        """The inputs that are adapters of the base model of this merge, whose delta needs no subtraction."""
-        base = job.reader.base_model
-        if base is None or base.lora or self._is_realigned(job):
-            return ()
-        return tuple(m for m in held if m.lora and without_adapter(m) == base)
-
-    def _merge_dtype(self, held: dict[ModelReference, str]) -> str | None:
-        """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
-        adapted = self._sweep or any(SOURCES[model].adapts(name) for model, name in held.items())
-        return "float32" if adapted and self.config.dtype != "float64" else self.config.dtype
-
-    def _average(self, job: _Job, experts: dict[ModelReference, str]) -> Task:
+    def _average(self, job: Job) -> Task:
+        experts = job.experts
         return MergeTensors(
             method_name="linear",
-            gather_tensors=self._gather(job, experts, self._merge_dtype(experts)),
+            gather_tensors=self.gathering.together(job, experts, self._merge_dtype(job, experts)),
             model_order=tuple(experts),
             parameters={"normalize": True},
             input_parameters={model: {"weight": 1.0} for model in experts},
@@ -271,56 +215,49 @@ class MultimodalPlanner(MergePlanner):
             output_weight=job.weight,
         )
 
-    def _keep(
-        self, job: _Job, model: ModelReference, held: dict[ModelReference, str], dtype: str | None = None
-    ) -> Task:
-        if self._is_realigned(job):
-            return KeepTensor(model=model, tensors=self._gather(job, held, dtype))
-        return load(model, held[model], job.label, dtype, self._read_device())
-
-    def _is_realigned(self, job: _Job) -> bool:
-        """Whether the rows of a vocabulary are moved before they are merged."""
-        moves = self._tokenizer_task or self.options.unsafe_truncate_embeddings or self.inputs.composition
-        return job.weight.vocabulary_axis is not None and bool(moves)
-
-    def _gather(
-        self, job: _Job, held: dict[ModelReference, str], dtype: str | None, deltas: tuple[ModelReference, ...] = ()
-    ) -> Task:
-        """One tensor of several inputs, aligned by mergekit's tokenizer section where token ids index it."""
-        axis = job.weight.vocabulary_axis
-        omni = self.inputs.composition if axis is not None else None
-        read = held if omni is None else self.inputs.holders(job.info.name)
-        gather = GatherMemoryTensors(
-            weight_info={model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in read.items()},
-            dtype=dtype,
-            device=self._read_device(),
-            label=job.label,
-            deltas=deltas,
+    def _merge(self, job: Job) -> Task:
+        spec, held = self._method.spec, job.held
+        shared, per_input = resolve_parameters(
+            spec,
+            tensor_name=job.name,
+            inputs=held,
+            sources=job.reader.parameter_sources,
+            base_model=job.base,
+            t=job.reader.t,
         )
-        if omni is not None:
-            return UniteRows(
-                vocabulary=remember(omni.vocabulary),
-                tensors=gather,
-                models=tuple(held),
-                directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in read),
-                markers=omni.markers if job.info.role is Role.EMBEDDINGS else (),
-            )
-        if axis is not None and self._tokenizer_task:
-            section = self.config.tokenizer
-            return PermutedVocabulary(
-                gather_tensors=gather,
-                tokenizer_task=self._tokenizer_task,
-                tokens=(section.tokens if section else None) or {},
-                pad_to_multiple_of=section.pad_to_multiple_of if section else None,
-                base_model=self.config.base_model,
-                vocabulary_axis=axis,
-            )
-        if axis is not None and self.options.unsafe_truncate_embeddings:
-            return TruncatedVocabulary(gather_tensors=gather, weight_info=job.weight)
-        return gather
+        own = is_own_method(spec.name)
+        if own and (values := tuple(shared.items())) not in self._checked:
+            method_named(spec.name).check(**shared)
+            self._checked.add(values)
+        dtype = None if own else self._merge_dtype(job, held)
+        if job.base in held:  # in the dtype in which the merge reads it too, so that it is read once
+            self._bases[job.name] = self.gathering.one(job, job.base, dtype)
+        common = {
+            "method_name": spec.name,
+            "model_order": tuple(held),
+            "parameters": shared,
+            "input_parameters": per_input,
+            "base_model": job.base,
+            "output_weight": job.weight,
+        }
+        if self.decoupling is not None and (decoupled := self.decoupling.merged(job, dtype, common)) is not None:
+            return decoupled
+        adapters = self.gathering.adapters_of_base(job)
+        if own:
+            gather = self.gathering.together(job, held, None, adapters)
+            return MergeTaskVectors(gather_tensors=gather, as_vector=job.info.is_convolution, **common)
+        if spec.name == "task_arithmetic" and adapters and len(adapters) == len(held) - 1:
+            # a sum of adapters is added to the base as one pair of factors, and no adapted copy of it is made
+            gather = self.gathering.together(job, adapters, None, adapters)
+            delta = MergeDelta(gather_tensors=gather, over=job.base, **common)
+            return AddDelta(base=self._bases[job.name], delta=delta)
+        gather = self.gathering.together(job, held, dtype)
+        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
 
-    def _read_device(self) -> str | None:
-        return self.options.device if self.options.read_to_gpu else None
+    def _merge_dtype(self, job: Job, models: Iterable[ModelReference]) -> str | None:
+        """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
+        wide = self._sweep or job.adapted(models)
+        return "float32" if wide and self.config.dtype != "float64" else self.config.dtype
 
     def plan_tensors(self) -> None:
         """Settle what makes each output tensor, once."""
@@ -342,15 +279,6 @@ class MultimodalPlanner(MergePlanner):
         Raises:
             CheckpointError: a tensor of the base's layout that nothing would make.
         """
-        self.plan_tensors()
-        made = self.tensors
-        if scale is not None:
-            for name, base in self._bases.items():
-                made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
-        outputs = list(self._outputs(made))
-        if self.decoupling is not None:
-            outputs = self.decoupling.applied(outputs, 1.0 if scale is None else scale)
-        self.output = {name: like for name, _, like in outputs}
         writer = TensorWriterTask(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -365,19 +293,32 @@ class MultimodalPlanner(MergePlanner):
                 writer_task=writer,
                 clone=self.options.clone_tensors,
             )
-            for name, task, like in outputs
+            for name, task, like in self._outputs(scale)
         )
         targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
         return [*targets, self._tokenizer_task] if self._tokenizer_task else targets
 
-    def _outputs(self, made: dict[str, Task]) -> Iterator[Output]:
+    @cached_property
+    def output(self) -> dict[str, DiskTensor]:
+        """Name on disk -> the input's tensor that it is like."""
+        return {name: like for name, _, like in self._outputs(None)}
+
+    def _outputs(self, scale: float | None) -> list[Output]:
         """Every tensor of the output before its cast."""
-        inputs = self.inputs
+        self.plan_tensors()
+        inputs, made = self.inputs, self.tensors
+        if scale is not None:
+            for name, base in self._bases.items():
+                made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
         if inputs.composition is not None:
-            return as_omni(made, self._like)
-        modules = {name: self._module(name) for name in self.arch_info.modules}
-        lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
-        return as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+            outputs = as_omni(made, self._like)
+        else:
+            modules = {name: self._module(name) for name in self.arch_info.modules}
+            lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
+            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+        if self.decoupling is not None:
+            return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
+        return list(outputs)
 
     def _finished(self, task: Task, like: DiskTensor) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""

@@ -75,7 +75,8 @@ def as_csv(table: Table) -> str:
     gains = ["gain over base", "gain over best expert", "normalised"]
     writer.writerow(["model", "name", "role", *headings, "mean", "mean stderr", *gains])
     for row in table.rows:
-        scores = [number for cell in (*row.cells, row.mean) for number in (_number(cell), _stderr(cell))]
+        cells = (*row.cells, row.mean)
+        scores = [number for cell in cells for number in ((cell.value, cell.stderr) if cell else (None, None))]
         numbers = [*scores, row.gain_over_base, row.gain_over_expert, row.normalised]
         who = row.participant
         writer.writerow(
@@ -91,14 +92,6 @@ def write_files(directory: Path, table: Table, notes: Sequence[str], style: Styl
     (directory / "report.csv").write_text(as_csv(table) + "\n", encoding="utf-8")
     if figure:
         figure.savefig(directory / "report.png")
-
-
-def _number(cell: Score | None) -> float | None:
-    return cell.value if cell else None
-
-
-def _stderr(cell: Score | None) -> float | None:
-    return cell.stderr if cell else None
 
 
 def _names(table: Table) -> list[list[str]]:

@@ -94,7 +94,7 @@ def find_results(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def collect(paths: Iterable[Path], separate: bool = False) -> list[Evaluated]:
+def collect(paths: Iterable[Path], separate: bool) -> list[Evaluated]:
     """Models by their name, in the order of their first file; with `separate`, every file is a model of its own."""
     runs = [read_run(path) for path in find_results(paths)]
     if separate:

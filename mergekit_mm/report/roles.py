@@ -37,10 +37,10 @@ class Participant:
 
 def participants(
     models: Sequence[Evaluated],
-    base: str | None = None,
-    experts: Mapping[str, Sequence[str]] | None = None,
-    references: Sequence[str] = (),
-    names: Mapping[str, str] | None = None,
+    base: str | None,
+    experts: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    names: Mapping[str, str],
 ) -> tuple[list[Participant], list[str]]:
     """All models with labels and roles, ordered by role, and notes on where the roles come from.
 
@@ -51,7 +51,7 @@ def participants(
     ReportError: a name fits no model, several where one is meant, or one that has another role already.
     """
     found = [Participant(model, label) for model, label in zip(models, _short_names(models), strict=True)]
-    for pattern, label in (names or {}).items():
+    for pattern, label in names.items():
         chosen = _one(found, pattern)
         found[found.index(chosen)] = replace(chosen, label=label)
     twice = [label for label, count in Counter(each.label for each in found).items() if count > 1]
@@ -61,7 +61,7 @@ def participants(
         return _roles_of_configs(found)
 
     given: dict[Participant, Participant] = {}
-    wanted = [(pattern, Role.EXPERT, tuple(columns)) for pattern, columns in (experts or {}).items()]
+    wanted = [(pattern, Role.EXPERT, tuple(columns)) for pattern, columns in experts.items()]
     wanted += [(pattern, Role.REFERENCE, ()) for pattern in references]
     if base:
         wanted.insert(0, (base, Role.BASE, ()))

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mergekit_mm.omni.templates import special_tokens
+
 
 class Scored(NamedTuple):
     """A prompt with its continuation, its token ids with media not expanded, and how many ids the continuation has."""
@@ -24,7 +26,7 @@ def continued(tokenizer: Any, prompt: str, continuation: str, after_template: bo
     template was applied that lm-eval does not know of; where that ends with a blank or a special token, the answer
     begins without one, as lm-eval has it when it applies the template itself.
     """
-    if after_template and (prompt[-1:].isspace() or any(prompt.endswith(each) for each in _specials(tokenizer))):
+    if after_template and (prompt[-1:].isspace() or any(prompt.endswith(each) for each in special_tokens(tokenizer))):
         continuation = continuation.lstrip(" ")
     text = prompt + continuation
     own_start = {"add_special_tokens": False} if tokenizer.bos_token and text.startswith(tokenizer.bos_token) else {}
@@ -38,10 +40,6 @@ def continued(tokenizer: Any, prompt: str, continuation: str, after_template: bo
     if len(ids) <= len(start):
         raise ValueError(f"the answer {continuation!r} has no tokens of its own after {prompt[-40:]!r}")
     return Scored(text, ids, len(ids) - len(start))
-
-
-def _specials(tokenizer: Any) -> set[str]:
-    return set(tokenizer.all_special_tokens) | {str(added) for added in tokenizer.added_tokens_decoder.values()}
 
 
 def logits_of_ends(model: Any, inputs: Any, ends: Sequence[Sequence[int]]) -> list[torch.Tensor]:

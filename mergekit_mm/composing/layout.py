@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
+from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.matching import Match, tower_names
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.planning.composition import CHOICE, Composition
-from mergekit_mm.planning.matching import Match, some, tower_names
-from mergekit_mm.planning.settings import told_apart, window
+from mergekit_mm.architecture.settings import told_apart, window
+from mergekit_mm.composing.composition import CHOICE, Composition
 
-HEAD = "lm_head.weight"  # of every host, see omni/composition.py
+HEAD = "lm_head.weight"  # of every host, see omni/donors.py
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,8 @@ class OmniLayout:
     notes: list[str] = field(default_factory=list)
 
 
-def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> OmniLayout:
-    """Match every input's language model with the host's, and its towers with those of the donor they are like.
-
-    base: the model whose language model the merge starts from.
-    """
+def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> OmniLayout:
+    """Match every input's language model with the host's, and its towers with those of the donor they are like."""
     host = checkpoints[omni.host]
     tensors = dict(_host_tensors(omni, host))
     names: dict[ModelReference, dict[str, str]] = {}
@@ -44,7 +42,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
         if omni.unties_head and head is not None:
             found[HEAD] = head
         names[model] = found
-        forbidding, known = told_apart(base, checkpoint)
+        forbidding, known = told_apart(checkpoints[omni.start], checkpoint)
         problems += match.problems + forbidding
         notes += match.notes + known
         if (theirs := window(checkpoint)) != (ours := window(host)):

@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
-from mergekit_mm.evaluation import decoding
-from mergekit_mm.evaluation.chat import MODALITIES, Writer, Written, parts_of, places_of
+from mergekit_mm.mllm import decoding
+from mergekit_mm.mllm.batching import Asked
+from mergekit_mm.mllm.chat import MODALITIES, Writer, Written, parts_of, places_of
+from mergekit_mm.omni.expansion import ARGUMENT
 
 LOG = logging.getLogger(__name__)
-ARGUMENT = {"image": "images", "video": "videos", "audio": "audio"}  # of transformers' processors
 _PREPARES = {
     "image": ("image_processor",),
     "video": ("video_processor",),
     "audio": ("feature_extractor", "audio_processor"),
 }
 _OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request: where it comes from, the prompt as the model reads it, its media in the order of the prompt."""
-
-    where: str
-    text: str
-    media: Mapping[str, Sequence[Any]]
-    options: str = ""  # requests with different ones do not share a batch
-
-    @property
-    def kind(self) -> tuple[str, tuple[int, ...]]:
-        """What must be equal within a batch: processors take no lists in which some prompts have media."""
-        return self.options, tuple(len(self.media[modality]) for modality in MODALITIES)
-
-    @property
-    def extent(self) -> int:
-        """About how long it is, in letters: prompts of like length are put together, the longest first."""
-        pictures = (each.size for each in self.media["image"] if isinstance(each, Image.Image))
-        return len(self.text) + sum(width * height // 200 for width, height in pictures)
 
 
 def prepares(processor: Any, modality: str) -> Any:
@@ -79,11 +54,11 @@ class Reader:
     """Requests for one processor. `options`: modality -> what else its part of the processor is told."""
 
     def __init__(
-        self, processor: Any, writer: Writer, options: Mapping[str, Mapping[str, Any]], num_frames: int | None = None
+        self, processor: Any, writer: Writer, options: Mapping[str, Mapping[str, Any]], num_frames: int | None
     ) -> None:
         self.processor, self.writer, self.num_frames = processor, writer, num_frames
         self.parts = {modality: prepares(processor, modality) for modality in MODALITIES}
-        self.options = {modality: dict(options.get(modality) or {}) for modality in MODALITIES}
+        self.options = {modality: dict(options[modality]) for modality in MODALITIES}
         for modality, given in self.options.items():
             known = getattr(getattr(self.parts[modality], "valid_kwargs", None), "__annotations__", None)
             if known is not None and (unknown := sorted(given.keys() - known)):
@@ -181,7 +156,7 @@ class Reader:
 
 
 def by_modality(given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Media of a request as `media` describes them: videos are mappings among the pictures."""
+    """Media of a request as `evaluation.media` describes them: videos are mappings among the pictures."""
     visual, audio = given.get("visual") or [], given.get("audio") or []
     films = [each for each in visual if isinstance(each, Mapping) and each.get("type") == "video"]
     return {
@@ -189,26 +164,6 @@ def by_modality(given: Mapping[str, Any]) -> dict[str, list[Any]]:
         "image": [each for each in visual if all(each is not film for film in films)],
         "audio": list(audio),
     }
-
-
-def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
-    """Places of requests that are processed together: of one kind, of like length, the longest first."""
-    order = sorted(range(len(asked)), key=lambda n: (asked[n].kind, -asked[n].extent, asked[n].text, n))
-    for _, group in groupby(order, key=lambda n: asked[n].kind):
-        members = list(group)
-        yield from (members[at : at + size] for at in range(0, len(members), size))
-
-
-def ahead(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """(item, prepare(item)) for each; the next one is prepared in a thread while the caller is busy with this one."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: list[tuple[Any, Any]] = []
-        for item in items:
-            waiting.append((item, pool.submit(prepare, item)))
-            if len(waiting) > 1:
-                first, future = waiting.pop(0)
-                yield first, future.result()
-        yield from ((item, future.result()) for item, future in waiting)
 
 
 def _in_order(modality: str, media: list[Any], places: Sequence[int], where: str) -> list[Any]:

@@ -12,8 +12,8 @@ from mergekit.config import MergeConfiguration
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.composing.vocabulary import Marker, Vocabulary, unite
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.vocabulary import Marker, Vocabulary, unite
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
 COMPOSITION = "composition"  # of the whole merge: how tokens of media go through the language model
@@ -39,6 +39,7 @@ class Composition:
     host: ModelReference
     guests: Mapping[str, ModelReference]  # name -> the donor that leads
     modalities: Mapping[str, ModelReference]
+    start: ModelReference  # whose language model the merge starts from; what it does with its tensors is kept
     named: frozenset[ModelReference]  # by the config, to serve a modality: their towers are taken as they are
     unties_head: bool  # the host's head is its embeddings again, but some input's is not
     vocabulary: Vocabulary
@@ -113,6 +114,7 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         host,
         guests,
         modalities,
+        config.base_model if config.base_model in checkpoints else host,
         frozenset(named.values()),
         checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
         vocabulary,

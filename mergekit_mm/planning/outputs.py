@@ -11,8 +11,8 @@ from mergekit.graph import Task
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.graph.writing import ConvertToDisk, PickTensor
 from mergekit_mm.planning.modules import RoleModule
-from mergekit_mm.planning.tasks import ConvertToDisk, PickTensor
 
 
 class Output(NamedTuple):
@@ -52,7 +52,7 @@ def as_base(
             continue
         back = ConvertToDisk(model=model, tensor=group.memory[0], merged=tuple(tasks.items()))
         for name in group.disk:
-            yield Output(name, PickTensor(group=back, tensor=name), base.disk[name])
+            yield Output(name, PickTensor(group=back, key=name), base.disk[name])
     for name, task in left.items():
         disk, like = _name_beyond(name, base, modules)
         yield Output(disk, task, base.disk[like])

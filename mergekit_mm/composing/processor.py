@@ -8,10 +8,10 @@ from mergekit.common import ModelReference
 from transformers import AutoProcessor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.composing.composition import Composition
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import PLAIN_TEMPLATE
-from mergekit_mm.planning.composition import Composition
 
 
 def omni_processor(

@@ -6,8 +6,9 @@ in `SOURCES`, as mergekit's own tasks look up their files in `LoaderCache`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,16 +18,9 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.lora.adapter import Adapter
+from mergekit_mm.graph.step import Step
+from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.numerics.task_vector import TaskVector
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """An adapter bound to the checkpoint it adapts: name in memory -> the adapter's own name."""
-
-    adapter: Adapter
-    names: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -49,12 +43,13 @@ class Source:
 SOURCES: dict[ModelReference, Source] = {}
 
 
+@contextmanager
 def open_sources(
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
     lazy_unpickle: bool,
-) -> None:
-    """Make these inputs, and no others, known to the tasks; what an adapter leaves alone is read as its base's."""
+) -> Iterator[None]:
+    """While open, these inputs, and no others, are known to the tasks; what an adapter leaves alone is its base's."""
     SOURCES.clear()
     loaders: dict[str, LazyTensorLoader] = {}
     names: dict[Path, ModelReference] = {}
@@ -65,6 +60,10 @@ def open_sources(
         plain = names.setdefault(checkpoint.directory.resolve(), alone)
         SOURCES[model] = Source(checkpoint, loader, adaptations.get(model), plain)
         SOURCES.setdefault(plain, Source(checkpoint, loader, None, plain))
+    try:
+        yield
+    finally:
+        SOURCES.clear()
 
 
 def without_adapter(model: ModelReference) -> ModelReference:
@@ -155,10 +154,7 @@ class LoadDelta(Task[TaskVector]):
     base: LoadTensor
 
     def arguments(self) -> dict[str, Task]:
-        source = SOURCES[self.model]
-        if self.tensor in (found := _adaptation(source)).names and found.adapter.needs_base(found.names[self.tensor]):
-            return {"base": self.base}
-        return {}
+        return {"base": self.base} if _adaptation(self.model).needs_base(self.tensor) else {}
 
     def priority(self) -> int:
         return -1000
@@ -167,19 +163,17 @@ class LoadDelta(Task[TaskVector]):
         return self.base.group_label()
 
     def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
-        source = SOURCES[self.model]
-        found = _adaptation(source)
-        if self.tensor in found.names:
-            delta = found.adapter.task_vector(found.names[self.tensor], base)
+        if SOURCES[self.model].adapts(self.tensor):
+            delta = _adaptation(self.model).task_vector(self.tensor, base)
             return delta.to(self.base.device) if self.base.device else delta
-        shape = source.checkpoint.tensors[self.tensor].shape
+        shape = SOURCES[self.model].checkpoint.tensors[self.tensor].shape
         if len(shape) != 2:
             return TaskVector(torch.zeros(shape, device=self.base.device))
         left = torch.zeros(shape[0], 0, device=self.base.device)
         return TaskVector(left, right=torch.zeros(0, shape[1], device=self.base.device))
 
 
-class AdaptTensor(Task[torch.Tensor]):
+class AdaptTensor(Step[torch.Tensor]):
     """One tensor of a base with its adapter applied, in float32 or wider unless `dtype` asks otherwise."""
 
     model: ModelReference
@@ -193,21 +187,18 @@ class AdaptTensor(Task[torch.Tensor]):
     def priority(self) -> int:
         return -1000
 
-    def group_label(self) -> str | None:
-        return self.base.group_label()
-
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        found = _adaptation(SOURCES[self.model])
-        delta = found.adapter.task_vector(found.names[self.tensor], base).to(base.device)
+        delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
         dtype = dtype_from_name(self.dtype)
         return tuned.to(dtype) if dtype is not None else tuned
 
 
-def _adaptation(source: Source) -> Adaptation:
-    assert source.adaptation is not None
-    return source.adaptation
+def _adaptation(model: ModelReference) -> Adaptation:
+    found = SOURCES[model].adaptation
+    assert found is not None
+    return found
 
 
 class GatherMemoryTensors(GatherTensors):

@@ -11,22 +11,20 @@ from transformers.initialization import no_init_weights
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.settings import settings
+from mergekit_mm.composing.composition import Composition, placeholder
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
-from mergekit_mm.planning.composition import Composition, placeholder
-from mergekit_mm.planning.settings import settings
 
 
 def omni_model(
     omni: Composition,
     checkpoints: Mapping[ModelReference, Checkpoint],
-    base: Checkpoint,
     host: Mapping[str, Any],
     routed: Mapping[str, Any] | None = None,
 ) -> tuple[OmniConfig, dict[str, tuple[int, ...]]]:
     """The config, with `host` as the host's own; and name -> shape of every tensor that has to be on disk.
 
-    base: the model whose language model the merge starts from; what it does with its tensors is kept.
     routed: as in the omni config.
 
     Raises:
@@ -40,7 +38,7 @@ def omni_model(
         architectures=[OmniForConditionalGeneration.__name__],
         dtype=host.get("dtype", host.get("torch_dtype", "float32")),
     )
-    _compute_like(config.get_text_config(), base)
+    _compute_like(config.get_text_config(), checkpoints[omni.start])
     if omni.unties_head:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     try:
@@ -54,9 +52,9 @@ def omni_model(
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def _compute_like(text: Any, base: Checkpoint) -> None:
-    """Give the host's language model the constants of the base's."""
-    known = settings(base)
+def _compute_like(text: Any, start: Checkpoint) -> None:
+    """Give the host's language model the constants of the one that the merge starts from."""
+    known = settings(start)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
     if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):

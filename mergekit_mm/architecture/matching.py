@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.listing import indented, some
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES
-
-_SHOWN = 12  # names listed per problem
 
 
 @dataclass
@@ -109,11 +108,8 @@ class Match:
 
     def _problem(self, what: str, names: list[str]) -> None:
         if names:
-            lines = [f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"]
-            lines += [f"    {name}" for name in names[:_SHOWN]]
-            if len(names) > _SHOWN:
-                lines.append(f"    ... and {len(names) - _SHOWN} more")
-            self.problems.append("\n".join(lines))
+            told = f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"
+            self.problems.append(told + indented(names, "    ", most=12))
 
 
 def tower_names(checkpoint: Checkpoint) -> list[str]:
@@ -127,8 +123,3 @@ def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
     dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
     own = checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected if checkpoint.skeleton else None
     return [*dropped, *(own or ())]
-
-
-def some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -6,7 +6,7 @@ A prompt is a list of parts, each ("text", words) or (modality, place of the med
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from mergekit_mm.omni.templates import media_snippet
@@ -16,7 +16,15 @@ MODALITIES = ("video", "image", "audio")  # in this order where a prompt does no
 MARK = re.compile(r"<(image|video|audio)(\d*)>")
 Part = tuple[str, str | int]
 _Shape = tuple[tuple[str, tuple[str, ...]], ...]
+_Turn = tuple[str, Sequence[Part]]  # role, content
 _PROBE = "probe me"
+# Whose content is a list of text and media, which templates of multimodal models read; that of the others is text, in
+# which the model's own tokens stand for the media.
+_LISTED: dict[str, Callable[[str], bool]] = {
+    "all": lambda role: True,
+    "the user": lambda role: role == "user",
+    "nobody": lambda role: False,
+}
 
 
 class Written(str):
@@ -54,8 +62,8 @@ class Writer:
         processor: Any,
         config: Any,
         template: str | None,
-        system_prompt: str | None = None,
-        arguments: Mapping[str, Any] | None = None,
+        system_prompt: str | None,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
         self.processor = processor
         self.template = template
@@ -74,12 +82,12 @@ class Writer:
         return self._asked(tuple(parts))
 
     def _chat(self, parts: tuple[Part, ...]) -> Written:
-        turns: list[tuple[str, Sequence[Part]]] = [("user", parts)]
+        turns: list[_Turn] = [("user", parts)]
         if self.system_prompt:
             turns.insert(0, ("system", [("text", self.system_prompt)]))
         return self.chat(turns)
 
-    def chat(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool = True) -> Written:
+    def chat(self, turns: Sequence[_Turn], add_generation_prompt: bool = True) -> Written:
         """Turns (role, parts) by the chat template; without `add_generation_prompt` the last turn stays open.
 
         ValueError: there is no template, or it loses words of the prompt.
@@ -105,39 +113,26 @@ class Writer:
             (role, [*((m, 0) for m in shown), ("text", _PROBE)]) for role, shown in shape
         ]
         tokens = [self.tokens[modality] or "" for _, shown in shape for modality in shown]
-        for way in (self._with_parts, self._with_users_parts, self._with_text):
+        for roles, listed in _LISTED.items():
+            way = partial(self._rendered, listed=listed)
             try:
                 written = way(probe, True)
             except Exception as error:  # a template may raise anything, by its own design too
-                LOG.debug("chat template, %s: %s", way.__name__, error)
+                LOG.debug("chat template, lists for %s: %s", roles, error)
                 continue
-            listed = "'type'" in written  # a list, printed by a template that takes text
-            if written.count(_PROBE) == len(shape) and not listed and all(token in written for token in tokens):
+            printed = "'type'" in written  # a list, by a template that takes text
+            if written.count(_PROBE) == len(shape) and not printed and all(token in written for token in tokens):
                 return way
         named = ", ".join(modality for _, shown in shape for modality in shown) or "text"
         LOG.warning(f"The chat template does not write prompts with {named}: they are written without it.")
         return lambda turns, _: "\n\n".join(self._plain(parts) for _, parts in turns)
 
-    def _with_parts(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool) -> str:
-        """Content as lists of text and media, which is what templates of multimodal models read."""
-        return self._rendered(
-            [(role, [_typed(part) for part in parts]) for role, parts in turns], add_generation_prompt
-        )
-
-    def _with_users_parts(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool) -> str:
-        """The same for the user; the system's content is text."""
-        contents = [[_typed(part) for part in parts] if role == "user" else self._plain(parts) for role, parts in turns]
-        return self._rendered(
-            [(role, content) for (role, _), content in zip(turns, contents, strict=True)], add_generation_prompt
-        )
-
-    def _with_text(self, turns: Sequence[tuple[str, Sequence[Part]]], add_generation_prompt: bool) -> str:
-        """Content as text, for templates that know no other: the model's own tokens stand for the media."""
-        return self._rendered([(role, self._plain(parts)) for role, parts in turns], add_generation_prompt)
-
-    def _rendered(self, turns: Sequence[tuple[str, Any]], add_generation_prompt: bool) -> str:
+    def _rendered(self, turns: Sequence[_Turn], add_generation_prompt: bool, listed: Callable[[str], bool]) -> str:
         written: str = self.processor.apply_chat_template(
-            [{"role": role, "content": content} for role, content in turns],
+            [
+                {"role": role, "content": [_typed(part) for part in parts] if listed(role) else self._plain(parts)}
+                for role, parts in turns
+            ],
             chat_template=self.template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

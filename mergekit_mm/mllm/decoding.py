@@ -1,6 +1,6 @@
 """Media of a request as processors take them: RGB pictures, frames of videos, samples of sounds.
 
-Forms are those of `media`: what a task hands over, not decoded before it is needed.
+Forms are those of `evaluation.media`: what a task hands over, not decoded before it is needed.
 """
 
 import io

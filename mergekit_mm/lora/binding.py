@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import filecmp
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit.common import ModelReference
+from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
-from mergekit_mm.lora.adapter import Adapter, AdapterError, open_adapter
-from mergekit_mm.planning.reading import Adaptation
+from mergekit_mm.lora.adapter import Adapter, open_adapter
+from mergekit_mm.numerics.task_vector import TaskVector
 
-_SHOWN = 6
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapter bound to the checkpoint it adapts, whose tensors go by their names in memory."""
+
+    adapter: Adapter
+    names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
+
+    def needs_base(self, tensor: str) -> bool:
+        """Whether what it changes of a tensor can only be told from the base's values."""
+        return tensor in self.names and self.adapter.needs_base(self.names[tensor])
+
+    def rank(self, tensor: str) -> int | None:
+        """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+        return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
+
+    def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
+        """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
+        return self.adapter.task_vector(self.names[tensor], base)
 
 
 def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:
@@ -26,10 +47,7 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
         CheckpointError: no adapter that can be merged, one of another base, or one that changes tensors which the
             model lacks, holds tied to others, or holds in other shapes.
     """
-    try:
-        adapter = open_adapter(str(model.lora), directory)
-    except AdapterError as error:
-        raise CheckpointError(str(error)) from error
+    adapter = open_adapter(str(model.lora), directory)
     if not _is_base(adapter, str(model.model.path), checkpoint):
         raise CheckpointError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
@@ -37,13 +55,8 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
             "adapter_config.json."
         )
     names = _memory_names(adapter, checkpoint)
-    problems = list(_problems(adapter, names, checkpoint))
-    if problems:
-        raise CheckpointError(
-            f"{adapter.name} does not fit {model.model}:\n"
-            + "\n".join(f"    {p}" for p in problems[:_SHOWN])
-            + (f"\n    ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
-        )
+    if problems := _problems(adapter, names, checkpoint):
+        raise CheckpointError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
     return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
 
 
@@ -72,11 +85,9 @@ def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
     problems = [f"{name}: the model has no such tensor" for name in adapter.changes if name not in names]
-    aliases = checkpoint.skeleton.aliases if checkpoint.skeleton else {}
-    tied = {*aliases, *aliases.values()}
     for own, memory in names.items():
-        if memory in tied:
-            partners = sorted(n for n in tied if aliases.get(n, n) == aliases.get(memory, memory) and n != memory)
+        partners = sorted(checkpoint.skeleton.tied_to(memory)) if checkpoint.skeleton else []
+        if partners:
             problems.append(
                 f"{own}: the model ties it to {', '.join(partners)}, which would change with it; "
                 "merge that adapter with PEFT and untie the two"

@@ -24,9 +24,10 @@ from lm_eval.models.utils import (
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
-from mergekit_mm.evaluation.chat import Part, Writer, Written, parts_of
-from mergekit_mm.evaluation.inputs import Asked, Reader, ahead, batches, pixel_limits
-from mergekit_mm.evaluation.likelihood import continued, logits_of_ends
+from mergekit_mm.mllm.batching import Asked, ahead, batches
+from mergekit_mm.mllm.chat import Part, Writer, Written, parts_of
+from mergekit_mm.mllm.inputs import Reader, pixel_limits
+from mergekit_mm.mllm.likelihood import continued, logits_of_ends
 
 AUTO_CLASSES = (
     transformers.AutoModelForMultimodalLM,

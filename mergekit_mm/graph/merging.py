@@ -1,0 +1,101 @@
+"""A merge method over the tensors of one output."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+
+import torch
+from mergekit.common import ModelReference
+from mergekit.graph import Task
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+
+from mergekit_mm.methods import method_named
+from mergekit_mm.methods.apply import is_finite, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector
+
+LOG = logging.getLogger(__name__)
+
+
+class MergeTensors(ExecuteMergeMethodTask):
+    """Run a merge method on one tensor, after the cases in which arithmetic would do harm.
+
+    A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
+    the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
+    """
+
+    gather_tensors: Task  # mergekit's own collectors of tensors, or ours
+    seed: int = 0
+
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
+    ) -> torch.Tensor | None:
+        keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
+        kept, name = tensors[keeper], self.output_weight.name
+        assert isinstance(kept, torch.Tensor)
+        plain = [t for model in self.model_order if isinstance(t := tensors[model], torch.Tensor)]
+        if not all(t.is_floating_point() for t in plain):
+            if any(not torch.equal(t, kept) for t in plain):
+                LOG.warning("Buffer %s (%s) differs between the inputs; %s's is kept.", name, kept.dtype, keeper)
+            return kept
+        broken = [str(model) for model in self.model_order if not is_finite(tensors[model])]
+        if broken:
+            # an infinite bound that all share is meant; anything else would spread through the arithmetic
+            if len(plain) == len(tensors) and all(t.shape == kept.shape and torch.equal(t, kept) for t in plain):
+                return kept
+            raise ValueError(
+                f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
+                "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
+            )
+        merged = self._merged(tensors)
+        if merged is not None:
+            require_finite(merged, name, self.method_name)
+        return merged
+
+    def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
+        devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._stream(tensors))
+            merged: torch.Tensor | None = super().execute(tensors)
+        return merged
+
+    def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> int:
+        """Seed, name and the first values of each input: experts that are merged one by one get masks of their own."""
+        state = zlib.crc32(f"{self.seed} {self.output_weight.name}".encode())
+        for model in self.model_order:
+            if isinstance(tensor := tensors[model], torch.Tensor):
+                first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
+                state = zlib.crc32(first.numpy().tobytes(), state)
+        return state
+
+
+class MergeTaskVectors(MergeTensors):
+    """Run one of the plugin's methods, in float32 or wider; adapters stay the factors they are."""
+
+    as_vector: bool = False  # a kernel of a convolution is no stack of matrices
+
+    def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor:
+        method = method_named(self.method_name)
+        base = tensors[self.base_model]
+        assert isinstance(base, torch.Tensor)
+        shape = base.shape
+        base = base.to(working_dtype(base.dtype))
+        task_vectors = [
+            t if isinstance(t, TaskVector) else TaskVector(t, base=base)
+            for model in self.model_order
+            if model != self.base_model and (t := tensors[model]) is not None
+        ]
+        if self.as_vector:
+            base = base.reshape(-1)
+            task_vectors = [TaskVector(t.dense(base.dtype).reshape(-1)) for t in task_vectors]
+        label = f"tensor {self.output_weight.name!r}"
+        return method.merge(base, task_vectors, label, **dict(self.parameters.items())).reshape(shape)
+
+
+def require_finite(merged: torch.Tensor, name: str, method: str) -> None:
+    """ValueError for NaN or Inf that a merge has made of finite inputs."""
+    if not is_finite(merged):
+        raise ValueError(
+            f"Merging tensor {name} by {method} gives NaN or Inf in {merged.dtype}: look at the weights, or merge in a "
+            "wider `dtype`."
+        )

@@ -1,0 +1,99 @@
+"""The names and values in a merge config, held against what there is: mergekit itself ignores what it does not know."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+from mergekit import merge_methods
+from mergekit.config import ConditionalParameter, MergeConfiguration, ParameterSetting
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+from pydantic import ValidationError
+
+from mergekit_mm.composing.composition import COMPOSITION, HOST
+from mergekit_mm.planning.modules import ALIASES
+from mergekit_mm.planning.policies import ROLE_PARAMETERS
+
+# not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
+SIDE_FILES = "processor_source"
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
+
+
+def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
+    """Refuse misspelled parameters and modules, which mergekit itself would ignore without a word.
+
+    A parameter of another merge method passes: one line of a config then switches between methods.
+
+    Raises:
+        ValueError: naming the parameter or module, and what was probably meant; or a value that is of no use.
+    """
+    of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
+    own = {p.name: p for p in merge_methods.get(config.merge_method).spec.parameters}
+    wide, inputs = _scopes(config)
+    for scope in wide:
+        for name, setting in (scope.parameters or {}).items():
+            if name in OF_THE_WHOLE and scope is not config:
+                raise ValueError(f"parameter {name} is for the whole merge: write it under the top `parameters:`.")
+            _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
+            _require_valid(own.get(name), setting)
+    for scope in inputs:
+        for name, setting in (scope.parameters or {}).items():
+            shared = name in own and own[name].scope is ParameterScope.SHARED
+            if shared or name in (*ROLE_PARAMETERS, *OF_THE_WHOLE):
+                raise ValueError(
+                    f"parameter {name} of input {scope.model} holds for all inputs or none: "
+                    "write it under `parameters:` at the top level, or of a module or slice."
+                )
+            _require_known("parameter", name, of_methods)
+            _require_valid(own.get(name), setting)
+    for name in config.modules or ():
+        _require_known("module", name, {*modules, *ALIASES})
+
+
+def unread_parameters(config: MergeConfiguration) -> list[str]:
+    """The parameters in a config that are another merge method's, and so do nothing."""
+    own = {p.name for p in merge_methods.get(config.merge_method).spec.parameters}
+    given = {name for scopes in _scopes(config) for scope in scopes for name in scope.parameters or ()}
+    return sorted(given - {*own, *ROLE_PARAMETERS, *OF_THE_WHOLE})
+
+
+def _scopes(config: MergeConfiguration) -> tuple[list[Any], list[Any]]:
+    """The parts of a config that have parameters: those that hold for all inputs, and the inputs."""
+    wide: list[Any] = [config, *(config.slices or ())]
+    inputs: list[Any] = list(config.models or ())
+    for module in (config.modules or {}).values():
+        wide += [module, *(module.slices or ())]
+        inputs += module.models or ()
+    return wide, inputs + [source for scope in wide for source in getattr(scope, "sources", ())]
+
+
+def require_known_method(name: str) -> None:
+    """ValueError, with what was probably meant, for a merge method that nobody has registered."""
+    _require_known("merge method", name, {method.spec.name for method in merge_methods.registered_methods()})
+
+
+def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -> None:
+    """ValueError for a value that the parameter cannot have, in whatever gradient or behind whatever filter."""
+    if parameter is None:  # of another method
+        return
+    if isinstance(setting, list):
+        for part in setting:
+            _require_valid(parameter, part)
+    elif isinstance(setting, ConditionalParameter):
+        _require_valid(parameter, setting.value)
+    else:
+        try:
+            value = parameter.validate(setting)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].lower()
+            raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from None
+
+
+def _require_known(what: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(known))}."
+        raise ValueError(f"Unknown {what} {name!r} in the merge config.{hint}")
