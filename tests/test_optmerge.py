@@ -15,7 +15,8 @@ from mergekit import merge_methods
 from oracles import optmerge_loop
 from torch import Tensor
 
-from mergekit_mm.methods.optmerge import PRESETS, solve
+from mergekit_mm.methods.optmerge import PRESETS
+from mergekit_mm.numerics.descent import descend
 from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -51,7 +52,7 @@ def test_presets_equal_the_released_loop(preset: str, kind: str, shape: tuple[in
 
 def test_single_precision_from_leading_eigenpairs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of real matrices: float32, and a third of the eigenpairs of a Gram matrix large enough for a subset."""
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas((264, 280), 3, "steep")
     assert relative(merged_delta(deltas), optmerge_loop(deltas, "lora")) < 1e-6
 
@@ -62,13 +63,13 @@ def test_a_cut_between_all_but_equal_singular_values(
     preset: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last direction kept and the first one dropped differ by a ten-thousandth, and rounding mixes neighbours."""
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     kept, deltas = PRESETS[preset].rank(shape, 3), []
     for delta in make_deltas(shape, 3, "flat"):
         u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
         s[kept] = s[kept - 1] * (1 - 1e-4)
         deltas.append(((u * s) @ vh).float())
-    expected = solve([TaskVector(d.double()) for d in deltas], PRESETS[preset]).left
+    expected = descend([TaskVector(d.double()) for d in deltas], PRESETS[preset]).left
     assert relative(merged_delta(deltas, preset=preset), expected) < 1e-6
 
 
@@ -80,7 +81,7 @@ def test_single_precision_everywhere(
 ) -> None:
     deltas = make_deltas(shape, 3, kind)
     expected = merged_delta([d.double() for d in deltas], preset=preset)
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     assert relative(merged_delta(deltas, preset=preset), expected) < (5e-6 if preset == "full" else 1e-6)
 
 
@@ -89,9 +90,9 @@ def test_a_long_filter_on_a_wide_matrix_is_float32_where_that_is_enough(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows stay rows there, so that only the root of the filter's slope multiplies rounding; a wide spectrum is not."""
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas((120, 420), 3, kind)
-    merged = solve([TaskVector(d) for d in deltas], PRESETS["modality"]).left
+    merged = descend([TaskVector(d) for d in deltas], PRESETS["modality"]).left
     assert merged.dtype == dtype
     assert relative(merged, optmerge_loop(deltas, "modality")) < 1e-6
 
@@ -181,10 +182,10 @@ def test_factors_give_what_their_products_give(
     factors = [(randn(shape[0], r, seed=r), randn(r, shape[1], seed=r + 20) * 1e-3) for r in (2, 8, 5)]
     factors[1][0][:, 3:] = 0  # a rank that training never used
     factors.append((torch.zeros(shape[0], 4), randn(4, shape[1])))  # an adapter still at its initial value
-    expected = solve([TaskVector(b.double() @ a.double()) for b, a in factors], PRESETS[preset]).dense(torch.float64)
+    expected = descend([TaskVector(b.double() @ a.double()) for b, a in factors], PRESETS[preset]).dense(torch.float64)
     if not double:
-        monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
-    merged = solve([TaskVector(b, right=a) for b, a in factors], PRESETS[preset])
+        monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
+    merged = descend([TaskVector(b, right=a) for b, a in factors], PRESETS[preset])
     assert relative(merged.dense(torch.float64), expected) < 1e-5
     assert merged.is_factored == (preset in SGD)
     if merged.right is not None:
@@ -231,7 +232,7 @@ def test_relative_time_divides_the_learning_rate_by_the_largest_eigenvalue(
 @pytest.mark.parametrize("kind", ["flat", "steep"])
 def test_relative_time_of_a_large_matrix(preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 sums and an iterative eigenvalue, as on matrices of real models."""
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas((264, 300), 3, kind)
     merged = merged_delta(deltas, preset=preset, time="relative")
     assert relative(merged, relative_time_loop(deltas, preset)) < 1e-6
@@ -242,9 +243,9 @@ def test_relative_time_of_a_large_matrix(preset: str, kind: str, monkeypatch: py
 def test_relative_time_is_the_same_from_factors(preset: str, shape: tuple[int, int]) -> None:
     setting = replace(PRESETS[preset], time="relative")
     pairs = [(randn(shape[0], r, seed=r).double(), randn(r, shape[1], seed=r + 20).double()) for r in (2, 8, 5)]
-    merged = solve([TaskVector(b, right=a) for b, a in pairs], setting)
+    merged = descend([TaskVector(b, right=a) for b, a in pairs], setting)
     assert merged.is_factored
-    assert relative(merged.dense(torch.float64), solve([TaskVector(b @ a) for b, a in pairs], setting).left) < 1e-10
+    assert relative(merged.dense(torch.float64), descend([TaskVector(b @ a) for b, a in pairs], setting).left) < 1e-10
 
 
 def disjoint_flat_deltas(rank: int) -> list[Tensor]:

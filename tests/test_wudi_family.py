@@ -76,7 +76,7 @@ def test_adam_by_default() -> None:
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_adam_in_single_precision(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mergekit_mm.methods.optmerge._DOUBLE_UP_TO", 0)
+    monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas(shape, 3, "steep")
     assert relative(merged_delta("wudi", deltas), oracles.wudi_loop(deltas)) < 1e-5
 

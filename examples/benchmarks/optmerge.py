@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergekit_mm.methods.optmerge import PRESETS, Settings, solve
+from mergekit_mm.methods.optmerge import PRESETS
+from mergekit_mm.numerics.descent import Descent, descend
 from mergekit_mm.numerics.task_vector import TaskVector
 
 STEPS = 300
@@ -147,11 +148,11 @@ def released(deltas: list[Tensor], preset: str, run_to_end: bool) -> tuple[float
 # --- this package -----------------------------------------------------------------------------------------------------
 
 
-def ours(vectors: list[TaskVector], settings: Settings) -> float:
+def ours(vectors: list[TaskVector], settings: Descent) -> float:
     """CPU seconds of one matrix, dense result included; an Adam loop is extrapolated as the released one is."""
 
     def run(iterations: int) -> None:
-        solve(vectors, replace(settings, iterations=iterations)).dense(torch.float32)
+        descend(vectors, replace(settings, iterations=iterations)).dense(torch.float32)
 
     if settings.optimizer == "sgd":
         return cpu_seconds(lambda: run(settings.iterations), 3 if math.prod(vectors[0].shape) < SMALL else 1)
@@ -194,12 +195,12 @@ def peak_extra_mib(shape: Shape, preset: str, count: int) -> float:
 
 
 def report_memory(shape: Shape, preset: str, count: int) -> None:
-    solve([TaskVector(torch.randn(300, 300)) for _ in range(2)], replace(PRESETS[preset], iterations=1))  # libraries
+    descend([TaskVector(torch.randn(300, 300)) for _ in range(2)], replace(PRESETS[preset], iterations=1))  # libraries
     base = torch.randn(shape)
     vectors = [TaskVector(base + d, base=base) for d in (torch.randn(shape) for _ in range(count))]
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
     before = status_mib("VmRSS")
-    solve(vectors, replace(PRESETS[preset], iterations=3 if preset == "full" else STEPS))
+    descend(vectors, replace(PRESETS[preset], iterations=3 if preset == "full" else STEPS))
     print(status_mib("VmHWM") - before)
 
 
@@ -221,8 +222,8 @@ def row(shape: Shape, preset: str, options: argparse.Namespace, rates: tuple[flo
     theirs = setup + STEPS * step
     error = theirs_error = "-"
     if run_to_end or (options.truth and settings.optimizer == "sgd"):
-        truth = solve([TaskVector(d.double()) for d in deltas], settings).dense(torch.float64)
-        error = f"{relative_error(solve(vectors, settings).dense(torch.float32), truth):.1e}"
+        truth = descend([TaskVector(d.double()) for d in deltas], settings).dense(torch.float64)
+        error = f"{relative_error(descend(vectors, settings).dense(torch.float32), truth):.1e}"
         theirs_error = f"{relative_error(end, truth):.1e}" if end is not None else "-"
     loop_bound = 4.0 * options.experts * shape[0] ** 2 * shape[1] / rates[0]
     bound = product_seconds(shape, options.experts, preset, *rates)
@@ -244,10 +245,10 @@ def row(shape: Shape, preset: str, options: argparse.Namespace, rates: tuple[flo
 def adapter_row(shape: Shape, options: argparse.Namespace, rank: int) -> str:
     factored = adapters(shape, options.experts, rank)
     mine = ours(factored, PRESETS["lora"])
-    stays = cpu_seconds(lambda: solve(factored, PRESETS["lora"]), 3)
+    stays = cpu_seconds(lambda: descend(factored, PRESETS["lora"]), 3)
     double = [TaskVector(t.left.double(), right=t.right.double()) for t in factored if t.right is not None]
-    truth = solve(double, PRESETS["lora"]).dense(torch.float64)
-    error = relative_error(solve(factored, PRESETS["lora"]).dense(torch.float32), truth)
+    truth = descend(double, PRESETS["lora"]).dense(torch.float64)
+    error = relative_error(descend(factored, PRESETS["lora"]).dense(torch.float32), truth)
     return f"| {shape[0]}x{shape[1]} | {rank} | {stays:.4f} | {mine:.4f} | {error:.1e} |"
 
 

@@ -12,7 +12,8 @@ from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.graph.merging import MergeTensors, require_finite
 from mergekit_mm.graph.step import Step
 from mergekit_mm.methods import is_own_method, method_named
-from mergekit_mm.methods.apply import is_finite, mean_delta, working_dtype
+from mergekit_mm.methods.apply import is_finite
+from mergekit_mm.numerics.deltas import mean_delta, working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
 
 # mergekit's methods whose result is a weighted sum of the deltas, whatever these are

@@ -11,7 +11,8 @@ from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
 from mergekit_mm.methods import method_named
-from mergekit_mm.methods.apply import is_finite, working_dtype
+from mergekit_mm.methods.apply import is_finite
+from mergekit_mm.numerics.deltas import working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
 
 LOG = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, Tenso
 from torch import Tensor
 
 from mergekit_mm.methods.checks import require
+from mergekit_mm.numerics.deltas import mean_delta, working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
 
 Solver = Callable[[Sequence[TaskVector]], TaskVector]
@@ -93,20 +94,6 @@ def merge_task_vectors(
                 [_matrix(b, experts, scaling, solve, label) for b, experts in zip(base, slices, strict=True)]
             )
         return _add(base, TaskVector(mean_delta(task_vectors)), scaling)
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the inputs' dtype if that is wider: bfloat16 steps are smaller than its rounding."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def mean_delta(task_vectors: Sequence[TaskVector]) -> Tensor:
-    """The average of the deltas, any shape, in the working dtype."""
-    dtype = working_dtype(task_vectors[0].left.dtype)
-    total = task_vectors[0].dense(dtype)
-    for task_vector in task_vectors[1:]:
-        total += task_vector.dense(dtype)
-    return total / len(task_vectors)
 
 
 def _merge_group(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:

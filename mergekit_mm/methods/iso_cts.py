@@ -36,6 +36,7 @@ from mergekit_mm.numerics.polar import (
     numerical_rank,
     polar,
 )
+from mergekit_mm.numerics.rank_rules import fraction_rank
 from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -57,8 +58,7 @@ def iso_cts(
 
 def counts(rank: int, experts: int, common_fraction: float) -> tuple[int, int]:
     """(c, d): how many of `rank` directions are common, and how many each expert adds."""
-    # the slack keeps products such as 100 * 0.29 from falling below the integer they stand for
-    shared_out = experts * round((rank - int(common_fraction * rank + 1e-9)) / experts)
+    shared_out = experts * round((rank - fraction_rank(common_fraction, rank)) / experts)
     common = max(0, rank - shared_out)
     return common, (rank - common) // experts
 

@@ -17,88 +17,20 @@ code has three variants of it, and they are the presets here. Deviations from th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from mergekit_mm.methods.apply import task_vector_method, working_dtype
-from mergekit_mm.methods.checks import require
-from mergekit_mm.numerics.deltas import Init, mean_and_peaks, square_norm, start_share
-from mergekit_mm.numerics.eigen import top_eigenpairs_
-from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
-from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
-from mergekit_mm.numerics.row_space import RowSpace
-from mergekit_mm.numerics.spectral import Truncation, gram, truncate
-from mergekit_mm.numerics.task_vector import TaskVector, joint_core
-
-Optimizer = Literal["sgd", "adam"]
-Proxy = Literal["truncated", "full", "centered"]
-Target = Literal["truncated", "centered"]
-Time = Literal["absolute", "relative"]
-
-_DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
-_LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
-_LONGEST_IN_ROWS = (
-    32.0  # the same for whole deltas by rows: slope times largest eigenvalue, whose root alone multiplies
-)
-_AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Every constant of one variant. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N."""
-
-    method: ClassVar[str] = "optmerge"  # whose parameters these are, for error messages
-    init: Init = "mean"
-    rank_fraction: float | None = None
-    iterations: int = 300
-    learning_rate: float = 1e-4
-    momentum: float = 0.9
-    optimizer: Optimizer = "sgd"
-    proxy: Proxy = "truncated"
-    target: Target = "truncated"
-    time: Time = "absolute"
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        def check(holds: bool, name: str, rule: str) -> None:
-            require(holds, self.method, name, rule, getattr(self, name))
-
-        check(self.rank_fraction is None or 0 < self.rank_fraction <= 1, "rank_fraction", "in (0, 1]")
-        check(self.iterations >= 0, "iterations", "0 or more")
-        check(0 < self.learning_rate < math.inf, "learning_rate", "positive")
-        check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-        check(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)")
-        check(0 < self.adam_epsilon < math.inf, "adam_epsilon", "positive")
-        check(self.optimizer == "sgd" or self.time == "absolute", "time", "absolute with the adam optimizer")
-
-    @property
-    def slope(self) -> float:
-        """q(0): how far SGD goes, per unit of an eigenvalue."""
-        return float(heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations))
-
-    @property
-    def amplifies_rounding(self) -> bool:
-        """Whether float32 sums are too coarse: Adam normalises what little is left of them, a long filter grows it."""
-        return self.optimizer == "adam" or not self.slope < _LONG_FILTER
-
-    def rank(self, shape: Sequence[int], experts: int) -> int:
-        """k: how many singular directions of a matrix of this shape are kept, rounded down."""
-        size = min(shape)
-        # the slack keeps products such as 100 * 0.29 from falling below the integer they stand for
-        return size // experts if self.rank_fraction is None else min(size, int(size * self.rank_fraction + 1e-9))
-
+from mergekit_mm.methods.apply import task_vector_method
+from mergekit_mm.methods.checks import require_descent
+from mergekit_mm.numerics.deltas import Init
+from mergekit_mm.numerics.descent import Descent, Optimizer, Proxy, Target, Time, descend
+from mergekit_mm.numerics.task_vector import TaskVector
 
 PRESETS = {
-    "lora": Settings(),
-    "full": Settings(init="sum", learning_rate=1e-5, optimizer="adam", target="centered"),
-    "modality": Settings(rank_fraction=1 / 5, learning_rate=5e-2, proxy="full"),
+    "lora": Descent(),
+    "full": Descent(init="sum", learning_rate=1e-5, optimizer="adam", target="centered"),
+    "modality": Descent(rank_fraction=1 / 5, learning_rate=5e-2, proxy="full"),
 }
 
 
@@ -129,138 +61,6 @@ def optmerge(
     for the sgd optimizer only.
     """
     chosen = {k: v for k, v in locals().items() if k not in ("task_vectors", "preset") and v is not None}
-    return solve(task_vectors, replace(PRESETS[preset], **chosen))
-
-
-def solve(task_vectors: Sequence[TaskVector], settings: Settings) -> TaskVector:
-    """The merged task vector of one matrix. From factors by SGD it is found in their joint core and stays factored."""
-    first = task_vectors[0]
-    rank = settings.rank(first.shape, len(task_vectors))
-    dtype = _affordable(working_dtype(first.left.dtype), first.shape)
-    if settings.optimizer == "sgd" and all(t.is_factored for t in task_vectors):
-        joint = joint_core(task_vectors, dtype)  # SGD commutes with rotations; Adam does not
-        return joint.expand(TaskVector(_solve_dense(joint.cores, settings, rank, dtype)))
-    return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
-
-
-def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
-    return torch.float64 if math.prod(shape) <= _DOUBLE_UP_TO else dtype
-
-
-def _solve_dense(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta (out, in), from sums taken in `dtype` where that is enough, else in float64."""
-    count, shape = len(task_vectors), task_vectors[0].shape
-    dtype = _affordable(dtype, shape)
-    if count == 1 and rank >= min(shape) and settings.init != "zero":
-        return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
-    if settings.optimizer == "sgd" and settings.proxy == "full" and settings.target == "truncated" and rank:
-        space = RowSpace.of(task_vectors, start_share(settings.init, count))
-        if space is not None:
-            return _descend_in_rows(space, settings, rank, dtype)
-    return _descend(task_vectors, settings, rank, torch.float64 if settings.amplifies_rounding else dtype)
-
-
-def _descend_in_rows(space: RowSpace, settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta of very wide matrices with whole deltas as proxies; in float64 if the spectrum asks for it."""
-
-    def target(own: Tensor) -> Tensor:
-        if rank >= len(own):
-            return own
-        values, u = top_eigenpairs_(own, rank)
-        return (u * values) @ u.T
-
-    problem = Quadratic(*space.problem(dtype, target), by_rows=False)
-    if dtype != torch.float64 and settings.amplifies_rounding:
-        reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(problem.matrix)
-        if not settings.slope * reach < _LONGEST_IN_ROWS:
-            del problem
-            return _descend_in_rows(space, settings, rank, torch.float64)
-    return space.combined(_sgd_step(problem, settings))
-
-
-def _descend(task_vectors: Sequence[TaskVector], settings: Settings, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta, from sums in `dtype`. Deltas are formed one at a time, twice: for the mean and their terms."""
-    mean, peaks = mean_and_peaks(task_vectors, dtype)
-    if rank == 0 or max(peaks) == 0:
-        return mean
-    # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
-    scale = 2.0 ** math.frexp(max(peaks))[1]
-    mean /= scale
-    live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-    deltas = (t.dense(dtype).div_(scale) for t in live)
-    start = start_share(settings.init, len(task_vectors)) * len(task_vectors)
-    shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
-    rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
-    steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
-    problem = _assemble(deltas, mean, start - shared, settings, rank, rows * len(live), steps_in)
-    if settings.optimizer == "sgd":
-        step = _sgd_step(problem, settings)
-    elif float(problem.slope.abs().max()) < _AT_REST:
-        step = torch.zeros_like(mean)  # the start is the optimum, where Adam would blow rounding noise up to full steps
-    else:
-        betas = (settings.momentum, settings.adam_beta2)
-        rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
-        step = problem.adam_step(rate, betas, epsilon, settings.iterations, steps_in)
-    return step.add_(mean, alpha=start).mul_(scale)
-
-
-def _sgd_step(problem: Quadratic, settings: Settings) -> Tensor:
-    rate = settings.learning_rate
-    if settings.time == "relative":
-        rate /= largest_eigenvalue(problem.hessian) or 1.0  # no curvature, no step at any rate
-    return problem.sgd_step(rate, settings.momentum, settings.iterations)
-
-
-def _assemble(
-    deltas: Iterable[Tensor],
-    mean: Tensor,
-    share: float,
-    settings: Settings,
-    rank: int,
-    rows: int,
-    steps_in: torch.dtype,
-) -> Quadratic:
-    """The experts' quadratic around share * mean, in the cheapest form; `rows` are those of all proxies together."""
-    adam = settings.optimizer == "adam"
-    if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
-        return Quadratic.of_grams(map(partial(_gram_term, mean, settings, rank), deltas), mean, share)
-    terms = map(partial(_term, mean, settings, rank), deltas)  # unlike a loop, map keeps no delta alive
-    if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return Quadratic.stacked(terms, rows, mean, share)
-    return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
-
-
-def _term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> Term:
-    """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
-    target = _cut(delta, mean, settings.target, settings, rank)
-    weight = 1.0 / math.sqrt(square_norm(delta))
-    if settings.proxy == "full":  # the delta itself, its memory too unless it is also the target
-        rows = delta.mul_(weight) if target.left is not delta else delta * weight
-    elif settings.proxy == settings.target:
-        rows = target.rows * weight
-    else:
-        rows = _cut(delta, mean, settings.proxy, settings, rank).rows * weight
-    return Term(rows, target.left, target.right)
-
-
-def _gram_term(mean: Tensor, settings: Settings, rank: int, delta: Tensor) -> GramTerm:
-    """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
-    own = gram(delta.T)
-    target = _cut(delta, mean, settings.target, settings, rank, own)
-    weight = 1.0 / square_norm(delta)
-    own.mul_(weight)
-    if target.right is None:
-        return GramTerm(own, target.left, own)
-    if settings.target == "truncated" and target.lengths is not None:  # its right holds eigenvectors of own
-        return GramTerm(own, target.left * target.lengths.square().mul_(weight), target.right)
-    return GramTerm(own, target.left, target.right @ own)
-
-
-def _cut(
-    delta: Tensor, mean: Tensor, source: Target, settings: Settings, rank: int, own: Tensor | None = None
-) -> Truncation:
-    far = settings.amplifies_rounding or settings.time == "relative"
-    solve_in = torch.float64 if far else None
-    if source == "centered":
-        return truncate(delta - mean, rank, solve_in)
-    return truncate(delta, rank, solve_in, own)
+    settings = replace(PRESETS[preset], **chosen)
+    require_descent("optmerge", settings)
+    return descend(task_vectors, settings)

@@ -24,6 +24,7 @@ from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.methods.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import in_joint_core
 from mergekit_mm.numerics.polar import COINCIDING, ROUNDING, inverse_root_, leading_triplets
+from mergekit_mm.numerics.rank_rules import fraction_rank
 from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -40,8 +41,7 @@ def tsv(
     require(rank_fraction is None or 0 < rank_fraction <= 1, "tsv", "rank_fraction", "in (0, 1]", rank_fraction)
     require_tolerance("tsv", rank_tolerance)
     size = min(task_vectors[0].shape)
-    # the slack keeps products such as 100 * 0.29 from falling below the integer they stand for
-    rank = size // len(task_vectors) if rank_fraction is None else int(size * rank_fraction + 1e-9)
+    rank = size // len(task_vectors) if rank_fraction is None else fraction_rank(rank_fraction, size)
     return in_joint_core(task_vectors, lambda deltas: _merge(deltas, max(1, rank), rank_tolerance))
 
 

@@ -28,16 +28,12 @@ from typing import Literal
 import torch
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require_tolerance
-from mergekit_mm.methods.optmerge import Settings, solve
+from mergekit_mm.methods.checks import require_descent, require_tolerance
 from mergekit_mm.numerics.deltas import Init
+from mergekit_mm.numerics.descent import Descent, descend
 from mergekit_mm.numerics.interference import filtered
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.task_vector import TaskVector
-
-
-class _Settings(Settings):
-    method = "wudi"
 
 
 @task_vector_method(name="wudi", pretty_name="WUDI-Merging", reference_url="https://arxiv.org/abs/2503.08099")
@@ -62,7 +58,7 @@ def wudi(
     if solver == "exact":
         return filtered(task_vectors, init, torch.reciprocal, rank_tolerance)
     # OptMerge's quadratic with whole task vectors on both sides is this one
-    whole = _Settings(
+    whole = Descent(
         init=init,
         rank_fraction=1.0,
         iterations=iterations,
@@ -73,4 +69,5 @@ def wudi(
         adam_beta2=adam_beta2,
         adam_epsilon=adam_epsilon,
     )
-    return solve(task_vectors, whole)
+    require_descent("wudi", whole)
+    return descend(task_vectors, whole)

@@ -40,6 +40,20 @@ def in_joint_core(
     return joint.expand(TaskVector(core))
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or the inputs' dtype if that is wider: bfloat16 steps are smaller than its rounding."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def mean_delta(task_vectors: Sequence[TaskVector]) -> Tensor:
+    """The average of the deltas, any shape, in the working dtype."""
+    dtype = working_dtype(task_vectors[0].left.dtype)
+    total = task_vectors[0].dense(dtype)
+    for task_vector in task_vectors[1:]:
+        total += task_vector.dense(dtype)
+    return total / len(task_vectors)
+
+
 def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
     """The average delta (out, in), and each delta's largest absolute entry; one delta in memory at a time."""
     mean = torch.zeros(task_vectors[0].shape, dtype=dtype, device=task_vectors[0].left.device)

@@ -16,6 +16,11 @@ def ratio_rank(ratio: float, size: int) -> int:
     return max(1, int(ratio * size + 0.999))
 
 
+def fraction_rank(fraction: float, size: int) -> int:
+    """fraction * size rounded down; slack keeps products such as 0.29 * 100 from missing the integer they stand for."""
+    return min(size, int(fraction * size + 1e-9))
+
+
 def is_rank_rule(rule: str) -> bool:
     """Whether `adaptive_rank` knows the rule; `cumvar_<x>` needs x in (0, 1]."""
     return rule in _RULES or rule == "gavish_donoho" or _share(rule) is not None
