@@ -97,7 +97,7 @@ def _solve_dense(task_vectors: Sequence[TaskVector], settings: Descent, rank: in
         space = RowSpace.of(task_vectors, start_share(settings.init, count))
         if space is not None:
             return _descend_in_rows(space, settings, rank, dtype)
-    return _descend(task_vectors, settings, rank, torch.float64 if settings.amplifies_rounding else dtype)
+    return _descend(task_vectors, settings, rank, torch.float64 if settings.amplifies_rounding else dtype, dtype)
 
 
 def _descend_in_rows(space: RowSpace, settings: Descent, rank: int, dtype: torch.dtype) -> Tensor:
@@ -118,20 +118,21 @@ def _descend_in_rows(space: RowSpace, settings: Descent, rank: int, dtype: torch
     return space.combined(_sgd_step(problem, settings))
 
 
-def _descend(task_vectors: Sequence[TaskVector], settings: Descent, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta, from sums in `dtype`. Deltas are formed one at a time, twice: for the mean and their terms."""
-    mean, peaks = mean_and_peaks(task_vectors, dtype)
+def _descend(
+    task_vectors: Sequence[TaskVector], settings: Descent, rank: int, sums_in: torch.dtype, steps_in: torch.dtype
+) -> Tensor:
+    """The merged delta. Deltas are formed one at a time, twice: for the mean and for their terms."""
+    mean, peaks = mean_and_peaks(task_vectors, sums_in)
     if rank == 0 or max(peaks) == 0:
         return mean
     # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
     scale = 2.0 ** math.frexp(max(peaks))[1]
     mean /= scale
     live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-    deltas = (t.dense(dtype).div_(scale) for t in live)
+    deltas = (t.dense(sums_in).div_(scale) for t in live)
     start = start_share(settings.init, len(task_vectors)) * len(task_vectors)
     shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
     rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
-    steps_in = _affordable(working_dtype(task_vectors[0].left.dtype), mean.shape)
     problem = _assemble(deltas, mean, start - shared, settings, rank, rows * len(live), steps_in)
     if settings.optimizer == "sgd":
         step = _sgd_step(problem, settings)
