@@ -77,7 +77,9 @@ def merge_to_adapter(
                 source = config_source or config.to_yaml()
                 (staging / "mergekit_config.yml").write_text(source, encoding="utf-8")
                 if options.write_model_card:
-                    card = model_card(plan, out.name, source, hash_inputs(plan, options.quiet), library="peft")
+                    card = model_card(
+                        plan, out.resolve().name, source, hash_inputs(plan, options.quiet), library="peft"
+                    )
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
     finally:

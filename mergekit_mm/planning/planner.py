@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
-from mergekit.config import (
-    ConfigReader,
-    InputSliceDefinition,
-    MergeConfiguration,
-    OutputModuleDefinition,
-)
+from mergekit.config import ConfigReader, InputSliceDefinition, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 from mergekit.merge_methods import BasePolicy
@@ -39,6 +34,7 @@ from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
+from mergekit_mm.planning.tokenizer import vocabulary_builder
 from mergekit_mm.planning.vocabulary import UniteRows, remember
 
 
@@ -68,6 +64,7 @@ class MultimodalPlanner(MergePlanner):
         sweep: bool = False,
     ):
         super().__init__(config, arch, options, PreTrainedConfig())
+        self._tokenizer_task: Task | None = vocabulary_builder(self._tokenizer_task, inputs.checkpoints)
         self.inputs = inputs
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
