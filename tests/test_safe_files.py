@@ -110,6 +110,47 @@ def test_pickled_parameters() -> None:
     assert_same_bytes(merge(linear(path)).tensors, tensors(experts("llava")[0]))
 
 
+def test_one_tensor_under_two_names() -> None:
+    """Old names and new ones in one file: only one of the two would be loaded."""
+    new = UP.replace("language_model.model", "model.language_model")
+    refused(altered(experts("llava")[0], lambda found: {**found, new: found[UP] + 1}), UP, new)
+
+
+def test_weights_in_8_bits() -> None:
+    """Also where no config says that they are quantized."""
+    refused(altered(experts("llava")[0], lambda found: {**found, UP: found[UP].to(torch.float8_e4m3fn)}), UP, "F8_E4M3")
+
+
+def test_an_empty_quantization_config() -> None:
+    path = altered(checkpoint("llava"), quantization_config=None)
+    assert_same_bytes(merge(linear(path)).tensors, tensors(path))
+
+
+def test_a_head_of_its_own_where_the_base_has_its_embeddings() -> None:
+    """The merge has one tensor for two of the expert's."""
+
+    def tied(source: Path, ties: bool) -> Path:
+        path = altered(source, lambda f: {n: t for n, t in f.items() if not ties or "lm_head" not in n})
+        text = json.loads((path / "config.json").read_text())["text_config"]
+        edit_json(path / "config.json", tie_word_embeddings=ties, text_config={**text, "tie_word_embeddings": ties})
+        return path
+
+    base, expert = checkpoint("llava"), experts("llava")[0]
+    error = run(task_arithmetic(tied(base, True), [tied(expert, False)])).error
+    assert "lm_head.weight" in error
+    assert "tie_word_embeddings" in error
+    for ties in (True, False):
+        merge(task_arithmetic(tied(base, ties), [tied(expert, True)]))
+
+
+@pytest.mark.parametrize("twice", ["expert", "base"])
+def test_one_model_under_two_names(twice: str) -> None:
+    model = checkpoint("llava") if twice == "base" else experts("llava")[0]
+    config = task_arithmetic(checkpoint("llava"), [experts("llava")[0]])
+    config["models"].append({"model": f"{model}/", "parameters": {"weight": 1.0}})
+    assert f"{model}/" in run(config).error
+
+
 def on_the_hub(cache: Path, name: str, revision: str, source: Path) -> str:
     """A checkpoint as a download leaves it in a cache: links to files that are named by their hashes."""
     root = cache / f"models--{name.replace('/', '--')}"

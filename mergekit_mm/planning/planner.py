@@ -89,9 +89,9 @@ class MultimodalPlanner(MergePlanner):
             if name in self.unlisted:
                 continue
             for index, part in enumerate(module.slices):
-                counts = Counter(str(source.model) for source in part.sources)
-                if twice := [model for model, count in counts.items() if count > 1]:
-                    raise ValueError(f"{', '.join(twice)} is listed twice; name each input once.")
+                counts = Counter(self.inputs.place(source.model) for source in part.sources)
+                if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
+                    raise ValueError(f"One model is listed twice, as {' and '.join(twice)}; name each input once.")
                 self._method.validate_inputs(
                     [source.model for source in part.sources],
                     part.base_model or self.config.base_model,
