@@ -32,7 +32,7 @@ from mergekit_mm.planning.inputs import locate
 from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.planning.policies import SIDE_FILES
 from mergekit_mm.planning.reading import SOURCES
-from mergekit_mm.planning.tokenizer import tokenizer_directory
+from mergekit_mm.planning.tokenizer import BuildVocabulary, tokenizer_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -134,16 +134,18 @@ def _recipe(source: str, scale: float | None) -> str:
 
 
 def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
-    """Plan a merge to the last tensor and say what it would do; nothing is read but headers, nothing is written.
+    """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
 
     Raises:
         MergeRefused: the merge would be refused.
     """
     try:
-        with refusing(CheckpointError, ValueError, RuntimeError):
+        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             plan = plan_merge(config, options)
             _templated(plan, _side_files_source(plan, options), options)
-            plan.planner.plan_to_disk("unused")
+            for task in plan.planner.plan_to_disk("unused"):
+                if isinstance(task, BuildVocabulary):
+                    task.execute()
             return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
     finally:
         SOURCES.clear()

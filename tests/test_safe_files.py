@@ -34,7 +34,10 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+
+from mergekit_mm.cli import main as cli
 
 UP = "language_model.model.layers.0.mlp.up_proj.weight"
 
@@ -272,6 +275,15 @@ def test_checkpoints_of_the_training_stay_behind() -> None:
     assert [path.name for path in outcome.out.iterdir() if path.is_dir()] == ["package"]
 
 
+def test_output_in_a_directory_of_the_base() -> None:
+    """The files that are being written are no package of the base's."""
+    base = altered(checkpoint("llava"))
+    (base / "code.py").write_text("# code")
+    (base / "merged").mkdir()
+    merge(linear(base), out=base / "merged")
+    assert not [path for path in (base / "merged").rglob("*.safetensors") if path.parent.name != "merged"]
+
+
 def test_a_full_disk() -> None:
     """Here a limit to the size of a file: the merge ends in one line, and nothing is left."""
     out, config = fresh("merged"), fresh("config.yaml")
@@ -294,6 +306,15 @@ def test_a_full_disk() -> None:
 # --------------------------------------------------------------------------------------------- found beforehand
 
 
+def assert_checked(config: dict[str, Any]) -> None:
+    """`mergekit-mm check` refuses this config as well."""
+    file = fresh("config.yaml")
+    file.write_text(json.dumps(config))
+    result = CliRunner().invoke(cli, ["check", str(file)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+
+
 @pytest.mark.parametrize("wrong", ["no template", "no tokenizer"])
 def test_a_chat_template_is_looked_at_before_the_merge(wrong: str) -> None:
     base = altered(checkpoint("llava"))
@@ -305,6 +326,7 @@ def test_a_chat_template_is_looked_at_before_the_merge(wrong: str) -> None:
     assert isinstance(outcome.exception, SystemExit)
     assert "vision_tower" not in outcome.console, "the merge has been announced"
     assert_nothing_left(outcome)
+    assert_checked(config)
 
 
 @pytest.mark.parametrize("old", ["chat_template.json", "processor_config.json"])

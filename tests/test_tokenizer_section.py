@@ -16,6 +16,7 @@ from checkpoints import (
     checkpoint,
     edit_json,
     experts,
+    fresh,
     linear,
     load,
     merge,
@@ -23,6 +24,9 @@ from checkpoints import (
     task_arithmetic,
     tensors,
 )
+from click.testing import CliRunner
+
+from mergekit_mm.cli import main as cli
 
 ROWS = 316
 
@@ -111,9 +115,13 @@ def swapped(source: Path, one: str, two: str) -> Path:
 def test_a_vocabulary_in_which_the_image_token_has_moved() -> None:
     """The config would go on to point at the old place."""
     other = swapped(experts("llava")[0], "<image>", "<video>")
-    outcome = run(task_arithmetic(checkpoint("llava"), [other], tokenizer={"source": str(other)}))
+    config = task_arithmetic(checkpoint("llava"), [other], tokenizer={"source": str(other)})
+    outcome, file = run(config), fresh("config.yaml")
     assert isinstance(outcome.exception, SystemExit)
     assert "image_token_index" in outcome.error
     assert "<image>" in outcome.error
     assert_nothing_left(outcome)
+    file.write_text(json.dumps(config))
+    checked = CliRunner().invoke(cli, ["check", str(file)])
+    assert (checked.exit_code, checked.output.splitlines()[-1]) == (1, outcome.console.splitlines()[-1])
     merge(task_arithmetic(checkpoint("llava"), [other], tokenizer={"source": "union"}))

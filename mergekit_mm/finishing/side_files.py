@@ -33,7 +33,7 @@ def copy_side_files(source: Path, target: Path, with_tokenizer: bool = True) -> 
             shutil.copyfile(path, target / path.name)
         elif path.name in _DIRECTORIES or (any(path.glob("**/*.py")) and not (path / "config.json").exists()):
             # one with a config is another model, as a checkpoint of the training
-            ignore = shutil.ignore_patterns("__pycache__")
+            ignore = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(path, target / path.name, ignore=ignore, dirs_exist_ok=True)
 
 
