@@ -91,7 +91,7 @@ class MultimodalPlanner(MergePlanner):
             for index, part in enumerate(module.slices):
                 counts = Counter(self.inputs.place(source.model) for source in part.sources)
                 if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
-                    raise ValueError(f"One model is listed twice, as {' and '.join(twice)}; name each input once.")
+                    raise ValueError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
                 self._method.validate_inputs(
                     [source.model for source in part.sources],
                     part.base_model or self.config.base_model,
