@@ -18,6 +18,7 @@ from mergekit.merge import _set_chat_template
 from mergekit.multigpu_executor import MultiGPUExecutor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
@@ -26,8 +27,9 @@ from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
-from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files
+from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files, drop_chat_template
 from mergekit_mm.finishing.verify import verify_written
+from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
 
@@ -84,27 +86,29 @@ def _run(
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
     with ExitStack() as inputs:
-        with refusing(CheckpointError, ValueError, RuntimeError):
+        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             require_device(options)
             plan = inputs.enter_context(plan_merge(config, options, sweep=None not in outputs))
-            for out in outputs.values():
-                check_output(out, plan.inputs.directories)
             side_files = _side_files_source(plan, options)
-        with refusing(CheckpointError, ValueError, OSError), ExitStack() as directories:
+            tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+            for out in outputs.values():
+                check_output(out, [*plan.inputs.directories, side_files, *tokenizer_directory(tokenizer)])
+            templated = _templated(plan, side_files, options)
+        with refusing(CheckpointError, ValueError, OSError, SafetensorError), ExitStack() as directories:
             staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
             check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
             if not options.quiet:
                 click.echo(plan.report(), err=True)
-            tokenizer = _execute(list(dict.fromkeys(targets)), options)
+            built = _execute(list(dict.fromkeys(targets)), options)
             for path in staging.values():
-                _finish(plan, path, side_files, tokenizer, options)
+                _finish(plan, path, side_files, built, templated, options)
             if options.write_model_card:
                 hashes = hash_inputs(plan, options.quiet)
                 for scale, path in staging.items():
                     source = _recipe(config_source, scale)
-                    card = model_card(plan, outputs[scale].name, source, hashes)
+                    card = model_card(plan, outputs[scale].resolve().name, source, hashes)
                     (path / "README.md").write_text(card, encoding="utf-8")
                     (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
 
@@ -127,14 +131,16 @@ def _recipe(source: str, scale: float | None) -> str:
 
 
 def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
-    """Plan a merge to the last tensor and say what it would do; nothing is read but headers, nothing is written.
+    """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
 
     Raises:
         MergeRefused: the merge would be refused.
     """
-    with refusing(CheckpointError, ValueError, RuntimeError), plan_merge(config, options) as plan:
-        _side_files_source(plan, options)
-        plan.planner.plan_to_disk("unused")
+    with refusing(CheckpointError, ValueError, RuntimeError, OSError), plan_merge(config, options) as plan:
+        _templated(plan, _side_files_source(plan, options), options)
+        for task in plan.planner.plan_to_disk("unused"):
+            if isinstance(task, BuildVocabulary):
+                task.execute()
         return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
 
 
@@ -165,23 +171,48 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
     return locate(ModelReference.parse(wanted).model, options)
 
 
+def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTrainedTokenizerBase | None:
+    """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
+
+    Raises:
+        OSError, ValueError: the tokenizer cannot be loaded.
+        RuntimeError: mergekit's, for a template that is none.
+    """
+    if not plan.config.chat_template:
+        return None
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+        side_files, trust_remote_code=options.trust_remote_code
+    )
+    _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
+    return tokenizer
+
+
 def _finish(
-    plan: Plan, staging: Path, side_files: Path, tokenizer: PreTrainedTokenizerBase | None, options: MergeOptions
+    plan: Plan,
+    staging: Path,
+    side_files: Path,
+    built: PreTrainedTokenizerBase | None,
+    templated: PreTrainedTokenizerBase | None,
+    options: MergeOptions,
 ) -> None:
-    """Add to the weights what makes them a model, and check the result."""
+    """Add to the weights what makes them a model, and check the result.
+
+    built: the tokenizer of the config's tokenizer section. templated: the copied one with the chat template asked for.
+    """
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
     if plan.inputs.composition is not None:
         finish_omni(plan, written, staging)
         return
-    vocabulary = _vocabulary_size(plan, written) if tokenizer or options.unsafe_truncate_embeddings else None
+    vocabulary = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
     verify_written(staging, plan.planner.output)
     copy_side_files(side_files, staging, options.copy_tokenizer)
-    if tokenizer is None and plan.config.chat_template and options.copy_tokenizer:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(staging, trust_remote_code=options.trust_remote_code)
+    tokenizer = built or (templated if options.copy_tokenizer else None)
     if tokenizer is not None:
-        _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
+        if templated is not None:
+            tokenizer.chat_template = templated.chat_template
+            drop_chat_template(staging)
         tokenizer.save_pretrained(staging)
     # a text-only model's template would not know about images
     alike = [m for m, c in plan.inputs.checkpoints.items() if c.kind == base.kind]

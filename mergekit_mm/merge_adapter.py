@@ -74,7 +74,9 @@ def merge_to_adapter(
                 write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
                 (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
                 if options.write_model_card:
-                    card = model_card(plan, out.name, config_source, hash_inputs(plan, options.quiet), library="peft")
+                    card = model_card(
+                        plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
+                    )
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
 

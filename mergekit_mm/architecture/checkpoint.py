@@ -53,12 +53,8 @@ class Checkpoint:
 
     @cached_property
     def group_of(self) -> Mapping[str, Group]:
-        """The group that makes each memory tensor; of several that make the same one, the first."""
-        result: dict[str, Group] = {}
-        for group in self.groups:
-            for name in group.memory:
-                result.setdefault(name, group)
-        return result
+        """The group that makes each memory tensor."""
+        return {name: group for group in self.groups for name in group.memory}
 
     def present(self, name: str) -> str | None:
         """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
@@ -108,11 +104,12 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
     """Take the inventory of a checkpoint directory.
 
     Raises:
-        CheckpointError: not a checkpoint, quantized, incomplete, or of shapes that its config contradicts.
+        CheckpointError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
+            tensor under two names.
     """
     config = read_config(directory)
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown")
         raise CheckpointError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
     disk = read_headers(directory)
     skeleton = skeleton_of(config)
@@ -133,6 +130,7 @@ def _inventory(
 ) -> dict[str, TensorInfo]:
     roles = classify_names(disk) | (classify(skeleton) if skeleton else {})
     found: dict[str, TensorInfo] = {}
+    makers: dict[str, Group] = {}
     wrong: list[str] = []
     for group in groups:
         made = group.to_memory({n: torch.empty(disk[n].shape, dtype=disk[n].dtype, device="meta") for n in group.disk})
@@ -140,8 +138,13 @@ def _inventory(
             expected = skeleton.tensors.get(memory) if skeleton else None
             if expected is not None and expected.shape != tensor.shape:
                 wrong.append(f"{', '.join(group.disk[:2])}: {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+            if (other := makers.setdefault(memory, group)) is not group:
+                raise CheckpointError(
+                    f"{name} holds {other.disk[0]} and {group.disk[0]}, which are both {memory} once the model is "
+                    "loaded: remove what is out of date."
+                )
             convolution = skeleton is not None and memory in skeleton.convolutions
-            found.setdefault(memory, TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution))
+            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
     if wrong:
         raise CheckpointError(
             f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "

@@ -24,8 +24,6 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -70,8 +68,8 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
     """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
 
     Raises:
-        CheckpointError: no weights, a shard named by the index is missing or damaged,
-            or the index and the shards disagree about a tensor.
+        CheckpointError: no weights, or two sets of them; a shard named by the index is missing or damaged,
+            or the index and the shards disagree about a tensor, or about where it is.
     """
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
@@ -81,28 +79,34 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
         raise CheckpointError(
             f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards."
         ) from error
-    found: dict[str, DiskTensor] = {}
+    single = "model.safetensors" if index.is_safetensors else "pytorch_model.bin"
+    if (directory / single).exists() and {shard.filename for shard in index.shards} != {single}:
+        raise CheckpointError(
+            f"{directory} holds {single} and the shards of an index. transformers loads the former and mergekit the "
+            "latter: remove what is out of date."
+        )
+    found: list[DiskTensor] = []
     for shard in index.shards:
         path = directory / shard.filename
         if not path.is_file():
             raise CheckpointError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
         try:
-            found.update((tensor.name, tensor) for tensor in file_headers(path))
+            found += file_headers(path, shard.filename)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-    absent = sorted(set(index.tensor_paths) - set(found))
-    unlisted = sorted(set(found) - set(index.tensor_paths))
-    if absent or unlisted:
+    named, present = set(index.tensor_paths.items()), {(tensor.name, tensor.file) for tensor in found}
+    if named != present:
+        absent, unlisted = sorted(named - present), sorted(present - named)
         raise CheckpointError(
             f"The index of {directory} and its shards disagree: "
             f"{len(absent)} tensors are named but absent {absent[:3]}, "
             f"{len(unlisted)} are present but not named {unlisted[:3]}."
         )
-    return found
+    return {tensor.name: tensor for tensor in found}
 
 
-def file_headers(path: Path) -> Iterator[DiskTensor]:
-    """Every tensor of one file, safetensors or pickled, without reading any values."""
+def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
+    """Every tensor of one file, safetensors or pickled, as of `file`, without reading any values."""
     if path.suffix == ".safetensors":
         with safe_open(str(path), framework="pt") as shard:
             for name in shard.keys():
@@ -110,8 +114,10 @@ def file_headers(path: Path) -> Iterator[DiskTensor]:
                 dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
                 if dtype is None:
                     raise CheckpointError(f"tensor {name} has dtype {view.get_dtype()}, which cannot be merged")
-                yield DiskTensor(name, path.name, tuple(view.get_shape()), dtype)
+                yield DiskTensor(name, file, tuple(view.get_shape()), dtype)
         return
     state = torch.load(path, map_location="meta", weights_only=True)
-    for name, tensor in state.get("state_dict", state).items():
-        yield DiskTensor(name, path.name, tuple(tensor.shape), tensor.dtype)
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
+        yield DiskTensor(name, file, tuple(tensor.shape), tensor.dtype)

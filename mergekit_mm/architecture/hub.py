@@ -35,6 +35,9 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
         return path
     try:
         files = huggingface_hub.list_repo_files(model.path, revision=model.revision)
+    except Exception:
+        files = []  # offline, or there is no such model, as the next call will tell
+    try:
         ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
         return Path(
             huggingface_hub.snapshot_download(

@@ -47,8 +47,12 @@ class Match:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
         self._problem("lacks {} tensors that {base} has", [name for name in absent if name not in spared])
         used = set(found.values())
-        left = [name for name in theirs if name not in used and self.base.present(name) is None]
+        unused = [name for name in theirs if name not in used]
+        left = [name for name in unused if self.base.present(name) is None]
         ignored = _ignored_on_load(self.other)
+        ties = self.other.skeleton.aliases if self.other.skeleton else {}
+        untied = [name for name in unused if name not in left and name not in {*ties, *ties.values()}]
+        self._problem("has {} tensors of its own that {base} ties to others (tie_word_embeddings)", untied)
         dropped = {name for name in left if any(re.search(pattern, name) for pattern in ignored)}
         if dropped:
             self.notes.append(f"{self.other.name} holds {some(dropped)} that transformers ignores; they are left out.")

@@ -10,27 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.finishing.side_files import PROCESSOR, TOKENIZER
 
+# what a loader would take for a part of the new model; other files are the user's
 _OLD_WEIGHTS = (
-    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
-    *("adapter_model.bin", "adapter_config.json"),  # beside a model, transformers would take it for an adapter
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+    *("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"),
+    "mergekit_config.yml",
 )
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output path that would destroy an input, or cannot be made.
+    """Refuse an output path that would destroy an input, or files that one links to, or that cannot be written.
 
     Raises:
         CheckpointError: saying which.
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"The output path {out} is a file.")
+    place = out.resolve()
     for directory in inputs:
-        if out.resolve() == directory.resolve():
+        if place == directory.resolve():
             raise CheckpointError(f"The output path {out} is also an input of the merge, which would be overwritten.")
-    parent = next(p for p in out.resolve().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise CheckpointError(f"The output path {out} cannot be made: {parent} is not writable.")
+        if linked := next((file for file in directory.iterdir() if file.resolve().parent == place), None):
+            raise CheckpointError(
+                f"The output path {out} holds {linked.name} of the input {directory}, by a link. Choose another."
+            )
+    there = next(p for p in (place, *place.parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        raise CheckpointError(f"The output path {out} cannot be written: {there} is not writable.")
 
 
 def check_room(directory: Path, needed_bytes: int) -> None:
@@ -42,15 +51,19 @@ def check_room(directory: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise CheckpointError(
-            f"The output needs {needed_bytes / 1e9:.1f} GB, but {directory.parent} has {free / 1e9:.1f} GB free."
+            f"The output needs {needed_bytes / 1e9:.3g} GB, but {directory.parent} has {free / 1e9:.3g} GB free."
         )
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A directory beside the output path, moved into place if the block succeeds and removed if it does not."""
+    """A directory that becomes the output if the block succeeds, and is removed if it does not.
+
+    It is on the file system of the output, which may be a link or a mounted volume: inside, if that is there already.
+    """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out if out.exists() else out.parent))
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
@@ -64,11 +77,16 @@ def staged(out: Path) -> Iterator[Path]:
 
 def _replace_contents(out: Path, staging: Path) -> None:
     """Files of an earlier merge make way; others stay. The config goes first and comes last, so that an
-    interruption leaves a directory that does not look finished."""
+    interruption leaves a directory that does not look finished.
+
+    Its tokenizer and processor stay too where the new one has no tokenizer, which is what --no-copy-tokenizer is for.
+    """
     (out / "config.json").unlink(missing_ok=True)
-    for pattern in _OLD_WEIGHTS:
+    has_tokenizer = any(True for pattern in TOKENIZER for _ in staging.glob(pattern))
+    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
         for old in out.glob(pattern):
-            old.unlink()
+            if not old.is_dir():
+                old.unlink()
     for path in sorted(staging.iterdir(), key=lambda p: p.name == "config.json"):
         target = out / path.name
         if target.is_dir():

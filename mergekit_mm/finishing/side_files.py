@@ -17,21 +17,23 @@ _NOT_COPIED = (
     *("optimizer.pt", "scheduler.pt", "rng_state*", "training_args.bin", "trainer_state.json", "*_results.json"),
     *("config.json", "README.md", "mergekit_config.yml", ".*"),
 )
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken")
+PROCESSOR = ("*processor_config.json", "chat_template.*", "generation_config.json")
 # directories that transformers reads beside the files
 _DIRECTORIES = ("additional_chat_templates", "processors")  # the latter are the donors' of an omni model
 
 
 def copy_side_files(source: Path, target: Path, with_tokenizer: bool) -> None:
     """Copy every file that is not weights, byte for byte, remote code and its packages included."""
-    left_out = _NOT_COPIED if with_tokenizer else _NOT_COPIED + _TOKENIZER
+    left_out = _NOT_COPIED if with_tokenizer else _NOT_COPIED + TOKENIZER
     for path in sorted(source.iterdir()):
         if any(fnmatch(path.name, pattern) for pattern in left_out):
             continue
         if path.is_file():
             shutil.copyfile(path, target / path.name)
-        elif path.name in _DIRECTORIES or any(path.glob("**/*.py")):
-            ignore = shutil.ignore_patterns("__pycache__")
+        elif path.name in _DIRECTORIES or (any(path.glob("**/*.py")) and not (path / "config.json").exists()):
+            # one with a config is another model, as a checkpoint of the training
+            ignore = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(path, target / path.name, ignore=ignore, dirs_exist_ok=True)
 
 
@@ -47,6 +49,15 @@ def chat_template(directory: Path) -> str | None:
             if isinstance(template, str):
                 return template
     return None
+
+
+def drop_chat_template(directory: Path) -> None:
+    """Remove the template from the files that a processor reads before `chat_template.jinja`."""
+    (directory / "chat_template.json").unlink(missing_ok=True)
+    file = directory / "processor_config.json"
+    if file.is_file() and "chat_template" in (config := json.loads(file.read_text(encoding="utf-8"))):
+        del config["chat_template"]
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def adopt_chat_template(target: Path, experts: Mapping[ModelReference, Path]) -> str | None:

@@ -18,8 +18,10 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.graph.step import Step
 from mergekit_mm.lora.binding import Adaptation
+from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -33,8 +35,16 @@ class Source:
     plain: ModelReference  # the model without the adapter, under the first name that its directory was given
 
     def read(self, name: str, device: str | None) -> torch.Tensor:
-        """One tensor by its name on disk, without the adapter."""
-        return self.loader.get_tensor(name, device=device or "cpu")
+        """One tensor by its name on disk, without the adapter.
+
+        Raises:
+            CheckpointError: its file is not what it was when the merge was planned, or not for mergekit's reader.
+        """
+        try:
+            return self.loader.get_tensor(name, device=device or "cpu").detach()  # pickles may hold parameters
+        except Exception as error:
+            file = self.checkpoint.directory / self.checkpoint.disk[name].file
+            raise CheckpointError(f"{name} cannot be read from {file}: {error}") from error
 
     def adapts(self, tensor: str) -> bool:
         return self.adaptation is not None and tensor in self.adaptation.names
@@ -86,6 +96,24 @@ def load_delta(model: ModelReference, tensor: str, label: str, device: str | Non
     """The task that gives what an adapter changes of its own base, as factors where it holds factors."""
     base = LoadTensor(model=without_adapter(model), tensor=tensor, label=label, device=device)
     return LoadDelta(model=model, tensor=tensor, base=base)
+
+
+def cast(tensor: torch.Tensor, dtype: str | None, name: str) -> torch.Tensor:
+    """A floating tensor in another dtype; integer buffers, and all if there is none, stay what they are.
+
+    Raises:
+        ValueError: float16 cannot hold a value. It ends at 65504, bfloat16 does not.
+    """
+    wanted = dtype_from_name(dtype)
+    if wanted is None or not tensor.is_floating_point():
+        return tensor
+    result = tensor.to(wanted)
+    if wanted is torch.float16 is not tensor.dtype and not is_finite(result) and is_finite(tensor):
+        raise ValueError(
+            f"{name} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: write bfloat16 or "
+            "float32 as `dtype` or `out_dtype`."
+        )
+    return result
 
 
 class LoadGroup(Task[dict[str, torch.Tensor]]):
@@ -142,8 +170,7 @@ class LoadTensor(Task[torch.Tensor]):
             tensor = source.read(source.checkpoint.group_of[self.tensor].disk[0], self.device)
         else:
             tensor = group[self.tensor]
-        dtype = dtype_from_name(self.dtype)
-        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        return cast(tensor, self.dtype, self.tensor)
 
 
 class LoadDelta(Task[TaskVector]):
@@ -191,8 +218,7 @@ class AdaptTensor(Step[torch.Tensor]):
         delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
-        dtype = dtype_from_name(self.dtype)
-        return tuned.to(dtype) if dtype is not None else tuned
+        return cast(tuned, self.dtype, self.tensor)
 
 
 def _adaptation(model: ModelReference) -> Adaptation:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from mergekit.common import ModelReference, dtype_from_name
+from mergekit.common import ModelReference
 from mergekit.graph import Task
 
-from mergekit_mm.graph.reading import SOURCES
+from mergekit_mm.graph.reading import SOURCES, cast
 from mergekit_mm.graph.step import Step
-from mergekit_mm.methods.apply import is_finite
 
 
 class ConvertToDisk(Task[dict[str, torch.Tensor]]):
@@ -42,10 +41,7 @@ class PickTensor(Step[torch.Tensor]):
 
 
 class CastTensor(Step[torch.Tensor]):
-    """The one cast at the end, to the dtype of the output file; integer buffers keep theirs.
-
-    ValueError where float16 cannot hold a value: it ends at 65504, bfloat16 does not.
-    """
+    """The one cast at the end, to the dtype of the output file."""
 
     tensor: Task
     dtype: str
@@ -57,12 +53,4 @@ class CastTensor(Step[torch.Tensor]):
         return 500
 
     def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        cast = tensor.to(dtype_from_name(self.dtype))
-        if cast.dtype is torch.float16 is not tensor.dtype and not is_finite(cast) and is_finite(tensor):
-            raise ValueError(
-                f"{self.group_label()} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: "
-                "write `out_dtype: bfloat16` or float32."
-            )
-        return cast
+        return cast(tensor, self.dtype, self.group_label() or "")

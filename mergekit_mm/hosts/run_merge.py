@@ -37,7 +37,7 @@ def install() -> None:
     def run_merge(
         merge_config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
     ) -> None:
-        if is_planned_here(merge_config):
+        if is_planned_here(merge_config, options.transformers_cache):
             from mergekit_mm.merge import run_multimodal_merge
 
             run_multimodal_merge(merge_config, out_path, options, config_source)
@@ -51,19 +51,20 @@ def install() -> None:
             module.run_merge = run_merge  # type: ignore[attr-defined]
 
 
-def is_planned_here(config: MergeConfiguration) -> bool:
+def is_planned_here(config: MergeConfiguration, cache: str | None = None) -> bool:
     """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
 
-    And one that asks for a composition, which is refused where mergekit would not know of it.
+    And one that asks for a composition, which is refused where mergekit would not know of it. `cache`: where models of
+    the hub are kept, if not in its own.
     """
     adapters = any(model.lora for model in config.referenced_models())
     own = adapters and is_own_method(config.merge_method)
-    return own or "composition" in (config.parameters or {}) or is_multimodal(config)
+    return own or "composition" in (config.parameters or {}) or is_multimodal(config, cache)
 
 
-def is_multimodal(config: MergeConfiguration) -> bool:
-    """Whether any model of a merge has more than text in its config."""
-    return any(_has_media(_raw_config(model)) for model in config.referenced_models())
+def is_multimodal(config: MergeConfiguration, cache: str | None = None) -> bool:
+    """Whether any model of a merge has more than text in its config; `cache`: see above."""
+    return any(_has_media(_raw_config(model, cache)) for model in config.referenced_models())
 
 
 def without_config(config: MergeConfiguration) -> list[str]:
@@ -71,12 +72,16 @@ def without_config(config: MergeConfiguration) -> list[str]:
     return sorted({str(model.model) for model in config.referenced_models() if not _raw_config(model)})
 
 
-def _raw_config(model: ModelReference) -> Mapping[str, Any]:
+def _raw_config(model: ModelReference, cache: str | None = None) -> Mapping[str, Any]:
     """The model's config.json; empty if there is none to be found, which is then for mergekit to report."""
     try:
         path = Path(model.model.path).expanduser() / "config.json"
         if not path.is_file():
-            path = Path(huggingface_hub.hf_hub_download(model.model.path, "config.json", revision=model.model.revision))
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    model.model.path, "config.json", revision=model.model.revision, cache_dir=cache
+                )
+            )
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return config
     except Exception as error:

@@ -169,7 +169,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     changes: dict[str, Change] = {}
     weights = _weights(directory, name)
     try:
-        shapes = {tensor.name: tensor.shape for tensor in file_headers(weights)}
+        shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
         raise CheckpointError(f"{weights} cannot be read: {error}") from error
     for key in shapes:

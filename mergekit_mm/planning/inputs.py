@@ -40,6 +40,11 @@ class Inputs:
         adapters = [found.adapter.directory for found in self.adaptations.values()]
         return [*(checkpoint.directory for checkpoint in self.checkpoints.values()), *adapters]
 
+    def place(self, model: ModelReference) -> tuple[Path, ...]:
+        """What an input is, whatever name it was given."""
+        adapters = [self.adaptations[model].adapter.directory] if model.lora else []
+        return tuple(path.resolve() for path in (self.checkpoints[model].directory, *adapters))
+
     @property
     def base_checkpoint(self) -> Checkpoint:
         return self.checkpoints[self.base]

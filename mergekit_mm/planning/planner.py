@@ -9,12 +9,7 @@ from functools import cached_property
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
-from mergekit.config import (
-    ConfigReader,
-    InputSliceDefinition,
-    MergeConfiguration,
-    OutputModuleDefinition,
-)
+from mergekit.config import ConfigReader, InputSliceDefinition, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 from mergekit.merge_methods import BasePolicy
@@ -29,6 +24,7 @@ from mergekit_mm.composing.composition import is_decoupled
 from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
 from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
 from mergekit_mm.graph.reading import without_adapter
+from mergekit_mm.graph.tokenizer import vocabulary_builder
 from mergekit_mm.graph.writing import CastTensor
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.decoupling import Decoupling
@@ -57,6 +53,7 @@ class MultimodalPlanner(MergePlanner):
         sweep: bool,
     ):
         super().__init__(config, arch, options, PreTrainedConfig())
+        self._tokenizer_task: Task | None = vocabulary_builder(self._tokenizer_task, inputs.checkpoints)
         self.inputs = inputs
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
@@ -81,9 +78,9 @@ class MultimodalPlanner(MergePlanner):
             if name in self.unlisted:
                 continue
             for index, part in enumerate(module.slices):
-                counts = Counter(str(source.model) for source in part.sources)
-                if twice := [model for model, count in counts.items() if count > 1]:
-                    raise ValueError(f"{', '.join(twice)} is listed twice; name each input once.")
+                counts = Counter(self.inputs.place(source.model) for source in part.sources)
+                if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
+                    raise ValueError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
                 self._method.validate_inputs(
                     [source.model for source in part.sources],
                     part.base_model or self.config.base_model,

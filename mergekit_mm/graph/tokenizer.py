@@ -1,0 +1,75 @@
+"""The tokenizer section of a merge config: mergekit's builder, told what it does not find out of multimodal models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelPath, ModelReference
+from mergekit.tokenizer import BuildTokenizer, TokenizerInfo, build
+
+from mergekit_mm.graph.reading import SOURCES
+
+
+class BuildVocabulary(BuildTokenizer):
+    """The output's tokenizer, from those in the directories of the inputs.
+
+    mergekit looks for `vocab_size` where most multimodal configs do not have it, and without it leaves out tokens that
+    were added to a tokenizer; here it is told how many rows the embeddings have.
+    """
+
+    def execute(self, **_kwargs: object) -> TokenizerInfo:
+        """Raises ValueError where the base's config would no longer mean its own image, video or audio tokens."""
+        sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
+        local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
+        rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
+        base = self.base_model or self.referenced_models[0]
+        wanted = self.tokenizer_source
+        original = build.get_vocab_size
+        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
+        try:
+            info = build.build_tokenizer(
+                base_model=local[base],
+                referenced_models=list(dict.fromkeys(local.values())),
+                tokenizer_source=local.get(wanted, wanted),
+                trust_remote_code=self.trust_remote_code,
+                add_tokens=list(self.add_tokens or ()),
+            )
+        finally:
+            build.get_vocab_size = original
+        known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
+        numbers = info.tokenizer.get_vocab()
+        for key, number in _media_tokens(sources[base].config):
+            token = next((token for token, index in known[base].items() if index == number), None)
+            if token is not None and numbers.get(token) != number:
+                raise ValueError(
+                    f"{key} is {number} in the config of {base}, its token {token!r}, which is "
+                    f"{numbers.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
+                    "`source: base`, or `union`."
+                )
+        permutations = {model: info.permutations[path] for model, path in local.items()}
+        return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
+
+
+def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelReference]) -> BuildVocabulary | None:
+    """In place of the builder that mergekit's planner has made; `models` have an order, unlike there."""
+    return BuildVocabulary(**{**dict(planned), "referenced_models": tuple(models)}) if planned else None
+
+
+def tokenizer_directory(source: object) -> list[Path]:
+    """Where the tokenizer is that a config takes from a model of its own, if that is on this machine."""
+    path = Path(source.model.path).expanduser() if isinstance(source, ModelReference) else None
+    return [path] if path and path.is_dir() else []
+
+
+def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The numbers of tokens that stand for media, or around them, at any depth of a config."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _media_tokens(value)
+        elif isinstance(value, int) and re.search(
+            r"(image|video|vision|audio|\bbo[ia]|\beo[ia]).*_token_(id|index)$", key
+        ):
+            yield key, value
