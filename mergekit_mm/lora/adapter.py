@@ -223,7 +223,7 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     """File one key of an adapter under the tensor that it changes."""
     path = key.removeprefix(_PREFIX)
     if found := _PART.fullmatch(path):
-        module, part = found["module"].replace(".base_layer", ""), found["part"]
+        module, part = found["module"], found["part"]
         if found["end"] == ".bias":
             changes.setdefault(f"{module}.bias", Change()).bias = key
             return
