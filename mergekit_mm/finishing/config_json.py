@@ -48,11 +48,9 @@ def output_config(
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    keys = [key for key in _DTYPE_KEYS if key in config]
-    old = {config[key] for key in keys}
-    if old == {dtype} or (not keys and dtype == "float32"):  # a config without a dtype means float32
-        return
-    config.setdefault("dtype", dtype) if not keys else None
+    old = {config[key] for key in _DTYPE_KEYS if key in config}
+    if not old and dtype != "float32":  # which a config without a dtype means
+        config["dtype"] = dtype
     _replace(config, old, dtype)
 
 

@@ -203,7 +203,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
 
 
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
-    kind = str(config.get("peft_type", "")).upper()
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
     for key, what in _REFUSED.items():

@@ -93,7 +93,7 @@ class Decoupling:
         if self.adapters.issuperset(experts) and self.base in held:
             twins = {m: load(plain(m), held[m], label, dtype, self.device) for m in (self.base, *experts)}
             base = SameTensor(base=twins.pop(self.base), twins=tuple((str(m), task) for m, task in twins.items()))
-            rank = min(sum(_rank(model, held[model]) or 0 for model in experts), info.shape[-1])
+            rank = sum(_rank(model, held[model]) or 0 for model in experts)
             if rank == 0:
                 return base
             size, owners = torch.Size(info.shape).numel(), len(self.owners)
