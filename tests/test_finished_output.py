@@ -86,6 +86,8 @@ def test_an_old_configs_dtype_key_is_kept_up_to_date(key: str | None) -> None:
         (base / "config.json").read_text(),
         object_hook=lambda part: {name: v for k, v in part.items() if (name := key if k == "dtype" else k)},
     )
+    if key:
+        config["text_config"][key] = config[key]
     (base / "config.json").write_text(json.dumps(config))
     outcome = merge(task_arithmetic(base, experts("llava", "hub"), out_dtype="float16"))
     assert dtypes_in(config_of(outcome)) == {"float16"}
