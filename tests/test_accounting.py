@@ -205,6 +205,18 @@ def test_buffers_of_old_checkpoints(who: str) -> None:
     assert torch.isfinite(model(**zoo.image(4)).logits).all()
 
 
+def test_counters_that_differ_are_the_bases() -> None:
+    """Arithmetic on them has no meaning; which one is kept is said."""
+    base, (expert, *_) = checkpoint("granite_speech"), experts("granite_speech")
+    counters = {name: value for name, value in tensors(base).items() if not value.is_floating_point()}
+    trained = altered(expert, lambda found: {n: t + 7 if n in counters else t for n, t in found.items()})
+    outcome = merge(task_arithmetic(base, [trained]))
+    assert counters
+    assert_same_bytes({name: outcome.tensors[name] for name in counters}, counters)
+    for name in counters:
+        assert f"{name} (torch.int64) differs between the inputs; {base}'s is kept" in outcome.said
+
+
 @pytest.mark.parametrize("who", ["base", "expert"])
 def test_a_tied_head_on_one_disk_only(who: str) -> None:
     """The head of a model with tied embeddings may or may not be stored; it is the same model."""

@@ -90,24 +90,44 @@ def test_every_method_of_the_plugin_gives_from_factors_what_it_gives_from_models
     assert differs(got, tensors(base)), "nothing was merged"
 
 
-def test_adapters_of_a_text_only_model_keep_their_factors_too(tmp_path: Path) -> None:
+LLAMA = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+GPT2 = {"vocab_size": zoo.VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4}  # layers are (in, out): `fan_in_fan_out`
+
+
+@pytest.mark.parametrize(
+    ("config", "suffix"),
+    [
+        (transformers.LlamaConfig(**LLAMA, num_attention_heads=4), ".safetensors"),
+        (transformers.GPT2Config(**GPT2), ".bin"),
+    ],
+    ids=["llama", "gpt2"],
+)
+def test_adapters_of_a_text_only_model_keep_their_factors_too(
+    config: transformers.PreTrainedConfig, suffix: str, tmp_path: Path
+) -> None:
     """mergekit by itself would write a merged model of each adapter to its cache."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    base = save_model(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=4)))
-    adapters = []
+    base = save_model(transformers.AutoModelForCausalLM.from_config(config))
+    adapters, wholes = [], []
     for seed in range(2):
         model = peft.get_peft_model(
-            transformers.LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(r=3, target_modules="all-linear")
+            transformers.AutoModelForCausalLM.from_pretrained(base),
+            peft.LoraConfig(r=3, lora_alpha=4, target_modules="all-linear", fan_in_fan_out=config.model_type == "gpt2"),
         )
         randomise(model, seed)
         adapters.append(fresh("adapter"))
         model.save_pretrained(adapters[-1])
+        if suffix == ".bin":
+            file = adapters[-1] / "adapter_model.safetensors"
+            torch.save(load_file(file), file.with_suffix(suffix))
+            file.unlink()
+        wholes.append(save_model(model.merge_and_unload()))
     cache = tmp_path / "cache"
     outcome = merge(with_method("iso_c", base, [plus(base, a) for a in adapters]), "--lora-merge-cache", str(cache))
     assert not cache.exists()
-    assert differs(outcome.tensors, tensors(base))
-    transformers.LlamaForCausalLM.from_pretrained(outcome.out)
+    assert_close(outcome.tensors, merge(with_method("iso_c", base, wholes)).tensors, 2e-5)
+    assert differs(outcome.tensors, tensors(base)), "nothing was merged"
+    transformers.AutoModelForCausalLM.from_pretrained(outcome.out)
 
 
 # one of each way to build and to store a model: MoE, several towers, converted and fused tensors, encoder-decoder, ...
@@ -227,6 +247,22 @@ def test_an_adapter_is_not_rounded_to_the_base_before_it_is_merged() -> None:
             assert torch.allclose(got[name] - before[name].float(), b @ a * (0.04 / 4), atol=1e-7), (method, name)
 
 
+def test_16_bits_are_widened_before_anything_is_computed() -> None:
+    """The same values in 16 and in 32 bits give the same bytes."""
+    base = checkpoint("llava")
+    adapter, _ = adapted("llava", 13, use_dora=True, lora_alpha=3)
+    got = []
+    for dtype in (torch.bfloat16, torch.float32):
+
+        def rounded(found: Tensors, dtype: torch.dtype = dtype) -> Tensors:
+            return {name: tensor.bfloat16().to(dtype) for name, tensor in found.items()}
+
+        model, change = altered(base, rounded), rewritten(adapter, rounded)
+        edit_json(change / "adapter_config.json", base_model_name_or_path=str(model))
+        got.append(merge(with_method("task_arithmetic", model, [plus(model, change)])).tensors)
+    assert_same_bytes(*got)
+
+
 def trained_name(name: str) -> str:
     """A tensor of the LLaVA checkpoint as an adapter of it names its module."""
     module = name.removesuffix(".weight").replace("language_model.model", "model.language_model")
@@ -234,13 +270,15 @@ def trained_name(name: str) -> str:
 
 
 def test_names_of_older_versions_are_understood() -> None:
-    """LLaVA's language model was `language_model.model.layers` before transformers 4.52."""
+    """LLaVA's language model was `language_model.model.layers` before transformers 4.52; `default` is in the state dict
+    of a model that trainers save without PEFT."""
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     older = fresh("older")
     shutil.copytree(adapter, older)
     found = load_file(adapter / "adapter_model.safetensors")
     renamed = {k.replace("model.model.language_model.", "model.language_model.model."): v for k, v in found.items()}
     assert renamed.keys() != found.keys()
+    renamed = {k.replace(".weight", ".default.weight"): v for k, v in renamed.items()}
     save_file(renamed, older / "adapter_model.safetensors")
     got = merge(with_method("task_arithmetic", base, [plus(base, older)])).tensors
     assert_same_bytes(got, merge(with_method("task_arithmetic", base, [plus(base, adapter)])).tensors)
@@ -278,6 +316,10 @@ def of_more_tokens(found: Tensors) -> Tensors:
     return {**found, "base_model.model.lm_head.weight": torch.zeros(zoo.VOCAB + 8, 64)}
 
 
+def of_nothing(found: Tensors) -> Tensors:
+    return {}
+
+
 def not_a_number(found: Tensors) -> Tensors:
     return {k: v / 0 if "lora_B" in k else v for k, v in found.items()}
 
@@ -304,6 +346,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "a start that changes the base": (lambda a: copied(a, init_lora_weights="pissa"), ["pissa"]),
     "another rank": (lambda a: copied(a, r=7), ["rank 7", "_proj"]),
     "another base": (lambda a: copied(a, base_model_name_or_path="someone/else-7b"), ["someone/else-7b"]),
+    "DoRA on an embedding": (
+        lambda a: adapted("llava", 12, target_modules=["embed_tokens"], use_dora=True)[0],
+        ["DoRA", "no linear layer"],
+    ),
+    "DoRA on transposed layers": (lambda a: copied(a, use_dora=True, fan_in_fan_out=True), ["DoRA to transposed"]),
+    "nothing in it": (lambda a: rewritten(a, of_nothing), ["holds no tensors"]),
     "half a pair": (lambda a: rewritten(a, without_one), ["incomplete", "lora_A"]),
     "other shapes": (lambda a: rewritten(a, of_other_shape), ["does not fit", "q_proj"]),
     "another vocabulary": (lambda a: rewritten(a, of_more_tokens), ["lm_head", "resize"]),

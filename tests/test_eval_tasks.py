@@ -159,12 +159,27 @@ def test_secondary_metrics_count_their_own_documents() -> None:
     assert chart["mllm_chartqa"]["relaxed_augmented,none"] == 0
 
 
-@pytest.mark.parametrize(("name", "score"), [(name, 1) for name in (*PAPER[:2], *PAPER[4:7], OMNI[6], OMNI[13])])
-def test_a_line_break_before_the_answer_costs_nothing(name: str, score: int) -> None:
+@pytest.mark.parametrize("name", [*PAPER[:2], *PAPER[4:7], OMNI[6], OMNI[13]])
+def test_a_line_break_before_the_answer_costs_nothing(name: str) -> None:
     """As base models write it. What comes after the answer's line does not count either."""
-    model = Answering(lambda doc: f"\n\n{right(doc)}\nQuestion: who?")
-    assert run(model, name)["results"][name]["score,none"] == score
+    model = Answering(lambda doc: f"\n\n{right(doc)} \nThe answer is not A nor B.")
+    scores = run(model, name)["results"][name]
+    assert scores["score,none"] == scores.get("exact_match_strict,none", 1) == 1
     assert model.requests[0].args[1]["until"] == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "reply", "score", "first_char"),
+    [
+        (["a dog", "rain"], "rain", "B", 1, 1),  # the data may give the option's text
+        (["a dog", "rain"], "rain", "(B)", 1, 0),
+        ([], "B", "(B)", 1, 0),  # or have the options in the question alone
+    ],
+)
+def test_the_two_rules_of_avqa(choices: list[str], answer: str, reply: str, score: float, first_char: float) -> None:
+    task = load("mllm_avqa_video")
+    doc = {**task.eval_docs[0], "choices": choices, "answer": answer, "question_type": None}
+    assert task.process_results(doc, [reply]) == {"score": score, "first_char": first_char}
 
 
 def test_official_music_avqa(tmp_path: Path) -> None:
@@ -224,6 +239,8 @@ def test_the_box_unit_is_chosen_by_metadata() -> None:
     task = load("mllm_refcoco_val", box_unit="pixel")
     doc = task.eval_docs[0]
     assert task.process_results(doc, ["[8, 4, 40, 24]"]) == {"score": 1, "iou": 1, "parsed": 1}
+    assert task.process_results(doc, ["[8, 4, 40, 14]"]) == {"score": 1, "iou": 0.5, "parsed": 1}
+    assert task.process_results(doc, ["over there"]) == {"score": 0, "iou": 0, "parsed": 0}
 
 
 def test_questions_about_one_picture_share_its_bytes(mirror: Path) -> None:
@@ -343,13 +360,17 @@ def test_no_yaml_is_overlooked_and_python_names_no_data_set() -> None:
             assert source not in code
 
 
+UNDERSTOOD = {"the second one": "B", "three quarters": "3/4"}
+
+
 class Judge(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that answers "B" to a reply with "second" in it, else something malformed."""
+    """An OpenAI-compatible endpoint that understands two replies, and answers the others with something malformed."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)  # type: ignore[attr-defined]
-        found = {"choices": [{"message": {"content": "B"}}]} if "second" in body["messages"][0]["content"] else {}
+        said = body["messages"][0]["content"].rpartition("\n")[2]
+        found = {"choices": [{"message": {"content": UNDERSTOOD[said]}}]} if said in UNDERSTOOD else {}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(found).encode())
@@ -370,6 +391,13 @@ def test_a_judge_sees_only_what_the_rules_cannot_read() -> None:
         assert task.process_results(doc, ["the second one"]) == {"score": 1, "strict": 0, "parsed": 0}
         assert task.process_results(doc, ["the other one"])["score"] == 0
         assert [each["model"] for each in server.asked] == ["small"] * 4  # type: ignore[attr-defined]  # 3 tries
+        vision = load("mllm_mathvision_mini", judge=judge)
+        choice, free = list(vision.eval_docs)[:2]
+        assert vision.process_results(choice, ["A"]) == {"score": 0, "parsed": 1}
+        assert vision.process_results(free, ["0.75"]) == {"score": 1, "parsed": 1}
+        assert len(server.asked) == 4  # type: ignore[attr-defined]
+        assert vision.process_results(choice, ["the second one"]) == {"score": 1, "parsed": 0}
+        assert vision.process_results(free, ["three quarters"]) == {"score": 1, "parsed": 1}
         server.shutdown()
     assert task.process_results(doc, ["the second one"])["score"] == 0  # nobody listens any more
     assert task.config.metadata["judge"] == judge

@@ -78,11 +78,16 @@ def test_the_config_says_what_was_written(family: str, key: str) -> None:
     assert next(p.dtype for p in model.parameters() if p.ndim == 2) == torch.bfloat16
 
 
-def test_an_old_configs_dtype_key_is_kept_up_to_date() -> None:
-    """Configs written before transformers 4.56 say `torch_dtype`."""
+@pytest.mark.parametrize("key", ["torch_dtype", None])
+def test_an_old_configs_dtype_key_is_kept_up_to_date(key: str | None) -> None:
+    """Configs written before transformers 4.56 say `torch_dtype`, or nothing, which means float32."""
     base = altered(checkpoint("llava", "hub"))
-    config = json.loads((base / "config.json").read_text())
-    config["torch_dtype"] = config.pop("dtype")
+    config = json.loads(
+        (base / "config.json").read_text(),
+        object_hook=lambda part: {name: v for k, v in part.items() if (name := key if k == "dtype" else k)},
+    )
+    if key:
+        config["text_config"][key] = config[key]
     (base / "config.json").write_text(json.dumps(config))
     outcome = merge(task_arithmetic(base, experts("llava", "hub"), out_dtype="float16"))
     assert dtypes_in(config_of(outcome)) == {"float16"}
@@ -126,6 +131,7 @@ def test_what_belongs_to_the_bases_weights_stays_behind() -> None:
     """Other formats of the base's weights, and its model card, say nothing true about the merge."""
     base = altered(checkpoint("qwen2_vl"))
     left = ("pytorch_model.bin", "consolidated.safetensors", "model.gguf", "optimizer.pt", "training_args.bin")
+    left += ("adapter_config.json", "rng_state_0.pth", "eval_results.json")
     for name in left:
         (base / name).write_bytes(b"not read")
     (base / "README.md").write_text("# The base\n\nScores 100 on everything.")
@@ -274,7 +280,16 @@ def test_an_output_directory_that_is_there_already() -> None:
     merge(config, "--out-shard-size", "150K", out=out)
     assert len(list(out.glob("*.safetensors"))) > 2
     (out / "notes.txt").write_text("mine")
-    outcome = merge(linear(checkpoint("qwen2_vl")), out=out)
+    earlier = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json", "adapter_model.bin")
+    for name in earlier:
+        (out / name).write_text("of another model, or of an adapter, which transformers would load")
+    source = altered(checkpoint("qwen2_vl"))
+    for path, name in ((out, "old.jinja"), (source, "new.jinja")):
+        (path / "additional_chat_templates").mkdir()
+        (path / "additional_chat_templates" / name).write_text("{{ tools }}")
+    outcome = merge(linear(source), out=out)
+    assert not [name for name in earlier if (out / name).exists()]
+    assert [path.name for path in (out / "additional_chat_templates").iterdir()] == ["new.jinja"]
     assert_same_bytes(outcome.tensors, tensors(checkpoint("qwen2_vl")))
     assert not (out / "model.safetensors.index.json").exists() or len(list(out.glob("*.safetensors"))) == len(
         set(json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values())

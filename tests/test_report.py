@@ -330,7 +330,7 @@ def test_files_of_one_model(template: Mapping[str, Any], tmp_path: Path) -> None
     new = edited(template, "org/a", {"GQA": 0.7, "ChartQA": 0.9})
     new["date"] = old["date"] + 3600
     files = [save(tmp_path / "z", old), save(tmp_path / "a", new)]
-    for order in (files, files[::-1], [tmp_path], [tmp_path, *files]):
+    for order in (files, files[::-1], [tmp_path], [tmp_path, files[0], tmp_path / "z" / ".." / "a"]):
         text = printed(*order, "--no-intervals")
         assert text.splitlines()[2].split() == ["a", "30.0", "70.0", "90.0", "63.3"]
         assert re.search(r"a: from 2 files \(\S+ \S+, \S+ \S+\); of GQA, which several have, the newest counts\.", text)

@@ -227,6 +227,18 @@ def test_an_untouched_expert_leaves_the_others_to_themselves(method: str) -> Non
         assert relative(merged, merged_delta(method, deltas)) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_iso_cts_takes_no_direction_from_an_expert_that_has_none_of_its_own(shape: tuple[int, int]) -> None:
+    """Eight of ten directions are common, all of the first expert's; what is left of it is rounding."""
+    strong, weak = torch.zeros(2, *shape)
+    strong[:12, :12] = randn(12, 8, seed=0) @ randn(8, 12, seed=1)
+    weak[12:, 12:] = 0.01 * randn(shape[0] - 12, 2, seed=2) @ randn(2, shape[1] - 12, seed=3)
+    singular = [*torch.linalg.svdvals(strong.double())[:8], torch.linalg.svdvals(weak.double())[0]]
+    found = torch.linalg.svdvals(merged_delta("iso_cts", [strong, weak]).double())
+    assert relative(found[:9], torch.stack(singular).mean().expand(9)) < 1e-6
+    assert float(found[9]) < 1e-5 * float(found[0])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_experts_that_cancel_out(method: str) -> None:
     delta = make_deltas((20, 30), 1, "flat")[0]

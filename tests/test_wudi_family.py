@@ -334,6 +334,7 @@ def test_what_is_not_a_matrix_gets_the_mean(method: str, shape: tuple[int, ...])
         ("aswudi", "exp_time", float("inf")),
         ("aswudi", "rank_rule", "participation_cube"),
         ("aswudi", "rank_rule", "cumvar_"),
+        ("aswudi", "rank_rule", "cumvar_0"),
         ("aswudi", "rank_rule", "cumvar_1.5"),
         ("aswudi", "rank_rule", "cumvar_nan"),
     ],
@@ -368,6 +369,12 @@ def test_equal_eigenvalues_all_count(rule: str, count: int) -> None:
     assert adaptive_rank(rule, torch.full((count,), 0.3, dtype=torch.float64), (100, 100)) == count
 
 
+def test_a_share_of_equal_eigenvalues_is_that_share_of_them() -> None:
+    """However the sums round."""
+    lam = torch.full((30,), 0.3, dtype=torch.float64)
+    assert [adaptive_rank(f"cumvar_{count / 30}", lam, (30, 30)) for count in range(1, 31)] == list(range(1, 31))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     eigenvalues=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=30),
@@ -382,7 +389,7 @@ def test_rules_are_their_definitions(eigenvalues: list[float], rule: str, rows: 
     assert found == reference
 
 
-@pytest.mark.parametrize("ratio", [0.01, 0.65, 0.85, 1.0, 1e-9])
+@pytest.mark.parametrize("ratio", [0.01, 0.1005, 0.65, 0.85, 1.0, 1e-9])
 def test_ratios_are_rounded_up_as_released(ratio: float) -> None:
     for size in range(1, 500):
         assert ratio_rank(ratio, size) == max(1, int((size * ratio + 0.999) // 1))

@@ -106,7 +106,7 @@ def music_avqa_score(prediction: str, reference: str, **_: object) -> float:
 
 
 def _evalai(text: str) -> str:
-    return normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
+    return normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 def as_list(reference: str | Sequence[str]) -> list[str]:

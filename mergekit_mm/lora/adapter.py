@@ -190,7 +190,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
 
 
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
-    kind = str(config.get("peft_type", "")).upper()
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
     for key, what in _REFUSED.items():
@@ -210,7 +210,7 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     """File one key of an adapter under the tensor that it changes."""
     path = key.removeprefix(_PREFIX)
     if found := _PART.fullmatch(path):
-        module, part = found["module"].replace(".base_layer", ""), found["part"]
+        module, part = found["module"], found["part"]
         if found["end"] == ".bias":
             changes.setdefault(f"{module}.bias", Change()).bias = key
             return

@@ -83,7 +83,7 @@ class Decoupling:
             raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {job.name}.")
         experts = tuple(model for model in job.held if model != self.base)
         if self.base in job.held and self.adapters.issuperset(experts):
-            rank = min(sum(_rank(model, job.held[model]) or 0 for model in experts), job.info.shape[-1])
+            rank = sum(_rank(model, job.held[model]) or 0 for model in experts)
             base = self._shared_base(job, experts, dtype)
             if rank == 0:
                 return base
