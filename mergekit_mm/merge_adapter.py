@@ -59,7 +59,7 @@ def merge_to_adapter(
     try:
         with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             require_device(options)
-            plan = plan_merge(config, options)
+            plan = plan_merge(config, options, source=config_source)
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
             if not options.quiet:

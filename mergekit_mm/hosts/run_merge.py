@@ -1,7 +1,7 @@
 """The seam in mergekit 0.1.5: `mergekit.merge.run_merge`, which every mergekit command calls to merge models.
 
 Merges with a multimodal input, and merges of adapters by the plugin's methods, are run here; all others by mergekit, as
-if the plugin were not there.
+if the plugin were not there. (Inputs that cannot be found are reported here.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def install() -> None:
     def run_merge(
         merge_config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
     ) -> None:
-        if is_planned_here(merge_config):
+        if is_planned_here(merge_config, options.transformers_cache):
             from mergekit_mm.merge import run_multimodal_merge
 
             run_multimodal_merge(merge_config, out_path, options, config_source)
@@ -51,32 +51,30 @@ def install() -> None:
             module.run_merge = run_merge  # type: ignore[attr-defined]
 
 
-def is_planned_here(config: MergeConfiguration) -> bool:
+def is_planned_here(config: MergeConfiguration, cache_dir: str | None = None) -> bool:
     """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
 
-    And one that asks for a composition, which is refused where mergekit would not know of it.
+    And one that asks for a composition, or whose models cannot be found: these are refused, where mergekit would not
+    know of the one and end in a traceback over the other. cache_dir: as `--transformers-cache`.
     """
-    adapters = any(model.lora for model in config.referenced_models())
-    own = adapters and config.merge_method in {method.name for method in catalogue()}
-    return own or "composition" in (config.parameters or {}) or is_multimodal(config)
+    models = config.referenced_models()
+    own = any(model.lora for model in models) and config.merge_method in {method.name for method in catalogue()}
+    if own or "composition" in (config.parameters or {}):
+        return True
+    found = [_raw_config(model, cache_dir) for model in models]
+    return not all(found) or any(map(_has_media, found))
 
 
-def is_multimodal(config: MergeConfiguration) -> bool:
-    """Whether any model of a merge has more than text in its config."""
-    return any(_has_media(_raw_config(model)) for model in config.referenced_models())
-
-
-def without_config(config: MergeConfiguration) -> list[str]:
-    """The models of a merge of which no config.json can be had, by the names they are given."""
-    return sorted({str(model.model) for model in config.referenced_models() if not _raw_config(model)})
-
-
-def _raw_config(model: ModelReference) -> Mapping[str, Any]:
-    """The model's config.json; empty if there is none to be found, which is then for mergekit to report."""
+def _raw_config(model: ModelReference, cache_dir: str | None) -> Mapping[str, Any]:
+    """The model's config.json; empty if there is none to be found."""
     try:
         path = Path(model.model.path).expanduser() / "config.json"
         if not path.is_file():
-            path = Path(huggingface_hub.hf_hub_download(model.model.path, "config.json", revision=model.model.revision))
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    model.model.path, "config.json", revision=model.model.revision, cache_dir=cache_dir
+                )
+            )
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return config
     except Exception as error:

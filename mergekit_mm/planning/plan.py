@@ -14,6 +14,7 @@ from mergekit.options import MergeOptions
 from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
 from mergekit_mm.planning.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.matching import some
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.omni_model import omni_model
@@ -74,13 +75,19 @@ class Plan:
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
 
-def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Plan:
+def plan_merge(
+    config: MergeConfiguration, options: MergeOptions, sweep: bool = False, source: str | None = None
+) -> Plan:
     """Open the inputs, match them and settle what is done with each tensor; `sweep` if deltas will be rescaled.
+
+    source: the text that the config was read from, where there is one.
 
     Raises:
         CheckpointError: an input is damaged, or the inputs do not fit each other.
         ValueError: the config asks for something that does not exist.
     """
+    if source is not None:
+        check_keys(source)
     if not (config.models or config.slices or config.modules):
         raise ValueError("The merge config lists no models.")
     require_known_method(config.merge_method)

@@ -114,6 +114,13 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
                 )
             _require_known("parameter", name, of_methods)
             _require_valid(own.get(name), setting)
+    given = {name for scope in (*wide, *inputs) for name in scope.parameters or ()}
+    for name, parameter in own.items():
+        if parameter.required and name not in given:
+            raise ValueError(
+                f"merge_method {config.merge_method} needs the parameter {name}: write it under `parameters:`, of each "
+                "model or at the top level for all."
+            )
     for name in config.modules or ():
         _require_known("module", name, {*modules, *ALIASES})
 
