@@ -167,7 +167,9 @@ def test_a_value_beyond_float16() -> None:
 
 def test_a_parameter_that_the_method_needs() -> None:
     config = {**recipe("task_arithmetic"), "models": [{"model": str(path)} for path in experts("llava")]}
-    assert "needs the parameter weight" in check(config).output
+    told = check(config).output
+    assert "parameter weight for" in told
+    assert "task_arithmetic needs it: write it under `parameters:`" in told
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
-from mergekit.parameter_resolver import resolve_parameters
 from mergekit.plan import MergePlanner
 from mergekit.tokenizer import PermutedVocabulary
 from mergekit.tokenizer.truncate import TruncatedVocabulary
@@ -35,7 +34,7 @@ from mergekit_mm.planning.layout import Output, as_base, as_omni
 from mergekit_mm.planning.ledger import COPIED, Ledger
 from mergekit_mm.planning.merging import AddDelta, MergeDelta, MergeTaskVectors, MergeTensors
 from mergekit_mm.planning.modules import RoleModule
-from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, why_undefined
+from mergekit_mm.planning.policies import Policy, is_own_method, policy_of, resolve, why_undefined
 from mergekit_mm.planning.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
 from mergekit_mm.planning.tasks import CastTensor, KeepTensor, RescaleDelta
@@ -210,7 +209,7 @@ class MultimodalPlanner(MergePlanner):
 
     def _merge(self, job: _Job, held: dict[ModelReference, str]) -> Task:
         spec, reader = self._method.spec, job.reader
-        shared, per_input = resolve_parameters(
+        shared, per_input = resolve(
             spec,
             tensor_name=job.weight.name,
             inputs=held,
