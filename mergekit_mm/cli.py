@@ -134,19 +134,14 @@ def check(config: str) -> None:
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.hosts.run_merge import is_planned_here, without_config
+    from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
 
-    _, parsed = _read_config(config)
+    source, parsed = _read_config(config)
     if not is_planned_here(parsed):
-        if missing := without_config(parsed):
-            raise click.ClickException(
-                f"There is no config.json to be had of {', '.join(missing)}: neither a directory with one nor, from "
-                "here, on the hub. So it cannot be told what this merge is."
-            )
         click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
         return
-    click.echo(check_merge(parsed, MergeOptions()))
+    click.echo(check_merge(parsed, MergeOptions(), source))
 
 
 @main.command()

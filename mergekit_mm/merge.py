@@ -27,7 +27,12 @@ from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
-from mergekit_mm.finishing.side_files import adopt_chat_template, copy_side_files, drop_chat_template
+from mergekit_mm.finishing.side_files import (
+    adopt_chat_template,
+    copy_side_files,
+    drop_chat_template,
+    has_tokenizer,
+)
 from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
@@ -88,7 +93,7 @@ def _run(
     with ExitStack() as inputs:
         with refusing(CheckpointError, ValueError, RuntimeError, OSError):
             require_device(options)
-            plan = inputs.enter_context(plan_merge(config, options, sweep=None not in outputs))
+            plan = inputs.enter_context(plan_merge(config, options, None not in outputs, config_source))
             side_files = _side_files_source(plan, options)
             tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
             for out in outputs.values():
@@ -130,13 +135,16 @@ def _recipe(source: str, scale: float | None) -> str:
     return f"# One of a sweep: what this merge changes of its base was multiplied by {scale:g}.\n{source}"
 
 
-def check_merge(config: MergeConfiguration, options: MergeOptions) -> str:
+def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
     """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
 
     Raises:
         MergeRefused: the merge would be refused.
     """
-    with refusing(CheckpointError, ValueError, RuntimeError, OSError), plan_merge(config, options) as plan:
+    with (
+        refusing(CheckpointError, ValueError, RuntimeError, OSError),
+        plan_merge(config, options, source=config_source) as plan,
+    ):
         _templated(plan, _side_files_source(plan, options), options)
         for task in plan.planner.plan_to_disk("unused"):
             if isinstance(task, BuildVocabulary):
@@ -163,12 +171,19 @@ def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedToken
 
 def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
     """The directory whose tokenizer and processor files the output gets."""
-    wanted = (plan.config.parameters or {}).get(SIDE_FILES, "base")
-    if wanted == "base":
-        return plan.inputs.base_checkpoint.directory
+    config, source = plan.config, plan.inputs.base_checkpoint.directory
+    wanted = (config.parameters or {}).get(SIDE_FILES, "base")
     if not isinstance(wanted, str):
         raise ValueError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
-    return locate(ModelReference.parse(wanted).model, options)
+    if wanted != "base":
+        source = locate(ModelReference.parse(wanted).model, options)
+    makes_one = config.tokenizer or config.tokenizer_source or plan.inputs.composition
+    if not makes_one and options.copy_tokenizer and not has_tokenizer(source):
+        plan.inputs.notes.append(
+            f"{source} has no tokenizer, so the output will have none; the parameter {SIDE_FILES} names another model "
+            "to copy tokenizer and processor from."
+        )
+    return source
 
 
 def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTrainedTokenizerBase | None:

@@ -57,7 +57,7 @@ def merge_to_adapter(
         torch.manual_seed(options.random_seed)
     with refusing(CheckpointError, ValueError, RuntimeError, OSError):
         require_device(options)
-        with plan_merge(config, options) as plan:
+        with plan_merge(config, options, source=config_source) as plan:
             check_output(out, plan.inputs.directories)
             tasks = plan_deltas(plan.planner)
             if not options.quiet:

@@ -18,6 +18,7 @@ from checkpoints import (
     Tensors,
     altered,
     assert_close,
+    assert_same_bytes,
     checkpoint,
     experts,
     fresh,

@@ -414,4 +414,4 @@ def test_inspect_shows_what_an_adapter_changes() -> None:
     done = plugin("inspect", plus(base, adapter))
     assert done.exit_code == 0, done.output
     assert f"{adapter}: LoRA of" in done.output
-    assert "language_model       10  10 of rank 4 x 2" in done.output  # two layers of q, v, o, up and down
+    assert "language_model       10  10 of rank 4, scaling 2" in done.output  # two layers of q, v, o, up and down

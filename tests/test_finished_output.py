@@ -410,3 +410,14 @@ def test_several_merges_in_one_file() -> None:
     assert result.exit_code == 0, result.output
     assert_close(tensors(out), sum_of_deltas(tensors(base), [tensors(path) for path in others[:2]]))
     load(out, "LlavaForConditionalGeneration")
+
+
+def test_a_base_without_a_tokenizer_is_told() -> None:
+    base = altered(checkpoint("llava"))
+    for pattern in ("tokenizer*", "vocab.*"):
+        for file in base.glob(pattern):
+            file.unlink()
+    config = {**with_method("optmerge", base, experts("llava"))}
+    told = f"{base} has no tokenizer"
+    assert told in run(config).console
+    assert told not in run({**config, "parameters": {"processor_source": str(experts("llava")[0])}}).console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def test_models_that_are_not_there_are_not_taken_for_text_only() -> None:
     assert "no_expert" in result.output
 
 
-def test_the_readme_has_every_parameter() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    section = text[text.index("### Methods") : text.index("### Roles")]
+def test_the_reference_has_every_parameter() -> None:
+    text = (Path(__file__).parents[1] / "merge_yamls" / "README.md").read_text()
+    section = text[text.index("## Methods") : text.index("## Roles")]
     names = {f"`{p.name}" for method in catalogue() for p in method.host.spec.parameters}
     assert not [name for name in sorted(names) if name not in section]
 
@@ -161,3 +162,56 @@ def test_a_value_beyond_float16() -> None:
     """bfloat16 checkpoints have such values; infinity in their place would be found when the model speaks nonsense."""
     base = altered(checkpoint("llava"), lambda t: {n: v * (1e7 if "q_proj" in n else 1) for n, v in t.items()})
     refused({**with_method("optmerge", base, [altered(base)]), "dtype": "float16"}, "q_proj", "bfloat16")
+
+
+def test_a_parameter_that_the_method_needs() -> None:
+    config = {**recipe("task_arithmetic"), "models": [{"model": str(path)} for path in experts("llava")]}
+    told = check(config).output
+    assert "parameter weight for" in told
+    assert "task_arithmetic needs it: write it under `parameters:`" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"paramters": {"scaling": 0.3}}, "'paramters' in the merge config. Did you mean 'parameters'"),
+        ({"models": [{"model": "a", "weight": 0.3}]}, "'weight' of input a"),
+    ],
+)
+def test_keys_that_mergekit_would_drop(change: dict[str, Any], told: str) -> None:
+    config = {**recipe("optmerge"), **change}
+    refused(config, told)
+    assert told in check(config).output
+
+
+def test_keys_of_a_config_that_are_nobodys() -> None:
+    assert check({**recipe("optmerge"), "name": "mine", "common": {"scaling": 0.3}}).exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["optmerge", "linear"])
+def test_paths_that_lead_nowhere(method: str) -> None:
+    outcome = run(with_method(method, Path("no/such/base"), [Path("no/such/expert")]))
+    assert "no/such/expert is neither a local directory" in outcome.error
+    assert f"Relative paths start in {Path.cwd()}" in outcome.error
+
+
+def test_directories_without_a_config_and_what_is_in_them() -> None:
+    adapter = fresh("adapter")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    folder = checkpoint("llava").parent
+    told = check(with_method("optmerge", checkpoint("llava"), [adapter, folder])).output
+    assert f"BASE+{adapter}" in told
+    assert "Name one of the models in it: base, expert_0" in told
+
+
+def test_models_of_the_hub_are_taken_from_the_cache_without_a_network() -> None:
+    cache = fresh("cache")
+    for tag in ("base", "expert_0"):
+        repository = cache / f"models--someone--{tag}"
+        shutil.copytree(checkpoint("llava", tag=tag), repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    config = {"merge_method": "optmerge", "base_model": "someone/base", "models": [{"model": "someone/expert_0"}]}
+    outcome = merge(config, "--transformers-cache", str(cache))
+    assert outcome.tensors.keys() == tensors(checkpoint("llava")).keys()

@@ -49,7 +49,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The parsed `config.json` of a checkpoint directory, as it stands on disk."""
     file = directory / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.")
+        below = sorted(found.parent.name for found in directory.glob("*/config.json"))
+        hint = f" Name one of the models in it: {', '.join(below)}." if below else ""
+        if (directory / "adapter_config.json").is_file():
+            hint = f" It is an adapter: write the model it belongs to before it, as in BASE+{directory}."
+        raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.{hint}")
     return read_json(file)
 
 

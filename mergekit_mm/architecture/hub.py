@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
@@ -34,20 +35,29 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
     if path.is_dir():
         return path
     try:
-        files = huggingface_hub.list_repo_files(model.path, revision=model.revision)
-    except Exception:
-        files = []  # offline, or there is no such model, as the next call will tell
-    try:
-        ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
-        return Path(
-            huggingface_hub.snapshot_download(
-                model.path,
-                revision=model.revision,
-                cache_dir=options.transformers_cache,
-                ignore_patterns=ignore,
-            )
-        )
+        return _fetch(model, options.transformers_cache)
     except Exception as error:
-        raise CheckpointError(
-            f"{model} is neither a local directory nor a model that can be fetched from the hub: {error}"
-        ) from error
+        no_id = isinstance(error, HFValidationError)  # its advice is for callers of the hub's library
+        why = "the id of a model on the hub." if no_id else f"a model that can be fetched from the hub: {error}"
+        where = "" if path.is_absolute() else f" Relative paths start in {Path.cwd()}."
+        raise CheckpointError(f"{model} is neither a local directory nor {why}{where}") from error
+
+
+def _fetch(model: ModelPath, cache: str | None) -> Path:
+    """Download a model; where the hub does not answer, what an earlier download left is taken, as transformers does."""
+    try:
+        files = huggingface_hub.list_repo_files(model.path, revision=model.revision)
+    except Exception as error:
+        if isinstance(error, (HFValidationError, HfHubHTTPError)):
+            raise
+        try:
+            found = huggingface_hub.snapshot_download(
+                model.path, revision=model.revision, cache_dir=cache, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            raise error from None
+        return Path(found)
+    ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
+    return Path(
+        huggingface_hub.snapshot_download(model.path, revision=model.revision, cache_dir=cache, ignore_patterns=ignore)
+    )

@@ -37,6 +37,12 @@ def copy_side_files(source: Path, target: Path, with_tokenizer: bool) -> None:
             shutil.copytree(path, target / path.name, ignore=ignore, dirs_exist_ok=True)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a checkpoint has any file of a tokenizer, in whatever format."""
+    patterns = ("tokenizer*", "tokenization_*.py", "vocab.*", "*.tiktoken", "spiece.model")
+    return any(fnmatch(path.name, pattern) for path in directory.iterdir() for pattern in patterns)
+
+
 def chat_template(directory: Path) -> str | None:
     """The chat template of a checkpoint, from whichever of the files that may hold it."""
     jinja = directory / "chat_template.jinja"

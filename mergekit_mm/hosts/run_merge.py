@@ -1,7 +1,7 @@
 """The seam in mergekit 0.1.5: `mergekit.merge.run_merge`, which every mergekit command calls to merge models.
 
 Merges with a multimodal input, and merges of adapters by the plugin's methods, are run here; all others by mergekit, as
-if the plugin were not there.
+if the plugin were not there. (Inputs that cannot be found are reported here.)
 """
 
 from __future__ import annotations
@@ -54,26 +54,19 @@ def install() -> None:
 def is_planned_here(config: MergeConfiguration, cache: str | None = None) -> bool:
     """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
 
-    And one that asks for a composition, which is refused where mergekit would not know of it. `cache`: where models of
-    the hub are kept, if not in its own.
+    And one that asks for a composition, or whose models cannot be found: these are refused, where mergekit would not
+    know of the one and end in a traceback over the other. `cache`: as `--transformers-cache`.
     """
-    adapters = any(model.lora for model in config.referenced_models())
-    own = adapters and is_own_method(config.merge_method)
-    return own or "composition" in (config.parameters or {}) or is_multimodal(config, cache)
+    models = config.referenced_models()
+    own = any(model.lora for model in models) and is_own_method(config.merge_method)
+    if own or "composition" in (config.parameters or {}):
+        return True
+    found = [_raw_config(model, cache) for model in models]
+    return not all(found) or any(map(_has_media, found))
 
 
-def is_multimodal(config: MergeConfiguration, cache: str | None = None) -> bool:
-    """Whether any model of a merge has more than text in its config; `cache`: see above."""
-    return any(_has_media(_raw_config(model, cache)) for model in config.referenced_models())
-
-
-def without_config(config: MergeConfiguration) -> list[str]:
-    """The models of a merge of which no config.json can be had, by the names they are given."""
-    return sorted({str(model.model) for model in config.referenced_models() if not _raw_config(model)})
-
-
-def _raw_config(model: ModelReference, cache: str | None = None) -> Mapping[str, Any]:
-    """The model's config.json; empty if there is none to be found, which is then for mergekit to report."""
+def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
+    """The model's config.json; empty if there is none to be found."""
     try:
         path = Path(model.model.path).expanduser() / "config.json"
         if not path.is_file():

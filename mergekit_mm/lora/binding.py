@@ -69,7 +69,7 @@ def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator
         names = [own for memory, own in adaptation.names.items() if checkpoint.tensors[memory].role is role]
         changes = [adapter.changes[own] for own in names]
         kinds = Counter(
-            f"rank {adapter.shapes[c.a][0]} x {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
+            f"rank {adapter.shapes[c.a][0]}, scaling {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
             for c in changes
         )
         if names:

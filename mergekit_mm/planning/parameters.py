@@ -7,8 +7,10 @@ import math
 from typing import Any
 
 from mergekit import merge_methods
+from mergekit.common import ModelReference
 from mergekit.config import ConditionalParameter, MergeConfiguration, ParameterSetting
-from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+from mergekit.merge_methods.base import MergeMethodSpec, ParameterScope, ParameterSpec
+from mergekit.parameter_resolver import resolve_parameters
 from pydantic import ValidationError
 
 from mergekit_mm.composing.composition import COMPOSITION, HOST
@@ -49,6 +51,15 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
             _require_valid(own.get(name), setting)
     for name in config.modules or ():
         _require_known("module", name, {*modules, *ALIASES})
+
+
+def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[ModelReference, dict[str, Any]]]:
+    """mergekit's `resolve_parameters`; ValueError, for one that the method needs and was not given."""
+    try:
+        return resolve_parameters(spec, **where)
+    except RuntimeError as error:
+        advice = f"{spec.name} needs it: write it under `parameters:`, of each model or at the top level for all."
+        raise ValueError(f"{error}. {advice}") from None
 
 
 def unread_parameters(config: MergeConfiguration) -> list[str]:

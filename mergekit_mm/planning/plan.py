@@ -19,6 +19,7 @@ from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.planner import MultimodalPlanner
@@ -76,15 +77,20 @@ class Plan:
 
 
 @contextmanager
-def plan_merge(config: MergeConfiguration, options: MergeOptions, sweep: bool = False) -> Iterator[Plan]:
+def plan_merge(
+    config: MergeConfiguration, options: MergeOptions, sweep: bool = False, source: str | None = None
+) -> Iterator[Plan]:
     """Open the inputs, match them and settle what is done with each tensor; `sweep` if deltas will be rescaled.
 
-    The inputs stay open to the tasks of the plan until the block ends.
+    The inputs stay open to the tasks of the plan until the block ends. source: the text that the config was read from,
+    where there is one.
 
     Raises:
         CheckpointError: an input is damaged, or the inputs do not fit each other.
         ValueError: the config asks for something that does not exist.
     """
+    if source is not None:
+        check_keys(source)
     if not (config.models or config.slices or config.modules):
         raise ValueError("The merge config lists no models.")
     require_known_method(config.merge_method)

@@ -14,7 +14,6 @@ from mergekit.graph import Task
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
-from mergekit.parameter_resolver import resolve_parameters
 from mergekit.plan import MergePlanner
 from transformers import PreTrainedConfig
 
@@ -33,6 +32,7 @@ from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.ledger import COPIED, Ledger
 from mergekit_mm.planning.modules import RoleModule
 from mergekit_mm.planning.outputs import Output, as_base, as_omni
+from mergekit_mm.planning.parameters import resolve
 from mergekit_mm.planning.policies import Policy, policy_of, why_undefined
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
 
@@ -214,7 +214,7 @@ class MultimodalPlanner(MergePlanner):
 
     def _merge(self, job: Job) -> Task:
         spec, held = self._method.spec, job.held
-        shared, per_input = resolve_parameters(
+        shared, per_input = resolve(
             spec,
             tensor_name=job.name,
             inputs=held,

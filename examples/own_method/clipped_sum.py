@@ -1,0 +1,34 @@
+"""A merge method of your own: the sum of the task vectors, none of them longer than the median one.
+
+    python examples/own_method/clipped_sum.py yaml merge.yaml out/
+
+is `mergekit-mm yaml merge.yaml out/`, which knows `merge_method: clipped_sum` too. So do `check`, `lora` and `sweep`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from mergekit_mm.cli import main
+from mergekit_mm.methods import add
+from mergekit_mm.methods.apply import task_vector_method
+from mergekit_mm.numerics.task_vector import TaskVector
+
+
+@task_vector_method(name="clipped_sum", pretty_name="Clipped sum", reference_url="")
+def clipped_sum(task_vectors: Sequence[TaskVector], limit: float = 1.0) -> TaskVector:
+    """Each task vector shortened to `limit` times the median Frobenius norm, and added up.
+
+    task_vectors: of one weight matrix, (out, in) each, in the order of `models:`. The parameters after it, with their
+    types and defaults, are those of the YAML file; `scaling` is added to them, and multiplies what is returned.
+    """
+    deltas = [task_vector.dense(torch.float32) for task_vector in task_vectors]
+    norms = torch.stack([torch.linalg.matrix_norm(delta) for delta in deltas])
+    longest = limit * norms.median()
+    shares = (longest / norms).nan_to_num(1.0).clamp(max=1.0)
+    return TaskVector(torch.stack([share * delta for share, delta in zip(shares, deltas, strict=True)]).sum(dim=0))
+
+
+if __name__ == "__main__":
+    add(clipped_sum)
+    main()
