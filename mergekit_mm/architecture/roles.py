@@ -121,7 +121,8 @@ def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -
         connector = _CONNECTOR_IN_DECODER.get(model.config.model_type)
         if connector and connector.match(name):
             return Role.PROJECTOR
-        named = classify_names([name])[name] if not owner else role
+        # the model's own name comes first, and may be SpeechT5
+        named = role if owner else _role_of_name(name.removeprefix(f"{model.base_model_prefix}."))
         return _language_role(name, model) if named in LANGUAGE_ROLES else named
     return role
 
@@ -185,7 +186,8 @@ _NAMES: tuple[tuple[str, Role], ...] = (
 
 def classify_names(names: Iterable[str]) -> dict[str, Role]:
     """The role of each tensor as far as its name tells; a name that tells nothing belongs to the language model."""
-    return {
-        name: next((role for pattern, role in _NAMES if re.search(pattern, name)), Role.LANGUAGE_MODEL)
-        for name in names
-    }
+    return {name: _role_of_name(name) for name in names}
+
+
+def _role_of_name(name: str) -> Role:
+    return next((role for pattern, role in _NAMES if re.search(pattern, name)), Role.LANGUAGE_MODEL)

@@ -35,9 +35,13 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
     """The settings of a checkpoint's language model; None for remote code."""
     if checkpoint.skeleton is None:
         return None
-    layers = [vars(_settings(layer)) for layer in _layers(checkpoint.skeleton.model.config.get_text_config())]
+    layers = [vars(_settings(layer)) for layer in _layers(_text(checkpoint.skeleton.model.config))]
     each = {key: tuple(layer[key] for layer in layers) for key in layers[0]}
     return Settings(**{key: v[0] if all(one == v[0] for one in v) else v for key, v in each.items()})
+
+
+def _text(config: PreTrainedConfig) -> PreTrainedConfig:
+    return config.get_text_config(decoder=True)  # a model with an encoder for text as well has two
 
 
 def _layers(text: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
@@ -67,7 +71,7 @@ def window(checkpoint: Checkpoint) -> int | None:
     """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
     if checkpoint.skeleton is None:
         return None
-    text = checkpoint.skeleton.model.config.get_text_config()
+    text = _text(checkpoint.skeleton.model.config)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
     widths = [getattr(layer, "sliding_window", None) for layer in _layers(text)]
