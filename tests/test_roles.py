@@ -192,6 +192,14 @@ BESIDE: dict[str, tuple[str, Callable[[], Any], dict[str, object]]] = {
         ),
         {"encoder": V, "enc_to_dec_proj": P, "decoder": L},
     ),
+    "a head that is the language model's own": (
+        "NemotronH_Omni_Reasoning_V3",
+        lambda: transformers.NemotronH_Omni_Reasoning_V3_Config(
+            text_config={"model_type": "nemotron_h", "hidden_size": 16, "vocab_size": 40},
+            vision_config={"num_hidden_layers": 1, "video_temporal_patch_size": 2},
+        ),
+        {"language_model": L, "vision_model": V, "multi_modal_projector": P},
+    ),
     "a codec": (
         "KyutaiSpeechToTextForConditionalGeneration",
         lambda: transformers.KyutaiSpeechToTextConfig(

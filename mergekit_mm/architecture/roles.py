@@ -148,18 +148,19 @@ def _language_role(name: str, model: PreTrainedModel) -> Role:
 def _vocabulary(model: PreTrainedModel, built: Mapping[str, Role | None]) -> dict[str, Role]:
     """Names of the input embeddings and the output head of the language model.
 
-    The whole model is asked first, then the containers in it: the full Qwen-Omni models raise, their thinker answers.
+    The whole model is asked first, then the containers in it (the full Qwen-Omni models raise, their thinker answers),
+    and the language model, which in Nemotron-H Omni alone knows of its head.
     """
-    for name in ["", *(name for name, role in built.items() if name and role is None)]:
+    containers = [name for name, role in built.items() if name and role is None]
+    found: dict[Role, nn.Module] = {}
+    for name in ["", *containers, *(name for name, role in built.items() if role is Role.LANGUAGE_MODEL)]:
         module = model.get_submodule(name)
         try:
-            found = module.get_input_embeddings(), module.get_output_embeddings()
+            parts = {Role.EMBEDDINGS: module.get_input_embeddings(), Role.LM_HEAD: module.get_output_embeddings()}
         except (NotImplementedError, AttributeError):
             continue
-        if found[0] is not None:
-            roles = zip(found, (Role.EMBEDDINGS, Role.LM_HEAD), strict=True)
-            return {n: role for part, role in roles if part is not None for n in _names_within(model, part)}
-    return {}
+        found = {role: part for role, part in parts.items() if part is not None} | found
+    return {n: role for role, part in found.items() for n in _names_within(model, part)}
 
 
 def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
