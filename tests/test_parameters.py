@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import altered, assert_nothing_left, checkpoint, experts, fresh, merge, run, tensors, with_method
+from checkpoints import (
+    altered,
+    assert_nothing_left,
+    checkpoint,
+    experts,
+    fresh,
+    linear,
+    merge,
+    run,
+    tensors,
+    with_method,
+)
 from click.testing import CliRunner, Result
 from test_adapter_out import command
 
@@ -53,6 +64,17 @@ def test_values_that_a_parameter_cannot_have(method: str, parameters: dict[str, 
         assert part in outcome.error
     assert "Executing" not in outcome.console
     assert_nothing_left(outcome)
+
+
+def test_a_base_model_that_is_an_input_without_a_weight() -> None:
+    """To `linear` the base model is one input of several, which many write beside them."""
+    config = {**linear(*experts("llava")), "base_model": str(checkpoint("llava"))}
+    checked, outcome = check(config), run(config)
+    assert checked.exit_code == 1
+    for part in ("under `models:`", "weight", "leave out `base_model:`", str(checkpoint("llava"))):
+        assert part in checked.output
+        assert part in outcome.error
+    merge({**config, "parameters": {"weight": 1.0}})  # a weight for all is the base's too
 
 
 @pytest.mark.parametrize(("method", "name"), [("optmerge", "scaling"), ("task_arithmetic", "lambda")])
