@@ -67,7 +67,10 @@ def merge_to_adapter(
                 linear, embeddings = _adaptable(base)
                 factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
                 if not factors:
-                    raise CheckpointError("This merge changes nothing of its base, so there is no adapter to write.")
+                    known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
+                    raise CheckpointError(
+                        f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
+                    )
                 name = str(plan.inputs.base.model.path)
                 model_class = type(base.skeleton.model) if base.skeleton else None
                 every = _all_modules(base)
@@ -89,21 +92,10 @@ def _factorised(
     Raises:
         CheckpointError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
     """
-    names = {task: name for name, task in tasks.items()}
-    unfit: list[str] = []
-    executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
-    for task, delta in executor.run(quiet=options.quiet):
-        name = names[task]
-        path = name.removesuffix(".weight")
-        if path in modules and len(delta.shape) == 2:
-            if delta.right is None and rank is None and delta.dense(torch.float32).any():
-                raise CheckpointError(
-                    f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
-                )
-            if (found := factorise(delta, rank)) is not None:
-                yield path, found
-        elif delta.dense(torch.float32).any():
-            unfit.append(name)
+    fit = {name: path for name in tasks if (path := name.removesuffix(".weight")) in modules}
+    others = {name: task for name, task in tasks.items() if name not in fit}
+    # first, as decompositions may take hours
+    unfit = [name for name, delta in _run(others, options) if delta.dense(torch.float32).any()]
     if unfit:
         roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
         policies = ", ".join(f"{role}: base" for role in sorted(roles))
@@ -112,6 +104,20 @@ def _factorised(
             f"adapter can hold:{indented(unfit, '  ')}\n"
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
+    for name, delta in _run({name: tasks[name] for name in fit}, options):
+        if delta.right is None and rank is None and delta.dense(torch.float32).any():
+            raise CheckpointError(
+                f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
+            )
+        if (found := factorise(delta, rank)) is not None:
+            yield fit[name], found
+
+
+def _run(tasks: dict[str, Task[TaskVector]], options: MergeOptions) -> Iterator[tuple[str, TaskVector]]:
+    names = {task: name for name, task in tasks.items()}
+    executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
+    for task, delta in executor.run(quiet=options.quiet):
+        yield names[task], delta
 
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:

@@ -18,6 +18,7 @@ from checkpoints import (
     checkpoint,
     command,
     experts,
+    linear,
     load,
     logits,
     merge,
@@ -206,6 +207,19 @@ def test_what_no_adapter_can_hold_is_refused(change: dict[str, Any], told: str) 
     assert result.exit_code == 1, result.output
     assert told in result.output
     assert not out.exists()
+
+
+def test_what_no_adapter_can_hold_is_told_before_anything_is_decomposed() -> None:
+    base = checkpoint("llava")
+    _, refused = command("lora", with_method("task_arithmetic", base, experts("llava")))
+    assert refused.exit_code == 1
+    assert "norms: base, projector: base, vision_tower: base" in refused.output
+    assert "--rank" not in refused.output
+
+
+def test_the_base_is_asked_for_where_nothing_changes() -> None:
+    _, refused = command("lora", linear(experts("llava")[0]), "--rank", "4")
+    assert "`base_model:`" in refused.output
 
 
 @settings(max_examples=40, deadline=None)

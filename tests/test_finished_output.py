@@ -245,6 +245,8 @@ def test_the_model_card(method: str) -> None:
     for path in (checkpoint("llava", "hub"), *experts("llava", "hub")):
         assert str(path) in body
         assert hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() in body
+    for package in (torch, transformers):
+        assert f"{package.__name__} {package.__version__.partition('+')[0]}" in body
     assert yaml.safe_load((outcome.out / "mergekit_config.yml").read_text()) == config
 
 

@@ -9,6 +9,7 @@ import functools
 
 import pytest
 import torch
+import transformers
 import zoo
 from checkpoints import (
     Outcome,
@@ -21,6 +22,7 @@ from checkpoints import (
     load,
     logits,
     merge,
+    save_model,
     side_files,
     tensors,
     text_inputs,
@@ -79,6 +81,31 @@ def test_integer_and_infinite_buffers_are_covered() -> None:
     assert counters
     assert all((v == zoo.BATCHES_TRACKED).all() and v.float().long().ne(v).all() for v in counters)
     assert any(v.isinf().any() for v in tensors(checkpoint("gemma4_infinite")).values() if v.is_floating_point())
+
+
+def test_a_speech_model() -> None:
+    """No multimodal LLM to transformers, but mergekit alone ends with an error or loses tensors of such a model."""
+    config = transformers.WhisperConfig(
+        vocab_size=zoo.VOCAB,
+        num_mel_bins=16,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=60,
+        max_target_positions=60,
+        pad_token_id=zoo.PAD,
+        bos_token_id=zoo.BOS,
+        eos_token_id=zoo.EOS,
+        decoder_start_token_id=zoo.BOS,
+    )
+    source = save_model(transformers.WhisperForConditionalGeneration(config))
+    outcome = merge(linear(source))
+    assert_same_bytes(outcome.tensors, tensors(source))
+    load(outcome.out, "WhisperForConditionalGeneration")
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl_moe"])

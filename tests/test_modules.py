@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import zoo
 from checkpoints import (
     assert_close,
@@ -19,6 +20,7 @@ from checkpoints import (
     mean,
     merge,
     refused,
+    save_model,
     sum_of_deltas,
     task_arithmetic,
     tensors,
@@ -152,6 +154,19 @@ def test_slices_that_change_the_depth(family: str, layout: str, ranges: tuple[tu
     media = zoo.FAMILIES[family].media
     assert media is not None
     assert torch.isfinite(model(**media()).logits).all()
+
+
+def test_slices_of_layers_that_have_settings_of_their_own() -> None:
+    """Gemma 4's heads are wider in every layer of full attention, which its config lists by layer."""
+    config = zoo.FAMILIES["gemma4"].config()
+    config.text_config.hidden_size_per_layer_input = config.text_config.num_kv_shared_layers = 0
+    base = save_model(transformers.Gemma4ForConditionalGeneration(config))
+    part = slices((0, 2), (0, 4), models=(base, base))
+    out = merge({"merge_method": "passthrough", "base_model": str(base), "modules": part}).out
+    model = load(out, "Gemma4ForConditionalGeneration")
+    before = load(base, "Gemma4ForConditionalGeneration").get_decoder().layers
+    for new, old in enumerate([0, 1, 0, 1, 2, 3]):
+        assert_same_bytes(model.get_decoder().layers[new].state_dict(), before[old].state_dict())
 
 
 def test_slices_merge_layers_with_each_other() -> None:

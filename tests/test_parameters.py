@@ -14,6 +14,7 @@ from checkpoints import (
     command,
     experts,
     fresh,
+    linear,
     merge,
     plugin,
     refused,
@@ -60,6 +61,17 @@ def test_values_that_a_parameter_cannot_have(method: str, parameters: dict[str, 
     for part in told:
         assert part in checked.output
     assert "Executing" not in outcome.console
+
+
+def test_a_base_model_that_is_an_input_without_a_weight() -> None:
+    """To `linear` the base model is one input of several, which many write beside them."""
+    config = {**linear(*experts("llava")), "base_model": str(checkpoint("llava"))}
+    checked, outcome = check(config), run(config)
+    assert checked.exit_code == 1
+    for part in ("under `models:`", "weight", "leave out `base_model:`", str(checkpoint("llava"))):
+        assert part in checked.output
+        assert part in outcome.error
+    merge({**config, "parameters": {"weight": 1.0}})  # a weight for all is the base's too
 
 
 @pytest.mark.parametrize(("method", "name"), [("optmerge", "scaling"), ("task_arithmetic", "lambda")])

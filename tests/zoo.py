@@ -533,7 +533,7 @@ def gemma3n() -> Any:
 )
 def gemma4() -> Any:
     return t.Gemma4Config(
-        text_config=gemma_text("gemma4_text", global_head_dim=16, vocab_size_per_layer_input=VOCAB),
+        text_config=gemma_text("gemma4_text", global_head_dim=32, vocab_size_per_layer_input=VOCAB),
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 64,

@@ -47,16 +47,17 @@ _CONFIG_KEYS: tuple[tuple[str, Role], ...] = (
     (r"projector|perceiver|qformer|connector|resampler|adapter", Role.PROJECTOR),
     (r"video", Role.VIDEO_TOWER),
     (r"vision|visual|image|vq|vit", Role.VISION_TOWER),
-    (r"audio|speech|encoder", Role.AUDIO_TOWER),
+    (r"audio|speech|acoustic|codec", Role.AUDIO_TOWER),
     (r"text|language|llm|decoder", Role.LANGUAGE_MODEL),
 )
 
 # Connectors that are built inside a tower, from the tower's own config: no API tells them apart, but families name
 # them alike. Matched against names relative to the tower, so a `downsample` deeper inside is an ordinary stage.
 _CONNECTOR_IN_TOWER = re.compile(
-    r"(merger|merger_list|deepstack_merger_list|vit_merger|vision_adapter|downsample|proj\d?)\."
+    r"((\w+_)?merger(_list)?|connector|multi_modal_projector|vision_adapter|downsample(r\d?)?|proj\d?)\."
 )
-# A model without a text_config is itself the decoder, with all that lies loose in it, but for these.
+# A model without a text_config is itself the decoder, with all that lies loose in it, but for what is named as a tower
+# or a connector, and these.
 _CONNECTOR_IN_DECODER = {"phi4_multimodal": re.compile(r"model\.embed_tokens_extend\.")}
 
 
@@ -66,13 +67,17 @@ def classify(skeleton: Skeleton) -> dict[str, Role]:
     keys = dict(_sub_config_keys(model.config))
     # name of a module built from a sub-config -> its role, None for a mere container; "" is the model itself
     built: dict[str, Role | None] = {
-        name: _role_of_key(keys[id(module.config)])
+        name: _role_of_key(keys[id(module.config)], module.input_modalities)
         for name, module in model.named_modules()
         if name and isinstance(module, PreTrainedModel) and id(module.config) in keys
     }
     built[""] = None if Role.LANGUAGE_MODEL in built.values() else Role.LANGUAGE_MODEL
     vocabulary = _vocabulary(model, built)
-    return {name: vocabulary.get(name) or _role(name, model, built) for name in skeleton.tensors}
+    roles = {name: vocabulary.get(name) or _role(name, model, built) for name in skeleton.tensors}
+    for pair in skeleton.aliases.items():  # tied: what the sub-config of either says holds for both
+        if described := [roles[name] for name in pair if roles[name] is not Role.PROJECTOR]:
+            roles |= {name: described[0] for name in pair if roles[name] is Role.PROJECTOR}
+    return roles
 
 
 def _sub_config_keys(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[int, str]]:
@@ -88,12 +93,21 @@ def _sub_config_keys(config: PreTrainedConfig, path: str = "") -> Iterator[tuple
         yield from _sub_config_keys(guest, "guests")
 
 
-def _role_of_key(path: str) -> Role | None:
-    """The role that a sub-config's path stands for; None for a mere container such as `thinker_config`."""
+def _role_of_key(path: str, media: str | tuple[str, ...]) -> Role | None:
+    """The role that a sub-config's path stands for; None for a mere container such as `thinker_config`.
+
+    media: what modules that are built from it take in.
+    """
     if re.search(_CONFIG_KEYS[0][0], path):
         return _CONFIG_KEYS[0][1]
-    last = path.rpartition(".")[2]
-    return next((role for pattern, role in _CONFIG_KEYS[1:] if re.search(pattern, last)), None)
+    *above, role = [
+        next((role for pattern, role in _CONFIG_KEYS[1:] if re.search(pattern, key)), None) for key in path.split(".")
+    ]
+    if role is not Role.PROJECTOR and not TOWERS.isdisjoint(above):
+        return None  # a part of a tower
+    if role is None and "encoder" in path.rpartition(".")[2]:  # which names no medium
+        return Role.AUDIO_TOWER if "image" not in media else Role.VISION_TOWER if "text" not in media else None
+    return role
 
 
 def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -> Role:
@@ -105,7 +119,11 @@ def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -
         return Role.VIDEO_TOWER  # twin towers that share one vision_config
     if role is Role.LANGUAGE_MODEL:
         connector = _CONNECTOR_IN_DECODER.get(model.config.model_type)
-        return Role.PROJECTOR if connector and connector.match(name) else _language_role(name, model)
+        if connector and connector.match(name):
+            return Role.PROJECTOR
+        # the model's own name comes first, and may be SpeechT5
+        named = role if owner else _role_of_name(name.removeprefix(f"{model.base_model_prefix}."))
+        return _language_role(name, model) if named in LANGUAGE_ROLES else named
     return role
 
 
@@ -130,18 +148,19 @@ def _language_role(name: str, model: PreTrainedModel) -> Role:
 def _vocabulary(model: PreTrainedModel, built: Mapping[str, Role | None]) -> dict[str, Role]:
     """Names of the input embeddings and the output head of the language model.
 
-    The whole model is asked first, then the containers in it: the full Qwen-Omni models raise, their thinker answers.
+    The whole model is asked first, then the containers in it (the full Qwen-Omni models raise, their thinker answers),
+    and the language model, which in Nemotron-H Omni alone knows of its head.
     """
-    for name in ["", *(name for name, role in built.items() if name and role is None)]:
+    containers = [name for name, role in built.items() if name and role is None]
+    found: dict[Role, nn.Module] = {}
+    for name in ["", *containers, *(name for name, role in built.items() if role is Role.LANGUAGE_MODEL)]:
         module = model.get_submodule(name)
         try:
-            found = module.get_input_embeddings(), module.get_output_embeddings()
+            parts = {Role.EMBEDDINGS: module.get_input_embeddings(), Role.LM_HEAD: module.get_output_embeddings()}
         except (NotImplementedError, AttributeError):
             continue
-        if found[0] is not None:
-            roles = zip(found, (Role.EMBEDDINGS, Role.LM_HEAD), strict=True)
-            return {n: role for part, role in roles if part is not None for n in _names_within(model, part)}
-    return {}
+        found = {role: part for role, part in parts.items() if part is not None} | found
+    return {n: role for role, part in found.items() for n in _names_within(model, part)}
 
 
 def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
@@ -168,7 +187,8 @@ _NAMES: tuple[tuple[str, Role], ...] = (
 
 def classify_names(names: Iterable[str]) -> dict[str, Role]:
     """The role of each tensor as far as its name tells; a name that tells nothing belongs to the language model."""
-    return {
-        name: next((role for pattern, role in _NAMES if re.search(pattern, name)), Role.LANGUAGE_MODEL)
-        for name in names
-    }
+    return {name: _role_of_name(name) for name in names}
+
+
+def _role_of_name(name: str) -> Role:
+    return next((role for pattern, role in _NAMES if re.search(pattern, name)), Role.LANGUAGE_MODEL)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one language model."""
+    """Of one language model, or of one of its layers."""
 
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: str
-    rms_norm_eps: float | None
-    rope: Mapping[str, Any] | None  # base, type and scaling of rotary positions, without how M-RoPE divides them
-    constants: Mapping[str, float]  # what the family multiplies or caps with, where that does something
+    num_attention_heads: Any  # a number; where layers differ, as in Gemma 4, each of these is a tuple of one per layer
+    num_key_value_heads: Any
+    head_dim: Any
+    hidden_act: Any
+    rms_norm_eps: Any
+    rope: Any  # base, type and scaling of rotary positions, without how M-RoPE divides them; None for none
+    constants: Any  # what the family multiplies or caps with, where that does something
 
 
 # with another of these the same tensors are another function; the others only shift it
@@ -33,7 +35,21 @@ def settings(checkpoint: Checkpoint) -> Settings | None:
     """The settings of a checkpoint's language model; None for remote code."""
     if checkpoint.skeleton is None:
         return None
-    text = checkpoint.skeleton.model.config.get_text_config()
+    layers = [vars(_settings(layer)) for layer in _layers(_text(checkpoint.skeleton.model.config))]
+    each = {key: tuple(layer[key] for layer in layers) for key in layers[0]}
+    return Settings(**{key: v[0] if all(one == v[0] for one in v) else v for key, v in each.items()})
+
+
+def _text(config: PreTrainedConfig) -> PreTrainedConfig:
+    return config.get_text_config(decoder=True)  # a model with an encoder for text as well has two
+
+
+def _layers(text: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
+    """The config of each layer where they differ, for which transformers refuses to read the whole; else the whole."""
+    return text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+
+
+def _settings(text: PreTrainedConfig) -> Settings:
     heads = getattr(text, "num_attention_heads", 1)
     rope = getattr(text, "rope_parameters", None)
     head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads
@@ -55,10 +71,11 @@ def window(checkpoint: Checkpoint) -> int | None:
     """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
     if checkpoint.skeleton is None:
         return None
-    text = checkpoint.skeleton.model.config.get_text_config()
+    text = _text(checkpoint.skeleton.model.config)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
-    return getattr(text, "sliding_window", None) if slides else None
+    widths = [getattr(layer, "sliding_window", None) for layer in _layers(text)]
+    return min((width for width in widths if width is not None), default=None) if slides else None
 
 
 def told_apart(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import yaml
@@ -20,8 +21,8 @@ _CARD = """---
 {metadata}---
 # {name}
 
-A merge of multimodal models, made with [mergekit](https://github.com/arcee-ai/mergekit) and mergekit-mm {version}
-by the method {method}.
+A merge of multimodal models, made with [mergekit](https://github.com/arcee-ai/mergekit) {mergekit} and
+mergekit-mm {version} (torch {torch}, transformers {transformers}) by the method {method}.
 
 ## What was done
 
@@ -58,6 +59,7 @@ def model_card(
         metadata=yaml.safe_dump(metadata),
         name=name,
         version=__version__,
+        **{package: version_of(package) for package in ("mergekit", "torch", "transformers")},
         method=method_md(plan.config.merge_method),
         report=plan.report(),
         inputs="\n".join(f"| {model} | {file} | `{digest}` |" for (model, file), digest in hashes.items()),

@@ -81,6 +81,9 @@ def _set_layers(text: dict[str, Any], layers: Sequence[int]) -> None:
     for key, value in text.items():
         if isinstance(value, list) and len(value) == old:  # one entry per layer, e.g. layer_types
             text[key] = [value[index] for index in layers]
+    if isinstance(own := text.get("per_layer_config"), dict):  # what some layers have of their own, by their index
+        of_layer = {int(key): value for key, value in own.items()}
+        text["per_layer_config"] = {str(i): of_layer[index] for i, index in enumerate(layers) if index in of_layer}
 
 
 def write_config(config: Mapping[str, Any], directory: Path) -> None:

@@ -83,15 +83,24 @@ def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
 
 
 def _has_media(config: Mapping[str, Any]) -> bool:
-    """Whether a raw config is that of a multimodal LLM, or contains one."""
-    # local: transformers' table of models is slow to import, and a text-only start-up need not pay for it
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    """Whether a raw config is that of a multimodal LLM or of a speech model, or contains one."""
+    # local: transformers' tables of models are slow to import, and a text-only start-up need not pay for them
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
+    )
 
     from mergekit_mm.omni.configuration import OmniConfig
 
     parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    known = (
+        *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
+    )
     return (
-        config.get("model_type") in {*MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, OmniConfig.model_type}
+        config.get("model_type") in (*known, OmniConfig.model_type)
         or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
         or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
         or any(_has_media(part) for part in parts.values())

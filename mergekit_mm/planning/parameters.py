@@ -51,6 +51,13 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
             _require_valid(own.get(name), setting)
     for name in config.modules or ():
         _require_known("module", name, {*modules, *ALIASES})
+    if config.base_model and config.models and all(entry.model != config.base_model for entry in config.models):
+        wanted = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
+        if absent := [name for name in wanted if name not in (config.parameters or {})]:
+            raise ValueError(
+                f"{config.merge_method} merges the base model like any other: list {config.base_model} under `models:` "
+                f"with its own {', '.join(absent)}, or leave out `base_model:`."
+            )
 
 
 def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[ModelReference, dict[str, Any]]]:
