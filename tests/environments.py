@@ -70,11 +70,11 @@ class Environment:
 
 
 @functools.cache
-def wheel() -> Path:
-    """This package as a wheel, built once."""
+def wheel(source: Path = ROOT) -> Path:
+    """This package as a wheel, built once from each source."""
     out = fresh("wheel")
     options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(out)]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
     return next(out.iterdir())
 
 

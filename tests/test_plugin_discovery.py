@@ -8,7 +8,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -99,6 +101,20 @@ def test_wheel_and_hook_agree_on_the_mergekit_versions(wheel: Path) -> None:
         metadata = archive.read(name).decode().splitlines()
     required = [Requirement(line.partition(": ")[2]) for line in metadata if line.startswith("Requires-Dist")]
     assert [each.specifier for each in required if each.name == "mergekit"] == [SUPPORTED_MERGEKIT]
+
+
+def test_sdist_has_what_the_wheel_is_made_of_and_no_more(wheel: Path, tmp_path: Path) -> None:
+    build = f"import hatchling.build; hatchling.build.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
+    (sdist,) = tmp_path.iterdir()
+    with tarfile.open(sdist) as archive:
+        top = {name.split("/")[1] for name in archive.getnames()}
+    assert top == {"mergekit_mm", "eval_tasks", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
+    again = environments.wheel(sdist)
+    with zipfile.ZipFile(wheel) as from_checkout, zipfile.ZipFile(again) as from_sdist:
+        assert {each.filename: each.CRC for each in from_sdist.infolist()} == {
+            each.filename: each.CRC for each in from_checkout.infolist()
+        }
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])

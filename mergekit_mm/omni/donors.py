@@ -39,6 +39,7 @@ DECODER_INPUTS = {
     "attention_mask",
     "position_ids",
     "past_key_values",
+    "cache",  # its name from transformers 5.24 on
     "use_cache",
     "cache_position",
     "output_attentions",

@@ -77,7 +77,6 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -85,14 +84,15 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         copies: int = 1,
         **kwargs: Any,
     ) -> Any:
-        """The host's output: `logits` (batch, sequence, vocabulary), `past_key_values`, and `loss` with `labels`.
+        """The host's output: `logits` (batch, sequence, vocabulary), its cache, and `loss` with `labels`.
 
+        The cache goes in and out under transformers' name for it: `past_key_values`, from 5.24 on `cache`.
         Media are `<modality>__<key>`, see the module. With `copies` > 1 the batch has each sample so many times in a
         row, and guests' media once (beam search). ValueError: a modality or key nobody owns, two media of the host
         under one key, placeholders and features of different numbers, guests' media without `input_ids`.
         """
         host, media = self._by_owner(kwargs)
-        host |= {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+        host |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
         host |= {"labels": labels, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
         host = self._for_host(input_ids, host)
         rows = self._rows(input_ids, attention_mask, media, copies)
