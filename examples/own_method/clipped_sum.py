@@ -1,16 +1,13 @@
 """A merge method of your own: the sum of the task vectors, none of them longer than the median one.
 
-    python examples/own_method/clipped_sum.py yaml merge.yaml out/
-
-is `mergekit-mm yaml merge.yaml out/`, which knows `merge_method: clipped_sum` too. So do `check`, `lora` and `sweep`.
+After `pip install examples/own_method` the stock `mergekit-yaml` knows `merge_method: clipped_sum`, and so does
+`mergekit-mm`: see the entry point in pyproject.toml.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from mergekit_mm.cli import main
-from mergekit_mm.methods import add
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -27,8 +24,3 @@ def clipped_sum(task_vectors: Sequence[TaskVector], limit: float = 1.0) -> TaskV
     longest = limit * norms.median()
     shares = (longest / norms).nan_to_num(1.0).clamp(max=1.0)
     return TaskVector(torch.stack([share * delta for share, delta in zip(shares, deltas, strict=True)]).sum(dim=0))
-
-
-if __name__ == "__main__":
-    add(clipped_sum)
-    main()

@@ -4,11 +4,13 @@ Both functions may be called any number of times, in any order, by the hook or b
 They raise when something is wrong; the hook turns that into one warning.
 """
 
+import functools
 import importlib.metadata
 import warnings
 
 from packaging.specifiers import SpecifierSet
 
+METHODS_GROUP = "mergekit_mm.methods"  # of entry points: name = "module:function", made by `task_vector_method`
 SUPPORTED_MERGEKIT = SpecifierSet(">=0.1.5,<0.2")  # as in pyproject.toml
 
 
@@ -30,6 +32,7 @@ def register_methods() -> None:
 
     from mergekit_mm.methods import catalogue
 
+    _add_installed()
     taken = {method.spec.name: method for method in host.registered_methods()}
     for method in catalogue():
         name = method.name
@@ -40,6 +43,20 @@ def register_methods() -> None:
                 f"mergekit already has a merge method {name!r}, which stays in place; mergekit-mm's is not registered.",
                 RuntimeWarning,
                 stacklevel=2,
+            )
+
+
+@functools.cache
+def _add_installed() -> None:
+    """Add the methods that other distributions bring; one that cannot be had is a warning, and the others go on."""
+    from mergekit_mm.methods import add
+
+    for point in importlib.metadata.entry_points(group=METHODS_GROUP):
+        try:
+            add(point.load())
+        except Exception as error:
+            warnings.warn(
+                f"The merge method {point.name!r} ({point.value}) is not added: {error}", RuntimeWarning, stacklevel=3
             )
 
 
