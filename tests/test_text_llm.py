@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ TWINS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "smolvlm": ("LlamaForCausalLM", "llama", {}),
     "voxtral": ("LlamaForCausalLM", "llama", {}),
     "qwen2_5_omni_thinker": ("Qwen2ForCausalLM", "qwen2", {"rope_parameters": zoo.rope()}),
+    "mllama": ("LlamaForCausalLM", "llama", {"num_hidden_layers": 2}),
 }
 # how the decoder and the head are called on disk
 ON_DISK: dict[tuple[str, str], tuple[str, str]] = {
@@ -59,19 +61,34 @@ ON_DISK: dict[tuple[str, str], tuple[str, str]] = {
     ("smolvlm", "plain"): ("model.text_model.", ""),
     ("voxtral", "plain"): ("language_model.model.", "language_model.lm_head."),
     ("qwen2_5_omni_thinker", "hub"): ("thinker.model.", "thinker.lm_head."),
+    ("mllama", "plain"): ("language_model.model.", "language_model.lm_head."),
+    ("mllama", "memory"): ("model.language_model.", "lm_head."),
 }
+# layer -> layer in the twin, where the decoder has others between them: here of cross-attention to the image
+IN_TWIN: dict[str, dict[str, str]] = {"mllama": {"0": "0", "2": "1"}}
 
 
 def decoder_of(family: str, layout: str, path: Path) -> Tensors:
     """The decoder of a multimodal checkpoint under the names of its text-only twin."""
+    return {twin: t for name, t in tensors(path).items() if (twin := name_in_twin(family, layout, name))}
+
+
+def name_in_twin(family: str, layout: str, name: str) -> str | None:
     decoder, head = ON_DISK[family, layout]
-    found = {}
-    for name, tensor in tensors(path).items():
-        if head and name.startswith(head):
-            found["lm_head." + name.removeprefix(head)] = tensor
-        elif name.startswith(decoder):
-            found["model." + name.removeprefix(decoder)] = tensor
-    return found
+    if head and name.startswith(head):
+        return "lm_head." + name.removeprefix(head)
+    if not name.startswith(decoder):
+        return None
+    place = "model." + name.removeprefix(decoder)
+    layer = re.match(r"model\.layers\.(\d+)\.(.+)", place)
+    if layer is None or family not in IN_TWIN:
+        return place
+    return f"model.layers.{IN_TWIN[family][layer[1]]}.{layer[2]}" if layer[1] in IN_TWIN[family] else None
+
+
+def as_long(expert: Tensors, base: Tensors) -> Tensors:
+    """The expert's tensors; the base's where the expert has more or fewer tokens."""
+    return {n: expert[n] if expert[n].shape == value.shape else value for n, value in base.items()}
 
 
 def text_llm(family: str, layout: str = "plain", seed: int = 1, **over: Any) -> Path:
@@ -91,11 +108,8 @@ def text_llm(family: str, layout: str = "plain", seed: int = 1, **over: Any) -> 
 
 
 def assert_towers_kept(outcome: Tensors, family: str, layout: str) -> None:
-    decoder, head = ON_DISK[family, layout]
     base = tensors(checkpoint(family, layout))
-    towers = {n for n in base if not n.startswith(decoder) and not (head and n.startswith(head))}
-    if decoder == "model.":  # this layout tells a tower by its own first word
-        towers = {n for n in base if n.startswith(("visual.", "audio_tower."))}
+    towers = {n for n in base if name_in_twin(family, layout, n) is None}
     assert towers
     assert_same_bytes({n: outcome[n] for n in towers}, {n: base[n] for n in towers})
 
@@ -106,7 +120,7 @@ def test_into_the_multimodal_model(family: str, layout: str) -> None:
     outcome = merge(task_arithmetic(checkpoint(family, layout), [llm]))
     assert outcome.tensors.keys() == tensors(checkpoint(family, layout)).keys()
     before, expert = decoder_of(family, layout, checkpoint(family, layout)), tensors(llm)
-    assert_close(decoder_of(family, layout, outcome.out), sum_of_deltas(before, [expert]))
+    assert_close(decoder_of(family, layout, outcome.out), sum_of_deltas(before, [as_long(expert, before)]))
     assert_towers_kept(outcome.tensors, family, layout)
 
 
@@ -169,6 +183,54 @@ def test_a_tied_head_stands_for_itself() -> None:
     assert_close(decoder_of("llava_qwen2", "hub", outcome.out), sum_of_deltas(before, [expert]))
 
 
+# ------------------------------------------------------------------------- layers that the text LLM does not have
+
+
+def test_between_layers_of_cross_attention() -> None:
+    """At weight one it speaks like the LLM with the base's embeddings, whose image token the LLM does not know."""
+    llm = text_llm("mllama")
+    outcome = merge(task_arithmetic(checkpoint("mllama"), [llm], weight=1.0))
+    assert "Layers 1, 3 of" in outcome.said
+    merged, alone = load(outcome.out, "MllamaForConditionalGeneration"), load(llm, "LlamaForCausalLM")
+    alone.model.embed_tokens.weight.data = tensors(outcome.out)["language_model.model.embed_tokens.weight"]
+    prompt = zoo.prompt(20, 30, 40)
+    assert torch.allclose(logits(merged, prompt), logits(alone, prompt), atol=1e-4)
+    image = {
+        "pixel_values": torch.rand(1, 1, 4, 3, 28, 28),
+        "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
+        "aspect_ratio_mask": torch.ones(1, 1, 4, dtype=torch.long),
+        "cross_attention_mask": torch.ones(1, prompt["input_ids"].shape[1], 1, 4),
+    }
+    seen = logits(merged, {**prompt, **image})
+    assert torch.isfinite(seen).all()
+    assert not torch.allclose(seen, logits(merged, prompt))
+
+
+def test_a_multimodal_expert_moves_them_and_gradients_count_them() -> None:
+    """The weight of the text LLM grows over all four layers of the base; layers 1 and 3 have one expert."""
+    base, seeing, llm = checkpoint("mllama"), checkpoint("mllama", "plain", "expert_0"), text_llm("mllama")
+    config = task_arithmetic(base, [llm, seeing])
+    config["models"][0]["parameters"] = {"weight": [0.0, 1.0]}
+    got, start, moved, spoken = merge(config).tensors, tensors(base), tensors(seeing), tensors(llm)
+    for layer in range(4):
+        name = f"language_model.model.layers.{layer}.mlp.up_proj.weight"
+        expected = start[name] + WEIGHT * (moved[name] - start[name])
+        if twin := IN_TWIN["mllama"].get(str(layer)):
+            expected += layer / 3 * (spoken[f"model.layers.{twin}.mlp.up_proj.weight"] - start[name])
+        assert_close({name: got[name]}, {name: expected})
+
+
+def test_a_decoder_of_its_own_kind_has_them_too() -> None:
+    """The text half of Mllama, saved by itself: all that it has is merged."""
+    torch.manual_seed(1)
+    half = transformers.MllamaForCausalLM(zoo.mllama().text_config)
+    llm, base = save_model(half), checkpoint("mllama")
+    start, expert = tensors(base), tensors(llm)
+    prefix = "language_model."
+    whole = {n: expert[n.removeprefix(prefix)] if n.startswith(prefix) else value for n, value in start.items()}
+    assert_close(merge(task_arithmetic(base, [llm])).tensors, sum_of_deltas(start, [whole]))
+
+
 # ------------------------------------------------------------------------------------------------- vocabulary
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
@@ -218,6 +280,14 @@ def test_a_union_of_vocabularies() -> None:
     assert_close(shared, sum_of_deltas(decoder_of("llava", "plain", checkpoint("llava")), [expert]))
 
 
+@pytest.mark.parametrize("flags", [(), ("--unsafe-truncate-embeddings",)])
+def test_a_head_without_the_image_token(flags: tuple[str, ...]) -> None:
+    """Embeddings and head of Mllama differ in length, and so could not follow one new vocabulary."""
+    section: dict[str, Any] = {} if flags else {"tokenizer": {"source": "base"}}
+    base = checkpoint("mllama")
+    refused(task_arithmetic(base, [text_llm("mllama")], **section), str(base), "different lengths", flags=flags)
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 
@@ -235,9 +305,10 @@ def test_a_wider_backbone(family: str, layout: str) -> None:
         assert part in error
 
 
-def test_a_deeper_backbone() -> None:
-    llm = text_llm("llava", num_hidden_layers=3)
-    error = error_of(task_arithmetic(checkpoint("llava"), [llm]))
+@pytest.mark.parametrize("family", ["llava", "mllama"])
+def test_a_deeper_backbone(family: str) -> None:
+    llm = text_llm(family, num_hidden_layers=3)
+    error = error_of(task_arithmetic(checkpoint(family), [llm]))
     assert str(llm) in error
     assert "layers.2." in error
 
@@ -271,13 +342,22 @@ def test_equal_shapes_that_compute_otherwise() -> None:
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [("llava", "plain"), ("llava", "hub"), ("llava", "memory"), ("qwen2_vl", "plain"), ("internvl", "plain")],
+    [
+        ("llava", "plain"),
+        ("llava", "hub"),
+        ("llava", "memory"),
+        ("qwen2_vl", "plain"),
+        ("internvl", "plain"),
+        ("mllama", "plain"),
+        ("mllama", "memory"),
+    ],
 )
 def test_a_multimodal_expert_into_a_text_llm(family: str, layout: str) -> None:
     base = text_llm(family, layout)
     expert = checkpoint(family, layout, "expert_0")
     outcome = merge(task_arithmetic(base, [expert]))
-    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [decoder_of(family, layout, expert)]))
+    start = tensors(base)
+    assert_close(outcome.tensors, sum_of_deltas(start, [as_long(decoder_of(family, layout, expert), start)]))
     load(outcome.out, TWINS[family][0])
     assert "not used" in outcome.said or "language model" in outcome.said
 

@@ -16,6 +16,8 @@ from mergekit_mm.architecture.names import Group, group_names
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
 
+CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -68,6 +70,12 @@ class Checkpoint:
         return self.skeleton is not None and embeddings in self.skeleton.aliases.values()
 
     @property
+    def heads_all_tokens(self) -> bool:
+        """Whether the output head has a row for each one of the embeddings; Mllama's has none for its image token."""
+        names = [self.backbone.get(n) for n in ("embed_tokens.weight", "lm_head.weight")]
+        return len({self.tensors[name].shape[0] for name in names if name}) < 2
+
+    @property
     def is_multimodal(self) -> bool:
         return any(info.role in TOWERS or info.role is Role.PROJECTOR for info in self.tensors.values())
 
@@ -76,7 +84,8 @@ class Checkpoint:
         """The language model in names that do not depend on what surrounds it: neutral name -> name in memory.
 
         The text-only twin of a multimodal model's decoder gives the same neutral names:
-        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`.
+        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. Layers that attend to media alone are
+        not counted, as the twin has none: `cross_attention.3.mlp.up_proj.weight`, with their own number.
         """
         names = [n for n, info in self.tensors.items() if info.role in LANGUAGE_ROLES and n not in self.unknown]
         stack = layer_stack(names)
@@ -88,7 +97,23 @@ class Checkpoint:
             else:
                 neutral = name.removeprefix(parent)
             result[neutral] = name
-        return result
+        return _numbered_as_in_twin(result)
+
+
+def _numbered_as_in_twin(backbone: Mapping[str, str]) -> dict[str, str]:
+    attending = {
+        kind: {int(found[1]) for name in backbone if (found := re.match(rf"layers\.(\d+)\.{kind}_att", name))}
+        for kind in ("self", "cross")
+    }
+    only_cross = attending["cross"] - attending["self"]
+
+    def renumbered(layer: re.Match[str]) -> str:
+        index = int(layer[1])
+        if index in only_cross:
+            return f"{CROSS_ATTENTION}{index}"
+        return f"layers.{index - sum(before < index for before in only_cross)}"
+
+    return {re.sub(r"^layers\.(\d+)", renumbered, neutral): name for neutral, name in backbone.items()}
 
 
 def layer_stack(names: list[str]) -> str:

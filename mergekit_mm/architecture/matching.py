@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.checkpoint import CROSS_ATTENTION, Checkpoint
 from mergekit_mm.architecture.listing import indented, some
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES
 
@@ -63,20 +63,27 @@ class Match:
         """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
         base, other = self.base.backbone, self.other.backbone
         heads = {n for n in (*base, *other) if self._is_vocabulary(base.get(n), other.get(n))}
+        extra = {n for n in base.keys() ^ other.keys() if n.startswith(CROSS_ATTENTION)}
         found = {base[n]: other[n] for n in base if n in other}
         for n in heads & base.keys() - other.keys():
             if n == "lm_head.weight" and self.other.ties_head:
                 found[base[n]] = other["embed_tokens.weight"]  # not on disk, but there
         self._problem(
             "has no counterpart for {} tensors of the language model of {base}",
-            [base[n] for n in base if n not in heads | other.keys()],
+            [base[n] for n in base if n not in heads | extra | other.keys()],
         )
         self._problem(
             "has {} tensors in its language model that nothing would consume",
-            [other[n] for n in other if n not in heads | base.keys()],
+            [other[n] for n in other if n not in heads | extra | base.keys()],
         )
         unused = [n for n, info in self.other.tensors.items() if info.role not in LANGUAGE_ROLES]
         unused += [other[n] for n in heads & other.keys() - base.keys()]
+        for one, fate in ((self.base, "come from the multimodal inputs"), (self.other, "are not used")):
+            if layers := sorted({int(n.split(".")[1]) for n in extra & one.backbone.keys()}):
+                self.notes.append(
+                    f"Layers {', '.join(map(str, layers))} of {one.name} attend to media alone: they {fate}, and its "
+                    "others are matched in their order."
+                )
         if unused and not self.composing:
             self.notes.append(f"Only the language model of {self.other.name} is merged; not used: {some(unused)}.")
         if not self.problems and not self.composing:
@@ -101,9 +108,11 @@ class Match:
             if ours.shape == theirs.shape or (rows_only and not self.keeps_vocabulary):
                 fitting[name] = own
             elif rows_only:
+                mergeable = self.base.heads_all_tokens and self.other.heads_all_tokens
                 self.notes.append(
                     f"{name} stays at the base: {self.base.name} has {ours.shape[0]} rows, {self.other.name} "
-                    f"{theirs.shape[0]}. A `tokenizer:` section in the config merges vocabularies."
+                    f"{theirs.shape[0]}."
+                    + (" A `tokenizer:` section in the config merges vocabularies." if mergeable else "")
                 )
             else:
                 wrong.append(f"{name}: {theirs.shape}, not {ours.shape}")

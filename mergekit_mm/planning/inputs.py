@@ -99,6 +99,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         forbidding, known = told_apart(base, checkpoint)
         problems += match.problems + forbidding
         notes += match.notes + known
+        if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
+            problems.append(
+                f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
+                "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
+            )
     _refuse(problems)
     assert base is not None
     if base.unknown:
