@@ -194,7 +194,7 @@ def test_a_parameter_that_the_method_needs() -> None:
         ),
         (
             {"models": None, "modules": {"projector": {"models": [{"model": "a"}], "paramters": {}}}},
-            "'paramters' of modules.projector",
+            "'paramters' of modules.projector in the merge config. Did you mean 'parameters'",
         ),
     ],
 )

@@ -33,22 +33,29 @@ def check_keys(source: str) -> None:
         ValueError: naming the key, and what was probably meant.
     """
     config = yaml.safe_load(source)
-    for key in config.keys() - MergeConfiguration.model_fields.keys():
-        if close := difflib.get_close_matches(str(key), MergeConfiguration.model_fields, n=1):
-            raise ValueError(f"Unknown key {key!r} in the merge config. Did you mean {close[0]!r}?")
-    for where, part, known in _parts(config, ""):
-        if unknown := sorted(map(str, part.keys() - known)):
-            raise ValueError(
-                f"Unknown key {unknown[0]!r} of {where} in the merge config: there can be {', '.join(known)}. "
-                f"Write `parameters: {{{unknown[0]}: ...}}` if it is a parameter."
-            )
+    for key in _unknown(config, MergeConfiguration):
+        if meant := _meant(key, MergeConfiguration):
+            raise ValueError(f"Unknown key {key!r} in the merge config.{meant}")
+    for where, part, kind in _parts(config, ""):
+        for key in _unknown(part, kind):
+            meant = _meant(key, kind) or f" Write `parameters: {{{key}: ...}}` if it is a parameter."
+            raise ValueError(f"Unknown key {key!r} of {where} in the merge config.{meant}")
 
 
-def _parts(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-    """Every part at any depth: how to name it, the part, and the keys that mergekit reads in it."""
+def _unknown(part: dict[str, Any], kind: type[BaseModel]) -> list[str]:
+    return sorted(map(str, part.keys() - kind.model_fields.keys()))
+
+
+def _meant(key: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(key, kind.model_fields, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _parts(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], type[BaseModel]]]:
+    """Every part at any depth: how to name it, the part, and what mergekit reads in it."""
     for key, kind in _PARTS.items():
         held = node.get(key) or ()
         for name, part in held.items() if isinstance(held, dict) else enumerate(held):
             here = f"{path}{key}.{name}"
-            yield (f"input {part['model']}" if "model" in part else here), part, list(kind.model_fields)
+            yield (f"input {part['model']}" if "model" in part else here), part, kind
             yield from _parts(part, f"{here}.")
