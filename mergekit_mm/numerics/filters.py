@@ -83,7 +83,8 @@ def _bands(values: Tensor, count: int, most: int) -> Iterator[tuple[int, int]]:
     while start < count:
         stop = min(start + most, count)
         if stop < count:
-            stop = max(range(stop - most // 8, stop + 1), key=lambda i: gaps[i - 1])
+            late = stop - most // 8  # as wide a gap as there is from here on, or the last one before
+            stop = max(range(start + 1, stop + 1), key=lambda i: (gaps[i - 1] > touching, min(i, late), gaps[i - 1]))
         while stop < count and gaps[stop - 1] <= touching:
             stop += 1
         yield start, stop
