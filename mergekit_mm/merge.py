@@ -101,7 +101,7 @@ def _run(
             templated = _templated(plan, side_files, options)
         with refusing(CheckpointError, ValueError, OSError, SafetensorError), ExitStack() as directories:
             staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
-            with refusing(RuntimeError):  # mergekit's, for a parameter that the method needs
+            with refusing(RuntimeError):  # mergekit's, as for slices of different lengths
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
             check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
             if not options.quiet:

@@ -247,6 +247,7 @@ def merge(config: Mapping[str, Any], *flags: str, out: Path | None = None) -> Ou
 def refused(config: Mapping[str, Any], *named: str, flags: tuple[str, ...] = ()) -> Outcome:
     """`run`, which has to end in one message naming all of `named`, and leave nothing."""
     outcome = run(config, *flags)
+    assert isinstance(outcome.exception, SystemExit), f"a traceback: {outcome.exception!r}"
     unnamed = [each for each in named if each not in outcome.error]
     assert not unnamed, f"the error does not name {unnamed}: {outcome.error}"
     assert "Traceback" not in outcome.console

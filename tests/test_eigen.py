@@ -7,9 +7,11 @@ import torch
 from deltas import randn
 from torch import Tensor
 
+from mergekit_mm.numerics import filters
 from mergekit_mm.numerics.eigen import Spectrum, eigenpairs_
 
 SIZES = [1, 2, 50, 300]
+KINDS = ["flat", "steep", "low rank", "few values", "one value", "zero", "both signs", "wilkinson"]
 
 
 def spectra(kind: str, size: int) -> Tensor:
@@ -19,6 +21,7 @@ def spectra(kind: str, size: int) -> Tensor:
         "flat": falling**-0.3,
         "steep": 2.0**-falling,
         "low rank": torch.where(falling <= size // 5 + 1, falling, 0.0),
+        "few values": (falling / size * 4.5).ceil(),
         "one value": torch.full((size,), 3.0, dtype=torch.float64),
         "zero": torch.zeros(size, dtype=torch.float64),
         "both signs": falling - size / 2,
@@ -31,7 +34,7 @@ def spectra(kind: str, size: int) -> Tensor:
     return (matrix + matrix.T) / 2
 
 
-@pytest.mark.parametrize("kind", ["flat", "steep", "low rank", "one value", "zero", "both signs", "wilkinson"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("failing", [False, True], ids=["", "stemr fails"])
@@ -54,6 +57,23 @@ def test_any_part_of_the_spectrum(
         assert torch.allclose(matrix @ vectors, vectors * values, rtol=0, atol=rounding * scale)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kept", [1.0, 0.6])
+def test_a_filter_by_bands(kind: str, kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is applied to large matrices: a band that ended within a cluster would count some of it twice."""
+    monkeypatch.setattr(filters, "_BANDS_FROM", 300)
+    matrix, coefficients = spectra(kind, 300), randn(4, 300).double()
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(matrix))
+    count = next(i for i in range(int(kept * 300), 301) if i in (0, 300) or values[i - 1] - values[i] > 1e-9)
+
+    def weights(eigenvalues: Tensor) -> Tensor:
+        return torch.sigmoid(eigenvalues[:count])
+
+    expected = (coefficients @ vectors[:, :count] * weights(values)) @ vectors[:, :count].T
+    filtered = filters.filter_by_eigenvectors(coefficients, matrix, weights)
+    assert torch.allclose(filtered, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [0, *SIZES])
 def test_eigenvectors_take_the_place_of_the_matrix(size: int) -> None:
     matrix = spectra("flat", size) if size else torch.zeros(0, 0, dtype=torch.float64)
@@ -71,6 +91,7 @@ def test_what_is_no_number_is_an_error(dtype: torch.dtype) -> None:
         Spectrum(matrix).pairs(0, 50)
 
 
-def test_a_matrix_that_is_not_contiguous_is_refused() -> None:
-    with pytest.raises(ValueError, match="not contiguous"):
-        Spectrum(torch.eye(8)[::2, ::2])
+@pytest.mark.parametrize("matrix", [torch.eye(8)[::2, ::2], torch.eye(8).half(), torch.eye(8).bfloat16()])
+def test_a_matrix_that_lapack_cannot_take_is_refused(matrix: Tensor) -> None:
+    with pytest.raises(ValueError, match="takes contiguous tensors of one precision"):
+        Spectrum(matrix)

@@ -414,11 +414,26 @@ def test_several_merges_in_one_file() -> None:
     load(out, "LlavaForConditionalGeneration")
 
 
-def test_a_base_without_a_tokenizer_is_told() -> None:
+def without_tokenizer() -> Path:
     base = altered(checkpoint("llava"))
     for pattern in ("tokenizer*", "vocab.*"):
         for file in base.glob(pattern):
             file.unlink()
+    return base
+
+
+@pytest.mark.parametrize("file", ["tekken.json", "spm_char.model"])
+def test_tokenizers_of_other_kinds(file: str) -> None:
+    base = without_tokenizer()
+    (base / file).write_text("{}")
+    outcome = merge(linear(base))
+    assert "no tokenizer" not in outcome.said
+    assert (outcome.out / file).exists()
+    assert not (merge(linear(base), "--no-copy-tokenizer").out / file).exists()
+
+
+def test_a_base_without_a_tokenizer_is_told() -> None:
+    base = without_tokenizer()
     config = {**with_method("optmerge", base, experts("llava"))}
     told = f"{base} has no tokenizer"
     assert told in run(config).console

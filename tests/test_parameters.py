@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +187,15 @@ def test_a_parameter_that_the_method_needs() -> None:
     [
         ({"paramters": {"scaling": 0.3}}, "'paramters' in the merge config. Did you mean 'parameters'"),
         ({"models": [{"model": "a", "weight": 0.3}]}, "'weight' of input a"),
+        ({"models": [{"model": "a", "layer_range": [0, 1]}]}, "'layer_range' of input a"),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}], "scaling": 0.3}]},
+            "'scaling' of slices.0",
+        ),
+        (
+            {"models": None, "modules": {"projector": {"models": [{"model": "a"}], "paramters": {}}}},
+            "'paramters' of modules.projector in the merge config. Did you mean 'parameters'",
+        ),
     ],
 )
 def test_keys_that_mergekit_would_drop(change: dict[str, Any], told: str) -> None:
@@ -215,15 +223,3 @@ def test_directories_without_a_config_and_what_is_in_them() -> None:
     told = check(with_method("optmerge", checkpoint("llava"), [adapter, folder])).output
     assert f"BASE+{adapter}" in told
     assert "Name one of the models in it: base, expert_0" in told
-
-
-def test_models_of_the_hub_are_taken_from_the_cache_without_a_network() -> None:
-    cache = fresh("cache")
-    for tag in ("base", "expert_0"):
-        repository = cache / f"models--someone--{tag}"
-        shutil.copytree(checkpoint("llava", tag=tag), repository / "snapshots" / ("0" * 40))
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0" * 40)
-    config = {"merge_method": "optmerge", "base_model": "someone/base", "models": [{"model": "someone/expert_0"}]}
-    outcome = merge(config, "--transformers-cache", str(cache))
-    assert outcome.tensors.keys() == tensors(checkpoint("llava")).keys()

@@ -20,6 +20,7 @@ from checkpoints import (
     linear,
     load,
     merge,
+    refused,
     run,
     task_arithmetic,
     tensors,
@@ -79,6 +80,14 @@ def test_tokens_without_a_row() -> None:
     tokenizer.save_pretrained(path)
     outcome = merge(linear(path, tokenizer={"source": "base"}))
     assert vocabulary(outcome.out) == vocabulary(checkpoint("llava"))
+
+
+def test_a_tokenizer_that_mergekit_cannot_rebuild() -> None:
+    path = altered(checkpoint("llava"))
+    known = json.loads((path / "tokenizer.json").read_text())
+    words = {**known["model"]["vocab"], "without a row": 9999}
+    edit_json(path / "tokenizer.json", model={"type": "WordLevel", "vocab": words, "unk_token": next(iter(words))})
+    refused(linear(path, tokenizer={"source": "base"}), str(path), "only BPE is currently supported")
 
 
 def test_without_a_base_model_the_first_input_gives_the_tokenizer() -> None:

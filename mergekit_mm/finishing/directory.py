@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_mm.architecture.disk import CheckpointError
-from mergekit_mm.finishing.side_files import PROCESSOR, TOKENIZER
+from mergekit_mm.finishing.side_files import PROCESSOR, TOKENIZER, has_tokenizer
 
 # what a loader would take for a part of the new model; other files are the user's
 _OLD_WEIGHTS = (
@@ -82,8 +82,7 @@ def _replace_contents(out: Path, staging: Path) -> None:
     Its tokenizer and processor stay too where the new one has no tokenizer, which is what --no-copy-tokenizer is for.
     """
     (out / "config.json").unlink(missing_ok=True)
-    has_tokenizer = any(True for pattern in TOKENIZER for _ in staging.glob(pattern))
-    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
+    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer(staging) else ()):
         for old in out.glob(pattern):
             if not old.is_dir():
                 old.unlink()

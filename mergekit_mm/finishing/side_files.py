@@ -17,7 +17,10 @@ _NOT_COPIED = (
     *("optimizer.pt", "scheduler.pt", "rng_state*", "training_args.bin", "trainer_state.json", "*_results.json"),
     *("config.json", "README.md", "mergekit_config.yml", ".*"),
 )
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken")
+TOKENIZER = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*", "*.tiktoken"),
+    *("tekken.json", "spiece.model", "sentencepiece*.model", "spm*.model"),
+)
 PROCESSOR = ("*processor_config.json", "chat_template.*", "generation_config.json")
 # directories that transformers reads beside the files
 _DIRECTORIES = ("additional_chat_templates", "processors")  # the latter are the donors' of an omni model
@@ -39,8 +42,7 @@ def copy_side_files(source: Path, target: Path, with_tokenizer: bool) -> None:
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a checkpoint has any file of a tokenizer, in whatever format."""
-    patterns = ("tokenizer*", "tokenization_*.py", "vocab.*", "*.tiktoken", "spiece.model")
-    return any(fnmatch(path.name, pattern) for path in directory.iterdir() for pattern in patterns)
+    return any(fnmatch(path.name, pattern) for path in directory.iterdir() for pattern in TOKENIZER)
 
 
 def chat_template(directory: Path) -> str | None:

@@ -21,7 +21,8 @@ class BuildVocabulary(BuildTokenizer):
     """
 
     def execute(self, **_kwargs: object) -> TokenizerInfo:
-        """Raises ValueError where the base's config would no longer mean its own image, video or audio tokens."""
+        """Raises ValueError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
+        mean its own image, video or audio tokens."""
         sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
         local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
         rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
@@ -37,6 +38,8 @@ class BuildVocabulary(BuildTokenizer):
                 trust_remote_code=self.trust_remote_code,
                 add_tokens=list(self.add_tokens or ()),
             )
+        except RuntimeError as error:
+            raise ValueError(f"mergekit cannot make the tokenizer that the config asks for: {error}") from error
         finally:
             build.get_vocab_size = original
         known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}

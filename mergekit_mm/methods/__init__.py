@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mergekit_mm.methods.apply import TaskVectorMethod
 
-
 _added: list[TaskVectorMethod] = []
 
 
@@ -38,7 +37,7 @@ def catalogue() -> tuple[TaskVectorMethod, ...]:
 
 
 def is_own_method(name: str) -> bool:
-    """Whether a merge method is of this package."""
+    """Whether a merge method is of this package, or was added to it."""
     return any(method.name == name for method in catalogue())
 
 

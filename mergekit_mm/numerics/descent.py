@@ -35,9 +35,7 @@ Time = Literal["absolute", "relative"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
 _LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
-_LONGEST_IN_ROWS = (
-    32.0  # the same for whole deltas by rows: slope times largest eigenvalue, whose root alone multiplies
-)
+_LONGEST_IN_ROWS = 32.0  # for very wide matrices: slope times largest eigenvalue, whose root alone multiplies rounding
 _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 

@@ -58,16 +58,20 @@ class Spectrum:
         return values.neg_()
 
     def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The eigenvalues from `start` to `stop` in descending order, and their eigenvectors as columns."""
+        """The eigenvalues from `start` to `stop` in descending order, and their eigenvectors as columns.
+
+        Those of two calls are orthogonal to each other only as far as their eigenvalues differ.
+        """
+        size, count = len(self._matrix), stop - start
+        if count == 0:  # LAPACK takes no empty range
+            return self._matrix.new_empty(0), self._matrix.new_empty(size, 0)
         if not self._in_steps:
             values, vectors = self._decomposed
             return values[start:stop], vectors[:, start:stop]
         values, rows = self._of_tridiagonal(start, stop)
-        size, count = len(self._matrix), len(rows)
-        if count:
-            scratch = rows.new_empty(_PANEL * (count + 2 * _PANEL))
-            rotation = (b"L", b"L", b"N", size, count, self._matrix, size, self._reflectors)
-            _run("ormtr", *rotation, rows, size, scratch, len(scratch))
+        scratch = rows.new_empty(_PANEL * (count + 2 * _PANEL))
+        rotation = (b"L", b"L", b"N", size, count, self._matrix, size, self._reflectors)
+        _run("ormtr", *rotation, rows, size, scratch, len(scratch))
         return values.neg(), rows.T
 
     @cached_property

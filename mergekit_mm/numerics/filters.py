@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ _EIGH_COST = 11.0  # full symmetric eigendecomposition / size^3, in flops at the
 _LANCZOS_STEPS = 12  # for a bound
 _DENSE_UP_TO = 256  # below this size all eigenvalues cost as little as one
 _BANDS_FROM = 2048  # size; below, the memory that bands of eigenvectors save is not worth their time
+_TOUCHING = 1e-11  # of the largest eigenvalue: a gap so small leaves eigenvectors found apart 1e-5 off a right angle
 _ROW_BLOCK = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
 
 
@@ -58,17 +59,36 @@ def filter_by_eigenvectors(coefficients: Tensor, matrix: Tensor, weights_of: Quo
     """`coefficients @ V w V^T` for matrix = V Lambda V^T in float64, which is used up.
 
     weights_of maps the eigenvalues, descending, to the w of as many leading ones as count. Of a large matrix V is never
-    there as a whole.
+    there as a whole, unless most of its eigenvalues are one.
     """
     spectrum = Spectrum(matrix)
     weights = weights_of(spectrum.values).to(coefficients.dtype)
-    band = len(matrix) // 4 if len(matrix) >= _BANDS_FROM else max(1, len(matrix))
+    most = len(matrix) // 4 if len(matrix) >= _BANDS_FROM else len(matrix)
     filtered = torch.zeros_like(coefficients)
-    for start in range(0, len(weights), band):
-        stop = min(start + band, len(weights))
+    for start, stop in _bands(spectrum.values, len(weights), most):
         vectors = spectrum.pairs(start, stop)[1].to(coefficients.dtype)
         filtered.addmm_((coefficients @ vectors).mul_(weights[start:stop]), vectors.T)
     return filtered
+
+
+def _bands(values: Tensor, count: int, most: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of `most` eigenvalues or somewhat fewer, to the first `count`. `values` are all, descending.
+
+    Cut at wide gaps, and never within a cluster, which may make a band longer: eigenvectors of close eigenvalues are
+    orthogonal only if they are found together.
+    """
+    gaps = (values[:-1] - values[1:]).tolist()  # the one before i is gaps[i - 1]
+    touching = _TOUCHING * float(values.abs().max()) if count else 0.0
+    start = 0
+    while start < count:
+        stop = min(start + most, count)
+        if stop < count:
+            late = stop - most // 8  # as wide a gap as there is from here on, or the last one before
+            stop = max(range(start + 1, stop + 1), key=lambda i: (gaps[i - 1] > touching, min(i, late), gaps[i - 1]))
+        while stop < count and gaps[stop - 1] <= touching:
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 def _tolerance(dtype: torch.dtype) -> float:

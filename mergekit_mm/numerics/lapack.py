@@ -12,27 +12,34 @@ from functools import cache
 import torch
 from torch import Tensor
 
+_PRECISIONS = {torch.float32: ("s", ctypes.c_float), torch.float64: ("d", ctypes.c_double)}
+
 
 def call(routine: str, *arguments: bytes | int | float | Tensor) -> int:
     """Run `routine`, such as "sytrd", in the precision of its tensors; its `info` is returned, 0 where all is well.
 
-    bytes are LAPACK's option letters, tensors are contiguous and on the CPU. A matrix is in Fortran's order: a tensor's
-    rows are LAPACK's columns. A number is passed as a copy, so what a routine returns needs a tensor.
+    bytes are LAPACK's option letters. Tensors are contiguous and on the CPU, of int32 or all of float32 or float64.
+    A matrix is in Fortran's order: a tensor's rows are LAPACK's columns. A number is passed as a copy, so what a
+    routine returns needs a tensor.
     """
-    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
-    real = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    for tensor in tensors:  # through a pointer it would read and write whatever is there
+        fits = tensor.dtype in (dtype, torch.int32) and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if not fits or dtype not in _PRECISIONS:
+            told = f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}, strides {tensor.stride()}"
+            raise ValueError(f"?{routine} takes contiguous tensors of one precision on the CPU, not one of {told}")
+    letter, real = _PRECISIONS[dtype]
     info = ctypes.c_int(0)
 
     def pointer(argument: bytes | int | float | Tensor) -> object:
         if isinstance(argument, Tensor):
-            if not argument.is_contiguous():
-                raise ValueError(f"?{routine}: a tensor of shape {tuple(argument.shape)} is not contiguous")
             return ctypes.c_void_p(argument.data_ptr())
         if isinstance(argument, bytes):
             return ctypes.c_char_p(argument)
         return ctypes.byref(ctypes.c_int(argument) if isinstance(argument, int) else real(argument))
 
-    _function(("d" if dtype == torch.float64 else "s") + routine)(*map(pointer, arguments), ctypes.byref(info))
+    _function(letter + routine)(*map(pointer, arguments), ctypes.byref(info))
     return info.value
 
 

@@ -7,13 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from mergekit.config import InputSliceDefinition, MergeConfiguration
+from mergekit.config import (
+    InputModelDefinition,
+    InputSliceDefinition,
+    MergeConfiguration,
+    OutputModuleDefinition,
+    OutputSliceDefinition,
+)
+from pydantic import BaseModel
 
-_OF_AN_INPUT = set(InputSliceDefinition.model_fields)  # those of a model, and its layers
+_PARTS: dict[str, type[BaseModel]] = {  # what stands under a key, once or several times
+    "models": InputModelDefinition,
+    "slices": OutputSliceDefinition,
+    "sources": InputSliceDefinition,
+    "modules": OutputModuleDefinition,
+}
 
 
 def check_keys(source: str) -> None:
-    """Refuse what looks like a misspelt key at the top of a config, and any unknown one beside `model:`.
+    """Refuse what looks like a misspelt key at the top of a config, and any unknown one of its parts.
 
     Other keys at the top pass: mergekit-multi's `name`, and what YAML's anchors are defined in.
 
@@ -21,21 +33,29 @@ def check_keys(source: str) -> None:
         ValueError: naming the key, and what was probably meant.
     """
     config = yaml.safe_load(source)
-    for key in config.keys() - MergeConfiguration.model_fields.keys():
-        if close := difflib.get_close_matches(str(key), MergeConfiguration.model_fields, n=1):
-            raise ValueError(f"Unknown key {key!r} in the merge config. Did you mean {close[0]!r}?")
-    for entry in _inputs([config.get(part) for part in ("models", "slices", "modules")]):
-        if unknown := sorted(map(str, entry.keys() - _OF_AN_INPUT)):
-            raise ValueError(
-                f"Unknown key {unknown[0]!r} of input {entry['model']} in the merge config: an input has a model and "
-                f"`parameters:`. Write `parameters: {{{unknown[0]}: ...}}` if it is a parameter."
-            )
+    for key in _unknown(config, MergeConfiguration):
+        if meant := _meant(key, MergeConfiguration):
+            raise ValueError(f"Unknown key {key!r} in the merge config.{meant}")
+    for where, part, kind in _parts(config, ""):
+        for key in _unknown(part, kind):
+            meant = _meant(key, kind) or f" Write `parameters: {{{key}: ...}}` if it is a parameter."
+            raise ValueError(f"Unknown key {key!r} of {where} in the merge config.{meant}")
 
 
-def _inputs(node: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping that names a model, at any depth."""
-    if isinstance(node, dict) and "model" in node:
-        yield node
-    elif isinstance(node, (dict, list)):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _inputs(child)
+def _unknown(part: dict[str, Any], kind: type[BaseModel]) -> list[str]:
+    return sorted(map(str, part.keys() - kind.model_fields.keys()))
+
+
+def _meant(key: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(key, kind.model_fields, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _parts(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], type[BaseModel]]]:
+    """Every part at any depth: how to name it, the part, and what mergekit reads in it."""
+    for key, kind in _PARTS.items():
+        held = node.get(key) or ()
+        for name, part in held.items() if isinstance(held, dict) else enumerate(held):
+            here = f"{path}{key}.{name}"
+            yield (f"input {part['model']}" if "model" in part else here), part, kind
+            yield from _parts(part, f"{here}.")
