@@ -81,35 +81,47 @@ class Spectrum:
 
     def _of_tridiagonal(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues of T, ascending, and their eigenvectors as rows (stop - start, n)."""
-        size = len(self._matrix)
-        first, last = (start, stop) if stop - start <= _SUBSET * size else (0, size)
-        found = self._by_representations(first, last) if self._matrix.dtype == torch.float64 else None
-        if found is None:  # in float32 only these are orthonormal enough
-            first, found = 0, self._by_division()
-        values, rows = found
-        if len(rows) > stop - start:
-            rows = rows[start - first : stop - first].clone()  # a view would keep all of them
-        return values[start - first : stop - first], rows
+        size, dtype = len(self._matrix), self._matrix.dtype
+        few = stop - start <= _SUBSET * size
+        if few and dtype == torch.float32:
+            return self._by_bisection(start, stop, dtype)
+        first, last = (start, stop) if few else (0, size)
+        found = self._by_representations(first, last)
+        if found is None:
+            first, found = start, self._by_bisection(start, stop, torch.float64)
+        values, rows = (part[start - first : stop - first] for part in found)
+        if len(rows) < last - first:
+            rows = rows.clone()  # a view would keep all of them
+        return values.to(dtype), rows.to(dtype)
 
     def _by_representations(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """LAPACK's ?stemr: n operations a number. None where it gives up, as on eigenvalues that cluster badly."""
-        matrix, size, count = self._matrix, len(self._matrix), stop - start
-        values, rows, scratch = matrix.new_empty(size), matrix.new_empty(count, size), matrix.new_empty(18 * size)
+        """LAPACK's ?stemr: n operations a number. None where it gives up, as on eigenvalues that cluster badly.
+
+        In float64 for any matrix: in float32 the eigenvectors would be orthogonal to three digits only.
+        """
+        diagonal, beside = self._diagonal.to(torch.float64, copy=True), self._beside.to(torch.float64, copy=True)
+        size, count = len(diagonal), stop - start
+        values, rows, scratch = diagonal.new_empty(size), diagonal.new_empty(count, size), diagonal.new_empty(18 * size)
         found, support, accurate, integers = (torch.ones(n, dtype=torch.int32) for n in (1, 2 * size, 1, 10 * size))
-        wanted = (b"V", b"A" if count == size else b"I", size, self._diagonal.clone(), self._beside.clone())
-        limits = (0.0, 0.0, start + 1, stop)
+        wanted = (b"V", b"A" if count == size else b"I", size, diagonal, beside, 0.0, 0.0, start + 1, stop)
         into = (found, values, rows, size, count, support, accurate)
-        failed = call("stemr", *wanted, *limits, *into, scratch, len(scratch), integers, len(integers))
+        failed = call("stemr", *wanted, *into, scratch, len(scratch), integers, len(integers))
         return None if failed or int(found) != count else (values[:count], rows)
 
-    def _by_division(self) -> tuple[Tensor, Tensor]:
-        """All pairs by LAPACK's ?stedc: up to n^3 operations, in matrix products, and n^2 more numbers of scratch."""
-        matrix, size = self._matrix, len(self._matrix)
-        values, rows, scratch = self._diagonal.clone(), torch.empty_like(matrix), matrix.new_empty((size + 2) ** 2)
-        integers = torch.empty(3 + 5 * size, dtype=torch.int32)
-        tridiagonal = (size, values, self._beside.clone())
-        _run("stedc", b"I", *tridiagonal, rows, size, scratch, len(scratch), integers, len(integers))
-        return values, rows
+    def _by_bisection(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """LAPACK's ?stebz and ?stein: up to n (stop - start) operations a number, and orthonormal in float32 too."""
+        diagonal, beside = self._diagonal.to(dtype), self._beside.to(dtype)
+        size, count = len(diagonal), stop - start
+        values, rows, scratch = diagonal.new_empty(size), diagonal.new_empty(count, size), diagonal.new_empty(5 * size)
+        found, parts, part, ends, integers, failed = (
+            torch.zeros(n, dtype=torch.int32) for n in (1, 1, size, size, 3 * size, size)
+        )
+        wanted = (b"I", b"B", size, 0.0, 0.0, start + 1, stop, 0.0, diagonal, beside)
+        _run("stebz", *wanted, found, parts, values, part, ends, scratch, integers)
+        given = (size, diagonal, beside, count, values, part, ends)
+        _run("stein", *given, rows, size, scratch, integers, failed)
+        order = values[:count].argsort()  # they come part by part, where T falls into several
+        return values[order], rows[order]
 
 
 def _run(routine: str, *arguments: bytes | int | float | Tensor) -> None:
