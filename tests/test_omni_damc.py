@@ -126,7 +126,8 @@ def test_biases_go_with_their_matrices_under_any_policy() -> None:
     eye, ear = map(checkpoint, PAIR)
     got = merge(damc(with_method("optmerge", eye, [ear]))).tensors
     name = "layers.0.self_attn.q_proj"
-    own = {"host": tensors(eye)[f"model.{name}.bias"], "audio": tensors(ear)[f"language_model.model.{name}.bias"]}
+    heard = tensors(checkpoint(PAIR[1], "memory"))[f"model.language_model.{name}.bias"]
+    own = {"host": tensors(eye)[f"model.{name}.bias"], "audio": heard}
     for owner, bias in own.items():
         assert torch.equal(got[f"model.language_model.{name}.media.{owner}.bias"], bias), owner
     assert torch.equal(got[f"model.language_model.{name}.text.bias"], own["host"])
@@ -214,8 +215,9 @@ def adapters() -> tuple[Path, tuple[Path, Path], tuple[Path, Path]]:
     The adapters differ in rank, in targets and in the layers they change.
     """
     base = checkpoint("llava")
-    ours = {name: tensor for name, tensor in tensors(base).items() if name.startswith("language_model.")}
-    ear = altered(checkpoint("qwen2_audio_llama"), lambda found: {**found, **ours})
+    llava = tensors(checkpoint("llava", "memory"))
+    ours = {name: tensor for name, tensor in llava.items() if name.startswith(("model.language_model.", "lm_head."))}
+    ear = altered(checkpoint("qwen2_audio_llama", "memory"), lambda found: {**found, **ours})
     targets = {"r": 3, "target_modules": r".*language_model.*layers\.0.*(k|v|gate|down)_proj"}
     eye, hearing = adapted("llava", 31), adapted("qwen2_audio_llama", 32, path=ear, **targets)
     return base, (plus(base, eye[0]), eye[1]), (plus(ear, hearing[0]), hearing[1])
@@ -281,7 +283,7 @@ def own_adapter() -> Path:
 def test_a_base_that_differs_in_some_layer_is_told() -> None:
     base, eye, hearing = adapters()
     model, adapter = str(hearing[0]).split("+")
-    name = "language_model.model.layers.1.mlp.down_proj.weight"
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
     altered_ear = altered(Path(model), lambda found: {**found, name: found[name] + 1e-3})
     adapter_config = Path(adapter) / "adapter_config.json"
     config = damc(with_method("task_arithmetic", base, [eye[0], plus(altered_ear, Path(adapter))]))

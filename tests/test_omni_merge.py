@@ -95,7 +95,14 @@ MORE_PAIRINGS = [
     ("internvl", "audioflamingo3"),
     ("llava_onevision", "musicflamingo"),
     ("got_ocr2", "qwen2_audio"),
-    ("qwen2_5_omni_thinker", "ovis2"),
+    pytest.param(
+        "qwen2_5_omni_thinker",
+        "ovis2",
+        marks=pytest.mark.skipif(
+            not zoo.THINKER_IN_MEMORY,
+            reason="the thinker of transformers 5.20 embeds media outside its inner model, so it is refused as a host",
+        ),
+    ),
     ("qwen3_vl", "lighton_ocr"),
     ("cohere2_vision", "aya_vision"),
 ]
@@ -138,10 +145,9 @@ def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> No
     assert tower
     for name, tensor in tower.items():
         assert torch.equal(got[f"guests.audio.{name}"], tensor), name
-    ours, theirs = tensors(host), tensors(guest)
-    name = "language_model.model.layers.0.mlp.up_proj.weight"
-    merged = got["model.language_model.layers.0.mlp.up_proj.weight"]
-    assert torch.allclose(merged, (ours[name] + theirs[name]) / 2, atol=1e-6)
+    ours, theirs = (tensors(checkpoint(family, "memory")) for family in ("llava", "qwen2_audio_llama"))
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(got[name], (ours[name] + theirs[name]) / 2, atol=1e-6)
     card = yaml.safe_load((outcome.out / "README.md").read_text().split("---")[1])
     assert (card["library_name"], card["pipeline_tag"]) == ("transformers", "any-to-any")
 
@@ -238,16 +244,16 @@ def test_it_keeps_its_row_where_its_donor_takes_no_part() -> None:
 def test_marks_around_media_have_the_embeddings_of_who_was_trained_on_them() -> None:
     """An LLM's reserved tokens, which a donor's config names: Qwen2-VL's `vision_start_token_id`."""
     seeing, hearing = checkpoint("qwen2_vl"), checkpoint("qwen2_audio")
-    rows = {family: tensors(path) for family, path in (("eye", seeing), ("ear", hearing))}
     marks, others = [zoo.V_START, zoo.V_END], [zoo.A_START, 20]
-    eye, ear = rows["eye"]["model.embed_tokens.weight"], rows["ear"]["language_model.model.embed_tokens.weight"]
+    name = "model.language_model.embed_tokens.weight"
+    eye, ear = (tensors(checkpoint(family, "memory"))[name] for family in ("qwen2_vl", "qwen2_audio"))
     for config, expected in (
         (with_method("optmerge", hearing, [seeing]), ear),
         (linear(hearing, seeing), (eye + ear) / 2),
     ):
         outcome = merge(config)
         assert f"The embeddings of <v>, </v>, which stand around media, are those of {seeing}." in outcome.said
-        got = outcome.tensors["model.language_model.embed_tokens.weight"]
+        got = outcome.tensors[name]
         assert torch.equal(got[marks], eye[marks])
         assert torch.allclose(got[others], expected[others], atol=1e-6)
 

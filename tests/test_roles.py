@@ -32,7 +32,6 @@ QWEN_DEEPSTACK = QWEN | {"model.visual.deepstack_merger_list": P}
 GLM = QWEN | {"model.visual.downsample": P}
 IDEFICS = {"model.text_model": L, "lm_head": L, "model.vision_model": V, "model.connector": P}
 AUDIO = {"model.language_model": L, "lm_head": L, "model.audio_tower": A, "model.multi_modal_projector": P}
-THINKER = QWEN | {"model.audio_tower": A}
 GEMMA_N = {k: v for k, v in LLAVA.items() if v != P} | {
     "model.audio_tower": A,
     "model.embed_vision": P,
@@ -40,6 +39,18 @@ GEMMA_N = {k: v for k, v in LLAVA.items() if v != P} | {
 }
 BLIP = {"language_model": L, "vision_model": V, "qformer": P, "query_tokens": P, "language_projection": P}
 JANUS = {"model.language_model": L, "lm_head": L, "model.vision_model": V, "model.aligner": P}
+
+
+def thinker(prefix: str, *connectors: str) -> dict[str, object]:
+    """Of a Qwen-Omni model: its parts are side by side in transformers 5.20, and within `model` in 5.23."""
+    language = ("model.embed_tokens", "model.layers", "model.norm", "model.language_model", "lm_head")
+    parts = {"visual": V, "audio_tower": A, **dict.fromkeys(connectors, P)}
+    lines = dict.fromkeys(language, L) | parts | {f"model.{part}": role for part, role in parts.items()}
+    return {prefix + path: role for path, role in lines.items()}
+
+
+QWEN2_5_OMNI = ("visual.merger", "audio_tower.proj")
+QWEN3_OMNI = ("visual.merger", "visual.merger_list", "audio_tower.proj1", "audio_tower.proj2")
 
 EXPECTED: dict[str, dict[str, object]] = {
     **dict.fromkeys(
@@ -89,31 +100,10 @@ EXPECTED: dict[str, dict[str, object]] = {
         "vision_model.vision_adapter": P,
         "multi_modal_projector": P,
     },
-    "qwen2_5_omni_thinker": THINKER | {"model.audio_tower.proj": P},
-    "qwen3_omni_moe_thinker": THINKER
-    | {"model.visual.merger_list": P, "model.audio_tower.proj1": P, "model.audio_tower.proj2": P},
-    "qwen2_5_omni": {
-        "thinker.model.language_model": L,
-        "thinker.lm_head": L,
-        "thinker.model.visual": V,
-        "thinker.model.visual.merger": P,
-        "thinker.model.audio_tower": A,
-        "thinker.model.audio_tower.proj": P,
-        "talker": OTHER,
-        "token2wav": OTHER,
-    },
-    "qwen3_omni_moe": {
-        "thinker.model.language_model": L,
-        "thinker.lm_head": L,
-        "thinker.model.visual": V,
-        "thinker.model.visual.merger": P,
-        "thinker.model.visual.merger_list": P,
-        "thinker.model.audio_tower": A,
-        "thinker.model.audio_tower.proj1": P,
-        "thinker.model.audio_tower.proj2": P,
-        "talker": OTHER,
-        "code2wav": OTHER,
-    },
+    "qwen2_5_omni_thinker": thinker("", *QWEN2_5_OMNI),
+    "qwen2_5_omni": thinker("thinker.", *QWEN2_5_OMNI) | {"talker": OTHER, "token2wav": OTHER},
+    "qwen3_omni_moe_thinker": thinker("", *QWEN3_OMNI),
+    "qwen3_omni_moe": thinker("thinker.", *QWEN3_OMNI) | {"talker": OTHER, "code2wav": OTHER},
     "video_llama_3": {"model.language_model": L, "lm_head": L, "model.vision_model": V, "model.projector": P},
     "paddleocr_vl": {"model.language_model": L, "lm_head": L, "model.visual": V, "model.projector": P},
     "kimi_k25": {"model.language_model": L, "lm_head": L, "model.vision_tower": V, "model.mm_projector": P},

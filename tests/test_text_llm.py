@@ -59,7 +59,7 @@ ON_DISK: dict[tuple[str, str], tuple[str, str]] = {
     ("gemma3", "hub"): ("language_model.model.", ""),
     ("mistral3", "plain"): ("language_model.model.", "language_model.lm_head."),
     ("smolvlm", "plain"): ("model.text_model.", ""),
-    ("voxtral", "plain"): ("language_model.model.", "language_model.lm_head."),
+    ("voxtral", "memory"): ("model.language_model.", "lm_head."),
     ("qwen2_5_omni_thinker", "hub"): ("thinker.model.", "thinker.lm_head."),
     ("mllama", "plain"): ("language_model.model.", "language_model.lm_head."),
     ("mllama", "memory"): ("model.language_model.", "lm_head."),

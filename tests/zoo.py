@@ -366,7 +366,7 @@ def llava_next_video() -> Any:
 @family("VipLlavaForConditionalGeneration", "plain hub memory", media=lambda: image(4))
 def vipllava() -> Any:
     return t.VipLlavaConfig(
-        text_config=text("llama"), vision_config=clip(), image_token_index=IMAGE, vision_feature_layer=[-1, -2]
+        text_config=text("llama"), vision_config=clip(), image_token_index=IMAGE, vision_feature_layers=[-1, -2]
     )
 
 
@@ -626,11 +626,12 @@ def idefics3() -> Any:
     )
 
 
-@family("SmolVLMForConditionalGeneration", media=lambda: image(4, 1, 1, 3, 56, 56))
+@family("SmolVLMForConditionalGeneration", media=lambda: image(4, 1, 1, 3, 16, 16))
 def smolvlm() -> Any:
+    """Its tokens are a multiple of `patch_size`, without need: transformers 5.20 takes no other number of them."""
     return t.SmolVLMConfig(
         text_config=text("llama", tie_word_embeddings=True),
-        vision_config=vit(image_size=56),
+        vision_config=vit(image_size=16, patch_size=4),
         scale_factor=2,
         image_token_id=IMAGE,
         tie_word_embeddings=True,
@@ -770,12 +771,21 @@ def omni_thinker() -> Config:
     }
 
 
-@family("Qwen2_5OmniThinkerForConditionalGeneration", "plain hub memory", published_prefix="thinker.", media=qwen_image)
+# In transformers 5.20 the names of a thinker in memory are those on disk: it has no model apart from its head.
+THINKER_IN_MEMORY = " memory" if hasattr(t, "Qwen2_5OmniThinkerModel") else ""
+
+
+@family(
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+    "plain hub" + THINKER_IN_MEMORY,
+    published_prefix="thinker.",
+    media=qwen_image,
+)
 def qwen2_5_omni_thinker() -> Any:
     return t.Qwen2_5OmniThinkerConfig(**omni_thinker())
 
 
-@family("Qwen2_5OmniForConditionalGeneration", "plain memory")
+@family("Qwen2_5OmniForConditionalGeneration", "plain" + THINKER_IN_MEMORY)
 def qwen2_5_omni() -> Any:
     """The whole thing: thinker, talker, and the vocoder token2wav."""
     return t.Qwen2_5OmniConfig(

@@ -52,9 +52,11 @@ _CONFIG_KEYS: tuple[tuple[str, Role], ...] = (
 )
 
 # Connectors that are built inside a tower, from the tower's own config: no API tells them apart, but families name
-# them alike. Matched against names relative to the tower, so a `downsample` deeper inside is an ordinary stage.
+# them alike. Matched against the tower's role and the name relative to it: a `downsample` deeper inside, or in a codec
+# of sounds, is an ordinary stage.
 _CONNECTOR_IN_TOWER = re.compile(
-    r"((\w+_)?merger(_list)?|connector|multi_modal_projector|vision_adapter|downsample(r\d?)?|proj\d?)\."
+    r"(\w+_tower\.((\w+_)?merger(_list)?|connector|multi_modal_projector|vision_adapter|proj\d?)"
+    r"|vision_tower\.downsample(r\d?)?)\."
 )
 # A model without a text_config is itself the decoder, with all that lies loose in it, but for what is named as a tower
 # or a connector, and these.
@@ -113,7 +115,7 @@ def _role_of_key(path: str, media: str | tuple[str, ...]) -> Role | None:
 def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -> Role:
     owner = next((prefix for prefix in _ancestors(name) if built.get(prefix) is not None), "")
     role = built[owner] or Role.PROJECTOR
-    if role in TOWERS and _CONNECTOR_IN_TOWER.match(name[len(owner) + 1 :]):
+    if role in TOWERS and _CONNECTOR_IN_TOWER.match(f"{role.value}.{name[len(owner) + 1 :]}"):
         return Role.PROJECTOR
     if role is Role.VISION_TOWER and "video" in re.sub(r"^guests\.\w+\.", "", owner):
         return Role.VIDEO_TOWER  # twin towers that share one vision_config

@@ -209,7 +209,10 @@ def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
 
 def placeholder(modality: str, donor: Checkpoint) -> int | None:
     """The id of the donor's placeholder token of a modality; None if it does not take it."""
-    if donor.skeleton is None or modality not in (donor.skeleton.model.input_modalities or MODALITIES):
+    if donor.skeleton is None:
+        return None
+    declared = donor.skeleton.model.input_modalities  # just "text": nothing, as PaddleOCR-VL in transformers 5.20
+    if declared != "text" and modality not in declared:
         return None
     config = donor.skeleton.model.config
     found = (getattr(config, f"{modality}_token_{end}", None) for end in ("id", "index"))
