@@ -82,8 +82,10 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
     def solve(deltas: Sequence[TaskVector]) -> Tensor | None:
         space = RowSpace.of(deltas, start_share(init, len(deltas)))
         if space is not None:
-            slope, products = space.problem(torch.float64, target=lambda own: own)
-            return space.combined(filter_by_eigenvectors(slope, products, keep))
+            in_rows = space.problem(torch.float64, target=lambda own: own)
+            step = filter_by_eigenvectors(*in_rows, keep)
+            del in_rows  # as large as all inputs
+            return space.combined(step)
         interference = Interference.measure(deltas, init)
         if interference is None:
             return None
