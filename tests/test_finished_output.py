@@ -17,6 +17,7 @@ from checkpoints import (
     Outcome,
     altered,
     assert_close,
+    assert_nothing_left,
     assert_same_bytes,
     checkpoint,
     experts,
@@ -338,13 +339,19 @@ def test_a_failing_merge_does_no_harm_to_an_earlier_one() -> None:
     "mistake",
     [
         {"merge_method": "no_such_method"},
-        {"models": None},
         {"base_model": "/nowhere/to/be/found"},
         {"chat_template": "nonsense"},
     ],
 )
 def test_mistakes_in_the_config_leave_nothing(mistake: dict[str, Any]) -> None:
     refused({**task_arithmetic(checkpoint("llava"), experts("llava")), **mistake})
+
+
+def test_a_config_without_models_leaves_nothing() -> None:
+    """mergekit itself ends it, with a traceback, while it reads the config."""
+    outcome = run({**task_arithmetic(checkpoint("llava"), experts("llava")), "models": None})
+    assert "'models'" in outcome.error
+    assert_nothing_left(outcome)
 
 
 # -------------------------------------------------------------------------------------------------- options
