@@ -156,8 +156,8 @@ def inspect(model: str) -> None:
 
     from mergekit_mm.architecture.checkpoint import open_checkpoint
     from mergekit_mm.architecture.describe import describe
-    from mergekit_mm.architecture.disk import CheckpointError
     from mergekit_mm.architecture.hub import locate
+    from mergekit_mm.errors import MergeError
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
 
     reference, options = ModelReference.parse(model), MergeOptions()
@@ -167,7 +167,7 @@ def inspect(model: str) -> None:
         if reference.lora:
             adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
             lines += describe_adapter(adaptation, checkpoint)
-    except CheckpointError as error:
+    except MergeError as error:
         raise click.ClickException(str(error)) from error
     for line in lines:
         click.echo(line)

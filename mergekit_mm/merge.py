@@ -21,8 +21,9 @@ from mergekit.tokenizer import TokenizerInfo
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_headers
+from mergekit_mm.architecture.disk import DiskTensor, read_headers
 from mergekit_mm.architecture.hub import locate
+from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
@@ -91,7 +92,7 @@ def _run(
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
     with ExitStack() as inputs:
-        with refusing(CheckpointError, ValueError, RuntimeError, OSError):
+        with refusing(MergeError, ValueError, RuntimeError, OSError):
             require_device(options)
             plan = inputs.enter_context(plan_merge(config, options, None not in outputs, config_source))
             side_files = _side_files_source(plan, options)
@@ -99,7 +100,7 @@ def _run(
             for out in outputs.values():
                 check_output(out, [*plan.inputs.directories, side_files, *tokenizer_directory(tokenizer)])
             templated = _templated(plan, side_files, options)
-        with refusing(CheckpointError, ValueError, OSError, SafetensorError), ExitStack() as directories:
+        with refusing(MergeError, ValueError, OSError, SafetensorError), ExitStack() as directories:
             staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, as for slices of different lengths
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
@@ -119,14 +120,14 @@ def _run(
 
 
 def require_device(options: MergeOptions) -> None:
-    """ValueError where the options ask for a device that is not there."""
+    """MergeError where the options ask for a device that is not there."""
     if options.multi_gpu and not torch.cuda.device_count():
-        raise ValueError("--multi-gpu: torch finds no GPU here. Leave it out to merge on the CPU.")
+        raise MergeError("--multi-gpu: torch finds no GPU here. Leave it out to merge on the CPU.")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without it
         told = str(error).splitlines()[0]
-        raise ValueError(f"The device {options.device} cannot be used ({told}); the default is cpu.") from error
+        raise MergeError(f"The device {options.device} cannot be used ({told}); the default is cpu.") from error
 
 
 def _recipe(source: str, scale: float | None) -> str:
@@ -142,7 +143,7 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
         MergeRefused: the merge would be refused.
     """
     with (
-        refusing(CheckpointError, ValueError, RuntimeError, OSError),
+        refusing(MergeError, ValueError, RuntimeError, OSError),
         plan_merge(config, options, source=config_source) as plan,
     ):
         _templated(plan, _side_files_source(plan, options), options)
@@ -174,7 +175,7 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
     config, source = plan.config, plan.inputs.base_checkpoint.directory
     wanted = (config.parameters or {}).get(SIDE_FILES, "base")
     if not isinstance(wanted, str):
-        raise ValueError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
+        raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
     if wanted != "base":
         source = locate(ModelReference.parse(wanted).model, options)
     makes_one = config.tokenizer or config.tokenizer_source or plan.inputs.composition

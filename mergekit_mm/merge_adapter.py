@@ -14,8 +14,8 @@ from mergekit.graph import Executor, Task
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.listing import indented
+from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.lora.write import write_adapter
@@ -55,7 +55,7 @@ def merge_to_adapter(
     out = Path(out_path)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    with refusing(CheckpointError, ValueError, RuntimeError, OSError):
+    with refusing(MergeError, ValueError, RuntimeError, OSError):
         require_device(options)
         with plan_merge(config, options, source=config_source) as plan:
             check_output(out, plan.inputs.directories)
@@ -68,7 +68,7 @@ def merge_to_adapter(
                 factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
                 if not factors:
                     known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
-                    raise CheckpointError(
+                    raise MergeError(
                         f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
                     )
                 name = str(plan.inputs.base.model.path)
@@ -90,7 +90,7 @@ def _factorised(
     """(module path, factors) of everything that changes, in `modules` alone; only factors are kept.
 
     Raises:
-        CheckpointError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
+        MergeError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
     """
     fit = {name: path for name in tasks if (path := name.removesuffix(".weight")) in modules}
     others = {name: task for name, task in tasks.items() if name not in fit}
@@ -99,14 +99,14 @@ def _factorised(
     if unfit:
         roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
         policies = ", ".join(f"{role}: base" for role in sorted(roles))
-        raise CheckpointError(
+        raise MergeError(
             f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
             f"adapter can hold:{indented(unfit, '  ')}\n"
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
     for name, delta in _run({name: tasks[name] for name in fit}, options):
         if delta.right is None and rank is None and delta.dense(torch.float32).any():
-            raise CheckpointError(
+            raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
         if (found := factorise(delta, rank)) is not None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor, read_config, read_headers
+from mergekit_mm.architecture.disk import DiskTensor, read_config, read_headers
 from mergekit_mm.architecture.names import Group, group_names
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
+from mergekit_mm.errors import MergeError
 
 CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
 
@@ -129,13 +130,13 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
     """Take the inventory of a checkpoint directory.
 
     Raises:
-        CheckpointError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
+        MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
             tensor under two names.
     """
     config = read_config(directory)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "unknown")
-        raise CheckpointError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
+        raise MergeError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
     disk = read_headers(directory)
     skeleton = skeleton_of(config)
     if skeleton is None:
@@ -164,14 +165,14 @@ def _inventory(
             if expected is not None and expected.shape != tensor.shape:
                 wrong.append(f"{', '.join(group.disk[:2])}: {tuple(tensor.shape)}, not {tuple(expected.shape)}")
             if (other := makers.setdefault(memory, group)) is not group:
-                raise CheckpointError(
+                raise MergeError(
                     f"{name} holds {other.disk[0]} and {group.disk[0]}, which are both {memory} once the model is "
                     "loaded: remove what is out of date."
                 )
             convolution = skeleton is not None and memory in skeleton.convolutions
             found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
     if wrong:
-        raise CheckpointError(
+        raise MergeError(
             f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
             + "\n  ".join(wrong[:10])
         )
@@ -187,7 +188,7 @@ def _require_complete(checkpoint: Checkpoint) -> None:
         return
     absent = [n for n in skeleton.tensors if checkpoint.present(n) is None and not skeleton.may_be_absent(n)]
     if absent:
-        raise CheckpointError(
+        raise MergeError(
             f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.config.get('model_type')}), "
             f"which transformers would fill with random values:\n  " + "\n  ".join(absent[:10])
         )

@@ -12,6 +12,8 @@ import torch
 from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import safe_open
 
+from mergekit_mm.errors import MergeError
+
 # the header of a safetensors file names dtypes in its own short form
 _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -41,10 +43,6 @@ class DiskTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint, or a set of them, cannot be merged; the message says what, where and what to do."""
-
-
 def read_config(directory: Path) -> dict[str, Any]:
     """The parsed `config.json` of a checkpoint directory, as it stands on disk."""
     file = directory / "config.json"
@@ -53,18 +51,18 @@ def read_config(directory: Path) -> dict[str, Any]:
         hint = f" Name one of the models in it: {', '.join(below)}." if below else ""
         if (directory / "adapter_config.json").is_file():
             hint = f" It is an adapter: write the model it belongs to before it, as in BASE+{directory}."
-        raise CheckpointError(f"{directory} holds no config.json, so it is not a transformers checkpoint.{hint}")
+        raise MergeError(f"{directory} holds no config.json, so it is not a transformers checkpoint.{hint}")
     return read_json(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The config in a JSON file. CheckpointError: it is damaged."""
+    """The config in a JSON file. MergeError: it is damaged."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+        raise MergeError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no config.")
+        raise MergeError(f"{file} is damaged: it holds no config.")
     return config
 
 
@@ -72,20 +70,20 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
     """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
 
     Raises:
-        CheckpointError: no weights, or two sets of them; a shard named by the index is missing or damaged,
+        MergeError: no weights, or two sets of them; a shard named by the index is missing or damaged,
             or the index and the shards disagree about a tensor, or about where it is.
     """
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
     except Exception as error:
         if any((directory / name).exists() for name in ("model.safetensors", "pytorch_model.bin")):
-            raise CheckpointError(f"The weights in {directory} cannot be read: {error}") from error
-        raise CheckpointError(
+            raise MergeError(f"The weights in {directory} cannot be read: {error}") from error
+        raise MergeError(
             f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards."
         ) from error
     single = "model.safetensors" if index.is_safetensors else "pytorch_model.bin"
     if (directory / single).exists() and {shard.filename for shard in index.shards} != {single}:
-        raise CheckpointError(
+        raise MergeError(
             f"{directory} holds {single} and the shards of an index. transformers loads the former and mergekit the "
             "latter: remove what is out of date."
         )
@@ -93,15 +91,15 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
     for shard in index.shards:
         path = directory / shard.filename
         if not path.is_file():
-            raise CheckpointError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
+            raise MergeError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
         try:
             found += file_headers(path, shard.filename)
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            raise MergeError(f"{path} cannot be read: {error}") from error
     named, present = set(index.tensor_paths.items()), {(tensor.name, tensor.file) for tensor in found}
     if named != present:
         absent, unlisted = sorted(named - present), sorted(present - named)
-        raise CheckpointError(
+        raise MergeError(
             f"The index of {directory} and its shards disagree: "
             f"{len(absent)} tensors are named but absent {absent[:3]}, "
             f"{len(unlisted)} are present but not named {unlisted[:3]}."
@@ -117,11 +115,11 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
                 view = shard.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
                 if dtype is None:
-                    raise CheckpointError(f"tensor {name} has dtype {view.get_dtype()}, which cannot be merged")
+                    raise MergeError(f"tensor {name} has dtype {view.get_dtype()}, which cannot be merged")
                 yield DiskTensor(name, file, tuple(view.get_shape()), dtype)
         return
     state = torch.load(path, map_location="meta", weights_only=True)
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
+            raise MergeError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
         yield DiskTensor(name, file, tuple(tensor.shape), tensor.dtype)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 
 # everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
 _NOT_DOWNLOADED = [
@@ -29,7 +29,7 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
     """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
 
     Raises:
-        CheckpointError: it cannot be found.
+        MergeError: it cannot be found.
     """
     path = Path(model.path).expanduser()
     if path.is_dir():
@@ -40,7 +40,7 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
         no_id = isinstance(error, HFValidationError)  # its advice is for callers of the hub's library
         why = "the id of a model on the hub." if no_id else f"a model that can be fetched from the hub: {error}"
         where = "" if path.is_absolute() else f" Relative paths start in {Path.cwd()}."
-        raise CheckpointError(f"{model} is neither a local directory nor {why}{where}") from error
+        raise MergeError(f"{model} is neither a local directory nor {why}{where}") from error
 
 
 def _fetch(model: ModelPath, cache: str | None) -> Path:

@@ -21,8 +21,9 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.skeleton import Skeleton
+from mergekit_mm.errors import MergeError
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
     Returns the groups and the names on disk that the model has no place for.
 
     Raises:
-        CheckpointError: a conversion cannot be run, or not be undone, on the tensors that are there.
+        MergeError: a conversion cannot be run, or not be undone, on the tensors that are there.
     """
     model = skeleton.model
     renamings, converters = _transforms(model)
@@ -153,12 +154,12 @@ def _converted_group(conversion: Conversion, disk: Mapping[str, DiskTensor]) -> 
         group = Group(names, tuple(memory), conversion)
         back = group.to_disk(memory)
     except Exception as error:
-        raise CheckpointError(
+        raise MergeError(
             f"transformers' conversion of {names[0]} (and {len(names) - 1} more) to {conversion.target} "
             f"cannot be run on these tensors: {type(error).__name__}: {error}"
         ) from error
     if {n: t.shape for n, t in back.items()} != {n: t.shape for n, t in shapes.items()}:
-        raise CheckpointError(
+        raise MergeError(
             f"transformers' conversion of {names[0]} (and {len(names) - 1} more) to {conversion.target} "
             "cannot be undone: the names or shapes that come back differ."
         )

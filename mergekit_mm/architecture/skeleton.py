@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
 )
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.omni import register as register_omni
 from mergekit_mm.omni.configuration import OmniConfig
 
@@ -79,7 +79,7 @@ def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
     its code is not run to learn names that are on disk anyway.
 
     Raises:
-        CheckpointError: transformers knows the model type but cannot build this config.
+        MergeError: transformers knows the model type but cannot build this config.
     """
     model_type = raw_config.get("model_type")
     if model_type == OmniConfig.model_type:
@@ -108,7 +108,7 @@ def _build(config_json: str) -> Skeleton:
         # no_init_weights leaves tied weights apart
         model.tie_weights()
     except Exception as error:
-        raise CheckpointError(
+        raise MergeError(
             f"transformers {transformers.__version__} cannot instantiate the {model_type} model of this config: "
             f"{type(error).__name__}: {error}"
         ) from error
@@ -123,4 +123,4 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
-    raise CheckpointError("config.json names no architecture and transformers has no default one for it")
+    raise MergeError("config.json names no architecture and transformers has no default one for it")

@@ -10,9 +10,9 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.composing.vocabulary import Marker, Vocabulary, unite
+from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
 
 HOST = "host"  # parameter of the whole merge: which model's class runs the language model
@@ -72,7 +72,7 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     """Settle host, guests and the owner of each modality, from the config where it says, else from the models.
 
     Raises:
-        CheckpointError: several donors serve one modality and the config does not choose; a choice that is no donor, or
+        MergeError: several donors serve one modality and the config does not choose; a choice that is no donor, or
             does not serve what it is chosen for; a setting that an omni model has no use for.
     """
     donors = {model: c for model, c in checkpoints.items() if c.is_multimodal}
@@ -80,12 +80,12 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
     named = {m: model for m in MODALITIES if (model := _chosen(CHOICE[m], config, checkpoints)) is not None}
     for modality, model in named.items():
         if model not in donors or placeholder(modality, donors[model]) is None:
-            raise CheckpointError(f"parameter {CHOICE[modality]}: {model} does not take {modality} inputs.")
+            raise MergeError(f"parameter {CHOICE[modality]}: {model} does not take {modality} inputs.")
     host = _host(config, donors, checkpoints, list(named.values()))
     leads = {donors[model].kind: model for model in (*reversed(donors), *named.values(), host)}  # the last one leads
     for modality, model in named.items():
         if (other := leads[donors[model].kind]) != model:
-            raise CheckpointError(
+            raise MergeError(
                 f"parameter {CHOICE[modality]}: {model} and {other} are both chosen, and of one architecture "
                 f"({donors[model].kind}), which can be in an omni model once: choose one of them."
             )
@@ -94,7 +94,7 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         serving = [model for model in donors if leads[donors[model].kind] == model]
         serving = [model for model in serving if placeholder(modality, donors[model]) is not None]
         if len(serving) > 1 and modality not in named:
-            raise CheckpointError(
+            raise MergeError(
                 f"{_listed({m: donors[m] for m in serving})} are different multimodal architectures that both take "
                 f"{modality} inputs. For an omni model choose one: `parameters: {CHOICE[modality]}: {serving[0]}`."
             )
@@ -149,10 +149,10 @@ def choices(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
 
 
 def is_decoupled(config: MergeConfiguration) -> bool:
-    """Whether a config asks for DAMC. Raises ValueError for a composition that does not exist."""
+    """Whether a config asks for DAMC. Raises MergeError for a composition that does not exist."""
     value = (config.parameters or {}).get(COMPOSITION, STATIC)
     if value not in (STATIC, DAMC):
-        raise ValueError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
+        raise MergeError(f"parameter {COMPOSITION}: {value!r} is not known; choose {STATIC} | {DAMC}.")
     return bool(value == DAMC)
 
 
@@ -163,7 +163,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
         ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
     ):
         if cannot:
-            raise CheckpointError(
+            raise MergeError(
                 f"{_listed(donors)} are different multimodal architectures, and {', '.join(cannot)} {kind}: "
                 "such a model can be merged with others of its kind, but is no part for an omni model."
             )
@@ -173,7 +173,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
         ("chat_template", "it has its host's, over all media"),
     ):
         if getattr(config, setting):
-            raise CheckpointError(f"{setting}: not for an omni model: {instead}. Leave it out.")
+            raise MergeError(f"{setting}: not for an omni model: {instead}. Leave it out.")
 
 
 def _chosen(
@@ -195,7 +195,7 @@ def _host(
     if value is not None:
         found = _chosen(HOST, config, checkpoints)
         if found not in donors:
-            raise CheckpointError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
+            raise MergeError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
         return found
     in_order = dict.fromkeys((*named, *donors))
     special = (m for m in in_order if re.search(r"mrope", str(donors[m].config.get("text_config", donors[m].config))))

@@ -10,9 +10,9 @@ from mergekit.common import ModelReference
 from transformers.initialization import no_init_weights
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.settings import settings
 from mergekit_mm.composing.composition import Composition, placeholder
+from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 
@@ -28,7 +28,7 @@ def omni_model(
     routed: as in the omni config.
 
     Raises:
-        CheckpointError: a donor that cannot be a part of an omni model, and why.
+        MergeError: a donor that cannot be a part of an omni model, and why.
     """
     config = OmniConfig(
         host=dict(host),
@@ -46,7 +46,7 @@ def omni_model(
             model = OmniForConditionalGeneration(config)
         model.tie_weights()
     except ValueError as error:
-        raise CheckpointError(f"These models do not compose: {error}") from error
+        raise MergeError(f"These models do not compose: {error}") from error
     first: dict[int, str] = {}
     tied = {n for n, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), n) != n}
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
@@ -68,7 +68,7 @@ def _token(omni: Composition, modality: str, checkpoints: Mapping[ModelReference
     assert own is not None
     found = omni.vocabulary.id_of(donor.directory, own)
     if found is None:
-        raise CheckpointError(
+        raise MergeError(
             f"The placeholder of {modality} in {donor.name} is {own} by its config.json, but its tokenizer has no such "
             "token. Is the tokenizer another model's?"
         )

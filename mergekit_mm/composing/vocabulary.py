@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 
 
 class Marker(NamedTuple):
@@ -74,7 +74,7 @@ def unite(
         another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
 
     Raises:
-        CheckpointError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others;
+        MergeError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others;
             the host's has gaps in its numbers that new tokens would not stay out of.
     """
     united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
@@ -84,7 +84,7 @@ def unite(
         missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)
         shared = own[host.directory].get_vocab().keys() & theirs.get_vocab().keys()
         if 2 * len(shared) < max(len(own[host.directory]), len(theirs)):
-            raise CheckpointError(
+            raise MergeError(
                 f"{donor.name} and {host.name} do not share a vocabulary: of {len(theirs)} and "
                 f"{len(own[host.directory])} tokens {len(shared)} are the same. Donors must descend from one LLM, and "
                 "each needs the files of its tokenizer."
@@ -99,7 +99,7 @@ def unite(
     united.add_tokens([AddedToken(token, normalized=False, special=True) for token in renamed.values()])
     ids = united.get_vocab().values()
     if len(set(ids)) < len(ids):  # tokenizers counts tokens to find the next number
-        raise CheckpointError(
+        raise MergeError(
             f"The tokenizer of {host.name} leaves numbers out, and new tokens would get those of others. Make another "
             "donor the host (`parameters: host: <model>`), or fill the gaps with tokens of any name."
         )
@@ -111,5 +111,5 @@ def _tokenizer(donor: Checkpoint) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(donor.directory)
     except Exception as error:
-        raise CheckpointError(f"The tokenizer of {donor.name} cannot be loaded: {error}") from error
+        raise MergeError(f"The tokenizer of {donor.name} cannot be loaded: {error}") from error
     return tokenizer

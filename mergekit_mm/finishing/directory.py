@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.side_files import PROCESSOR, TOKENIZER, has_tokenizer
 
 # what a loader would take for a part of the new model; other files are the user's
@@ -25,32 +25,32 @@ def check_output(out: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output path that would destroy an input, or files that one links to, or that cannot be written.
 
     Raises:
-        CheckpointError: saying which.
+        MergeError: saying which.
     """
     if out.exists() and not out.is_dir():
-        raise CheckpointError(f"The output path {out} is a file.")
+        raise MergeError(f"The output path {out} is a file.")
     place = out.resolve()
     for directory in inputs:
         if place == directory.resolve():
-            raise CheckpointError(f"The output path {out} is also an input of the merge, which would be overwritten.")
+            raise MergeError(f"The output path {out} is also an input of the merge, which would be overwritten.")
         if linked := next((file for file in directory.iterdir() if file.resolve().parent == place), None):
-            raise CheckpointError(
+            raise MergeError(
                 f"The output path {out} holds {linked.name} of the input {directory}, by a link. Choose another."
             )
     there = next(p for p in (place, *place.parents) if p.exists())
     if not os.access(there, os.W_OK):
-        raise CheckpointError(f"The output path {out} cannot be written: {there} is not writable.")
+        raise MergeError(f"The output path {out} cannot be written: {there} is not writable.")
 
 
 def check_room(directory: Path, needed_bytes: int) -> None:
     """Refuse an output that the disk has no room for.
 
     Raises:
-        CheckpointError: with both sizes.
+        MergeError: with both sizes.
     """
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
-        raise CheckpointError(
+        raise MergeError(
             f"The output needs {needed_bytes / 1e9:.3g} GB, but {directory.parent} has {free / 1e9:.3g} GB free."
         )
 

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
+from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.config_json import output_config
 from mergekit_mm.omni.export import copy_code
 from mergekit_mm.planning.plan import Plan
@@ -18,7 +19,7 @@ def finish_omni(plan: Plan, written: Mapping[str, DiskTensor], directory: Path) 
     """Write everything beside the weights, and check these against the config.
 
     Raises:
-        CheckpointError: the written tensors are not those of the model that the config describes.
+        MergeError: the written tensors are not those of the model that the config describes.
     """
     omni, checkpoints = plan.inputs.composition, plan.inputs.checkpoints
     assert omni is not None
@@ -46,7 +47,7 @@ def _verify(expected: Mapping[str, tuple[int, ...]], written: Mapping[str, DiskT
     extra = [name for name in held if name not in expected]
     wrong = [f"{n}: {held[n]}, not {shape}" for n, shape in expected.items() if n in held and held[n] != shape]
     if missing or extra or wrong:
-        raise CheckpointError(
+        raise MergeError(
             f"The composed weights are not those of their model: {len(missing)} missing {missing[:4]}, "
             f"{len(extra)} without a place {extra[:4]}, {len(wrong)} of another shape {wrong[:4]}."
         )

@@ -6,18 +6,18 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mergekit_mm.architecture.checkpoint import open_checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 
 
 def verify_written(directory: Path, expected: Collection[str]) -> None:
     """Check the written shards against the output's config, on the meta device.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of the wrong shape.
+        MergeError: a tensor is missing, unexpected or of the wrong shape.
     """
     checkpoint = open_checkpoint("The merged model", directory)
     missing, extra = set(expected) - set(checkpoint.disk), set(checkpoint.disk) - set(expected)
     if missing or extra:
-        raise CheckpointError(
+        raise MergeError(
             f"The merge wrote other tensors than planned: missing {sorted(missing)[:5]}, extra {sorted(extra)[:5]}."
         )

@@ -8,7 +8,7 @@ import torch
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.merging import MergeTensors, require_finite
 from mergekit_mm.graph.step import Step
 from mergekit_mm.methods import is_own_method, method_named
@@ -43,7 +43,7 @@ class MergeDelta(MergeTensors):
         }
         broken = [str(m) for m, delta in deltas.items() if not is_finite(delta)]
         if broken:
-            raise CheckpointError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
+            raise MergeError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
         adapted = deltas.pop(self.base_model, None) if self.base_model else None
         if adapted is None:
             return self._of(deltas)
@@ -83,7 +83,7 @@ class MergeDelta(MergeTensors):
             return
         total = float(self._run({model: torch.ones(1) for model in experts}, of_base=1.0))
         if abs(total - 1.0) > 1e-6:
-            raise CheckpointError(
+            raise MergeError(
                 f"The weights of this linear merge add up to {total:g}, which scales the base itself; no adapter can. "
                 "Let them add up to 1, or leave `normalize` on."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from mergekit.graph import Task
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.deltas import MergeDelta
 from mergekit_mm.graph.reading import LoadDelta
 from mergekit_mm.graph.step import Step
@@ -24,7 +24,7 @@ class SameTensor(Step[torch.Tensor]):
     def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
         others = [name for name, tensor in twins.items() if not equal_values(base, tensor)]
         if others:
-            raise CheckpointError(
+            raise MergeError(
                 f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
                 "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
                 "(merge_and_unload), save that and name it instead."

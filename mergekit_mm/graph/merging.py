@@ -10,6 +10,7 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.numerics.deltas import working_dtype
@@ -44,7 +45,7 @@ class MergeTensors(ExecuteMergeMethodTask):
             # an infinite bound that all share is meant; anything else would spread through the arithmetic
             if len(plain) == len(tensors) and all(t.shape == kept.shape and torch.equal(t, kept) for t in plain):
                 return kept
-            raise ValueError(
+            raise MergeError(
                 f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
                 "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
             )
@@ -94,9 +95,9 @@ class MergeTaskVectors(MergeTensors):
 
 
 def require_finite(merged: torch.Tensor, name: str, method: str) -> None:
-    """ValueError for NaN or Inf that a merge has made of finite inputs."""
+    """MergeError for NaN or Inf that a merge has made of finite inputs."""
     if not is_finite(merged):
-        raise ValueError(
+        raise MergeError(
             f"Merging tensor {name} by {method} gives NaN or Inf in {merged.dtype}: look at the weights, or merge in a "
             "wider `dtype`."
         )

@@ -18,7 +18,7 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.step import Step
 from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.methods.apply import is_finite
@@ -38,13 +38,13 @@ class Source:
         """One tensor by its name on disk, without the adapter.
 
         Raises:
-            CheckpointError: its file is not what it was when the merge was planned, or not for mergekit's reader.
+            MergeError: its file is not what it was when the merge was planned, or not for mergekit's reader.
         """
         try:
             return self.loader.get_tensor(name, device=device or "cpu").detach()  # pickles may hold parameters
         except Exception as error:
             file = self.checkpoint.directory / self.checkpoint.disk[name].file
-            raise CheckpointError(f"{name} cannot be read from {file}: {error}") from error
+            raise MergeError(f"{name} cannot be read from {file}: {error}") from error
 
     def adapts(self, tensor: str) -> bool:
         return self.adaptation is not None and tensor in self.adaptation.names
@@ -102,14 +102,14 @@ def cast(tensor: torch.Tensor, dtype: str | None, name: str) -> torch.Tensor:
     """A floating tensor in another dtype; integer buffers, and all if there is none, stay what they are.
 
     Raises:
-        ValueError: float16 cannot hold a value. It ends at 65504, bfloat16 does not.
+        MergeError: float16 cannot hold a value. It ends at 65504, bfloat16 does not.
     """
     wanted = dtype_from_name(dtype)
     if wanted is None or not tensor.is_floating_point():
         return tensor
     result = tensor.to(wanted)
     if wanted is torch.float16 is not tensor.dtype and not is_finite(result) and is_finite(tensor):
-        raise ValueError(
+        raise MergeError(
             f"{name} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: write bfloat16 or "
             "float32 as `dtype` or `out_dtype`."
         )

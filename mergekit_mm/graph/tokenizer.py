@@ -10,6 +10,7 @@ from typing import Any
 from mergekit.common import ModelPath, ModelReference
 from mergekit.tokenizer import BuildTokenizer, TokenizerInfo, build
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.reading import SOURCES
 
 
@@ -21,7 +22,7 @@ class BuildVocabulary(BuildTokenizer):
     """
 
     def execute(self, **_kwargs: object) -> TokenizerInfo:
-        """Raises ValueError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
+        """Raises MergeError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
         mean its own image, video or audio tokens."""
         sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
         local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
@@ -39,7 +40,7 @@ class BuildVocabulary(BuildTokenizer):
                 add_tokens=list(self.add_tokens or ()),
             )
         except RuntimeError as error:
-            raise ValueError(f"mergekit cannot make the tokenizer that the config asks for: {error}") from error
+            raise MergeError(f"mergekit cannot make the tokenizer that the config asks for: {error}") from error
         finally:
             build.get_vocab_size = original
         known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
@@ -47,7 +48,7 @@ class BuildVocabulary(BuildTokenizer):
         for key, number in _media_tokens(sources[base].config):
             token = next((token for token, index in known[base].items() if index == number), None)
             if token is not None and numbers.get(token) != number:
-                raise ValueError(
+                raise MergeError(
                     f"{key} is {number} in the config of {base}, its token {token!r}, which is "
                     f"{numbers.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
                     "`source: base`, or `union`."

@@ -18,7 +18,8 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_mm.architecture.disk import CheckpointError, file_headers, read_json
+from mergekit_mm.architecture.disk import file_headers, read_json
+from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
@@ -157,13 +158,13 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     """Read what an adapter changes, from its config and the header of its file.
 
     Raises:
-        CheckpointError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
+        MergeError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
     """
     file = directory / "adapter_config.json"
     if not file.is_file():
         named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
-        raise CheckpointError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
+        raise MergeError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
     config = read_json(file)
     _require_plain(name, config)
     changes: dict[str, Change] = {}
@@ -171,39 +172,39 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     try:
         shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
-        raise CheckpointError(f"{weights} cannot be read: {error}") from error
+        raise MergeError(f"{weights} cannot be read: {error}") from error
     for key in shapes:
         _sort(name, key, changes)
     for tensor, change in changes.items():
         if (change.a is None) != (change.b is None):
-            raise CheckpointError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
+            raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
         if change.a is not None and change.b is not None:
             change.scaling = _scaling(name, config, tensor, shapes[change.a], shapes[change.b])
         elif change.bias is not None:
             weight = changes.get(tensor.removesuffix(".bias") + ".weight")
             change.scaling = weight.scaling if weight else 1.0
         if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
-            raise CheckpointError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
+            raise MergeError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
     if not changes:
-        raise CheckpointError(f"{name} holds no tensors.")
+        raise MergeError(f"{name} holds no tensors.")
     return Adapter(name, weights, config, changes, shapes)
 
 
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
+        raise MergeError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
     for key, what in _REFUSED.items():
         if config.get(key):
-            raise CheckpointError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
+            raise MergeError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and _BASE_CHANGING.search(start):
-        raise CheckpointError(
+        raise MergeError(
             f"{name} was started by {start}, which changes the base it is applied to. Save it once more with PEFT's "
             "path_initial_model_for_weight_conversion, which makes it a plain adapter of the original base."
         )
     if config.get("fan_in_fan_out") and config.get("use_dora"):
-        raise CheckpointError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
+        raise MergeError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
 
 
 def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
@@ -224,7 +225,7 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
         change.is_embedding |= "embedding" in part
         return
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
-        raise CheckpointError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
+        raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
     changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
 
 
@@ -236,13 +237,11 @@ def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ..
         rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
         alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
     except (AttributeError, re.error) as error:
-        raise CheckpointError(
-            f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}"
-        ) from None
+        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from None
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise CheckpointError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
+        raise MergeError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
     if a[0] != rank or b[1] != rank:
-        raise CheckpointError(
+        raise MergeError(
             f"{name}: the factors of {tensor} are {b} and {a}, which is not the rank {rank} that "
             "adapter_config.json (r, rank_pattern) gives it."
         )
@@ -253,4 +252,4 @@ def _weights(directory: Path, name: str) -> Path:
     for file in ("adapter_model.safetensors", "adapter_model.bin"):
         if (directory / file).is_file():
             return directory / file
-    raise CheckpointError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")
+    raise MergeError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")

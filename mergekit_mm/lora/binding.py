@@ -12,10 +12,10 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.adapter import Adapter, open_adapter
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -44,19 +44,19 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
     """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
 
     Raises:
-        CheckpointError: no adapter that can be merged, one of another base, or one that changes tensors which the
+        MergeError: no adapter that can be merged, one of another base, or one that changes tensors which the
             model lacks, holds tied to others, or holds in other shapes.
     """
     adapter = open_adapter(str(model.lora), directory)
     if not _is_base(adapter, str(model.model.path), checkpoint):
-        raise CheckpointError(
+        raise MergeError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
             "model. If both are the same model under two names, write this one into base_model_name_or_path of its "
             "adapter_config.json."
         )
     names = _memory_names(adapter, checkpoint)
     if problems := _problems(adapter, names, checkpoint):
-        raise CheckpointError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
+        raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
     return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
 
 

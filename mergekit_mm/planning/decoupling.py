@@ -19,8 +19,9 @@ from mergekit.graph import Task
 from torch import nn
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.deltas import AddDelta, MergeDelta
 from mergekit_mm.graph.factors import SameTensor, SharedFactors, equal_values
 from mergekit_mm.graph.reading import SOURCES, LoadDelta, LoadTensor, load, load_delta
@@ -74,13 +75,13 @@ class Decoupling:
         merge: fields of the task that merges it; dtype: in which it reads its inputs.
 
         Raises:
-            CheckpointError: a tensor in which tokens cannot be told apart, or a donor without a part in the merge.
+            MergeError: a tensor in which tokens cannot be told apart, or a donor without a part in the merge.
         """
         if not self._is_routed(job.info):
             return None
         absent = [str(donor) for donor in self.owners.values() if donor not in job.held]
         if absent:
-            raise CheckpointError(f"composition: damc needs {', '.join(absent)}, which takes no part in {job.name}.")
+            raise MergeError(f"composition: damc needs {', '.join(absent)}, which takes no part in {job.name}.")
         experts = tuple(model for model in job.held if model != self.base)
         if self.base in job.held and self.adapters.issuperset(experts):
             rank = sum(_rank(model, job.held[model]) or 0 for model in experts)
@@ -134,7 +135,7 @@ class Decoupling:
         if path in self.linear and path.startswith(self.stack) and not any(part.isdigit() for part in inside):
             return True
         if len(info.shape) > 1 and info.dtype.is_floating_point:
-            raise CheckpointError(
+            raise MergeError(
                 f"composition: damc tells tokens apart in linear layers that see all of them in order, and {info.name} "
                 "belongs to none: mixtures of experts, convolutions and the like cannot be decoupled. Leave it out."
             )
@@ -174,11 +175,11 @@ class Decoupling:
         """An omni model's outputs, and the owners' own; `scale` is that of the merged delta in the text's weights.
 
         Raises:
-            CheckpointError: there is nothing to be kept.
+            MergeError: there is nothing to be kept.
         """
         paths = {name.rpartition(".")[0] for name in (*self._own, *self._factored)}
         if not paths:
-            raise CheckpointError("composition: damc has nothing to keep: no matrix of the language model is merged.")
+            raise MergeError("composition: damc has nothing to keep: no matrix of the language model is merged.")
         laid: list[Output] = []
         layers: dict[str, dict[int, str | int]] = {}
         depth = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 
-from mergekit_mm.architecture.disk import CheckpointError
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.deltas import SUMS, AddDelta, Difference, MergeDelta
 from mergekit_mm.graph.merging import MergeTensors
 from mergekit_mm.graph.reading import AdaptTensor, GatherMemoryTensors, LoadDelta, LoadTensor, without_adapter
@@ -18,20 +18,16 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     """Name in memory -> the task that gives what the merge changes of it; tensors that stay at the base are left out.
 
     Raises:
-        CheckpointError: the merge changes its base in ways that are no deltas.
+        MergeError: the merge changes its base in ways that are no deltas.
     """
     if planner.inputs.composition:
-        raise CheckpointError(
-            "These inputs make an omni model, and no adapter can hold towers: write it by mergekit-yaml."
-        )
+        raise MergeError("These inputs make an omni model, and no adapter can hold towers: write it by mergekit-yaml.")
     config, over = planner.config, without_adapter(planner.inputs.base)
     if config.tokenizer or config.tokenizer_source:
-        raise CheckpointError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
+        raise MergeError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
     planner.plan_tensors()
     if planner.layer_sources() is not None:
-        raise CheckpointError(
-            "An adapter cannot move layers: leave `slices` out, or let them keep every layer in place."
-        )
+        raise MergeError("An adapter cannot move layers: leave `slices` out, or let them keep every layer in place.")
     tasks = {name: _delta(over, task) for name, task in planner.tensors.items()}
     return {name: task for name, task in tasks.items() if task is not None}
 
@@ -40,7 +36,7 @@ def _delta(over: ModelReference, task: Task) -> Task[TaskVector] | None:
     if isinstance(task, LoadTensor):
         if task.model == over:
             return None
-        raise CheckpointError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
+        raise MergeError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
     if isinstance(task, AdaptTensor):
         return LoadDelta(model=task.model, tensor=task.tensor, base=task.base)
     if isinstance(task, AddDelta):

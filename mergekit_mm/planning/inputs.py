@@ -11,13 +11,13 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from mergekit_mm.architecture.disk import CheckpointError
 from mergekit_mm.architecture.hub import locate
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.matching import Match
 from mergekit_mm.architecture.settings import told_apart
 from mergekit_mm.composing.composition import Composition, compose, is_composed
 from mergekit_mm.composing.layout import lay_out
+from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
 
@@ -78,7 +78,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     """Open every input and match its tensors with the base's.
 
     Raises:
-        CheckpointError: listing everything in all inputs that does not fit: tensors that an input lacks, tensors that
+        MergeError: listing everything in all inputs that does not fit: tensors that an input lacks, tensors that
             nothing would consume, shapes that differ.
     """
     models = models_in_order(config)
@@ -132,7 +132,7 @@ def _composed(
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise CheckpointError("These inputs cannot be merged:\n" + "\n".join(problems))
+        raise MergeError("These inputs cannot be merged:\n" + "\n".join(problems))
 
 
 def _open_all(
@@ -141,20 +141,20 @@ def _open_all(
     """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
     adaptations: dict[ModelReference, Adaptation] = {}
-    alone: dict[ModelPath, Checkpoint | CheckpointError] = {}  # the model of many adapters is opened once
+    alone: dict[ModelPath, Checkpoint | MergeError] = {}  # the model of many adapters is opened once
     problems: list[str] = []
     for model in models:
         if model.model not in alone:
             alone[model.model] = _open(model.model, options)
         checkpoint = alone[model.model]
-        if isinstance(checkpoint, CheckpointError):
+        if isinstance(checkpoint, MergeError):
             problems.append(f"  {checkpoint}")
             continue
         opened[model] = checkpoint
         try:
             if model.lora:
                 adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint)
-        except CheckpointError as error:
+        except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))
 
@@ -169,8 +169,8 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
     ]
 
 
-def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | CheckpointError:
+def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | MergeError:
     try:
         return open_checkpoint(str(model), locate(model, options))
-    except CheckpointError as error:
+    except MergeError as error:
         return error

@@ -16,6 +16,8 @@ from mergekit.config import (
 )
 from pydantic import BaseModel
 
+from mergekit_mm.errors import MergeError
+
 _PARTS: dict[str, type[BaseModel]] = {  # what stands under a key, once or several times
     "models": InputModelDefinition,
     "slices": OutputSliceDefinition,
@@ -30,16 +32,16 @@ def check_keys(source: str) -> None:
     Other keys at the top pass: mergekit-multi's `name`, and what YAML's anchors are defined in.
 
     Raises:
-        ValueError: naming the key, and what was probably meant.
+        MergeError: naming the key, and what was probably meant.
     """
     config = yaml.safe_load(source)
     for key in _unknown(config, MergeConfiguration):
         if meant := _meant(key, MergeConfiguration):
-            raise ValueError(f"Unknown key {key!r} in the merge config.{meant}")
+            raise MergeError(f"Unknown key {key!r} in the merge config.{meant}")
     for where, part, kind in _parts(config, ""):
         for key in _unknown(part, kind):
             meant = _meant(key, kind) or f" Write `parameters: {{{key}: ...}}` if it is a parameter."
-            raise ValueError(f"Unknown key {key!r} of {where} in the merge config.{meant}")
+            raise MergeError(f"Unknown key {key!r} of {where} in the merge config.{meant}")
 
 
 def _unknown(part: dict[str, Any], kind: type[BaseModel]) -> list[str]:

@@ -10,7 +10,8 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.writing import ConvertToDisk, PickTensor
 from mergekit_mm.planning.modules import RoleModule
 
@@ -35,7 +36,7 @@ def as_base(
     made: name in memory -> task. lengths: module -> its layers in the output.
 
     Raises:
-        CheckpointError: a tensor of the base that nothing makes, or a layer that has no name.
+        MergeError: a tensor of the base that nothing makes, or a layer that has no name.
     """
     left = dict(made)
     for group in base.groups:
@@ -44,7 +45,7 @@ def as_base(
             module = base.tensors[group.memory[0]].role.module
             if _was_cut(group.memory, modules[module], lengths[module]):
                 continue
-            raise CheckpointError(f"Nothing in this merge makes {', '.join(group.memory)} of {model}.")
+            raise MergeError(f"Nothing in this merge makes {', '.join(group.memory)} of {model}.")
         for name in tasks:
             left.pop(name, None)
         if group.conversion is None:
@@ -81,4 +82,4 @@ def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, RoleModule])
             disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
             if count == 1:
                 return disk, group.disk[0]
-    raise CheckpointError(f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted.")
+    raise MergeError(f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted.")

@@ -14,6 +14,7 @@ from mergekit.parameter_resolver import resolve_parameters
 from pydantic import ValidationError
 
 from mergekit_mm.composing.composition import COMPOSITION, HOST
+from mergekit_mm.errors import MergeError
 from mergekit_mm.planning.modules import ALIASES
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
@@ -28,7 +29,7 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     A parameter of another merge method passes: one line of a config then switches between methods.
 
     Raises:
-        ValueError: naming the parameter or module, and what was probably meant; or a value that is of no use.
+        MergeError: naming the parameter or module, and what was probably meant; or a value that is of no use.
     """
     of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
     own = {p.name: p for p in merge_methods.get(config.merge_method).spec.parameters}
@@ -36,14 +37,14 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     for scope in wide:
         for name, setting in (scope.parameters or {}).items():
             if name in OF_THE_WHOLE and scope is not config:
-                raise ValueError(f"parameter {name} is for the whole merge: write it under the top `parameters:`.")
+                raise MergeError(f"parameter {name} is for the whole merge: write it under the top `parameters:`.")
             _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
             _require_valid(own.get(name), setting)
     for scope in inputs:
         for name, setting in (scope.parameters or {}).items():
             shared = name in own and own[name].scope is ParameterScope.SHARED
             if shared or name in (*ROLE_PARAMETERS, *OF_THE_WHOLE):
-                raise ValueError(
+                raise MergeError(
                     f"parameter {name} of input {scope.model} holds for all inputs or none: "
                     "write it under `parameters:` at the top level, or of a module or slice."
                 )
@@ -54,19 +55,19 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
     if config.base_model and config.models and all(entry.model != config.base_model for entry in config.models):
         wanted = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
         if absent := [name for name in wanted if name not in (config.parameters or {})]:
-            raise ValueError(
+            raise MergeError(
                 f"{config.merge_method} merges the base model like any other: list {config.base_model} under `models:` "
                 f"with its own {', '.join(absent)}, or leave out `base_model:`."
             )
 
 
 def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[ModelReference, dict[str, Any]]]:
-    """mergekit's `resolve_parameters`; ValueError, for one that the method needs and was not given."""
+    """mergekit's `resolve_parameters`; MergeError, for one that the method needs and was not given."""
     try:
         return resolve_parameters(spec, **where)
     except RuntimeError as error:
         advice = f"{spec.name} needs it: write it under `parameters:`, of each model or at the top level for all."
-        raise ValueError(f"{error}. {advice}") from None
+        raise MergeError(f"{error}. {advice}") from None
 
 
 def unread_parameters(config: MergeConfiguration) -> list[str]:
@@ -87,12 +88,12 @@ def _scopes(config: MergeConfiguration) -> tuple[list[Any], list[Any]]:
 
 
 def require_known_method(name: str) -> None:
-    """ValueError, with what was probably meant, for a merge method that nobody has registered."""
+    """MergeError, with what was probably meant, for a merge method that nobody has registered."""
     _require_known("merge method", name, {method.spec.name for method in merge_methods.registered_methods()})
 
 
 def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -> None:
-    """ValueError for a value that the parameter cannot have, in whatever gradient or behind whatever filter."""
+    """MergeError for a value that the parameter cannot have, in whatever gradient or behind whatever filter."""
     if parameter is None:  # of another method
         return
     if isinstance(setting, list):
@@ -104,14 +105,14 @@ def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -
         try:
             value = parameter.validate(setting)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
+                raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
         except ValidationError as error:
             told = error.errors()[0]["msg"].lower()
-            raise ValueError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from None
+            raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from None
 
 
 def _require_known(what: str, name: str, known: set[str]) -> None:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(known))}."
-        raise ValueError(f"Unknown {what} {name!r} in the merge config.{hint}")
+        raise MergeError(f"Unknown {what} {name!r} in the merge config.{hint}")

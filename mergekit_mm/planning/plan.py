@@ -12,11 +12,12 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.keys import check_keys
@@ -86,16 +87,16 @@ def plan_merge(
     where there is one.
 
     Raises:
-        CheckpointError: an input is damaged, or the inputs do not fit each other.
-        ValueError: the config asks for something that does not exist.
+        MergeError: an input is damaged, or the inputs do not fit each other.
+        MergeError: the config asks for something that does not exist.
     """
     if source is not None:
         check_keys(source)
     if not (config.models or config.slices or config.modules):
-        raise ValueError("The merge config lists no models.")
+        raise MergeError("The merge config lists no models.")
     require_known_method(config.merge_method)
     if merge_methods.get(config.merge_method).spec.contract.base is BasePolicy.REQUIRED and not config.base_model:
-        raise ValueError(
+        raise MergeError(
             f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
         )
     _require_dtypes(config)
@@ -111,7 +112,7 @@ def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, 
     if unread := unread_parameters(config):
         inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if is_decoupled(config) and not inputs.composition:
-        raise ValueError(
+        raise MergeError(
             f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
             "different architectures."
         )
@@ -126,18 +127,18 @@ def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, 
 def _require_dtypes(config: MergeConfiguration) -> None:
     for name in ("dtype", "out_dtype"):
         if (value := getattr(config, name)) not in (None, *_DTYPES):
-            raise ValueError(f"{name}: {value!r} will not do; choose {' | '.join(_DTYPES)}.")
+            raise MergeError(f"{name}: {value!r} will not do; choose {' | '.join(_DTYPES)}.")
 
 
 def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
     """Refuse donors that do not compose, or whose tensors are not those of the model they would make together."""
     assert inputs.composition is not None
     if SIDE_FILES in (config.parameters or {}):
-        raise CheckpointError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
+        raise MergeError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
     composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
-        raise CheckpointError(
+        raise MergeError(
             f"The tensors of these donors are not those of an omni model: missing {some(missing) or 'none'}; "
             f"without a place {some(extra) or 'none'}."
         )

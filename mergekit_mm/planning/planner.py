@@ -18,8 +18,9 @@ from mergekit.plan import MergePlanner
 from transformers import PreTrainedConfig
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
-from mergekit_mm.architecture.disk import CheckpointError, DiskTensor
+from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.composing.composition import is_decoupled
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
 from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
 from mergekit_mm.graph.reading import without_adapter
@@ -80,7 +81,7 @@ class MultimodalPlanner(MergePlanner):
             for index, part in enumerate(module.slices):
                 counts = Counter(self.inputs.place(source.model) for source in part.sources)
                 if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
-                    raise ValueError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
+                    raise MergeError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
                 self._method.validate_inputs(
                     [source.model for source in part.sources],
                     part.base_model or self.config.base_model,
@@ -98,14 +99,14 @@ class MultimodalPlanner(MergePlanner):
         """mergekit's order (before the layers, layers, after), with layer ranges checked first."""
         layers = self._module(module_name).num_layers(self.out_model_config)
         if module_name != "language_model" and layers_of(definition) != list(range(layers)):
-            raise CheckpointError(
+            raise MergeError(
                 f"slices of {module_name}: only layers of the language model can be repeated, moved or left out. Let "
                 f"one slice take all {layers} layers, or list the module's `models:`."
             )
         for part in definition.slices:
             for source in part.sources:
                 if not 0 <= source.layer_range[0] <= source.layer_range[1] <= layers:
-                    raise CheckpointError(
+                    raise MergeError(
                         f"layer_range {list(source.layer_range)} of {source.model} in module {module_name} "
                         f"is outside its {layers} layers."
                     )
@@ -124,7 +125,7 @@ class MultimodalPlanner(MergePlanner):
         indices = [source.layer_range[0] + layer_offset for source in sources]
         kinds = {tuple(module.layers[index]) for index in indices}
         if len(kinds) != 1:
-            raise CheckpointError(f"Layers {indices} of module {module_name} are of different kinds.")
+            raise MergeError(f"Layers {indices} of module {module_name} are of different kinds.")
         for suffix in kinds.pop():
             like = module.name_at(indices[0], suffix)
             self.plan_tensor(
@@ -261,7 +262,7 @@ class MultimodalPlanner(MergePlanner):
         if not self._tensors:
             self._plan()
         if self._undefined:
-            raise CheckpointError("\n".join(self._undefined.values()))
+            raise MergeError("\n".join(self._undefined.values()))
 
     @property
     def tensors(self) -> dict[str, Task]:
@@ -274,7 +275,7 @@ class MultimodalPlanner(MergePlanner):
         """Plan the merge to files in the base's layout, with every merged delta times `scale`; may be called again.
 
         Raises:
-            CheckpointError: a tensor of the base's layout that nothing would make.
+            MergeError: a tensor of the base's layout that nothing would make.
         """
         writer = TensorWriterTask(
             out_path=out_path,

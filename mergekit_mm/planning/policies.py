@@ -10,6 +10,7 @@ from mergekit.config import ConfigReader, evaluate_setting
 from mergekit.merge_methods import MergeMethod
 
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
 
 
@@ -45,7 +46,7 @@ def _parse(role: Role, value: Any) -> Policy:
         return Policy(value)
     except ValueError:
         choices = " | ".join(policy.value for policy in Policy)
-        raise ValueError(
+        raise MergeError(
             f"parameter {role.value}: {value!r} is not a policy; choose {choices} (or, for an omni model, one of its "
             "donors, spelled as under `models:`)."
         ) from None
