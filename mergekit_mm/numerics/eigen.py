@@ -1,20 +1,21 @@
 """Eigenpairs of symmetric matrices: those that are asked for, at the cost of those.
 
-torch's driver computes all of them or none. LAPACK's steps are taken here one by one: the reduction to a tridiagonal
-matrix, the eigenpairs of any part of that, and the rotation of the eigenvectors back.
+torch's driver computes all of them or none. Here LAPACK's three steps are taken one by one, through scipy: the
+reduction to a tridiagonal matrix, the eigenpairs of any part of that matrix, and the rotation of the eigenvectors back.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.lapack import call
-
-_SUBSET = 0.25  # share of the eigenpairs beyond which all of them cost less than one by one
-_PANEL = 64  # columns that LAPACK treats together, for its scratch space
+_SUBSET = 0.25  # share of the eigenpairs beyond which computing all of them costs less than computing these one by one
+_PANEL = 64  # columns that LAPACK treats together; sizes its workspace
+_ROTATED_TOGETHER = 512  # eigenvectors per call that rotates them back; scipy copies what it is given
 
 
 def eigenpairs_(symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,95 +36,104 @@ class Spectrum:
     """
 
     def __init__(self, symmetric: Tensor) -> None:
+        fits = symmetric.dtype in (torch.float32, torch.float64) and symmetric.is_contiguous()
+        if not fits:  # LAPACK would work on a copy, and the caller would be left with the matrix unchanged
+            raise ValueError(
+                f"An eigendecomposition takes contiguous float32 or float64, not {symmetric.dtype} with strides "
+                f"{symmetric.stride()}"
+            )
         self._matrix = symmetric
         self._in_steps = symmetric.device.type == "cpu" and len(symmetric) > 1
-        if self._in_steps:  # -A = Q T Q^T, as LAPACK's order is ascending; the matrix holds Q from now on
+        if self._in_steps:
+            # A = Q T Q^T. The rows of a tensor are the columns of LAPACK's matrix, and a symmetric matrix is its own
+            # transpose. The reflectors whose product is Q replace the matrix below its subdiagonal.
             size = len(symmetric)
-            self._diagonal, self._beside, self._reflectors = (symmetric.new_zeros(size) for _ in range(3))
-            scratch = symmetric.new_empty(_PANEL * size)
-            shape = (b"L", size, symmetric, size)
-            _run("sytrd", *shape, self._diagonal, self._beside, self._reflectors, scratch, len(scratch))
-            self._diagonal.neg_()
-            self._beside.neg_()
-            if not bool(torch.isfinite(self._diagonal + self._beside).all()):  # LAPACK might not notice
+            self._reflectors, diagonal, beside, self._scales = _call(
+                "sytrd", symmetric.numpy().T, lower=1, lwork=_PANEL * size, overwrite_a=1
+            )
+            if not np.isfinite(diagonal.sum() + beside.sum()):  # LAPACK itself might not notice
                 raise ArithmeticError("a symmetric matrix has NaN or infinity in it")
+            # LAPACK orders eigenvalues from the smallest: those of -T come in descending order of T's
+            self._diagonal, self._beside = -diagonal, -beside
 
     @cached_property
     def values(self) -> Tensor:
         """All eigenvalues (n,), descending."""
         if not self._in_steps:
             return self._decomposed[0]
-        values = self._diagonal.clone()
-        _run("sterf", len(values), values, self._beside.clone())
-        return values.neg_()
+        return torch.from_numpy(-_tridiagonal(self._diagonal, self._beside, "sterf", eigvals_only=True))
 
     def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The eigenvalues from `start` to `stop` in descending order, and their eigenvectors as columns.
 
-        Those of two calls are orthogonal to each other only as far as their eigenvalues differ.
+        The eigenvectors of two calls are orthogonal to each other only as far as their eigenvalues differ.
         """
-        size, count = len(self._matrix), stop - start
-        if count == 0:  # LAPACK takes no empty range
-            return self._matrix.new_empty(0), self._matrix.new_empty(size, 0)
+        if stop == start:  # LAPACK takes no empty range
+            return self._matrix.new_empty(0), self._matrix.new_empty(len(self._matrix), 0)
         if not self._in_steps:
             values, vectors = self._decomposed
             return values[start:stop], vectors[:, start:stop]
-        values, rows = self._of_tridiagonal(start, stop)
-        scratch = rows.new_empty(_PANEL * (count + 2 * _PANEL))
-        rotation = (b"L", b"L", b"N", size, count, self._matrix, size, self._reflectors)
-        _run("ormtr", *rotation, rows, size, scratch, len(scratch))
-        return values.neg(), rows.T
+        values, vectors = self._of_tridiagonal(start, stop)
+        self._rotate_back_(vectors)
+        return torch.from_numpy(-values), torch.from_numpy(vectors.T).T
 
     @cached_property
     def _decomposed(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self._matrix)
         return values.flip(0), vectors.flip(1)
 
-    def _of_tridiagonal(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of T, ascending, and their eigenvectors as rows (stop - start, n)."""
-        size, dtype = len(self._matrix), self._matrix.dtype
-        few = stop - start <= _SUBSET * size
-        if few and dtype == torch.float32:
+    def _of_tridiagonal(self, start: int, stop: int) -> tuple[Any, Any]:
+        """Eigenvalues of -T, ascending, and their eigenvectors as columns (n, stop - start), in the matrix's dtype."""
+        dtype = self._diagonal.dtype
+        if stop - start <= _SUBSET * len(self._diagonal):
+            # scipy's ?stemr would make room for all n eigenvectors also where a few are asked for
             return self._by_bisection(start, stop, dtype)
-        first, last = (start, stop) if few else (0, size)
-        found = self._by_representations(first, last)
+        found = self._by_representations()
         if found is None:
-            first, found = start, self._by_bisection(start, stop, torch.float64)
-        values, rows = (part[start - first : stop - first] for part in found)
-        if len(rows) < last - first:
-            rows = rows.clone()  # a view would keep all of them
-        return values.to(dtype), rows.to(dtype)
+            return tuple(part.astype(dtype, copy=False) for part in self._by_bisection(start, stop, np.float64))
+        values, vectors = (part[..., start:stop] for part in found)
+        return values.astype(dtype), vectors.astype(dtype, order="F", copy=vectors.shape[1] < len(vectors))
 
-    def _by_representations(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """LAPACK's ?stemr: n operations a number. None where it gives up, as on eigenvalues that cluster badly.
+    def _by_representations(self) -> tuple[Any, Any] | None:
+        """All pairs by LAPACK's ?stemr, n operations a number. None where it gives up on badly clustered eigenvalues.
 
-        In float64 for any matrix: in float32 the eigenvectors would be orthogonal to three digits only.
+        It runs in float64 for any matrix: in float32 the eigenvectors would be orthogonal to three digits only.
         """
-        diagonal, beside = self._diagonal.to(torch.float64, copy=True), self._beside.to(torch.float64, copy=True)
-        size, count = len(diagonal), stop - start
-        values, rows, scratch = diagonal.new_empty(size), diagonal.new_empty(count, size), diagonal.new_empty(18 * size)
-        found, support, accurate, integers = (torch.ones(n, dtype=torch.int32) for n in (1, 2 * size, 1, 10 * size))
-        wanted = (b"V", b"A" if count == size else b"I", size, diagonal, beside, 0.0, 0.0, start + 1, stop)
-        into = (found, values, rows, size, count, support, accurate)
-        failed = call("stemr", *wanted, *into, scratch, len(scratch), integers, len(integers))
-        return None if failed or int(found) != count else (values[:count], rows)
+        try:
+            return _tridiagonal(self._diagonal.astype(np.float64), self._beside.astype(np.float64), "stemr")
+        except np.linalg.LinAlgError:
+            return None
 
-    def _by_bisection(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _by_bisection(self, start: int, stop: int, dtype: Any) -> tuple[Any, Any]:
         """LAPACK's ?stebz and ?stein: up to n (stop - start) operations a number, and orthonormal in float32 too."""
-        diagonal, beside = self._diagonal.to(dtype), self._beside.to(dtype)
-        size, count = len(diagonal), stop - start
-        values, rows, scratch = diagonal.new_empty(size), diagonal.new_empty(count, size), diagonal.new_empty(5 * size)
-        found, parts, part, ends, integers, failed = (
-            torch.zeros(n, dtype=torch.int32) for n in (1, 1, size, size, 3 * size, size)
-        )
-        wanted = (b"I", b"B", size, 0.0, 0.0, start + 1, stop, 0.0, diagonal, beside)
-        _run("stebz", *wanted, found, parts, values, part, ends, scratch, integers)
-        given = (size, diagonal, beside, count, values, part, ends)
-        _run("stein", *given, rows, size, scratch, integers, failed)
-        order = values[:count].argsort()  # they come part by part, where T falls into several
-        return values[order], rows[order]
+        diagonal, beside = self._diagonal.astype(dtype), self._beside.astype(dtype)
+        values, vectors = _tridiagonal(diagonal, beside, "stebz", select="i", select_range=(start, stop - 1))
+        return values, np.asfortranarray(vectors)
+
+    def _rotate_back_(self, vectors: Any) -> None:
+        """Multiply eigenvectors of T (n, count) by Q, in place."""
+        size = len(vectors)
+        # The reflectors begin one row below the diagonal. Read from the second number on, the same memory is a matrix
+        # that has them below its diagonal, as ?ormqr expects.
+        below = self._reflectors.ravel(order="K")[1 : 1 + size * (size - 1)].reshape((size, size - 1), order="F")
+        for start in range(0, vectors.shape[1], _ROTATED_TOGETHER):
+            block = vectors[1:, start : start + _ROTATED_TOGETHER]
+            workspace = _PANEL * (block.shape[1] + 2 * _PANEL)
+            block[:] = _call("ormqr", "L", "N", below, self._scales, block, lwork=workspace)[0]
 
 
-def _run(routine: str, *arguments: bytes | int | float | Tensor) -> None:
-    if call(routine, *arguments):
+def _tridiagonal(diagonal: Any, beside: Any, driver: str, **selection: Any) -> Any:
+    from scipy.linalg import eigh_tridiagonal  # local: scipy.linalg takes 0.1 s to import, and not every merge needs it
+
+    return eigh_tridiagonal(diagonal, beside, lapack_driver=driver, check_finite=False, **selection)
+
+
+def _call(routine: str, *arguments: Any, **options: Any) -> Any:
+    """Run a routine of LAPACK by scipy, named without its letter of precision; returns its results without `info`."""
+    from scipy.linalg import get_lapack_funcs
+
+    (function,) = get_lapack_funcs((routine,), [each for each in arguments if isinstance(each, np.ndarray)])
+    *found, info = function(*arguments, **options)
+    if info:
         raise ArithmeticError(f"LAPACK's ?{routine} failed")
+    return found
