@@ -12,9 +12,9 @@ from deltas import make_deltas, randn, relative
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mergekit import merge_methods
-from oracles import optmerge_loop
 from torch import Tensor
 
+from mergekit_mm.methods import reference
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.numerics.descent import descend
 from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
@@ -43,7 +43,7 @@ def merged_delta(deltas: Sequence[Tensor], **parameters: object) -> Tensor:
 @pytest.mark.parametrize(("shape", "count"), [(SHAPES[0], 3), (SHAPES[1], 5), (SHAPES[2], 2)])
 def test_presets_equal_the_released_loop(preset: str, kind: str, shape: tuple[int, int], count: int) -> None:
     deltas = make_deltas(shape, count, kind)
-    expected = optmerge_loop(deltas, preset)
+    expected = reference.optmerge(deltas, preset)
     assert relative(merged_delta(deltas, preset=preset), expected) < 1e-6
     assert relative(merged_delta([d.double() for d in deltas], preset=preset), expected) < 1e-10
     start = sum(deltas) / (1 if preset == "full" else count)
@@ -54,7 +54,7 @@ def test_single_precision_from_leading_eigenpairs_only(monkeypatch: pytest.Monke
     """The path of real matrices: float32, and a third of the eigenpairs of a Gram matrix large enough for a subset."""
     monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas((264, 280), 3, "steep")
-    assert relative(merged_delta(deltas), optmerge_loop(deltas, "lora")) < 1e-6
+    assert relative(merged_delta(deltas), reference.optmerge(deltas, "lora")) < 1e-6
 
 
 @pytest.mark.parametrize("preset", SGD)
@@ -94,14 +94,14 @@ def test_a_long_filter_on_a_wide_matrix_is_float32_where_that_is_enough(
     deltas = make_deltas((120, 420), 3, kind)
     merged = descend([TaskVector(d) for d in deltas], PRESETS["modality"]).left
     assert merged.dtype == dtype
-    assert relative(merged, optmerge_loop(deltas, "modality")) < 1e-6
+    assert relative(merged, reference.optmerge(deltas, "modality")) < 1e-6
 
 
 def test_the_proxy_of_the_paper() -> None:
     deltas = make_deltas((48, 64), 3, "flat")
-    expected = optmerge_loop(deltas, "full", centered_proxy=True)
+    expected = reference.optmerge(deltas, "full", centered_proxy=True)
     assert relative(merged_delta(deltas, preset="full", proxy="centered"), expected) < 1e-6
-    assert relative(expected, optmerge_loop(deltas, "full")) > 1e-2
+    assert relative(expected, reference.optmerge(deltas, "full")) > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -110,7 +110,7 @@ def test_half_precision_inputs_are_solved_in_single(dtype: torch.dtype) -> None:
     base = (randn(64, 96, seed=9) * 1e-2).to(dtype)
     experts = [(base.float() + d).to(dtype) for d in make_deltas((64, 96), 4, "adapter", std=1e-2)]
     deltas = [e.double() - base.double() for e in experts]
-    expected = (base.double() + optmerge_loop(deltas, "lora")).to(dtype)
+    expected = (base.double() + reference.optmerge(deltas, "lora")).to(dtype)
     merged = merge(base, experts)
     assert merged.dtype == dtype
     assert float((merged == expected).double().mean()) > 0.999
@@ -309,7 +309,7 @@ def test_any_shapes_and_ranks(shape: tuple[int, int], ranks: list[int], preset: 
     assume(preset != "full" or sum(r > 0 for r in ranks) != 1)
     merged = merged_delta(deltas, preset=preset, iterations=20)
     kept = int(min(shape) / 5) if preset == "modality" else int(min(shape) / len(ranks))
-    expected = optmerge_loop(deltas, preset, iterations=20) if kept else torch.stack(deltas).double().mean(0)
+    expected = reference.optmerge(deltas, preset, iterations=20) if kept else torch.stack(deltas).double().mean(0)
     assert merged.dtype == torch.float32
     assert torch.allclose(merged.double(), expected, rtol=0, atol=1e-6 * scale * max(shape))
 
@@ -319,7 +319,7 @@ def test_untouched_matrices(preset: str) -> None:
     base = randn(20, 30)
     assert torch.equal(merge(base, [base, base, base], preset=preset), base)
     deltas = [*make_deltas((20, 30), 2, "flat"), torch.zeros(20, 30)]
-    assert relative(merged_delta(deltas, preset=preset), optmerge_loop(deltas, preset)) < 1e-6
+    assert relative(merged_delta(deltas, preset=preset), reference.optmerge(deltas, preset)) < 1e-6
 
 
 @pytest.mark.parametrize("shape", SHAPES)

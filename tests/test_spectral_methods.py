@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracles_methods as oracles
 import pytest
 import torch
 from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, relative
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergekit_mm.methods import method_named
+from mergekit_mm.methods import method_named, reference
 from mergekit_mm.methods.iso_cts import counts
 from mergekit_mm.numerics import polar as numerics
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -24,9 +23,9 @@ CASES = [((48, 64), 3), ((64, 48), 5), ((40, 40), 2), ((24, 100), 3), ((100, 24)
 def expected(method: str, deltas: list[Tensor], rank: int | None = None) -> Tensor:
     """The oracle's answer; rank is that of each delta where it is known to be lower than its size."""
     if method == "tsv":
-        return oracles.tsv(deltas, None if rank is None else [rank] * len(deltas))
+        return reference.tsv(deltas, None if rank is None else [rank] * len(deltas))
     whole = min(deltas[0].shape) if rank is None else min(rank * len(deltas), *deltas[0].shape)
-    return oracles.iso_c(deltas, whole) if method == "iso_c" else oracles.iso_cts(deltas, rank=whole)
+    return reference.iso_c(deltas, whole) if method == "iso_c" else reference.iso_cts(deltas, rank=whole)
 
 
 # --- the published methods --------------------------------------------------------------------------------------------
@@ -37,12 +36,12 @@ def expected(method: str, deltas: list[Tensor], rank: int | None = None) -> Tens
 @pytest.mark.parametrize(("shape", "count"), CASES)
 def test_results_are_those_of_the_definition(method: str, kind: str, shape: tuple[int, int], count: int) -> None:
     deltas = make_deltas(shape, count, kind)
-    reference = expected(method, deltas, ADAPTER_RANK if kind == "adapter" else None)
-    assert relative(merged_delta(method, deltas), reference) < 1e-6
-    assert relative(merged_delta(method, [d.double() for d in deltas]), reference) < 1e-6
+    published = expected(method, deltas, ADAPTER_RANK if kind == "adapter" else None)
+    assert relative(merged_delta(method, deltas), published) < 1e-6
+    assert relative(merged_delta(method, [d.double() for d in deltas]), published) < 1e-6
     if method != "tsv" or count > 1:
         for other in (sum(deltas), sum(deltas) / count):
-            assert relative(other, reference) > 1e-2, "this test could not fail"
+            assert relative(other, published) > 1e-2, "this test could not fail"
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
@@ -50,16 +49,16 @@ def test_results_are_those_of_the_definition(method: str, kind: str, shape: tupl
 def test_every_rank_fraction(fraction: float, shape: tuple[int, int]) -> None:
     """Three experts at 0.5 bring more vectors than there are dimensions."""
     deltas = make_deltas(shape, 3, "steep")
-    reference = oracles.tsv(deltas, rank_fraction=fraction)
-    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction), reference) < 1e-6
-    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction / 2), reference) > 1e-2
+    published = reference.tsv(deltas, rank_fraction=fraction)
+    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction), published) < 1e-6
+    assert relative(merged_delta("tsv", deltas, rank_fraction=fraction / 2), published) > 1e-2
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_every_common_fraction(fraction: float) -> None:
     deltas = make_deltas((30, 44), 3, "flat")
-    reference = oracles.iso_cts(deltas, common_fraction=fraction)
-    assert relative(merged_delta("iso_cts", deltas, common_fraction=fraction), reference) < 1e-6
+    published = reference.iso_cts(deltas, common_fraction=fraction)
+    assert relative(merged_delta("iso_cts", deltas, common_fraction=fraction), published) < 1e-6
 
 
 def test_all_in_common_is_iso_c() -> None:
@@ -94,7 +93,7 @@ def test_rounding_does_not_move_the_merge_of_adapters(method: str, shape: tuple[
     deltas = [d.double() for d in make_deltas(shape, 3, "adapter")]
     moved = [d * (1 + 1e-7 * randn(*shape, seed=i + 900)) for i, d in enumerate(deltas)]
     assert relative(merged_delta(method, moved), merged_delta(method, deltas)) < 1e-5
-    published: Callable[[list[Tensor]], Tensor] = getattr(oracles, method)
+    published: Callable[[list[Tensor]], Tensor] = getattr(reference, method)
     assert relative(published(moved), published(deltas)) > 0.1
 
 
@@ -102,9 +101,9 @@ def test_a_coarser_tolerance_cleans_adapters_stored_in_16_bits() -> None:
     base = randn(64, 96, seed=7) * 0.02
     clean = make_deltas((64, 96), 3, "adapter", std=1e-3)
     stored = [(base + d).to(torch.bfloat16).double() - base.to(torch.bfloat16).double() for d in clean]
-    reference = expected("iso_c", clean, ADAPTER_RANK)
-    assert relative(merged_delta("iso_c", stored, rank_tolerance=0.1), reference) < 0.1
-    assert relative(merged_delta("iso_c", stored), reference) > 0.5
+    published = expected("iso_c", clean, ADAPTER_RANK)
+    assert relative(merged_delta("iso_c", stored, rank_tolerance=0.1), published) < 0.1
+    assert relative(merged_delta("iso_c", stored), published) > 0.5
 
 
 def test_the_sum_of_singular_values_is_kept() -> None:
@@ -205,10 +204,10 @@ def test_any_shapes_and_ranks(
     factors = [TaskVector(t.left.to(dtype), right=t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
     dense = [t.dense(torch.float64) for t in factors]
     solve = method_named(method).solve
-    merged, reference = solve([TaskVector(d) for d in dense]), solve(factors)
+    merged, from_factors = solve([TaskVector(d) for d in dense]), solve(factors)
     norm = sum(float(d.norm()) for d in dense)
-    assert merged.shape == reference.shape == shape
-    assert float((merged.dense(torch.float64) - reference.dense(torch.float64)).norm()) <= 1e-5 * norm
+    assert merged.shape == from_factors.shape == shape
+    assert float((merged.dense(torch.float64) - from_factors.dense(torch.float64)).norm()) <= 1e-5 * norm
     assert float(merged.dense(torch.float64).norm()) <= 1.01 * sum(float(torch.linalg.svdvals(d).sum()) for d in dense)
     if not any(ranks):
         assert not merged.dense(torch.float64).any()
@@ -222,7 +221,7 @@ def test_an_untouched_expert_leaves_the_others_to_themselves(method: str) -> Non
     deltas = make_deltas((20, 30), 2, "adapter")
     merged = merged_delta(method, [*deltas, torch.zeros(20, 30)])
     if method == "iso_cts":
-        assert relative(merged, oracles.iso_cts([*deltas, torch.zeros(20, 30)], rank=8)) < 1e-6
+        assert relative(merged, reference.iso_cts([*deltas, torch.zeros(20, 30)], rank=8)) < 1e-6
     else:
         assert relative(merged, merged_delta(method, deltas)) < 1e-6
 

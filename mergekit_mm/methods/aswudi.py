@@ -13,6 +13,8 @@ time of 1e6 where the exponential one is chosen. Deviations, all deliberate:
     the rounding of its float32 eigenvalues: with the rules `gavish_donoho` and `none` it returns noise on adapters.
     The rules see the numerical range only; the null directions, which they need not see, count in a median as zeros;
   - `time: relative` and `tikhonov` as in `swudi`.
+
+`spectral_filter` and `adaptive_rank` in `reference.py` restate the published computation plainly.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ min(out, in) - r arbitrary null vectors the same weight as the data: 82% of the 
 rank 16, and other vectors in another precision. Taking the mean over r rather than over min(out, in) keeps what the
 method keeps at full rank, the sum of the singular values. Vectors get the mean of the deltas; the released code has an
 error, a mean or a sum there, depending on the script.
+
+`iso_c` in `reference.py` restates the published computation plainly.
 """
 
 from __future__ import annotations

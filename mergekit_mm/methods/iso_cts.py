@@ -12,6 +12,8 @@ shared out evenly, t = N round((r - c_0) / N), c = r - t, d = int(t / N). Deviat
   - an expert brings at most as many directions as its residual has, and polar factors are zero where directions
     coincide;
   - float64 inside; the released code fails on half precision.
+
+`iso_cts` in `reference.py` restates the published computation plainly.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ code has three variants of it, and they are the presets here. Deviations from th
     it is several per cent off (float16) or does not move at all (bfloat16).
   - an expert that left a matrix untouched has weight 0 instead of dividing 0 by 0.
   - where k = 0 (fewer rows than experts) there is nothing to optimise and the mean is returned, as for vectors.
+
+`optmerge` in `reference.py` restates the published computation plainly.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ deliberate:
     need;
   - `time: relative` measures the filter against the largest eigenvalue, so that experts of different effective rank
     are moved alike; `tikhonov` is the filter Lambda / (Lambda + alpha).
+
+`spectral_filter` in `reference.py` restates the published computation plainly.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ where polar(X) is the nearest matrix with orthonormal columns. Deviations from t
   - polar factors are zero where the experts' singular vectors coincide, as they have no direction of their own there:
     N equal experts give that expert's leading part;
   - where there are more experts than rows or columns (k = 0) every expert keeps one direction instead of none.
+
+`tsv` in `reference.py` restates the published computation plainly.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ Deviations from the released code, all deliberate:
   - sums are taken in float64, the steps in float32 or wider; the released loop runs in the checkpoint's half precision;
   - an expert that left a matrix untouched has weight 0 instead of dividing 0 by 0;
   - at a start that is already optimal Adam rests, where it would blow rounding noise up to steps of full length.
+
+`wudi` and `wudi_minimiser` in `reference.py` restate the published computation plainly.
 """
 
 from __future__ import annotations
