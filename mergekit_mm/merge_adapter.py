@@ -15,11 +15,11 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.listing import indented
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.lora.write import write_adapter
-from mergekit_mm.merge import refusing, require_device
+from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
@@ -49,39 +49,42 @@ def merge_to_adapter(
     """Run a merge and write what it changes of its base as one PEFT adapter, of at most `rank` per module.
 
     Raises:
-        MergeRefused: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
+        MergeError: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
             a `rank` to cut it to.
     """
     out = Path(out_path)
+    require_device(options)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    with refusing(MergeError, ValueError, RuntimeError, OSError):
-        require_device(options)
-        with plan_merge(config, options, source=config_source) as plan:
-            check_output(out, plan.inputs.directories)
-            tasks = plan_deltas(plan.planner)
-            if not options.quiet:
-                click.echo(plan.report(), err=True)
-            with staged(out) as staging:
-                base = plan.inputs.base_checkpoint
-                linear, embeddings = _adaptable(base)
-                factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
-                if not factors:
-                    known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
-                    raise MergeError(
-                        f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
-                    )
-                name = str(plan.inputs.base.model.path)
-                model_class = type(base.skeleton.model) if base.skeleton else None
-                every = _all_modules(base)
-                write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
-                (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
-                if options.write_model_card:
-                    card = model_card(
-                        plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
-                    )
-                    (staging / "README.md").write_text(card, encoding="utf-8")
-            return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
+    with (
+        system_errors(out),
+        enough_memory(options.device),
+        plan_merge(config, options, source=config_source) as plan,
+    ):
+        check_output(out, plan.inputs.directories)
+        tasks = plan_deltas(plan.planner)
+        if not options.quiet:
+            click.echo(plan.report(), err=True)
+        with staged(out) as staging:
+            base = plan.inputs.base_checkpoint
+            linear, embeddings = _adaptable(base)
+            factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
+            if not factors:
+                known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
+                raise MergeError(
+                    f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
+                )
+            name = str(plan.inputs.base.model.path)
+            model_class = type(base.skeleton.model) if base.skeleton else None
+            every = _all_modules(base)
+            write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
+            (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
+            if options.write_model_card:
+                card = model_card(
+                    plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
+                )
+                (staging / "README.md").write_text(card, encoding="utf-8")
+        return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
 
 
 def _factorised(

@@ -237,7 +237,7 @@ def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ..
         rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
         alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
     except (AttributeError, re.error) as error:
-        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from None
+        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from error
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise MergeError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
     if a[0] != rank or b[1] != rank:

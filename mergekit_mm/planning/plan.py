@@ -22,7 +22,13 @@ from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
-from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
+from mergekit_mm.planning.parameters import (
+    SIDE_FILES,
+    check_modules,
+    check_parameters,
+    require_known_method,
+    unread_parameters,
+)
 from mergekit_mm.planning.planner import MultimodalPlanner
 
 LOG = logging.getLogger(__name__)
@@ -108,7 +114,8 @@ def plan_merge(
 def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, sweep: bool) -> MultimodalPlanner:
     """The planner, once the config is seen to be one for these inputs."""
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
-    check_parameters(config, list(architecture.modules))
+    check_parameters(config)
+    check_modules(config, list(architecture.modules), inputs)
     if unread := unread_parameters(config):
         inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if is_decoupled(config) and not inputs.composition:
