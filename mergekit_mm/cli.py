@@ -137,7 +137,8 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
     fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each
-    module its rank and the energy that is kept: the share of the squared norm of the merged delta.
+    module its rank and the energy that is kept: the share of the squared norm of the merged delta. Norms, convolutions,
+    biases, and modules that the adapters themselves hold whole, are written whole.
     """
     import torch
     from mergekit.options import MergeOptions
@@ -146,12 +147,20 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 
     source, parsed = _read_config(config)
     options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
-    results = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
+    result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
     if not quiet:
-        for result in results:
-            click.echo(f"{result.path}  rank {result.rank}  energy {result.energy:.6f}")
-    ranks, worst = [result.rank for result in results], min(result.energy for result in results)
-    click.echo(f"{out}: {len(results)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}")
+        for module in result.modules:
+            click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
+    if ranks := [module.rank for module in result.modules]:
+        worst = min(module.energy for module in result.modules)
+        click.echo(
+            f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}"
+        )
+    for key, whole in (("modules_to_save", result.saved), ("bias: all", result.biases)):
+        if whole:
+            click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
+    if result.saved or result.biases:
+        click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
 
 
 @main.command()

@@ -35,6 +35,18 @@ class Adaptation:
         """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
         return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
 
+    def replaces(self, tensor: str) -> bool:
+        """Whether it holds a tensor whole."""
+        return tensor in self.names and self.adapter.replaces(self.names[tensor])
+
+    def adds_factors(self, tensor: str) -> bool:
+        """Whether it has low-rank factors for a tensor."""
+        return tensor in self.names and self.adapter.changes[self.names[tensor]].a is not None
+
+    def replacement(self, tensor: str) -> Tensor:
+        """What it holds whole of a tensor, in the dtype of its file."""
+        return self.adapter.replacement(self.names[tensor])
+
     def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
         """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
         return self.adapter.task_vector(self.names[tensor], base)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
+import torch
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, InputSliceDefinition, MergeConfiguration, OutputModuleDefinition
@@ -305,7 +306,7 @@ class MultimodalPlanner(MergePlanner):
         saves = tuple(
             SaveTensor(
                 tensor_name=name,
-                tensor_task=self._finished(task, like),
+                tensor_task=self._finished(task, like.dtype),
                 writer_task=writer,
                 clone=self.options.clone_tensors,
             )
@@ -336,12 +337,16 @@ class MultimodalPlanner(MergePlanner):
             return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         return list(outputs)
 
-    def _finished(self, task: Task, like: DiskTensor) -> Task:
+    def finished(self, tensor: str) -> Task:
+        """The task that makes an output tensor, by its name in memory, in the dtype in which a merge writes it."""
+        return self._finished(self.tensors[tensor], self.inputs.tensors[tensor].dtype)
+
+    def _finished(self, task: Task, own: torch.dtype) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
         wanted = self.config.out_dtype or self.config.dtype
         if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
-            wanted = str(like.dtype).removeprefix("torch.")
-            if not like.dtype.is_floating_point:
+            wanted = str(own).removeprefix("torch.")
+            if not own.is_floating_point:
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 
