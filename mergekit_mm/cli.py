@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_mm import __version__
-from mergekit_mm.errors import MergeError, bugs_reported, system_errors
+from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -199,8 +199,10 @@ def inspect(model: str) -> None:
     from mergekit_mm.architecture.hub import locate
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
 
-    reference, options = ModelReference.parse(model), MergeOptions()
+    options = MergeOptions()
     with system_errors(model):
+        with refused_by("mergekit.common"):
+            reference = ModelReference.parse(model)
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
         if reference.lora:
@@ -308,7 +310,8 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
 
     from mergekit_mm.hosts.registration import register_methods
 
-    register_methods()
+    with refused_by(register_methods.__module__):  # another version of mergekit
+        register_methods()
     try:
         source = Path(path).read_text(encoding="utf-8")
         return source, MergeConfiguration.model_validate(yaml.safe_load(source))

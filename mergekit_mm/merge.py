@@ -30,6 +30,7 @@ from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import (
     adopt_chat_template,
+    chat_template,
     copy_side_files,
     drop_chat_template,
     has_tokenizer,
@@ -173,7 +174,9 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
     if not isinstance(wanted, str):
         raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
     if wanted != "base":
-        source = locate(ModelReference.parse(wanted).model, options)
+        with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
+            source = locate(ModelReference.parse(wanted).model, options)
+    chat_template(source)  # a damaged file is found now, and not when the merge is done
     makes_one = config.tokenizer or config.tokenizer_source or plan.inputs.composition
     if not makes_one and options.copy_tokenizer and not has_tokenizer(source):
         plan.inputs.notes.append(

@@ -11,6 +11,7 @@ import torch
 from mergekit.common import ModelPath, ModelReference
 from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
 
+from mergekit_mm.architecture.hub import local_path
 from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import SOURCES
@@ -33,6 +34,10 @@ class BuildVocabulary(BuildTokenizer):
         rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
         base = self.base_model or self.referenced_models[0]
         wanted = self.tokenizer_source
+        if (
+            wanted == "base" and self.add_tokens
+        ):  # mergekit adds new tokens to its only copy, and then takes them for old
+            wanted = base
         for needed in dict.fromkeys([local[base], *([local.get(wanted, wanted)] if wanted not in _BY_RULE else [])]):
             load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
         original = build.get_vocab_size
@@ -81,7 +86,7 @@ def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelRef
 
 def tokenizer_directory(source: object) -> list[Path]:
     """Where the tokenizer is that a config takes from a model of its own, if that is on this machine."""
-    path = Path(source.model.path).expanduser() if isinstance(source, ModelReference) else None
+    path = local_path(source.model.path) if isinstance(source, ModelReference) else None
     return [path] if path and path.is_dir() else []
 
 

@@ -82,11 +82,14 @@ class Adapter:
         return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)  # only for .bin
 
     def _read(self, key: str) -> Tensor:
-        if self.file.suffix != ".safetensors":
-            return self._tensors[key]
-        with safe_open(str(self.file), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
+        try:
+            if self.file.suffix != ".safetensors":
+                return self._tensors[key]
+            with safe_open(str(self.file), framework="pt") as file:
+                tensor: Tensor = file.get_tensor(key)
+                return tensor
+        except Exception as error:  # the file is not what it was when the merge was planned
+            raise MergeError(f"{key} cannot be read from {self.file}: {error}") from error
 
     def needs_base(self, name: str) -> bool:
         """Whether the delta of a tensor can only be told from the base's values."""

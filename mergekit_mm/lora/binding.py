@@ -12,6 +12,7 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.hub import local_path
 from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
@@ -118,7 +119,7 @@ def _is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
     said = adapter.base
     if said is None or said == given:
         return True
-    here, there = checkpoint.directory, Path(said).expanduser()
+    here, there = checkpoint.directory, local_path(said)
     if (there / "config.json").is_file():
         return there.resolve() == here.resolve() or _same_weights(here, there)
     # not on this machine: then the name must be that of the model, or the one under which its config knows itself

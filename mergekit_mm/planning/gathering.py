@@ -105,8 +105,8 @@ class Gathering:
         return gather
 
     def adapters_of_base(self, job: Job) -> tuple[ModelReference, ...]:
-        """The inputs that are adapters of the base model, whose deltas need no subtraction."""
-        if job.base is None or job.base.lora or self._is_realigned(job):
+        """The inputs that are adapters of the base model, whose deltas need no subtraction; none for a counter."""
+        if job.base is None or job.base.lora or self._is_realigned(job) or not job.info.dtype.is_floating_point:
             return ()
         return tuple(model for model in job.held if model.lora and without_adapter(model) == job.base)
 
