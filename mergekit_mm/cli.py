@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit_mm import __version__
+from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
+
+_SEED = click.IntRange(0, 2**32 - 1)
+
+
+def logged(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --verbose and --debug, and ask for a report of what is no error of its user's."""
+
+    @click.option("-v", "--verbose", count=True, show_default=False, help="Tell what is being done; -vv is --debug.")
+    @click.option("--debug", is_flag=True, help="Tell all details, and the full traceback of every error.")
+    @functools.wraps(command)
+    def run(*args: Any, verbose: int, debug: bool, **kwargs: Any) -> None:
+        if debug or verbose:
+            logging.basicConfig()
+            logging.getLogger().setLevel(logging.DEBUG if debug or verbose > 1 else logging.INFO)
+        with bugs_reported():
+            command(*args, **kwargs)
+
+    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,6 +47,7 @@ def main() -> None:
 
 
 @main.command()
+@logged
 def doctor() -> None:
     """Tell what is installed and active.
 
@@ -43,18 +66,22 @@ def doctor() -> None:
 
 # Options are mergekit's, so they pass through unread, `--help` among them.
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.option("--verbose", is_flag=True)
+@click.option("--debug", is_flag=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def yaml_command(arguments: tuple[str, ...]) -> None:
+def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None:
     """Run mergekit-yaml with the plugin: CONFIG OUT [OPTIONS].
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
-    `pip --target`, `python -S`). Takes every option of mergekit-yaml; see `mergekit-mm yaml --help`.
+    `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
+    --debug are its -v and -vv.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     import mergekit_mm.register  # noqa: F401  # plugs in, also where the line above has run
 
-    mergekit_yaml.main(args=list(arguments), prog_name="mergekit-mm yaml")
+    level = ["-vv"] if debug else ["-v"] if verbose else []
+    mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
 
 
 @main.command(context_settings={"show_default": True})
@@ -63,8 +90,9 @@ def yaml_command(arguments: tuple[str, ...]) -> None:
 @click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
 @click.option("--out-shard-size", default="1B", help="Bytes per output file; each strength collects one in memory.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
-@click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
+@click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
+@logged
 def sweep(
     config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, random_seed: int | None, quiet: bool
 ) -> None:
@@ -101,14 +129,16 @@ def sweep(
 @click.option("--rank", type=click.IntRange(min=1), help="Keep at most so many directions per module.  [default: all]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
-@click.option("--random-seed", type=int, help="For methods that draw (dare_linear, dare_ties).")
+@click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
+@logged
 def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random_seed: int | None, quiet: bool) -> None:
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
     fine-tunes change has no low rank and must be cut; so must what ties, DARE and Adam make of adapters. Tells for each
-    module its rank and the energy that is kept: the share of the squared norm of the merged delta.
+    module its rank and the energy that is kept: the share of the squared norm of the merged delta. Norms, convolutions,
+    biases, and modules that the adapters themselves hold whole, are written whole.
     """
     import torch
     from mergekit.options import MergeOptions
@@ -117,16 +147,25 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 
     source, parsed = _read_config(config)
     options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
-    results = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
+    result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
     if not quiet:
-        for result in results:
-            click.echo(f"{result.path}  rank {result.rank}  energy {result.energy:.6f}")
-    ranks, worst = [result.rank for result in results], min(result.energy for result in results)
-    click.echo(f"{out}: {len(results)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}")
+        for module in result.modules:
+            click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
+    if ranks := [module.rank for module in result.modules]:
+        worst = min(module.energy for module in result.modules)
+        click.echo(
+            f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}"
+        )
+    for key, whole in (("modules_to_save", result.saved), ("bias: all", result.biases)):
+        if whole:
+            click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
+    if result.saved or result.biases:
+        click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
 
 
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@logged
 def check(config: str) -> None:
     """Tell whether the merge in CONFIG will work, and what it will do, reading file headers only.
 
@@ -146,6 +185,7 @@ def check(config: str) -> None:
 
 @main.command()
 @click.argument("model")
+@logged
 def inspect(model: str) -> None:
     """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
 
@@ -157,18 +197,17 @@ def inspect(model: str) -> None:
     from mergekit_mm.architecture.checkpoint import open_checkpoint
     from mergekit_mm.architecture.describe import describe
     from mergekit_mm.architecture.hub import locate
-    from mergekit_mm.errors import MergeError
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
 
-    reference, options = ModelReference.parse(model), MergeOptions()
-    try:
+    options = MergeOptions()
+    with system_errors(model):
+        with refused_by("mergekit.common"):
+            reference = ModelReference.parse(model)
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
         if reference.lora:
             adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
             lines += describe_adapter(adaptation, checkpoint)
-    except MergeError as error:
-        raise click.ClickException(str(error)) from error
     for line in lines:
         click.echo(line)
 
@@ -192,6 +231,7 @@ def inspect(model: str) -> None:
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write report.md, .csv and .png there.")
 @click.option("--figure/--no-figure", default=True, help="With --out: draw report.png (needs matplotlib).")
+@logged
 def report(
     results: tuple[Path, ...],
     base: str | None,
@@ -234,7 +274,7 @@ def report(
     from mergekit_mm.report.figure import draw
     from mergekit_mm.report.notes import notes
     from mergekit_mm.report.render import Style, as_csv, as_markdown, as_text, write_files
-    from mergekit_mm.report.results import ReportError, collect
+    from mergekit_mm.report.results import collect
     from mergekit_mm.report.roles import participants
     from mergekit_mm.report.table import build
 
@@ -242,15 +282,13 @@ def report(
     labels = {model: label for model, _, label in (each.partition("=") for each in names)}
     if not all(labels.values()):
         raise click.BadParameter("must be MODEL=LABEL", param_hint="--name")
-    try:
+    with system_errors(out):
         found, origin = participants(collect(results, separate), base, columns, references, labels)
         table = build(found, metric, tasks.split(",") if tasks else (), complete=mean == "all")
         picture = draw(table, intervals) if out and figure else None
-    except ReportError as error:
-        raise click.ClickException(str(error)) from error
-    remarks, style = [*notes(table), *origin], Style(decimals, intervals)
-    if out:
-        write_files(out, table, remarks, style, picture)
+        remarks, style = [*notes(table), *origin], Style(decimals, intervals)
+        if out:
+            write_files(out, table, remarks, style, picture)
     if form == "csv":
         click.echo(as_csv(table))
         click.echo("\n".join(remarks), err=True)
@@ -262,7 +300,7 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
     """The text of a merge config, and what mergekit reads in it.
 
     Raises:
-        ClickException: it is no YAML, or no merge config.
+        MergeError: it is no YAML, or no merge config.
     """
     from itertools import takewhile
 
@@ -272,7 +310,8 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
 
     from mergekit_mm.hosts.registration import register_methods
 
-    register_methods()
+    with refused_by(register_methods.__module__):  # another version of mergekit
+        register_methods()
     try:
         source = Path(path).read_text(encoding="utf-8")
         return source, MergeConfiguration.model_validate(yaml.safe_load(source))
@@ -282,6 +321,6 @@ def _read_config(path: str) -> tuple[str, MergeConfiguration]:
         shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
         where = ".".join(str(keys[0]) for keys in shared) or "the whole"
         told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
-        raise click.ClickException(f"{path} is no merge config: {where}: {told}") from None
+        raise MergeError(f"{path} is no merge config: {where}: {told}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
-        raise click.ClickException(f"{path} is no merge config: {error}") from None
+        raise MergeError(f"{path} is no merge config: {error}") from error

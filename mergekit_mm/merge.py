@@ -18,18 +18,19 @@ from mergekit.merge import _set_chat_template
 from mergekit.multigpu_executor import MultiGPUExecutor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import DiskTensor, read_headers
 from mergekit_mm.architecture.hub import locate
-from mergekit_mm.errors import MergeError
+from mergekit_mm.architecture.tokenizer import load_tokenizer
+from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import (
     adopt_chat_template,
+    chat_template,
     copy_side_files,
     drop_chat_template,
     has_tokenizer,
@@ -42,26 +43,13 @@ from mergekit_mm.planning.plan import Plan, plan_merge
 LOG = logging.getLogger(__name__)
 
 
-class MergeRefused(click.ClickException):
-    """A merge that cannot be done; on the command line, the message is all that is shown."""
-
-
-@contextmanager
-def refusing(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors that are about the user's config or files into `MergeRefused`."""
-    try:
-        yield
-    except kinds as error:
-        raise MergeRefused(str(error)) from error
-
-
 def run_multimodal_merge(
     config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
 
     Raises:
-        MergeRefused: the config or an input is not fit to be merged.
+        MergeError: the config or an input is not fit to be merged, or the system does not let files be read or written.
     """
     _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml())
 
@@ -76,10 +64,10 @@ def run_sweep(
     """One merge at several strengths: `out_path/scaling_<s>` is base + s * (merged - base), solved once for all.
 
     Raises:
-        MergeRefused: as for one merge, or the config has no base model to scale from.
+        MergeError: as for one merge, or the config has no base model to scale from.
     """
     if not config.base_model:
-        raise MergeRefused("A sweep scales what a merge changes of its base: add `base_model: <model>` to the config.")
+        raise MergeError("A sweep scales what a merge changes of its base: add `base_model: <model>` to the config.")
     outputs: dict[float | None, Path] = {s: Path(out_path) / f"scaling_{s:.12g}" for s in scales}
     _run(config, outputs, options, config_source)
     return list(outputs.values())
@@ -89,34 +77,35 @@ def _run(
     config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
 ) -> None:
     """Merge to every output: scale of the merged delta (None: as it is) -> directory."""
+    require_device(options)
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
-    with ExitStack() as inputs:
-        with refusing(MergeError, ValueError, RuntimeError, OSError):
-            require_device(options)
-            plan = inputs.enter_context(plan_merge(config, options, None not in outputs, config_source))
-            side_files = _side_files_source(plan, options)
-            tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
-            for out in outputs.values():
-                check_output(out, [*plan.inputs.directories, side_files, *tokenizer_directory(tokenizer)])
-            templated = _templated(plan, side_files, options)
-        with refusing(MergeError, ValueError, OSError, SafetensorError), ExitStack() as directories:
-            staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
-            with refusing(RuntimeError):  # mergekit's, as for slices of different lengths
-                targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
-            check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
-            if not options.quiet:
-                click.echo(plan.report(), err=True)
-            built = _execute(list(dict.fromkeys(targets)), options)
-            for path in staging.values():
-                _finish(plan, path, side_files, built, templated, options)
-            if options.write_model_card:
-                hashes = hash_inputs(plan, options.quiet)
-                for scale, path in staging.items():
-                    source = _recipe(config_source, scale)
-                    card = model_card(plan, outputs[scale].resolve().name, source, hashes)
-                    (path / "README.md").write_text(card, encoding="utf-8")
-                    (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
+    with (
+        system_errors(next(iter(outputs.values()))),
+        enough_memory(options.device),
+        plan_merge(config, options, None not in outputs, config_source) as plan,
+        ExitStack() as directories,
+    ):
+        side_files = _side_files_source(plan, options)
+        tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+        for out in outputs.values():
+            check_output(out, [*plan.inputs.directories, side_files, *tokenizer_directory(tokenizer)])
+        templated = _templated(plan, side_files, options)
+        staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
+        targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
+        check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
+        if not options.quiet:
+            click.echo(plan.report(), err=True)
+        built = _execute(list(dict.fromkeys(targets)), options)
+        for path in staging.values():
+            _finish(plan, path, side_files, built, templated, options)
+        if options.write_model_card:
+            hashes = hash_inputs(plan, options.quiet)
+            for scale, path in staging.items():
+                source = _recipe(config_source, scale)
+                card = model_card(plan, outputs[scale].resolve().name, source, hashes)
+                (path / "README.md").write_text(card, encoding="utf-8")
+                (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
 
 
 def require_device(options: MergeOptions) -> None:
@@ -130,6 +119,17 @@ def require_device(options: MergeOptions) -> None:
         raise MergeError(f"The device {options.device} cannot be used ({told}); the default is cpu.") from error
 
 
+@contextmanager
+def enough_memory(device: str | None) -> Iterator[None]:
+    """MergeError where the device that computes has no room for what is computed."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        told = str(error).partition(". ")[0] or "out of memory"
+        advice = "the machine needs more memory" if device in (None, "cpu") else "merge on the CPU, without --cuda"
+        raise MergeError(f"The memory of {device or 'cpu'} does not suffice ({told}): {advice}.") from error
+
+
 def _recipe(source: str, scale: float | None) -> str:
     if scale is None:
         return source
@@ -140,12 +140,9 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
     """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
 
     Raises:
-        MergeRefused: the merge would be refused.
+        MergeError: the merge would be refused.
     """
-    with (
-        refusing(MergeError, ValueError, RuntimeError, OSError),
-        plan_merge(config, options, source=config_source) as plan,
-    ):
+    with system_errors(), plan_merge(config, options, source=config_source) as plan:
         _templated(plan, _side_files_source(plan, options), options)
         for task in plan.planner.plan_to_disk("unused"):
             if isinstance(task, BuildVocabulary):
@@ -177,7 +174,9 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
     if not isinstance(wanted, str):
         raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
     if wanted != "base":
-        source = locate(ModelReference.parse(wanted).model, options)
+        with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
+            source = locate(ModelReference.parse(wanted).model, options)
+    chat_template(source)  # a damaged file is found now, and not when the merge is done
     makes_one = config.tokenizer or config.tokenizer_source or plan.inputs.composition
     if not makes_one and options.copy_tokenizer and not has_tokenizer(source):
         plan.inputs.notes.append(
@@ -191,15 +190,13 @@ def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTraine
     """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
 
     Raises:
-        OSError, ValueError: the tokenizer cannot be loaded.
-        RuntimeError: mergekit's, for a template that is none.
+        MergeError: the tokenizer cannot be loaded, or the template is none.
     """
     if not plan.config.chat_template:
         return None
-    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-        side_files, trust_remote_code=options.trust_remote_code
-    )
-    _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
+    tokenizer = load_tokenizer(str(side_files), side_files, options.trust_remote_code)
+    with refused_by("mergekit.merge", about="chat_template: "):
+        _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
     return tokenizer
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -15,15 +16,18 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.listing import indented
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.graph.deltas import Changed
+from mergekit_mm.graph.reading import LoadTensor, without_adapter
+from mergekit_mm.lora.whole import module_paths, saved_modules, tensors_of
 from mergekit_mm.lora.write import write_adapter
-from mergekit_mm.merge import refusing, require_device
+from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
-from mergekit_mm.planning.plan import plan_merge
+from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
 LOG = logging.getLogger(__name__)
@@ -31,11 +35,20 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModuleResult:
-    """One module of a written adapter."""
+    """One module of a written adapter that has factors."""
 
     path: str
     rank: int
     energy: float  # share of the squared norm of the merged delta that the factors keep
+
+
+@dataclass(frozen=True)
+class AdapterResult:
+    """What a written adapter holds."""
+
+    modules: list[ModuleResult]
+    saved: list[str]  # paths of the modules that it holds whole
+    biases: list[str]  # names of the biases that it holds whole, of other linear layers
 
 
 def merge_to_adapter(
@@ -45,79 +58,146 @@ def merge_to_adapter(
     rank: int | None,
     dtype: torch.dtype,
     config_source: str,
-) -> list[ModuleResult]:
-    """Run a merge and write what it changes of its base as one PEFT adapter, of at most `rank` per module.
+) -> AdapterResult:
+    """Run a merge and write what it changes of its base as one PEFT adapter.
+
+    Linear layers and embeddings get factors, of at most `rank` per module, in `dtype`. Whatever else changes, and what
+    an input holds whole, is written whole, as the merge itself would write it.
 
     Raises:
-        MergeRefused: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
+        MergeError: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
             a `rank` to cut it to.
     """
     out = Path(out_path)
+    require_device(options)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    with refusing(MergeError, ValueError, RuntimeError, OSError):
-        require_device(options)
-        with plan_merge(config, options, source=config_source) as plan:
-            check_output(out, plan.inputs.directories)
-            tasks = plan_deltas(plan.planner)
-            if not options.quiet:
-                click.echo(plan.report(), err=True)
-            with staged(out) as staging:
-                base = plan.inputs.base_checkpoint
-                linear, embeddings = _adaptable(base)
-                factors = dict(_factorised(tasks, base, linear | embeddings, rank, options))
-                if not factors:
-                    known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
-                    raise MergeError(
-                        f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
-                    )
-                name = str(plan.inputs.base.model.path)
-                model_class = type(base.skeleton.model) if base.skeleton else None
-                every = _all_modules(base)
-                write_adapter(staging, factors, embeddings & factors.keys(), every, name, model_class, dtype)
-                (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
-                if options.write_model_card:
-                    card = model_card(
-                        plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
-                    )
-                    (staging / "README.md").write_text(card, encoding="utf-8")
-            return [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
+    with (
+        system_errors(out),
+        enough_memory(options.device),
+        plan_merge(config, options, source=config_source) as plan,
+    ):
+        check_output(out, plan.inputs.directories)
+        tasks = plan_deltas(plan.planner)
+        if not options.quiet:
+            click.echo(plan.report(), err=True)
+        with staged(out) as staging:
+            base = plan.inputs.base_checkpoint
+            linear, embeddings = _adaptable(base)
+            # first what is whole: its refusals need not wait for decompositions, which may take hours
+            saved, whole = _whole(plan, tasks, linear, linear | embeddings, options)
+            inside = tuple(f"{module}." for module in saved)
+            fit = {
+                name: path
+                for name in tasks
+                if (path := name.removesuffix(".weight")) in linear | embeddings
+                and name not in whole
+                and not name.startswith(inside)
+            }
+            factors = dict(_factorised({name: tasks[name] for name in fit}, fit, rank, options))
+            if not factors and not whole:
+                known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
+                raise MergeError(
+                    f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
+                )
+            results = [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
+            name = str(plan.inputs.base.model.path)
+            model_class = type(base.skeleton.model) if base.skeleton else None
+            paths = module_paths(base)
+            written = factors or _nothing(base, linear, inside)
+            write_adapter(staging, written, embeddings & factors.keys(), paths, name, model_class, dtype, whole, saved)
+            (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
+            if options.write_model_card:
+                card = model_card(
+                    plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
+                )
+                (staging / "README.md").write_text(card, encoding="utf-8")
+        return AdapterResult(results, saved, [each for each in whole if not each.startswith(inside)])
+
+
+def _whole(
+    plan: Plan, tasks: Mapping[str, Task[TaskVector]], linear: set[str], adaptable: set[str], options: MergeOptions
+) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The modules that are written whole; and name in memory -> value of all their tensors, and of other biases.
+
+    Whole are the modules of everything that changes and is no matrix of those in `adaptable`, and of what changes and
+    an input holds whole.
+
+    Raises:
+        MergeError: a change in a module that PEFT cannot save.
+    """
+    base, planner = plan.inputs.base_checkpoint, plan.planner
+    replaced = [name for name in tasks if any(found.replaces(name) for found in plan.inputs.adaptations.values())]
+    # PEFT saves embeddings that it adapts whole too, changed or not: then the factors say it all
+    factored = [name for name in replaced if _all_add_factors(plan, name)]
+    dense = [n for n, d in _run({n: tasks[n] for n in factored}, options) if d.right is None]
+    apart = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
+    over = without_adapter(plan.inputs.base)
+    tests: dict[str, Task[torch.Tensor | None]] = {
+        name: Changed(
+            merged=planner.finished(name), base=LoadTensor(model=over, tensor=name, label=task.group_label() or name)
+        )
+        for name, task in tasks.items()
+        if name in apart
+    }
+    changed = {name: value for name, value in _run(tests, options) if value is not None}
+    biases = {name for name in changed if name.endswith(".bias") and name.removesuffix(".bias") in linear}
+    saved, why_not = saved_modules(base, changed.keys() - biases)
+    if why_not:
+        roles = sorted({base.tensors[name].role.value for name in why_not} & {*ROLE_PARAMETERS})
+        policies = ", ".join(f"{role}: base" for role in roles)
+        told = [f"{name}: {why}" for name, why in why_not.items()]
+        raise MergeError(
+            f"This merge changes {len(told)} tensors that no adapter can hold:{indented(told, '  ')}\n"
+            + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
+        )
+    more = {
+        name: planner.finished(name)
+        for module in saved
+        for name in tensors_of(base, module)
+        if name not in changed and name in planner.tensors
+    }
+    return saved, changed | dict(_run(more, options))
+
+
+def _all_add_factors(plan: Plan, name: str) -> bool:
+    """Whether every adapter that holds a tensor whole has factors for it as well."""
+    holding = [found for found in plan.inputs.adaptations.values() if found.replaces(name)]
+    return all(found.adds_factors(name) for found in holding)
+
+
+def _nothing(base: Checkpoint, linear: set[str], inside: tuple[str, ...]) -> dict[str, Factors]:
+    """Factors of zero for one linear layer: PEFT refuses an adapter that adapts none."""
+    for name, info in base.tensors.items():
+        path = name.removesuffix(".weight")
+        if path in linear and not name.startswith(inside) and len(info.shape) == 2:
+            rows, columns = info.shape
+            return {path: Factors(torch.zeros(rows, 1), torch.zeros(1, columns), 1.0)}
+    raise MergeError(f"{base.name} has no linear layer left that an adapter could adapt: write a model.")
 
 
 def _factorised(
-    tasks: dict[str, Task[TaskVector]], base: Checkpoint, modules: set[str], rank: int | None, options: MergeOptions
+    tasks: Mapping[str, Task[TaskVector]], paths: Mapping[str, str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
-    """(module path, factors) of everything that changes, in `modules` alone; only factors are kept.
+    """(module path, factors) of every matrix that changes; only factors are kept.
 
     Raises:
-        MergeError: a change outside of linear layers and embeddings, or of full rank without a rank to cut it to.
+        MergeError: a change of full rank without a rank to cut it to.
     """
-    fit = {name: path for name in tasks if (path := name.removesuffix(".weight")) in modules}
-    others = {name: task for name, task in tasks.items() if name not in fit}
-    # first, as decompositions may take hours
-    unfit = [name for name, delta in _run(others, options) if delta.dense(torch.float32).any()]
-    if unfit:
-        roles = {base.tensors[name].role.value for name in unfit} & {*ROLE_PARAMETERS}
-        policies = ", ".join(f"{role}: base" for role in sorted(roles))
-        raise MergeError(
-            f"This merge changes {len(unfit)} tensors outside of linear layers and embeddings, or tied ones, which no "
-            f"adapter can hold:{indented(unfit, '  ')}\n"
-            + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
-        )
-    for name, delta in _run({name: tasks[name] for name in fit}, options):
+    for name, delta in _run(tasks, options):
         if delta.right is None and rank is None and delta.dense(torch.float32).any():
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
         if (found := factorise(delta, rank)) is not None:
-            yield fit[name], found
+            yield paths[name], found
 
 
-def _run(tasks: dict[str, Task[TaskVector]], options: MergeOptions) -> Iterator[tuple[str, TaskVector]]:
+def _run(tasks: Mapping[str, Task[Any]], options: MergeOptions) -> Iterator[tuple[str, Any]]:
     names = {task: name for name, task in tasks.items()}
     executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
-    for task, delta in executor.run(quiet=options.quiet):
-        yield names[task], delta
+    for task, value in executor.run(quiet=options.quiet):
+        yield names[task], value
 
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
@@ -129,10 +209,3 @@ def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
     fit = {p: m for p, m in modules if not base.skeleton.tied_to(f"{p}.weight")}
     linear = {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}
     return linear, {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
-
-
-def _all_modules(base: Checkpoint) -> set[str]:
-    """Paths of the modules of every kind, which a short target name could mean."""
-    if base.skeleton is None:
-        return {name.rpartition(".")[0] for name in base.tensors}
-    return {path for path, _ in base.skeleton.model.named_modules()}

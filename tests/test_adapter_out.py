@@ -193,7 +193,6 @@ def test_full_fine_tunes_are_cut_to_the_rank_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"merge_method": "task_arithmetic"}, "norms: base, projector: base, vision_tower: base"),
         ({"merge_method": "linear", "base_model": None, "parameters": {"normalize": False}}, "scales the base"),
         ({"tokenizer": {"source": "base"}}, "vocabulary"),
     ],
@@ -207,14 +206,6 @@ def test_what_no_adapter_can_hold_is_refused(change: dict[str, Any], told: str) 
     assert result.exit_code == 1, result.output
     assert told in result.output
     assert not out.exists()
-
-
-def test_what_no_adapter_can_hold_is_told_before_anything_is_decomposed() -> None:
-    base = checkpoint("llava")
-    _, refused = command("lora", with_method("task_arithmetic", base, experts("llava")))
-    assert refused.exit_code == 1
-    assert "norms: base, projector: base, vision_tower: base" in refused.output
-    assert "--rank" not in refused.output
 
 
 def test_the_base_is_asked_for_where_nothing_changes() -> None:

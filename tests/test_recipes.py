@@ -44,8 +44,9 @@ from published import INTERNVL2_5_1B, QWEN2_5_7B, QWEN2_VL_7B, full_size, intern
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.merging import MergeTensors
-from mergekit_mm.merge import MergeRefused, check_merge
+from mergekit_mm.merge import check_merge
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.planning.plan import Plan, plan_merge
 
@@ -257,7 +258,7 @@ def other_size(found: Recipe) -> None:
 def test_refusals(name: str, change: Callable[[Recipe], None], told: list[str]) -> None:
     wrong = over(recipe(name), full_size)
     change(wrong)
-    with pytest.raises(MergeRefused) as refusal:
+    with pytest.raises(MergeError) as refusal:
         check(wrong)
     assert [each for each in told if each not in str(refusal.value)] == [], refusal.value
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mergekit_mm.architecture.disk import DiskTensor, read_config, read_headers
+from mergekit_mm.architecture.mismatch import explain
 from mergekit_mm.architecture.names import Group, group_names
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
@@ -134,6 +135,11 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
             tensor under two names.
     """
     config = read_config(directory)
+    if not config.get("model_type") and "auto_map" not in config:
+        raise MergeError(
+            f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
+            "has lost it. Put the config.json of the model that this one was made from there."
+        )
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "unknown")
         raise MergeError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
@@ -188,7 +194,9 @@ def _require_complete(checkpoint: Checkpoint) -> None:
         return
     absent = [n for n in skeleton.tensors if checkpoint.present(n) is None and not skeleton.may_be_absent(n)]
     if absent:
+        present = checkpoint.tensors.keys() - checkpoint.unknown
         raise MergeError(
-            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.config.get('model_type')}), "
-            f"which transformers would fill with random values:\n  " + "\n  ".join(absent[:10])
+            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.kind}), which transformers "
+            f"would fill with random values.{explain(checkpoint.kind, absent, checkpoint.unknown, present)}\n  "
+            + "\n  ".join(absent[:10])
         )

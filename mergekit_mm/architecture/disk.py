@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 
+_OTHER_FORMATS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx"}
+
 
 @dataclass(frozen=True)
 class DiskTensor:
@@ -49,10 +52,37 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         below = sorted(found.parent.name for found in directory.glob("*/config.json"))
         hint = f" Name one of the models in it: {', '.join(below)}." if below else ""
-        if (directory / "adapter_config.json").is_file():
-            hint = f" It is an adapter: write the model it belongs to before it, as in BASE+{directory}."
-        raise MergeError(f"{directory} holds no config.json, so it is not a transformers checkpoint.{hint}")
+        raise MergeError(
+            f"{directory} holds no config.json, so it is not a transformers checkpoint.{_if_adapter(directory) or hint}"
+        )
     return read_json(file)
+
+
+def _if_adapter(directory: Path) -> str:
+    """How to name what is in a directory, with a blank before it, if that is an adapter."""
+    if (directory / "adapter_config.json").is_file():
+        return f" It is an adapter: write the model it belongs to before it, as in BASE+{directory}."
+    if any((directory / f"adapter_model.{end}").is_file() for end in ("safetensors", "bin")):
+        return " It is an adapter whose adapter_config.json is missing."
+    return ""
+
+
+def _other_weights(directory: Path) -> str:
+    """What a directory holds in place of weights that load, with a blank before it; "" if there is nothing like that.
+
+    transformers does not load shards without an index either: that one file is missing may mean that others are.
+    """
+    if adapter := _if_adapter(directory):
+        return adapter
+    shards = sorted(p.name for p in directory.glob("*-of-*") if re.fullmatch(r".*\.(safetensors|bin)", p.name))
+    if shards:
+        count = int(found[1]) if (found := re.search(r"-of-(\d+)\.", shards[0])) else len(shards)
+        kind = "model.safetensors" if shards[0].endswith(".safetensors") else "pytorch_model.bin"
+        advice = f"name it {kind}" if count == len(shards) == 1 else f"fetch {kind}.index.json from where they came"
+        some = ", ".join(shards[:3]) + (", ..." if len(shards) > 3 else "")
+        return f" It has {len(shards)} of {count} shards, {some}, without their index: {advice}."
+    others = sorted(p.name for p in directory.iterdir() if p.suffix in _OTHER_FORMATS)
+    return f" What it has is in another format or has another name: {', '.join(others[:3])}." if others else ""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -80,6 +110,7 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
             raise MergeError(f"The weights in {directory} cannot be read: {error}") from error
         raise MergeError(
             f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards."
+            + _other_weights(directory)
         ) from error
     single = "model.safetensors" if index.is_safetensors else "pytorch_model.bin"
     if (directory / single).exists() and {shard.filename for shard in index.shards} != {single}:

@@ -25,13 +25,21 @@ _NOT_DOWNLOADED = [
 ]
 
 
+def local_path(name: str) -> Path:
+    """The path that a name would have on this machine; `~` is the user's home, and of others that exist."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # a home of nobody's, which is a name as good as any other
+        return Path(name)
+
+
 def locate(model: ModelPath, options: MergeOptions) -> Path:
     """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
 
     Raises:
         MergeError: it cannot be found.
     """
-    path = Path(model.path).expanduser()
+    path = local_path(model.path)
     if path.is_dir():
         return path
     try:

@@ -158,8 +158,10 @@ def is_decoupled(config: MergeConfiguration) -> bool:
 
 def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> None:
     """Refuse donors that cannot be parts, and what a config asks for that no omni model has."""
+    unbuilt = [c for c in donors.values() if c.skeleton is None]
     for kind, cannot in (
-        ("brings its own code", [c.name for c in donors.values() if c.skeleton is None]),
+        ("brings its own code", [c.name for c in unbuilt if "auto_map" in c.config]),
+        ("is of a type that transformers does not know here", [c.name for c in unbuilt]),
         ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
     ):
         if cannot:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from mergekit.common import ModelReference
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError
 
 
@@ -108,8 +109,4 @@ def unite(
 
 
 def _tokenizer(donor: Checkpoint) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(donor.directory)
-    except Exception as error:
-        raise MergeError(f"The tokenizer of {donor.name} cannot be loaded: {error}") from error
-    return tokenizer
+    return load_tokenizer(donor.name, donor.directory)

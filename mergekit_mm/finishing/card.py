@@ -14,6 +14,7 @@ from mergekit.card import method_md
 from tqdm import tqdm
 
 from mergekit_mm import __version__
+from mergekit_mm.architecture.hub import local_path
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.plan import Plan
 
@@ -49,7 +50,7 @@ def model_card(
 ) -> str:
     """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
     models = plan.inputs.checkpoints
-    on_hub = list(dict.fromkeys(m.model.path for m in models if not Path(m.model.path).expanduser().exists()))
+    on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
     metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
     if plan.inputs.composition or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
         metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it

@@ -38,6 +38,8 @@ def check_output(out: Path, inputs: Iterable[Path]) -> None:
                 f"The output path {out} holds {linked.name} of the input {directory}, by a link. Choose another."
             )
     there = next(p for p in (place, *place.parents) if p.exists())
+    if not there.is_dir():
+        raise MergeError(f"The output path {out} cannot be written: {there} is a file.")
     if not os.access(there, os.W_OK):
         raise MergeError(f"The output path {out} cannot be written: {there} is not writable.")
 

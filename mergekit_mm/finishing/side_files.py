@@ -10,6 +10,9 @@ from pathlib import Path
 
 from mergekit.common import ModelReference
 
+from mergekit_mm.architecture.disk import read_json
+from mergekit_mm.errors import MergeError
+
 # what belongs to the weights, to another format of them, to a training run, or to the card
 _NOT_COPIED = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "adapter_*"),
@@ -46,14 +49,17 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def chat_template(directory: Path) -> str | None:
-    """The chat template of a checkpoint, from whichever of the files that may hold it."""
+    """The chat template of a checkpoint, from whichever of the files that may hold it. MergeError: one is damaged."""
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MergeError(f"{jinja} is damaged: {error}") from error
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         file = directory / name
         if file.is_file():
-            template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+            template = read_json(file).get("chat_template")
             if isinstance(template, str):
                 return template
     return None
@@ -63,7 +69,7 @@ def drop_chat_template(directory: Path) -> None:
     """Remove the template from the files that a processor reads before `chat_template.jinja`."""
     (directory / "chat_template.json").unlink(missing_ok=True)
     file = directory / "processor_config.json"
-    if file.is_file() and "chat_template" in (config := json.loads(file.read_text(encoding="utf-8"))):
+    if file.is_file() and "chat_template" in (config := read_json(file)):
         del config["chat_template"]
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -145,6 +145,19 @@ class Difference(Step[TaskVector]):
         return TaskVector(torch.zeros_like(delta) if rounding.all() else delta)
 
 
+class Changed(Step[torch.Tensor | None]):
+    """A merged tensor, or None where it is the base's own."""
+
+    merged: Task
+    base: Task
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "merged": self.merged}
+
+    def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor | None:
+        return None if torch.equal(base.to(merged), merged) else merged
+
+
 def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
     """The weighted sum of deltas, as factors if all of them are."""
     rights = [d.right for d in deltas if d.right is not None]

@@ -10,13 +10,15 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.numerics.deltas import working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
 
 LOG = logging.getLogger(__name__)
+
+_REFUSING = ("mergekit.merge_methods.multislerp", "mergekit.sparsify")
 
 
 class MergeTensors(ExecuteMergeMethodTask):
@@ -58,7 +60,9 @@ class MergeTensors(ExecuteMergeMethodTask):
         devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._stream(tensors))
-            merged: torch.Tensor | None = super().execute(tensors)
+            # what mergekit's methods say of values, as of weights under which all vectors cancel
+            with refused_by(*_REFUSING, about=f"{self.method_name} cannot merge {self.output_weight.name}: "):
+                merged: torch.Tensor | None = super().execute(tensors)
         return merged
 
     def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> int:

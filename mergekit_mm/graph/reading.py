@@ -215,6 +215,8 @@ class AdaptTensor(Step[torch.Tensor]):
         return -1000
 
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        if not base.is_floating_point():  # a counter or the like, which is saved with its module
+            return _adaptation(self.model).replacement(self.tensor).to(base)
         delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))

@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mergekit.common import ModelPath, ModelReference
-from mergekit.tokenizer import BuildTokenizer, TokenizerInfo, build
+from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
 
-from mergekit_mm.errors import MergeError
+from mergekit_mm.architecture.hub import local_path
+from mergekit_mm.architecture.tokenizer import load_tokenizer
+from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import SOURCES
+
+_BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
 
 
 class BuildVocabulary(BuildTokenizer):
@@ -29,18 +34,23 @@ class BuildVocabulary(BuildTokenizer):
         rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
         base = self.base_model or self.referenced_models[0]
         wanted = self.tokenizer_source
+        if (
+            wanted == "base" and self.add_tokens
+        ):  # mergekit adds new tokens to its only copy, and then takes them for old
+            wanted = base
+        for needed in dict.fromkeys([local[base], *([local.get(wanted, wanted)] if wanted not in _BY_RULE else [])]):
+            load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
         original = build.get_vocab_size
         build.get_vocab_size = lambda path, trust_remote_code: rows[path]
         try:
-            info = build.build_tokenizer(
-                base_model=local[base],
-                referenced_models=list(dict.fromkeys(local.values())),
-                tokenizer_source=local.get(wanted, wanted),
-                trust_remote_code=self.trust_remote_code,
-                add_tokens=list(self.add_tokens or ()),
-            )
-        except RuntimeError as error:
-            raise MergeError(f"mergekit cannot make the tokenizer that the config asks for: {error}") from error
+            with refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "):
+                info = build.build_tokenizer(
+                    base_model=local[base],
+                    referenced_models=list(dict.fromkeys(local.values())),
+                    tokenizer_source=local.get(wanted, wanted),
+                    trust_remote_code=self.trust_remote_code,
+                    add_tokens=list(self.add_tokens or ()),
+                )
         finally:
             build.get_vocab_size = original
         known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
@@ -57,6 +67,18 @@ class BuildVocabulary(BuildTokenizer):
         return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
 
 
+class PermuteRows(PermutedVocabulary):
+    """Rows of embeddings and heads in the order of the output's tokenizer."""
+
+    def execute(
+        self, tokenizer_info: TokenizerInfo, tensors: dict[ModelReference, torch.Tensor]
+    ) -> dict[ModelReference, torch.Tensor]:
+        """Raises MergeError for what the `tokens` of the config ask for and no model has."""
+        with refused_by(embed.__name__, about="tokenizer: tokens: "):
+            rows: dict[ModelReference, torch.Tensor] = super().execute(tokenizer_info, tensors)
+        return rows
+
+
 def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelReference]) -> BuildVocabulary | None:
     """In place of the builder that mergekit's planner has made; `models` have an order, unlike there."""
     return BuildVocabulary(**{**dict(planned), "referenced_models": tuple(models)}) if planned else None
@@ -64,7 +86,7 @@ def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelRef
 
 def tokenizer_directory(source: object) -> list[Path]:
     """Where the tokenizer is that a config takes from a model of its own, if that is on this machine."""
-    path = Path(source.model.path).expanduser() if isinstance(source, ModelReference) else None
+    path = local_path(source.model.path) if isinstance(source, ModelReference) else None
     return [path] if path and path.is_dir() else []
 
 

@@ -20,6 +20,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from mergekit_mm.errors import bugs_reported
 from mergekit_mm.methods import is_own_method
 
 LOG = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ def install() -> None:
     def run_merge(
         merge_config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None = None
     ) -> None:
-        if is_planned_here(merge_config, options.transformers_cache):
-            from mergekit_mm.merge import run_multimodal_merge
+        with bugs_reported():
+            planned_here = is_planned_here(merge_config, options.transformers_cache)
+            if planned_here:
+                from mergekit_mm.merge import run_multimodal_merge
 
-            run_multimodal_merge(merge_config, out_path, options, config_source)
-        else:
+                run_multimodal_merge(merge_config, out_path, options, config_source)
+        if not planned_here:
             original(merge_config, out_path, options, config_source)
 
     run_merge.__mergekit_mm__ = True  # type: ignore[attr-defined]
@@ -75,8 +78,8 @@ def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
                     model.model.path, "config.json", revision=model.model.revision, cache_dir=cache
                 )
             )
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return config
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else {}
     except Exception as error:
         LOG.debug("no config.json for %s: %s", model, error)
         return {}

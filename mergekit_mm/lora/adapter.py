@@ -40,6 +40,7 @@ _REFUSED = {
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
 }
+_DEFAULT = 8  # PEFT's own, of both r and lora_alpha, for a config that does not say
 _BASE_CHANGING = re.compile(r"pissa|olora|loftq|corda|lora_ga")
 _ADVICE = "Merge it into its base with PEFT (merge_and_unload), save the model and name that directory instead."
 
@@ -81,16 +82,29 @@ class Adapter:
         return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)  # only for .bin
 
     def _read(self, key: str) -> Tensor:
-        if self.file.suffix != ".safetensors":
-            return self._tensors[key]
-        with safe_open(str(self.file), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
+        try:
+            if self.file.suffix != ".safetensors":
+                return self._tensors[key]
+            with safe_open(str(self.file), framework="pt") as file:
+                tensor: Tensor = file.get_tensor(key)
+                return tensor
+        except Exception as error:  # the file is not what it was when the merge was planned
+            raise MergeError(f"{key} cannot be read from {self.file}: {error}") from error
 
     def needs_base(self, name: str) -> bool:
         """Whether the delta of a tensor can only be told from the base's values."""
         change = self.changes[name]
         return change.magnitude is not None or change.replacement is not None
+
+    def replaces(self, name: str) -> bool:
+        """Whether the adapter holds a tensor whole, as of a module that PEFT calls saved (`modules_to_save`)."""
+        return self.changes[name].replacement is not None
+
+    def replacement(self, name: str) -> Tensor:
+        """What the adapter holds whole of a tensor, in the dtype of its file."""
+        key = self.changes[name].replacement
+        assert key is not None
+        return self._read(key)
 
     def rank(self, name: str) -> int | None:
         """The rank of what is added to a matrix; None for a tensor of which more is changed, or that is no matrix."""
@@ -234,10 +248,10 @@ def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ..
     module = tensor.removesuffix(".weight")
     try:
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
+        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r", _DEFAULT))
+        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha", _DEFAULT))
     except (AttributeError, re.error) as error:
-        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from None
+        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from error
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise MergeError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
     if a[0] != rank or b[1] != rank:

@@ -12,6 +12,7 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.hub import local_path
 from mergekit_mm.architecture.listing import indented
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
@@ -34,6 +35,18 @@ class Adaptation:
     def rank(self, tensor: str) -> int | None:
         """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
         return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
+
+    def replaces(self, tensor: str) -> bool:
+        """Whether it holds a tensor whole."""
+        return tensor in self.names and self.adapter.replaces(self.names[tensor])
+
+    def adds_factors(self, tensor: str) -> bool:
+        """Whether it has low-rank factors for a tensor."""
+        return tensor in self.names and self.adapter.changes[self.names[tensor]].a is not None
+
+    def replacement(self, tensor: str) -> Tensor:
+        """What it holds whole of a tensor, in the dtype of its file."""
+        return self.adapter.replacement(self.names[tensor])
 
     def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
         """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
@@ -106,7 +119,7 @@ def _is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
     said = adapter.base
     if said is None or said == given:
         return True
-    here, there = checkpoint.directory, Path(said).expanduser()
+    here, there = checkpoint.directory, local_path(said)
     if (there / "config.json").is_file():
         return there.resolve() == here.resolve() or _same_weights(here, there)
     # not on this machine: then the name must be that of the model, or the one under which its config knows itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -12,6 +12,7 @@ import torch
 from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
 from torch import Tensor
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.methods.checks import require
 from mergekit_mm.numerics.deltas import mean_delta, working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -36,9 +37,24 @@ class TaskVectorMethod:
         return name
 
     def check(self, *, scaling: float = 1.0, **parameters: Any) -> None:
-        """ValueError for values that the method would refuse in the middle of a merge, found by a trial on one zero."""
+        """MergeError for values that the method would refuse in the middle of a merge, found by a trial on one zero.
+
+        A method of another package says so by a ValueError, as mergekit's own do. Where all values are its defaults, it
+        cannot mean them: such an error is a bug, and is passed on.
+        """
         require(math.isfinite(scaling), self.name, "scaling", "finite", scaling)
-        self.solve([TaskVector(torch.zeros(1, 1))], **parameters)
+        try:
+            self.solve([TaskVector(torch.zeros(1, 1))], **parameters)
+        except MergeError:
+            raise
+        except ValueError as error:
+            if self._are_defaults(parameters):
+                raise
+            raise MergeError(f"{self.name}: {error}") from error
+
+    def _are_defaults(self, parameters: Mapping[str, Any]) -> bool:
+        defaults = {name: known.default for name, known in inspect.signature(self.solve).parameters.items()}
+        return all(value == defaults.get(name) for name, value in parameters.items())
 
     def merge(
         self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
@@ -79,10 +95,10 @@ def merge_task_vectors(
 
     Matrices go to `solve`; a 3-D tensor is a stack of matrices (the experts of a mixture-of-experts layer), each solved
     by itself; vectors, scalars and tensors of four or more axes get the mean of the deltas. A scaling of 0 returns the
-    base bit for bit. The inputs must be finite; ValueError, naming the tensor, for a solution that is not.
+    base bit for bit. The inputs must be finite; MergeError, naming the tensor, for a solution that is not.
     """
     if not math.isfinite(scaling):
-        raise ValueError(f"scaling must be a finite number; got {scaling}")
+        raise MergeError(f"scaling must be a finite number; got {scaling}")
     if scaling == 0.0 or base.numel() == 0:
         return base.clone()
     with torch.no_grad():
@@ -99,10 +115,10 @@ def merge_task_vectors(
 def _merge_group(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:
     label = f"tensor {group.metadata.name!r}" if group.metadata.name else "an unnamed tensor"
     if group.base is None:
-        raise ValueError(f"Merging {label} needs a base model: set base_model in the configuration")
+        raise MergeError(f"Merging {label} needs a base model: set base_model in the configuration")
     for entry in group.entries:
         if not is_finite(entry.tensor):
-            raise ValueError(
+            raise MergeError(
                 f"{label} of input {entry.id} holds NaN or Inf; a task vector cannot be taken. "
                 "Repair that checkpoint, or leave it out of the merge"
             )
@@ -121,7 +137,7 @@ def _slices(task_vector: TaskVector) -> list[TaskVector]:
 def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str) -> Tensor:
     merged = solve(task_vectors)
     if not is_finite(merged):
-        raise ValueError(
+        raise MergeError(
             f"Merging {label} diverged: the merged delta holds NaN or Inf. Lower learning_rate, momentum or iterations"
         )
     return _add(base, merged, scaling)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.descent import Descent
 
 
 def require(holds: bool, method: str, name: str, rule: str, value: object) -> None:
-    """ValueError `<method>: <name> must be <rule>; got <value>` unless it holds."""
+    """MergeError `<method>: <name> must be <rule>; got <value>` unless it holds."""
     if not holds:
-        raise ValueError(f"{method}: {name} must be {rule}; got {value}")
+        raise MergeError(f"{method}: {name} must be {rule}; got {value}")
 
 
 def require_tolerance(method: str, rank_tolerance: float) -> None:

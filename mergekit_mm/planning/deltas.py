@@ -28,23 +28,22 @@ def plan_deltas(planner: MultimodalPlanner) -> dict[str, Task[TaskVector]]:
     planner.plan_tensors()
     if planner.layer_sources() is not None:
         raise MergeError("An adapter cannot move layers: leave `slices` out, or let them keep every layer in place.")
-    tasks = {name: _delta(over, task) for name, task in planner.tensors.items()}
+    tasks = {name: _delta(over, name, task) for name, task in planner.tensors.items()}
     return {name: task for name, task in tasks.items() if task is not None}
 
 
-def _delta(over: ModelReference, task: Task) -> Task[TaskVector] | None:
-    if isinstance(task, LoadTensor):
-        if task.model == over:
-            return None
-        raise MergeError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
-    if isinstance(task, AdaptTensor):
+def _delta(over: ModelReference, name: str, task: Task) -> Task[TaskVector] | None:
+    if isinstance(task, LoadTensor) and task.model == over:
+        return None
+    if isinstance(task, AdaptTensor) and task.base.model == over:
         return LoadDelta(model=task.model, tensor=task.tensor, base=task.base)
     if isinstance(task, AddDelta):
         return task.delta
+    # of another model, as by a module of its own or a method that takes one model
+    foreign = isinstance(task, (LoadTensor, AdaptTensor))
+    if foreign or (task.method_name not in SUMS and not is_own_method(task.method_name)):
+        return Difference(merged=task, base=LoadTensor(model=over, tensor=name, label=task.group_label() or ""))
     assert isinstance(task, MergeTensors)
-    if task.method_name not in SUMS and not is_own_method(task.method_name):
-        base = LoadTensor(model=over, tensor=task.output_weight.name, label=task.group_label() or "")
-        return Difference(merged=task, base=base)
     gather = task.gather_tensors
     assert isinstance(gather, GatherMemoryTensors)
     names = dict(gather.weight_info.items())

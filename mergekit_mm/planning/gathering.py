@@ -10,13 +10,14 @@ from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, MergeConfiguration
 from mergekit.graph import Task
 from mergekit.options import MergeOptions
-from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary
+from mergekit.tokenizer import BuildTokenizer
 from mergekit.tokenizer.truncate import TruncatedVocabulary
 
 from mergekit_mm.architecture.checkpoint import TensorInfo
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.graph.reading import SOURCES, GatherMemoryTensors, load, without_adapter
 from mergekit_mm.graph.rows import UniteRows, remember
+from mergekit_mm.graph.tokenizer import PermuteRows
 from mergekit_mm.graph.writing import PickTensor
 from mergekit_mm.planning.inputs import Inputs
 
@@ -91,7 +92,7 @@ class Gathering:
                 markers=omni.markers if job.info.role is Role.EMBEDDINGS else (),
             )
         if axis is not None and self._tokenizer:
-            return PermutedVocabulary(
+            return PermuteRows(
                 gather_tensors=gather,
                 tokenizer_task=self._tokenizer,
                 tokens=(self._section.tokens if self._section else None) or {},
@@ -104,8 +105,8 @@ class Gathering:
         return gather
 
     def adapters_of_base(self, job: Job) -> tuple[ModelReference, ...]:
-        """The inputs that are adapters of the base model, whose deltas need no subtraction."""
-        if job.base is None or job.base.lora or self._is_realigned(job):
+        """The inputs that are adapters of the base model, whose deltas need no subtraction; none for a counter."""
+        if job.base is None or job.base.lora or self._is_realigned(job) or not job.info.dtype.is_floating_point:
             return ()
         return tuple(model for model in job.held if model.lora and without_adapter(model) == job.base)
 

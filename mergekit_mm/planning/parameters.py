@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Collection
 from typing import Any
 
 from mergekit import merge_methods
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from mergekit_mm.composing.composition import COMPOSITION, HOST
 from mergekit_mm.errors import MergeError
+from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.modules import ALIASES
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
@@ -23,13 +25,33 @@ SIDE_FILES = "processor_source"
 OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
 
 
-def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
-    """Refuse misspelled parameters and modules, which mergekit itself would ignore without a word.
+def check_modules(config: MergeConfiguration, known: Collection[str], inputs: Inputs) -> None:
+    """Refuse modules that the output does not have, `known` being its own. Its layout is that of one input.
+
+    Raises:
+        MergeError: naming the module and, where another input has it, how to make that one the layout.
+    """
+    for name in config.modules or ():
+        module = ALIASES.get(name, name)
+        if module in known:
+            continue
+        where = f": the output has the layout of {inputs.base}, whose modules are {', '.join(known)}"
+        having = [m for m, c in inputs.checkpoints.items() if any(t.role.module == module for t in c.tensors.values())]
+        if having:
+            raise MergeError(
+                f"Unknown module {name!r} in the merge config{where}. {having[0]} has it: for its layout, make it "
+                "the `base_model:`, or the model that is named first."
+            )
+        _require_known("module", name, {*known, *(alias for alias, meant in ALIASES.items() if meant in known)}, where)
+
+
+def check_parameters(config: MergeConfiguration) -> None:
+    """Refuse misspelled parameters, which mergekit itself would ignore without a word.
 
     A parameter of another merge method passes: one line of a config then switches between methods.
 
     Raises:
-        MergeError: naming the parameter or module, and what was probably meant; or a value that is of no use.
+        MergeError: naming the parameter, and what was probably meant; or a value that is of no use.
     """
     of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
     own = {p.name: p for p in merge_methods.get(config.merge_method).spec.parameters}
@@ -50,8 +72,6 @@ def check_parameters(config: MergeConfiguration, modules: list[str]) -> None:
                 )
             _require_known("parameter", name, of_methods)
             _require_valid(own.get(name), setting)
-    for name in config.modules or ():
-        _require_known("module", name, {*modules, *ALIASES})
     if config.base_model and config.models and all(entry.model != config.base_model for entry in config.models):
         wanted = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
         if absent := [name for name in wanted if name not in (config.parameters or {})]:
@@ -66,8 +86,16 @@ def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[M
     try:
         return resolve_parameters(spec, **where)
     except RuntimeError as error:
+        if not str(error).startswith("Missing required parameter"):
+            raise
         advice = f"{spec.name} needs it: write it under `parameters:`, of each model or at the top level for all."
-        raise MergeError(f"{error}. {advice}") from None
+        raise MergeError(f"{error}. {advice}") from error
+    except ValidationError as error:  # each value is one that the parameter can have, but not what lies between them
+        told = error.errors()[0]
+        raise MergeError(
+            f"{spec.name}: a gradient of {where['tensor_name']} comes to {told['input']!r}, which will not do: "
+            f"{told['msg'].lower()}."
+        ) from error
 
 
 def unread_parameters(config: MergeConfiguration) -> list[str]:
@@ -108,11 +136,11 @@ def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -
                 raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
         except ValidationError as error:
             told = error.errors()[0]["msg"].lower()
-            raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from None
+            raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from error
 
 
-def _require_known(what: str, name: str, known: set[str]) -> None:
+def _require_known(what: str, name: str, known: set[str], where: str = "") -> None:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(known))}."
-        raise MergeError(f"Unknown {what} {name!r} in the merge config.{hint}")
+        hint = f" Did you mean {close[0]!r}?" if close else "" if where else f" Known: {', '.join(sorted(known))}."
+        raise MergeError(f"Unknown {what} {name!r} in the merge config{where}.{hint}")

@@ -17,12 +17,18 @@ from mergekit_mm.architecture.listing import some
 from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
 from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.planning.inputs import Inputs, open_inputs
 from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
-from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
+from mergekit_mm.planning.parameters import (
+    SIDE_FILES,
+    check_modules,
+    check_parameters,
+    require_known_method,
+    unread_parameters,
+)
 from mergekit_mm.planning.planner import MultimodalPlanner
 
 LOG = logging.getLogger(__name__)
@@ -108,7 +114,8 @@ def plan_merge(
 def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, sweep: bool) -> MultimodalPlanner:
     """The planner, once the config is seen to be one for these inputs."""
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
-    check_parameters(config, list(architecture.modules))
+    check_parameters(config)
+    check_modules(config, list(architecture.modules), inputs)
     if unread := unread_parameters(config):
         inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if is_decoupled(config) and not inputs.composition:
@@ -135,7 +142,8 @@ def _require_whole(inputs: Inputs, config: MergeConfiguration) -> None:
     assert inputs.composition is not None
     if SIDE_FILES in (config.parameters or {}):
         raise MergeError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
-    composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
+    with refused_by("mergekit_mm.omni.configuration", about="These models do not compose: "):
+        composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
         raise MergeError(

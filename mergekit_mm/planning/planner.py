@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
+import torch
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, InputSliceDefinition, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
-from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
+from mergekit.io.tasks import FinalizeModel, SaveTensor
 from mergekit.merge_methods import BasePolicy
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
@@ -25,7 +26,7 @@ from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
 from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
 from mergekit_mm.graph.reading import without_adapter
 from mergekit_mm.graph.tokenizer import vocabulary_builder
-from mergekit_mm.graph.writing import CastTensor
+from mergekit_mm.graph.writing import CastTensor, WriteShards
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.gathering import Gathering, Job
@@ -82,11 +83,23 @@ class MultimodalPlanner(MergePlanner):
                 counts = Counter(self.inputs.place(source.model) for source in part.sources)
                 if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
                     raise MergeError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
-                self._method.validate_inputs(
-                    [source.model for source in part.sources],
-                    part.base_model or self.config.base_model,
-                    group_name=f"{name}.slices[{index}]",
-                )
+                self._require_contract(name, module, index)
+
+    def _require_contract(self, name: str, module: OutputModuleDefinition, index: int) -> None:
+        """Refuse the inputs of a slice that the method does not take: too many, too few, or without their base."""
+        part, method = module.slices[index], self._method.spec.name
+        models, base = [source.model for source in part.sources], part.base_model or self.config.base_model
+        try:
+            self._method.validate_inputs(models, base)
+        except ValueError as error:
+            told = str(error).removeprefix("Merge method ")
+            where = f" in slice {index} of {name}" if len(module.slices) > 1 else ""
+            listed = ", ".join(f"{model} (base_model)" if model == base else str(model) for model in models)
+            advice = ""
+            if base is not None:
+                counted = "is an input like any other: leave it out" if base in models else "must be among them: add it"
+                advice = f" The base_model {counted}, or choose another merge_method."
+            raise MergeError(f"{method}: {told}{where}. The inputs are {listed}.{advice}") from error
 
     def _module(self, name: str) -> RoleModule:
         module = self.arch_info.modules[name].architecture
@@ -104,6 +117,12 @@ class MultimodalPlanner(MergePlanner):
                 f"one slice take all {layers} layers, or list the module's `models:`."
             )
         for part in definition.slices:
+            if len({source.layer_range[1] - source.layer_range[0] for source in part.sources}) > 1:
+                listed = ", ".join(f"{list(source.layer_range)} of {source.model}" for source in part.sources)
+                raise MergeError(
+                    f"layer_range: all inputs of a slice must have the same number of layers; one of module "
+                    f"{module_name} has {listed}."
+                )
             for source in part.sources:
                 if not 0 <= source.layer_range[0] <= source.layer_range[1] <= layers:
                     raise MergeError(
@@ -277,7 +296,7 @@ class MultimodalPlanner(MergePlanner):
         Raises:
             MergeError: a tensor of the base's layout that nothing would make.
         """
-        writer = TensorWriterTask(
+        writer = WriteShards(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
             safe_serialization=self.options.safe_serialization,
@@ -287,7 +306,7 @@ class MultimodalPlanner(MergePlanner):
         saves = tuple(
             SaveTensor(
                 tensor_name=name,
-                tensor_task=self._finished(task, like),
+                tensor_task=self._finished(task, like.dtype),
                 writer_task=writer,
                 clone=self.options.clone_tensors,
             )
@@ -318,12 +337,16 @@ class MultimodalPlanner(MergePlanner):
             return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         return list(outputs)
 
-    def _finished(self, task: Task, like: DiskTensor) -> Task:
+    def finished(self, tensor: str) -> Task:
+        """The task that makes an output tensor, by its name in memory, in the dtype in which a merge writes it."""
+        return self._finished(self.tensors[tensor], self.inputs.tensors[tensor].dtype)
+
+    def _finished(self, task: Task, own: torch.dtype) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
         wanted = self.config.out_dtype or self.config.dtype
         if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
-            wanted = str(like.dtype).removeprefix("torch.")
-            if not like.dtype.is_floating_point:
+            wanted = str(own).removeprefix("torch.")
+            if not own.is_floating_point:
                 return task
         return CastTensor(tensor=task, dtype=wanted) if wanted else task
 

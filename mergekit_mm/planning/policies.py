@@ -44,12 +44,12 @@ def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Pol
 def _parse(role: Role, value: Any) -> Policy:
     try:
         return Policy(value)
-    except ValueError:
+    except ValueError as error:
         choices = " | ".join(policy.value for policy in Policy)
         raise MergeError(
             f"parameter {role.value}: {value!r} is not a policy; choose {choices} (or, for an omni model, one of its "
             "donors, spelled as under `models:`)."
-        ) from None
+        ) from error
 
 
 def why_undefined(

@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mergekit_mm.errors import UserError
+
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
@@ -28,7 +30,7 @@ _DEFINITION = (
 )
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """No report can be made of this; the message says why."""
 
 
@@ -109,9 +111,9 @@ def read_run(path: Path) -> Run:
     """Read a result file. ReportError: it is none, or holds no task."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # also what is no UTF-8
+    except ValueError as error:  # also what is no UTF-8
         hint = "; samples_*.jsonl hold single replies, results_*.json the scores" if path.suffix == ".jsonl" else ""
-        raise ReportError(f"{path} is not a result file of lm-eval: no JSON{hint}") from None
+        raise ReportError(f"{path} is not a result file of lm-eval: no JSON{hint}") from error
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict) or "configs" not in data:
         raise ReportError(f"{path} is not a result file of lm-eval: it lacks `results` or `configs`")
     config = data.get("config") or {}

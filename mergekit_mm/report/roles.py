@@ -147,7 +147,7 @@ def _roles_of_configs(found: list[Participant]) -> tuple[list[Participant], list
 def _recipe(path: Path) -> Any:
     try:
         return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{path} tells no roles, it is no YAML; give them by --base and --expert") from error
 
 
