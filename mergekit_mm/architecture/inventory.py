@@ -29,7 +29,7 @@ _OF_THE_MODEL = ("spk_dict.pt",)  # that the model's class reads by itself: Qwen
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightFile:
     """A file of weights that is not one of those a model is loaded from. Only its header has been read."""
 

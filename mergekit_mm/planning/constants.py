@@ -1,4 +1,4 @@
-"""Tensors with which no merge may compute: integers that are no buffers, and factors of which the model has the product.
+"""Tensors with which no merge may compute: integers that are no buffers, and factors of products in a model.
 
 They are kept where all inputs agree on them, which is found out while planning by reading them.
 """
@@ -27,6 +27,8 @@ class Constants:
 
     def holds(self, job: Job) -> bool:
         """Whether an output tensor is a constant; all inputs that have it are then held against each other."""
+        if len(job.held) < 2:
+            return False
         tensors = {model: self.inputs.checkpoints[model].tensors[name] for model, name in job.held.items()}
         skeleton = self.inputs.base_checkpoint.skeleton
         factor = skeleton is None and is_factor(job.info.name)
@@ -62,8 +64,8 @@ class Constants:
             )
         if integers := self._differing[False]:
             yield (
-                f"{len(integers)} tensors of integers, of which no merge can be made, differ between the inputs. Packed "
-                "or quantized weights look so: merge the unquantized checkpoints. Else give each input the same "
+                f"{len(integers)} tensors of integers, of which no merge can be made, differ between the inputs. "
+                "Packed or quantized weights look so: merge the unquantized checkpoints. Else give each input the same "
                 f"ones:{indented(integers, '    ')}"
             )
 

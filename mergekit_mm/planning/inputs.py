@@ -129,7 +129,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     require_same_folders(base, [c for c in checkpoints.values() if c is not base])
     own, told = own_adapter(checkpoints, adaptations, composed=False)
     unused = list(unused_weights(checkpoints, adaptations, own))
-    notes = [*_of_checkpoints(checkpoints), *notes, *told]
+    notes = [*_told(checkpoints, adaptations), *notes, *told]
     return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes, unused, own_adapter=own)
 
 
@@ -141,13 +141,20 @@ def _composed(
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
     layout = lay_out(omni, checkpoints)
     _refuse(layout.problems)
-    notes = [*_of_checkpoints(checkpoints), *layout.notes]
+    notes = [*_told(checkpoints, adaptations), *layout.notes]
     unused = list(unused_weights(checkpoints, adaptations, None))
     return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, notes, unused, omni)
 
 
-def _of_checkpoints(checkpoints: Mapping[ModelReference, Checkpoint]) -> list[str]:
-    return [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
+def _told(
+    checkpoints: Mapping[ModelReference, Checkpoint], adaptations: Mapping[ModelReference, Adaptation]
+) -> list[str]:
+    """What was made of the files of the inputs, where that may surprise."""
+    notes = [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
+    for adapter in dict.fromkeys(adaptation.adapter for adaptation in adaptations.values()):
+        files = dict.fromkeys(adapter.trained.values())
+        notes += [f"{adapter.name}: {file} goes with it, in place of the model's own." for file in files]
+    return notes
 
 
 def _refuse(problems: list[str]) -> None:

@@ -27,8 +27,8 @@ from mergekit_mm.graph.reading import without_adapter
 from mergekit_mm.graph.tokenizer import vocabulary_builder
 from mergekit_mm.graph.writing import CastTensor
 from mergekit_mm.methods import is_own_method, method_named
-from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.constants import Constants
+from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.ledger import COPIED, Ledger
