@@ -198,16 +198,23 @@ def inspect(model: str) -> None:
     from mergekit_mm.architecture.describe import describe
     from mergekit_mm.architecture.hub import locate
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
+    from mergekit_mm.lora.embedded import as_loaded
+    from mergekit_mm.planning.beside import own_adapter, unused_weights
 
     options = MergeOptions()
     with system_errors(model):
         with refused_by("mergekit.common"):
             reference = ModelReference.parse(model)
+        reference, notes = as_loaded(reference, options)
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
+        adaptations = {}
         if reference.lora:
-            adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
-            lines += describe_adapter(adaptation, checkpoint)
+            adaptations[reference] = bind_adapter(reference, locate(reference.lora, options), checkpoint)
+            lines += describe_adapter(adaptations[reference], checkpoint)
+        own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
+        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
+        lines += [f"  not used: {each}" for each in unused_weights({reference: checkpoint}, adaptations, own)]
     for line in lines:
         click.echo(line)
 

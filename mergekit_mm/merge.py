@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,8 +22,9 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
-from mergekit_mm.architecture.disk import DiskTensor, read_headers
+from mergekit_mm.architecture.disk import DiskTensor, read_headers, read_json
 from mergekit_mm.architecture.hub import locate
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG
 from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
@@ -95,10 +98,11 @@ def _run(
         targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
         check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
         if not options.quiet:
-            click.echo(plan.report(), err=True)
+            click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
         built = _execute(list(dict.fromkeys(targets)), options)
-        for path in staging.values():
+        for scale, path in staging.items():
             _finish(plan, path, side_files, built, templated, options)
+            _carry_own_adapter(plan, path, outputs[scale])
         if options.write_model_card:
             hashes = hash_inputs(plan, options.quiet)
             for scale, path in staging.items():
@@ -106,6 +110,9 @@ def _run(
                 card = model_card(plan, outputs[scale].resolve().name, source, hashes)
                 (path / "README.md").write_text(card, encoding="utf-8")
                 (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
+        told = plan.not_used()
+    if not options.quiet:
+        click.echo(told, err=True)
 
 
 def require_device(options: MergeOptions) -> None:
@@ -147,7 +154,8 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
         for task in plan.planner.plan_to_disk("unused"):
             if isinstance(task, BuildVocabulary):
                 task.execute()
-        return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
+        size = f"  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
+        return "\n".join([plan.report(), size, plan.not_used()])
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
@@ -233,6 +241,17 @@ def _finish(
     if options.copy_tokenizer and (said := adopt_chat_template(staging, experts)):
         plan.inputs.notes.append(said)
         LOG.warning(said)
+
+
+def _carry_own_adapter(plan: Plan, staging: Path, out: Path) -> None:
+    """Copy the adapter that the model's class loads by itself; as `save_pretrained` has it, its base is the output."""
+    if (own := plan.inputs.own_adapter) is None:
+        return
+    for name in own.files:
+        shutil.copyfile(own.directory / name, staging / name)
+    config = staging / ADAPTER_CONFIG
+    content = {**read_json(config), "base_model_name_or_path": str(out)}
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _vocabulary_size(plan: Plan, written: Mapping[str, DiskTensor]) -> int:

@@ -78,9 +78,16 @@ def merge_to_adapter(
         plan_merge(config, options, source=config_source) as plan,
     ):
         check_output(out, plan.inputs.directories)
+        if (over := plan.inputs.base).lora and plan.inputs.adaptations[over].adapter.directory.samefile(
+            plan.inputs.base_checkpoint.directory
+        ):
+            raise MergeError(
+                f"{over.model} holds an adapter of its own, which transformers would load under the new one: save "
+                "the two as one model, and name that as the base."
+            )
         tasks = plan_deltas(plan.planner)
         if not options.quiet:
-            click.echo(plan.report(), err=True)
+            click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
         with staged(out) as staging:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from mergekit_mm.architecture.disk import DiskTensor, read_config, read_headers
+from mergekit_mm.architecture.inventory import holds_adapter
 from mergekit_mm.architecture.mismatch import explain
 from mergekit_mm.architecture.names import Group, group_names
+from mergekit_mm.architecture.quantization import require_plain, without_quantization
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
+from mergekit_mm.architecture.wrapping import unwrap
 from mergekit_mm.errors import MergeError
 
 CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
@@ -43,12 +46,24 @@ class Checkpoint:
 
     name: str  # as the user wrote it
     directory: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # as config.json has it, without what it says of weights that are stored otherwise
     skeleton: Skeleton | None  # None for remote code, which is known by its names on disk alone
-    disk: Mapping[str, DiskTensor]
+    disk: Mapping[str, DiskTensor]  # by the names that the model itself gives them on disk
     groups: tuple[Group, ...]
     unknown: frozenset[str]  # on disk, but the model has no place for them
     tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
+    files: tuple[str, ...]  # that hold its tensors
+    notes: tuple[str, ...] = ()  # what was made of the stored tensors, where that may surprise
+
+    @property
+    def has_own_adapter(self) -> bool:
+        """Whether there is an adapter that the model's own class loads, and switches on for one medium alone."""
+        switches = self.skeleton is not None and getattr(self.skeleton.model.config, "has_lora_adapter", False)
+        return bool(switches) and holds_adapter(self.directory)
+
+    def is_folded(self, name: str) -> bool:
+        """Whether a tensor, by its name in memory, has unmerged factors on disk, so that it is read in float32."""
+        return any(self.disk[part].is_folded for part in self.group_of[name].disk)
 
     @property
     def kind(self) -> str:
@@ -140,11 +155,11 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
             f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
             "has lost it. Put the config.json of the model that this one was made from there."
         )
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown")
-        raise MergeError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
-    disk = read_headers(directory)
-    skeleton = skeleton_of(config)
+    stored = read_headers(directory)
+    skeleton = skeleton_of(without_quantization(config))
+    known = skeleton.tensors if skeleton else {}
+    config, speaks = require_plain(name, directory, config, stored, known)
+    disk, config, wrapped = unwrap(name, directory, config, stored, known)
     if skeleton is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
         unknown: list[str] = []
@@ -152,8 +167,20 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
         groups, unknown = group_names(skeleton, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
     tensors = _inventory(name, skeleton, disk, groups)
-    checkpoint = Checkpoint(name, directory, config, skeleton, disk, tuple(groups), frozenset(unknown), tensors)
+    checkpoint = Checkpoint(
+        name,
+        directory,
+        config,
+        skeleton,
+        disk,
+        tuple(groups),
+        frozenset(unknown),
+        tensors,
+        tuple(sorted({tensor.file for tensor in stored.values()})),
+        (*speaks, *wrapped),
+    )
     _require_complete(checkpoint)
+    _require_untied(checkpoint)
     return checkpoint
 
 
@@ -200,3 +227,14 @@ def _require_complete(checkpoint: Checkpoint) -> None:
             f"would fill with random values.{explain(checkpoint.kind, absent, checkpoint.unknown, present)}\n  "
             + "\n  ".join(absent[:10])
         )
+
+
+def _require_untied(checkpoint: Checkpoint) -> None:
+    """Refuse factors of a tensor that the model ties to another, which would change with it."""
+    for name in checkpoint.tensors:
+        tied = checkpoint.skeleton.tied_to(name) if checkpoint.skeleton else []
+        if tied and checkpoint.is_folded(name):
+            raise MergeError(
+                f"{checkpoint.name} holds LoRA factors of {name}, which the model ties to {', '.join(tied)}: that "
+                "would change with it. Merge them with PEFT and untie the two."
+            )

@@ -14,9 +14,8 @@ def describe(checkpoint: Checkpoint) -> Iterator[str]:
     config = checkpoint.config
     known = "built by transformers" if checkpoint.skeleton else "not transformers' own: known by its names on disk"
     yield f"{checkpoint.name}: {config.get('model_type')} {config.get('architectures')} ({known})"
-    files = {tensor.file for tensor in checkpoint.disk.values()}
     size = sum(tensor.nbytes for tensor in checkpoint.disk.values())
-    yield f"  {len(checkpoint.disk)} tensors in {len(files)} files, {size / 1e9:.3g} GB"
+    yield f"  {len(checkpoint.disk)} tensors in {len(checkpoint.files)} files, {size / 1e9:.3g} GB"
     yield f"  {'role':<15} {'module':<15} {'tensors':>7} {'parameters':>14}  e.g."
     for role in Role:
         infos = [info for info in checkpoint.tensors.values() if info.role is role]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import safe_open
 
 from mergekit_mm.errors import MergeError
+from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 
 # the header of a safetensors file names dtypes in its own short form
 _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -27,9 +28,36 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 _OTHER_FORMATS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The keys under which PEFT stores one tensor of a model that is saved with its adapter still around it."""
+
+    whole: str  # the tensor before the adapter, or in its place
+    a: str | None = None
+    b: str | None = None
+    bias: str | None = None  # what lora_B adds to a bias
+    magnitude: str | None = None  # of DoRA
+    scaling: float = 1.0
+    transposed: bool = False
+
+    def value(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The tensor with its adapter applied, from the stored ones; in float32 or wider if there is an adapter."""
+        tensor = read(self.whole)
+        if self.bias is not None:
+            return widened(tensor) + widened(read(self.bias)) * self.scaling
+        if self.a is None or self.b is None:
+            return tensor
+        delta = lora_delta(widened(read(self.a)), widened(read(self.b)), self.scaling, self.transposed)
+        tuned = delta.added_to(widened(tensor))
+        return tuned if self.magnitude is None else with_row_lengths(tuned, widened(read(self.magnitude)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,12 @@ class DiskTensor:
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stored: Stored | None = None  # where its values come from, if not from one tensor of this name
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether its values are computed from several tensors of the file, in float32 or wider."""
+        return self.stored is not None and (self.stored.b is not None or self.stored.bias is not None)
 
     @property
     def nbytes(self) -> int:
@@ -94,6 +128,21 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise MergeError(f"{file} is damaged: it holds no config.")
     return config
+
+
+def weight_files(directory: Path) -> frozenset[str]:
+    """Names of the files that hold a checkpoint's weights, those of its index included; empty if it has none.
+
+    Raises:
+        MergeError: the index is damaged.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            return frozenset({index.name, *(read_json(index).get("weight_map") or {}).values()})
+        if (directory / name).is_file():
+            return frozenset({name})
+    return frozenset()
 
 
 def read_headers(directory: Path) -> dict[str, DiskTensor]:
@@ -154,3 +203,21 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
         if not isinstance(tensor, torch.Tensor):
             raise MergeError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
         yield DiskTensor(name, file, tuple(tensor.shape), tensor.dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in the header of a safetensors file: `BF16`, `F8_E4M3`."""
+    names = {known: name for name, known in _SAFETENSORS_DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def unpickled(path: Path) -> Any:
+    """What a file of torch.save holds, read by its restricted unpickler alone; tensors stay on disk where they can.
+
+    Raises:
+        Exception: of torch or of pickle, for a file that holds more than tensors and plain containers.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format of torch before 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)

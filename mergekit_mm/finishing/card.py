@@ -73,10 +73,10 @@ def hash_inputs(plan: Plan, quiet: bool) -> dict[tuple[str, str], str]:
     files = {
         (str(model.model), file): checkpoint.directory / file
         for model, checkpoint in plan.inputs.checkpoints.items()
-        for file in sorted({tensor.file for tensor in checkpoint.disk.values()})
+        for file in checkpoint.files
     }
-    adapters = {model: found.adapter.file for model, found in plan.inputs.adaptations.items()}
-    files |= {(str(model.lora), file.name): file for model, file in adapters.items()}
+    for model, found in plan.inputs.adaptations.items():
+        files |= {(str(model.lora), file.name): file for file in found.adapter.files}
     total = sum(path.stat().st_size for path in files.values())
     with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
         return {key: _sha256(path, bar) for key, path in files.items()}

@@ -22,6 +22,7 @@ from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.step import Step
 from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.methods.apply import is_finite
+from mergekit_mm.numerics.low_rank import widened
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -35,16 +36,24 @@ class Source:
     plain: ModelReference  # the model without the adapter, under the first name that its directory was given
 
     def read(self, name: str, device: str | None) -> torch.Tensor:
-        """One tensor by its name on disk, without the adapter.
+        """One tensor by its name on disk, without the adapter; in float32 or wider if it is computed from factors.
 
         Raises:
             MergeError: its file is not what it was when the merge was planned, or not for mergekit's reader.
         """
+        stored = self.checkpoint.disk[name].stored
         try:
-            return self.loader.get_tensor(name, device=device or "cpu").detach()  # pickles may hold parameters
+            return self._read(name, device) if stored is None else stored.value(lambda key: self._read(key, device))
         except Exception as error:
             file = self.checkpoint.directory / self.checkpoint.disk[name].file
             raise MergeError(f"{name} cannot be read from {file}: {error}") from error
+
+    def _read(self, key: str, device: str | None) -> torch.Tensor:
+        return self.loader.get_tensor(key, device=device or "cpu").detach()  # pickles may hold parameters
+
+    def widens(self, tensor: str) -> bool:
+        """Whether a tensor, by its name in memory, comes in float32 or wider, whatever its file has."""
+        return self.adapts(tensor) or self.checkpoint.is_folded(tensor)
 
     def adapts(self, tensor: str) -> bool:
         return self.adaptation is not None and tensor in self.adaptation.names
@@ -92,6 +101,12 @@ def load(model: ModelReference, tensor: str, label: str, dtype: str | None, devi
     return AdaptTensor(model=model, tensor=tensor, base=base, dtype=dtype)
 
 
+def read_tensor(model: ModelReference, tensor: str) -> torch.Tensor:
+    """One memory tensor of one input without its adapter, read at once."""
+    task = LoadTensor(model=without_adapter(model), tensor=tensor, label=tensor)
+    return task.execute(**{name: group.execute() for name, group in task.arguments().items()})
+
+
 def load_delta(model: ModelReference, tensor: str, label: str, device: str | None) -> Task[TaskVector]:
     """The task that gives what an adapter changes of its own base, as factors where it holds factors."""
     base = LoadTensor(model=without_adapter(model), tensor=tensor, label=label, device=device)
@@ -136,7 +151,10 @@ class LoadGroup(Task[dict[str, torch.Tensor]]):
     def execute(self, **_kwargs: object) -> dict[str, torch.Tensor]:
         source = SOURCES[self.model]
         group = source.checkpoint.group_of[self.tensor]
-        return group.to_memory({name: source.read(name, self.device) for name in group.disk})
+        tensors = {name: source.read(name, self.device) for name in group.disk}
+        if source.checkpoint.is_folded(self.tensor):  # some of them may be wider than the others
+            tensors = {name: widened(t) if t.is_floating_point() else t for name, t in tensors.items()}
+        return group.to_memory(tensors)
 
 
 class LoadTensor(Task[torch.Tensor]):

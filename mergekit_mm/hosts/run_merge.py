@@ -57,15 +57,23 @@ def install() -> None:
 def is_planned_here(config: MergeConfiguration, cache: str | None = None) -> bool:
     """Whether the plugin plans a merge: of multimodal models, or of adapters by a method that takes their factors.
 
+    And one of directories that transformers loads with an adapter, which mergekit would leave out without a word.
+
     And one that asks for a composition, or whose models cannot be found: these are refused, where mergekit would not
     know of the one and end in a traceback over the other. `cache`: as `--transformers-cache`.
     """
     models = config.referenced_models()
+    if any(_holds_adapter(model) for model in models):
+        return True
     own = any(model.lora for model in models) and is_own_method(config.merge_method)
     if own or "composition" in (config.parameters or {}):
         return True
     found = [_raw_config(model, cache) for model in models]
     return not all(found) or any(map(_has_media, found))
+
+
+def _holds_adapter(model: ModelReference) -> bool:
+    return not model.lora and (Path(model.model.path).expanduser() / "adapter_config.json").is_file()
 
 
 def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:

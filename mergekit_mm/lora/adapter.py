@@ -1,11 +1,13 @@
 """A LoRA adapter on disk, as what it changes of which tensor; values are read one tensor at a time.
 
+Trainers save what they train whole beside it, under many names: the projector of LLaVA in `non_lora_trainables.bin`, a
+tower in `vit.safetensors`. Whatever holds tensors in the directory of an adapter is a part of it.
+
 Names are those of the model that was trained: `<module path>.weight`, without PEFT's prefix.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_mm.architecture.disk import file_headers, read_json
+from mergekit_mm.architecture.disk import file_headers, read_json, unpickled, weight_files
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_weights
+from mergekit_mm.architecture.quantization import is_index
+from mergekit_mm.architecture.wrapping import lora_scaling, part_of, unwrapped
 from mergekit_mm.errors import MergeError
+from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
-_PART = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?P<end>(\.default)?(\.weight)?|\.bias)"
-)
 _WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.(?=[^.]+$)")
 
 # features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
@@ -40,7 +41,6 @@ _REFUSED = {
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
 }
-_DEFAULT = 8  # PEFT's own, of both r and lora_alpha, for a config that does not say
 _BASE_CHANGING = re.compile(r"pissa|olora|loftq|corda|lora_ga")
 _ADVICE = "Merge it into its base with PEFT (merge_and_unload), save the model and name that directory instead."
 
@@ -60,13 +60,15 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One adapter directory. Only the header of its file has been read."""
+    """One adapter directory. Only the headers of its files have been read."""
 
     name: str  # as the user wrote it
-    file: Path  # its weights
+    directory: Path
     config: Mapping[str, Any]
     changes: Mapping[str, Change] = field(repr=False)
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key of the file
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key
+    weights: Path | None  # the adapter's own file; None for a directory of tensors that were trained whole
+    trained: Mapping[str, WeightFile] = field(repr=False)  # by key: in which of the files beside it a tensor is
 
     @property
     def base(self) -> str | None:
@@ -74,22 +76,41 @@ class Adapter:
         return self.config.get("base_model_name_or_path") or None
 
     @property
-    def directory(self) -> Path:
-        return self.file.parent
+    def files(self) -> list[Path]:
+        """Everything that its tensors are read from."""
+        own = [self.weights] if self.weights else []
+        return [*own, *dict.fromkeys(file.path for file in self.trained.values())]
+
+    def trained_in(self, name: str) -> WeightFile | None:
+        """The file beside the adapter that holds a tensor, trained whole; None for what the adapter itself changes."""
+        return self.trained.get(self.changes[name].replacement or "")
 
     @cached_property
-    def _tensors(self) -> Mapping[str, Tensor]:
-        return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)  # only for .bin
+    def _pickles(self) -> dict[Path, Mapping[str, Any]]:
+        return {}
 
     def _read(self, key: str) -> Tensor:
+        beside = self.trained.get(key)
+        path = beside.path if beside else self.weights
+        assert path is not None
+        if beside:
+            key = _within(beside, key)
         try:
-            if self.file.suffix != ".safetensors":
-                return self._tensors[key]
-            with safe_open(str(self.file), framework="pt") as file:
-                tensor: Tensor = file.get_tensor(key)
+            if path.suffix != ".safetensors":
+                if path not in self._pickles:
+                    self._pickles[path] = unpickled(path)
+                held = self._pickles[path]
+                tensor: Tensor = (held[beside.within] if beside and beside.within else held)[key]
+                return tensor.detach()
+            with safe_open(str(path), framework="pt") as file:
+                tensor = file.get_tensor(key)
                 return tensor
         except Exception as error:  # the file is not what it was when the merge was planned
-            raise MergeError(f"{key} cannot be read from {self.file}: {error}") from error
+            raise MergeError(f"{key} cannot be read from {path}: {error}") from error
+
+    def same_values(self, key: str, other: str) -> bool:
+        """Whether two keys stand for the same tensor."""
+        return self.shapes[key] == self.shapes[other] and torch.equal(self._read(key), self._read(other))
 
     def needs_base(self, name: str) -> bool:
         """Whether the delta of a tensor can only be told from the base's values."""
@@ -147,42 +168,57 @@ class Adapter:
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
         if change.magnitude is not None:
-            # DoRA: the direction is the adapted weight's, the length of each row is learnt
-            magnitude = self._wide(change.magnitude).reshape(-1, 1)
-            tuned = tuned * (magnitude / torch.linalg.vector_norm(tuned, dim=1, keepdim=True))
+            tuned = with_row_lengths(tuned, self._wide(change.magnitude))
         return TaskVector(tuned, base=base)
 
     def _factors(self, change: Change) -> TaskVector:
         assert change.a is not None
         assert change.b is not None
-        a, b = self._wide(change.a), self._wide(change.b)
-        if a.ndim > 2:  # a convolution: B is 1 x 1, so the product over the rank is a matrix product
-            kernel = (b.flatten(1) @ a.flatten(1)).mul_(change.scaling)
-            return TaskVector(kernel.reshape(b.shape[0], *a.shape[1:]))
-        if change.is_embedding or self.config.get("fan_in_fan_out"):
-            return TaskVector(a.T * change.scaling, right=b.T)
-        return TaskVector(b * change.scaling, right=a)
+        transposed = change.is_embedding or bool(self.config.get("fan_in_fan_out"))
+        return lora_delta(self._wide(change.a), self._wide(change.b), change.scaling, transposed)
 
     def _wide(self, key: str) -> Tensor:
-        tensor = self._read(key)
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return widened(self._read(key))
 
 
 def open_adapter(name: str, directory: Path) -> Adapter:
-    """Read what an adapter changes, from its config and the header of its file.
+    """Read what an adapter changes, from its config and the headers of its files.
+
+    A directory that holds nothing but tensors that were trained whole, as LLaVA's first stage leaves, is one as well.
 
     Raises:
-        MergeError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent.
+        MergeError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent; or a
+            file beside it cannot be read.
     """
-    file = directory / "adapter_config.json"
-    if not file.is_file():
+    own, config, changes, shapes = None, {}, {}, {}  # type: ignore[var-annotated]
+    files = beside(directory, {*weight_files(directory), *ADAPTER_WEIGHTS})
+    if (directory / ADAPTER_CONFIG).is_file():
+        config = read_json(directory / ADAPTER_CONFIG)
+        _require_plain(name, config)
+        own = _weights(directory, name)
+        changes, shapes = _changes(name, config, own)
+    elif not files or holds_weights(directory):
         named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
         raise MergeError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
-    config = read_json(file)
-    _require_plain(name, config)
+    trained: dict[str, WeightFile] = {}
+    copies: list[tuple[str, str, str]] = []  # (tensor, its key, key of a second copy)
+    for file in files:
+        _add_trained(name, file, changes, shapes, trained, copies)
+    if not changes:
+        raise MergeError(f"{name} holds no tensors.")
+    adapter = Adapter(name, directory, config, changes, shapes, own, trained)
+    for tensor, key, copy in copies:
+        if not adapter.same_values(key, copy):
+            raise MergeError(f"{name} holds two values of {tensor}, {key} and {copy}: move one of the files away.")
+    return adapter
+
+
+def _changes(
+    name: str, config: Mapping[str, Any], weights: Path
+) -> tuple[dict[str, Change], dict[str, tuple[int, ...]]]:
+    """What an adapter's own file changes, and the shapes of its tensors by their keys."""
     changes: dict[str, Change] = {}
-    weights = _weights(directory, name)
     try:
         shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
@@ -193,15 +229,55 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         if (change.a is None) != (change.b is None):
             raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
         if change.a is not None and change.b is not None:
-            change.scaling = _scaling(name, config, tensor, shapes[change.a], shapes[change.b])
+            module = tensor.removesuffix(".weight")
+            a, b = shapes[change.a], shapes[change.b]
+            change.scaling = lora_scaling(name, config, module, a, b, "adapter_config.json")
         elif change.bias is not None:
             weight = changes.get(tensor.removesuffix(".bias") + ".weight")
             change.scaling = weight.scaling if weight else 1.0
         if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
             raise MergeError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
-    if not changes:
-        raise MergeError(f"{name} holds no tensors.")
-    return Adapter(name, weights, config, changes, shapes)
+    return changes, shapes
+
+
+def _add_trained(
+    name: str,
+    file: WeightFile,
+    changes: dict[str, Change],
+    shapes: dict[str, tuple[int, ...]],
+    trained: dict[str, WeightFile],
+    copies: list[tuple[str, str, str]],
+) -> None:
+    """Enter the tensors of a file beside an adapter as whole replacements.
+
+    Raises:
+        MergeError: the file cannot be read without running code of its own, or holds parts of another adapter.
+    """
+    if file.unreadable:
+        raise MergeError(
+            f"{name} holds {file}. If it is a part of what was trained, save it once more as safetensors; if not, "
+            "move it away."
+        )
+    for tensor in file.tensors.values():
+        if is_index(tensor.name) and not tensor.dtype.is_floating_point:
+            continue
+        path = unwrapped(tensor.name.removeprefix("module."))
+        if part_of(path) is not None or "lora_" in path:
+            raise MergeError(
+                f"{name} holds {file}, which are parts of another adapter than {ADAPTER_WEIGHTS[0]}: move that file "
+                "away, or into a directory of its own."
+            )
+        key = f"{file.path.name}:{tensor.name}"
+        own = _WRAPPED.sub(".", path)
+        change = changes.setdefault(own, Change())
+        if change.replacement is not None:
+            copies.append((own, change.replacement, key))
+        change.replacement = change.replacement or key
+        shapes[key], trained[key] = tensor.shape, file
+
+
+def _within(file: WeightFile, key: str) -> str:
+    return key.removeprefix(f"{file.path.name}:")
 
 
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
@@ -224,46 +300,27 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
 def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     """File one key of an adapter under the tensor that it changes."""
     path = key.removeprefix(_PREFIX)
-    if found := _PART.fullmatch(path):
-        module, part = found["module"], found["part"]
-        if found["end"] == ".bias":
-            changes.setdefault(f"{module}.bias", Change()).bias = key
+    found = part_of(path)
+    if found is not None and found.adapter in ("", "default"):
+        if found.is_bias:
+            changes.setdefault(f"{found.module}.bias", Change()).bias = key
             return
-        change = changes.setdefault(f"{module}.weight", Change())
-        if part == "lora_magnitude_vector":
+        change = changes.setdefault(f"{found.module}.weight", Change())
+        if found.part == "lora_magnitude_vector":
             change.magnitude = key
-        elif part.endswith("A"):
+        elif found.part.endswith("A"):
             change.a = key
         else:
             change.b = key
-        change.is_embedding |= "embedding" in part
+        change.is_embedding |= "embedding" in found.part
         return
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
         raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
     changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
 
 
-def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules."""
-    module = tensor.removesuffix(".weight")
-    try:
-        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r", _DEFAULT))
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha", _DEFAULT))
-    except (AttributeError, re.error) as error:
-        raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from error
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise MergeError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
-    if a[0] != rank or b[1] != rank:
-        raise MergeError(
-            f"{name}: the factors of {tensor} are {b} and {a}, which is not the rank {rank} that "
-            "adapter_config.json (r, rank_pattern) gives it."
-        )
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
 def _weights(directory: Path, name: str) -> Path:
-    for file in ("adapter_model.safetensors", "adapter_model.bin"):
+    for file in ADAPTER_WEIGHTS:
         if (directory / file).is_file():
             return directory / file
     raise MergeError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")

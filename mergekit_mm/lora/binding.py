@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.disk import weight_files
 from mergekit_mm.architecture.hub import local_path
-from mergekit_mm.architecture.listing import indented
+from mergekit_mm.architecture.inventory import holds_weights
+from mergekit_mm.architecture.listing import indented, some
 from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.errors import MergeError
@@ -61,13 +63,14 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
             model lacks, holds tied to others, or holds in other shapes.
     """
     adapter = open_adapter(str(model.lora), directory)
-    if not _is_base(adapter, str(model.model.path), checkpoint):
+    if not is_base(adapter, str(model.model.path), checkpoint):
         raise MergeError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
             "model. If both are the same model under two names, write this one into base_model_name_or_path of its "
             "adapter_config.json."
         )
     names = _memory_names(adapter, checkpoint)
+    _require_one_each(adapter, names)
     if problems := _problems(adapter, names, checkpoint):
         raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
     return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
@@ -76,8 +79,11 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint)
 def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator[str]:
     """Lines of text: what an adapter changes, by role, with ranks and scalings."""
     adapter = adaptation.adapter
-    variant = "DoRA" if adapter.config.get("use_dora") else "LoRA"
-    yield f"{adapter.name}: {variant} of {len(adaptation.names)} tensors, trained on {adapter.base}"
+    variant = "DoRA" if adapter.config.get("use_dora") else "LoRA" if adapter.config else "whole tensors"
+    whose = f", trained on {adapter.base}" if adapter.base else ""
+    yield f"{adapter.name}: {variant} of {len(adaptation.names)} tensors{whose}"
+    for file in dict.fromkeys(map(str, adapter.trained.values())):
+        yield f"  with {file}"
     for role in Role:
         names = [own for memory, own in adaptation.names.items() if checkpoint.tensors[memory].role is role]
         changes = [adapter.changes[own] for own in names]
@@ -91,13 +97,41 @@ def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator
 
 def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
     """The adapter's own name of each tensor -> its name in memory."""
+    found = _known_names(adapter.changes, checkpoint)
+    for name in adapter.changes:
+        if name not in found and adapter.trained_in(name):
+            # a trainer may have saved them from inside or from outside of the part that has the prefix
+            spelled = _known_names([f"model.{name}", name.removeprefix("model.")], checkpoint)
+            if spelled:
+                found[name] = next(iter(spelled.values()))
+    return found
+
+
+def _known_names(names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.skeleton is None:
-        return {name: name for name in adapter.changes if name in checkpoint.tensors}
-    return memory_names(checkpoint.skeleton, adapter.changes)
+        return {name: name for name in names if name in checkpoint.tensors}
+    return memory_names(checkpoint.skeleton, names)
+
+
+def _require_one_each(adapter: Adapter, names: Mapping[str, str]) -> None:
+    """Refuse an adapter that says two different things of one tensor, under two names."""
+    first: dict[str, str] = {}
+    for own, memory in names.items():
+        other = first.setdefault(memory, own)
+        keys = [adapter.changes[name].replacement for name in (other, own)]
+        if other != own and not (keys[0] and keys[1] and adapter.same_values(keys[0], keys[1])):
+            raise MergeError(f"{adapter.name} holds {other} and {own}, which are both {memory}: one has to go.")
 
 
 def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
-    problems = [f"{name}: the model has no such tensor" for name in adapter.changes if name not in names]
+    lost = [name for name in adapter.changes if name not in names]
+    problems = [f"{name}: the model has no such tensor" for name in lost if adapter.trained_in(name) is None]
+    for file in dict.fromkeys(file for name in lost if (file := adapter.trained_in(name))):
+        without = [name for name in lost if adapter.trained_in(name) is file]
+        problems.append(
+            f"{file.path.name} holds {len(without)} tensors that the model has no place for ({some(without)}); if they "
+            "are no part of it, move that file away"
+        )
     for own, memory in names.items():
         partners = sorted(checkpoint.skeleton.tied_to(memory)) if checkpoint.skeleton else []
         if partners:
@@ -114,22 +148,29 @@ def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -
     return problems
 
 
-def _is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
+def is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
     """Whether the model that an adapter names is the one it is put on: the same name, place, or files."""
     said = adapter.base
     if said is None or said == given:
         return True
     here, there = checkpoint.directory, local_path(said)
+    # beside the weights of a model, an adapter is put on these, whatever else it names
+    if holds_weights(adapter.directory) and same_weights(here, adapter.directory):
+        return True
     if (there / "config.json").is_file():
-        return there.resolve() == here.resolve() or _same_weights(here, there)
+        return there.resolve() == here.resolve() or same_weights(here, there)
     # not on this machine: then the name must be that of the model, or the one under which its config knows itself
     last = said.rstrip("/").rpartition("/")[2].lower()
     known = (given, str(checkpoint.config.get("_name_or_path") or ""), *here.parts)
     return any(last == name.rstrip("/").replace("--", "/").rpartition("/")[2].lower() for name in known)
 
 
-def _same_weights(here: Path, there: Path) -> bool:
+def same_weights(here: Path, there: Path) -> bool:
     """Whether two directories hold the same weight files; sizes first, bytes only if these agree."""
-    ours = {f.name: f.stat().st_size for f in here.iterdir() if f.suffix in (".safetensors", ".bin")}
-    theirs = {f.name: f.stat().st_size for f in there.iterdir() if f.suffix in (".safetensors", ".bin")}
-    return ours == theirs and all(filecmp.cmp(here / name, there / name, shallow=False) for name in ours)
+    if here.resolve() == there.resolve():
+        return True
+    names = weight_files(here)
+    if names != weight_files(there) or not all((place / name).is_file() for place in (here, there) for name in names):
+        return False
+    sizes = [[(place / name).stat().st_size for name in sorted(names)] for place in (here, there)]
+    return sizes[0] == sizes[1] and all(filecmp.cmp(here / name, there / name, shallow=False) for name in names)

@@ -24,7 +24,7 @@ from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.graph.deltas import AddDelta, MergeDelta
 from mergekit_mm.graph.factors import SameTensor, SharedFactors, equal_values
-from mergekit_mm.graph.reading import SOURCES, LoadDelta, LoadTensor, load, load_delta
+from mergekit_mm.graph.reading import SOURCES, LoadDelta, load, load_delta, read_tensor
 from mergekit_mm.graph.reading import without_adapter as plain
 from mergekit_mm.graph.writing import PickTensor
 from mergekit_mm.methods import is_own_method, method_named
@@ -159,7 +159,7 @@ class Decoupling:
         if not adapted or None in adapted.values():
             return frozenset()
         sample = next(iter(adapted))
-        first, *others = (_value(plain(m), self.inputs.names[m][sample]) for m in (self.base, *experts))
+        first, *others = (read_tensor(m, self.inputs.names[m][sample]) for m in (self.base, *experts))
         return frozenset(experts if all(equal_values(first, other) for other in others) else ())
 
     def _is_language(self, name: str) -> bool:
@@ -235,8 +235,3 @@ def _rank(model: ModelReference, tensor: str) -> int | None:
     """As of `Adaptation`; 0 for a model without an adapter."""
     found = SOURCES[model].adaptation
     return found.rank(tensor) if found else 0
-
-
-def _value(model: ModelReference, tensor: str) -> torch.Tensor:
-    task = LoadTensor(model=model, tensor=tensor, label=tensor)
-    return task.execute(**{name: group.execute() for name, group in task.arguments().items()})

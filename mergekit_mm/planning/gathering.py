@@ -50,6 +50,10 @@ class Job:
         """Those of the models whose adapters change this tensor."""
         return [model for model in models if SOURCES[model].adapts(self.held[model])]
 
+    def is_widened(self, models: Iterable[ModelReference]) -> bool:
+        """Whether one of the models gives this tensor in float32 or wider, as an adapter has been applied to it."""
+        return any(SOURCES[model].widens(self.held[model]) for model in models)
+
 
 class Gathering:
     """Tasks that read the inputs of a job. Where token ids index it, rows are moved as the merge asks for."""

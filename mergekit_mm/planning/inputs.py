@@ -20,6 +20,7 @@ from mergekit_mm.composing.layout import lay_out
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
+from mergekit_mm.planning.beside import OwnAdapter, own_adapter, require_same_folders, unused_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,9 @@ class Inputs:
     tensors: Mapping[str, TensorInfo]  # of the output, before slices: the base's, or an omni model's
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
     notes: list[str]  # what is done on purpose but may surprise
+    unused: list[str]  # lines on files of the inputs that are neither read nor copied
     composition: Composition | None = None  # of an omni model; `base` is then its host
+    own_adapter: OwnAdapter | None = None  # that the output gets as it is
 
     @property
     def directories(self) -> list[Path]:
@@ -44,6 +47,12 @@ class Inputs:
         """What an input is, whatever name it was given."""
         adapters = [self.adaptations[model].adapter.directory] if model.lora else []
         return tuple(path.resolve() for path in (self.checkpoints[model].directory, *adapters))
+
+    @property
+    def widens(self) -> bool:
+        """Whether any input gives tensors in float32 or wider, as an adapter has been applied to them."""
+        folded = any(t.is_folded for checkpoint in self.checkpoints.values() for t in checkpoint.disk.values())
+        return folded or bool(self.adaptations)
 
     @property
     def base_checkpoint(self) -> Checkpoint:
@@ -84,6 +93,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options)
     if not problems and is_composed(checkpoints):
+        own_adapter(checkpoints, adaptations, composed=True)
         return _composed(compose(config, checkpoints), checkpoints, adaptations)
     base = checkpoints.get(models[0])
     if config.base_model and base is not None:
@@ -116,7 +126,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
             "as products: right for fine-tunes of one such model, but for no others."
         )
-    return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes)
+    require_same_folders(base, [c for c in checkpoints.values() if c is not base])
+    own, told = own_adapter(checkpoints, adaptations, composed=False)
+    unused = list(unused_weights(checkpoints, adaptations, own))
+    notes = [*_told(checkpoints, adaptations), *notes, *told]
+    return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes, unused, own_adapter=own)
 
 
 def _composed(
@@ -127,7 +141,20 @@ def _composed(
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
     layout = lay_out(omni, checkpoints)
     _refuse(layout.problems)
-    return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, layout.notes, omni)
+    notes = [*_told(checkpoints, adaptations), *layout.notes]
+    unused = list(unused_weights(checkpoints, adaptations, None))
+    return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, notes, unused, omni)
+
+
+def _told(
+    checkpoints: Mapping[ModelReference, Checkpoint], adaptations: Mapping[ModelReference, Adaptation]
+) -> list[str]:
+    """What was made of the files of the inputs, where that may surprise."""
+    notes = [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
+    for adapter in dict.fromkeys(adaptation.adapter for adaptation in adaptations.values()):
+        files = dict.fromkeys(adapter.trained.values())
+        notes += [f"{adapter.name}: {file} goes with it, in place of the model's own." for file in files]
+    return notes
 
 
 def _refuse(problems: list[str]) -> None:
@@ -165,8 +192,16 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
         f"  {model.lora} is put on {model.model}, but base_model is {base.name}; an adapter is a delta over its own "
         "base: name the same model in both places."
         for model, checkpoint in checkpoints.items()
-        if model.lora and checkpoint.directory.resolve() != base.directory.resolve() and checkpoint.kind == base.kind
+        if model.lora
+        and checkpoint.directory.resolve() != base.directory.resolve()
+        and checkpoint.kind == base.kind
+        and not _is_embedded(model)
     ]
+
+
+def _is_embedded(model: ModelReference) -> bool:
+    """Whether an adapter lies in the directory of its model: then the two together are a fine-tune of their own."""
+    return model.lora == model.model
 
 
 def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | MergeError:

@@ -14,12 +14,13 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.architecture.listing import some
-from mergekit_mm.composing.composition import COMPOSITION, DAMC, choices, is_decoupled
+from mergekit_mm.composing.composition import CHOICE, COMPOSITION, DAMC, HOST, choices, is_decoupled
 from mergekit_mm.composing.model import omni_model
 from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import open_sources
-from mergekit_mm.planning.inputs import Inputs, open_inputs
+from mergekit_mm.lora.embedded import with_embedded_adapters
+from mergekit_mm.planning.inputs import Inputs, models_in_order, open_inputs
 from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.parameters import (
@@ -30,6 +31,7 @@ from mergekit_mm.planning.parameters import (
     unread_parameters,
 )
 from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.usage import unused_tensors
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ _DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a me
 class Plan:
     """What a merge will do."""
 
-    config: MergeConfiguration  # as the user gave it
+    config: MergeConfiguration  # as the user gave it, with models that transformers loads with an adapter as `a+b`
     inputs: Inputs
     planner: MultimodalPlanner
 
@@ -82,6 +84,14 @@ class Plan:
         notes = dict.fromkeys([*self.inputs.notes, *ledger.notes()])
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
+    def not_used(self) -> str:
+        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing."""
+        tensors = unused_tensors(self.inputs, [task for _, task, _ in self.planner.outputs])
+        lines = list(dict.fromkeys([*tensors, *self.inputs.unused]))
+        if not lines:
+            return "Every tensor of every input is used."
+        return "\n".join(["Not used:", *(f"  {line}" for line in lines)])
+
 
 @contextmanager
 def plan_merge(
@@ -106,7 +116,9 @@ def plan_merge(
             f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
         )
     _require_dtypes(config)
+    config, embedded = with_embedded_adapters(config, models_in_order(config), options, (*CHOICE.values(), HOST))
     inputs = open_inputs(config, options)
+    inputs.notes[:0] = embedded
     with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
         yield Plan(config, inputs, _planner(config, options, inputs, sweep))
 

@@ -28,6 +28,7 @@ from mergekit_mm.graph.reading import without_adapter
 from mergekit_mm.graph.tokenizer import vocabulary_builder
 from mergekit_mm.graph.writing import CastTensor, WriteShards
 from mergekit_mm.methods import is_own_method, method_named
+from mergekit_mm.planning.constants import Constants
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
@@ -63,6 +64,7 @@ class MultimodalPlanner(MergePlanner):
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
         self.ledger = Ledger()
+        self.constants = Constants(inputs)
         self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
         if self.unlisted:
             whose = "as their donors have them" if inputs.composition else f"as in {inputs.base}"
@@ -192,6 +194,8 @@ class MultimodalPlanner(MergePlanner):
         policy = policy_of(role, job.name, self._method.spec.name, job.reader)
         if policy is Policy.AVERAGE and not job.experts:
             return Policy.BASE
+        if policy is not Policy.BASE and self.constants.holds(job):
+            return Policy.BASE
         if policy is Policy.MERGE:
             if len(held) < min(listed, 2) or self._untouched(job):
                 return Policy.BASE
@@ -273,15 +277,17 @@ class MultimodalPlanner(MergePlanner):
 
     def _merge_dtype(self, job: Job, models: Iterable[ModelReference]) -> str | None:
         """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
-        wide = self._sweep or job.adapted(models)
+        wide = self._sweep or job.is_widened(models)
         return "float32" if wide and self.config.dtype != "float64" else self.config.dtype
 
     def plan_tensors(self) -> None:
         """Settle what makes each output tensor, once."""
         if not self._tensors:
             self._plan()
-        if self._undefined:
-            raise MergeError("\n".join(self._undefined.values()))
+            if note := self.constants.note():
+                self.inputs.notes.append(note)
+        if problems := [*self._undefined.values(), *self.constants.problems()]:
+            raise MergeError("\n".join(problems))
 
     @property
     def tensors(self) -> dict[str, Task]:
@@ -316,9 +322,14 @@ class MultimodalPlanner(MergePlanner):
         return [*targets, self._tokenizer_task] if self._tokenizer_task else targets
 
     @cached_property
+    def outputs(self) -> list[Output]:
+        """Every tensor of the output, in its own strength."""
+        return self._outputs(None)
+
+    @property
     def output(self) -> dict[str, DiskTensor]:
         """Name on disk -> the input's tensor that it is like."""
-        return {name: like for name, _, like in self._outputs(None)}
+        return {name: like for name, _, like in self.outputs}
 
     def _outputs(self, scale: float | None) -> list[Output]:
         """Every tensor of the output before its cast."""
@@ -344,7 +355,7 @@ class MultimodalPlanner(MergePlanner):
     def _finished(self, task: Task, own: torch.dtype) -> Task:
         """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
         wanted = self.config.out_dtype or self.config.dtype
-        if wanted is None and (self._sweep or self.inputs.adaptations or is_own_method(self._method.spec.name)):
+        if wanted is None and (self._sweep or self.inputs.widens or is_own_method(self._method.spec.name)):
             wanted = str(own).removeprefix("torch.")
             if not own.is_floating_point:
                 return task

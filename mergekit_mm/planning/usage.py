@@ -1,0 +1,68 @@
+"""Which tensors of the inputs no task of a merge reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from mergekit.common import ModelReference
+from mergekit.graph import Task
+
+from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.graph.reading import AdaptTensor, LoadDelta, LoadTensor, without_adapter
+from mergekit_mm.planning.inputs import Inputs
+
+
+def unused_tensors(inputs: Inputs, tasks: Iterable[Task]) -> Iterator[str]:
+    """A line for each input of which some tensors are not read by any of the tasks, by role."""
+    read, adapted = _read(tasks)
+    seen: set[ModelReference] = set()
+    for model, checkpoint in inputs.checkpoints.items():
+        plain = without_adapter(model)
+        if plain not in seen:
+            seen.add(plain)
+            lost = Counter(
+                info.role.value
+                for name, info in checkpoint.tensors.items()
+                if (plain, name) not in read and not _is_twin(checkpoint, plain, name, read)
+            )
+            if lost and (not model.lora or any(place == plain for place, _ in read)):
+                yield f"{plain}: {_counted(lost)}"
+        if model.lora:
+            names = inputs.adaptations[model].names
+            lost = Counter(checkpoint.tensors[n].role.value for n in names if (model, n) not in adapted)
+            if lost:
+                yield f"{model.lora}: its changes of {_counted(lost)}"
+
+
+def _is_twin(checkpoint: Checkpoint, model: ModelReference, name: str, read: set[tuple[ModelReference, str]]) -> bool:
+    """Whether a tensor is stored a second time under the name of one that it is tied to."""
+    tied = checkpoint.skeleton.tied_to(name) if checkpoint.skeleton else []
+    return any((model, other) in read for other in tied)
+
+
+def _counted(roles: Counter[str]) -> str:
+    return ", ".join(f"{count} tensors of {role}" for role, count in roles.items())
+
+
+def _read(
+    tasks: Iterable[Task],
+) -> tuple[set[tuple[ModelReference, str]], set[tuple[ModelReference, str]]]:
+    """(model, name in memory) of every tensor that the tasks load, and of every one of which they read a change."""
+    read: set[tuple[ModelReference, str]] = set()
+    adapted: set[tuple[ModelReference, str]] = set()
+    todo: list[Task] = list(tasks)
+    known: dict[int, Task] = {}  # by identity, as comparing by value would go through all below; kept alive for that
+    while todo:
+        task = todo.pop()
+        if id(task) in known:
+            continue
+        known[id(task)] = task
+        if isinstance(task, LoadTensor):
+            read.add((task.model, task.tensor))
+            continue
+        if isinstance(task, (LoadDelta, AdaptTensor)):
+            adapted.add((task.model, task.tensor))
+            read.add((task.base.model, task.tensor))
+        todo += task.arguments().values()
+    return read, adapted
