@@ -24,6 +24,7 @@ from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.parameters import SIDE_FILES, check_parameters, require_known_method, unread_parameters
 from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.unchanged import unchanged
 
 LOG = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def plan_merge(
         )
     _require_dtypes(config)
     inputs = open_inputs(config, options)
+    inputs.notes.extend(unchanged(inputs))
     with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
         yield Plan(config, inputs, _planner(config, options, inputs, sweep))
 
