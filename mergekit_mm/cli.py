@@ -159,11 +159,14 @@ def inspect(model: str) -> None:
     from mergekit_mm.architecture.hub import locate
     from mergekit_mm.errors import MergeError
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
+    from mergekit_mm.side_files.inventory import describe_inventory, take_inventory
 
     reference, options = ModelReference.parse(model), MergeOptions()
     try:
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
+        weights = {tensor.file for tensor in checkpoint.disk.values()}
+        lines += describe_inventory(take_inventory(checkpoint.directory, weights))
         if reference.lora:
             adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
             lines += describe_adapter(adaptation, checkpoint)

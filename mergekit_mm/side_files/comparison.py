@@ -75,10 +75,12 @@ def compare(
     notes = [_sentence(difference, names, owner) for difference, names in groups.items()]
     agreed = {d.kind for d, names in groups.items() if len(names) == len(experts)} & {*_CHOSEN}
     if agreed and chooses:
-        all_agree = "All experts agree" if len(experts) > 1 else f"{experts[0].name} has its own"
+        first = experts[0].name
+        agreement = f", on which all {len(experts)} experts agree," if len(experts) > 1 else ""
+        kinds = " and ".join(kind.lower() for kind in _CHOSEN if kind in agreed)
         notes.append(
-            f"{all_agree} on {' and '.join(k.lower() for k in _CHOSEN if k in agreed)}, against {owner}: "
-            f"`parameters: {{processor_source: {experts[0].name}}}` gives the output the files of {experts[0].name}."
+            f"`parameters: {{processor_source: {first}}}` gives the output its files; {kinds}{agreement} "
+            "will be theirs."
         )
     found = conflicts(tokens)
     warnings = [_conflict(found)] if found else []

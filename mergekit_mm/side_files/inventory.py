@@ -85,6 +85,15 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
     return Inventory(files, tuple(uncopied))
 
 
+def describe_inventory(inventory: Inventory) -> Iterator[str]:
+    """Lines of text: the files that a merge over this model would copy, and those that it would not."""
+    single = [name for name in inventory.files if "/" not in name]
+    folders = [f"{name}/ ({size / 1e9:.3g} GB)" for name, size in inventory.folders.items()]
+    yield f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
+    if inventory.uncopied:
+        yield f"  not copied: {', '.join(inventory.uncopied)}"
+
+
 def matches(name: str, patterns: Collection[str]) -> bool:
     """Whether a file's or folder's name fits one of these patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)

@@ -15,6 +15,7 @@ from mergekit_mm.side_files.processors import (
     PROCESSOR_FILES,
     has_processor,
     part_settings,
+    processor_key,
     processor_parts,
     settings_key,
 )
@@ -90,14 +91,14 @@ class Completion:
     # -- processor ----------------------------------------------------------------------------------------------------
 
     def _take_processor(self) -> None:
-        if parts := processor_parts(self.base.model_type):
-            missing = [part for part in parts if part_settings(self.output(), part) is None]
-            for part in missing:
-                if part_settings(self.output(), part) is None:  # a file that was taken for another part may hold it
-                    self._take_part(part)
-        elif not has_processor(self.output()):  # an architecture that transformers has no processor for
-            self._take_files("processor", PROCESSOR_FILES, "the output will have none")
-        if parts and PROCESSOR_CONFIG not in self.copies and has_processor(self.output()):
+        parts = processor_parts(self.base.model_type)
+        if not has_processor(self.output()):
+            self._take_files("processor", PROCESSOR_FILES, "the output will have none", processor_key)
+            return
+        for part in parts:
+            if part_settings(self.output(), part) is None:
+                self._take_part(part)
+        if parts and PROCESSOR_CONFIG not in self.copies:
             self._take_processor_config(parts)
 
     def _take_part(self, part: str) -> None:
@@ -125,8 +126,11 @@ class Completion:
             self.copies[PROCESSOR_CONFIG] = plain[0].files[PROCESSOR_CONFIG]
             self.notes.append(f"{self.source} has no {PROCESSOR_CONFIG}; that of {plain[0].name} was taken.")
 
-    def _take_files(self, what: str, names: Sequence[str], without: str) -> None:
-        owner, having = self._agreed(what, lambda model: _files_key(model, names))
+    def _take_files(
+        self, what: str, names: Sequence[str], without: str, key: Callable[[ModelFiles], str | None] | None = None
+    ) -> None:
+        """Take those of these files that an input has; `key` as of `_agreed`, by default over their bytes."""
+        owner, having = self._agreed(what, key or (lambda model: _files_key(model, names)))
         if owner is not None:
             taken = [name for name in names if name in owner.files]
             self.copies |= {name: owner.files[name] for name in taken}

@@ -115,7 +115,8 @@ def _adopt_template(output: ModelFiles, experts: Sequence[ModelFiles], texts: di
     template = templates.pop()
     if not templates and template is not None:
         texts["chat_template.jinja"] = template
-        notes.append(f"{output.name} has no chat template; the one that all {len(experts)} experts share was taken.")
+        whose = f"the one that all {len(experts)} experts share" if len(experts) > 1 else f"that of {experts[0].name}"
+        notes.append(f"{output.name} has no chat template; {whose} was taken.")
     elif templates - {None} or template is not None:
         notes.append(
             f"{output.name} has no chat template, and the experts do not share one, so the output will have none: "

@@ -87,6 +87,14 @@ def settings_key(settings: Mapping[str, Any]) -> str:
     return repr(sorted((key, repr(_plain(value))) for key, value in _normalised(settings).items() if value is not None))
 
 
+def processor_key(files: ModelFiles) -> str | None:
+    """Equal for processors with the same settings; None where there is no file of one."""
+    if not has_processor(files):
+        return None
+    found = [part_settings(files, part) for part in _NESTED]
+    return repr([settings_key(each[1]) if each else None for each in found])
+
+
 def _differences(part: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     kinds = [_class_name(settings) for settings in (ours, theirs)]
     if all(kinds) and kinds[0] != kinds[1]:
