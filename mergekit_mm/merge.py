@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.architecture.disk import DiskTensor, read_headers
 from mergekit_mm.architecture.hub import locate
+from mergekit_mm.architecture.listing import size_of
 from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
@@ -152,7 +153,7 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
             if isinstance(task, BuildVocabulary):
                 task.execute()
         size = f"{plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
-        beside = f"{side_files.nbytes / 1e9:.3g} GB in {len(side_files.copies)} files beside them"
+        beside = f"{size_of(side_files.nbytes)} in {len(side_files.copies)} files beside them"
         return plan.report() + f"\n  output: {size}, {beside}"
 
 

@@ -11,6 +11,7 @@ import torch
 from adapters import adapted, plus
 from checkpoints import altered, checkpoint, edit_json, experts, linear, merge, plugin, run, task_arithmetic, written
 from huggingface_hub import constants
+from processors import with_processor
 from safetensors.torch import save_file
 from test_remote_code import PYTHON_FILES, remote_code_checkpoint
 
@@ -148,7 +149,7 @@ def test_the_disk_check_counts_what_is_copied(monkeypatch: pytest.MonkeyPatch) -
     with (base / "speech_tokenizer" / "model.safetensors").open("wb") as file:
         file.truncate(10**7)
     config = linear(base)
-    assert "0.01 GB in" in checked(config)
+    assert ", 10 MB in" in checked(config)
     usage = shutil.disk_usage(base)._replace(free=9 * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     outcome = run(config)
@@ -316,6 +317,28 @@ def test_the_file_that_the_full_qwen_omni_insists_on() -> None:
     expert = experts("qwen2_5_omni")[0]
     outcome = merge(linear(base, expert))
     assert (outcome.out / "spk_dict.pt").read_bytes() == (expert / "spk_dict.pt").read_bytes()
+
+
+def test_the_processor_of_a_donor_is_taken_from_another_of_its_architecture() -> None:
+    """An omni model has each donor's processor; what else a donor has beside its weights is named."""
+    host, again, guest = (altered(with_processor(family)) for family in ("llava", "llava", "qwen2_audio_llama"))
+    for name in PROCESSOR_FILES:
+        (host / name).unlink(missing_ok=True)
+    (host / "assets").mkdir()
+    (host / "assets" / "voice.pt").write_bytes(b"{}")
+    edit_json(again / "generation_config.json", eos_token_id=[2, 7])
+    edit_json(host / "generation_config.json", eos_token_id=2)
+    config = task_arithmetic(host, [again, guest])
+    outcome = merge(config)
+    for said in (outcome.console, checked(config)):
+        (note,) = notes(said, "has no processor")
+        assert f"that of {again} was taken" in note
+        assert notes(said, "assets/")
+        (note,) = notes(said, "Stop tokens")
+        assert "[2, 7], not 2" in note
+    own = json.loads((outcome.out / "processors" / "host" / "processor_config.json").read_text())
+    assert own["image_processor"] == json.loads((again / "processor_config.json").read_text())["image_processor"]
+    assert (outcome.out / "generation_config.json").read_bytes() == (host / "generation_config.json").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- what is compared

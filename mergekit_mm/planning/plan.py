@@ -102,7 +102,7 @@ def plan_merge(
         )
     _require_dtypes(config)
     inputs = open_inputs(config, options)
-    inputs.notes.extend(unchanged(inputs))
+    inputs.notes.extend(unchanged(inputs, config.base_model is not None))
     with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
         yield Plan(config, inputs, _planner(config, options, inputs, sweep))
 

@@ -26,15 +26,18 @@ _SAMPLED = 4096  # values of each tensor
 _READ_WHOLE = 1 << 30  # bytes of a model up to which equal samples are followed by a look at everything
 
 
-def unchanged(inputs: Inputs) -> Iterator[str]:
-    """A note on each input whose weights are those of another, or of the base, and each adapter that adds nothing."""
+def unchanged(inputs: Inputs, has_base: bool) -> Iterator[str]:
+    """A note on each input whose weights are those of another, and on each adapter that adds nothing.
+
+    has_base: whether the merge is over a base model; else the first input only gives the layout.
+    """
     null = set()
     for model, adaptation in inputs.adaptations.items():
         if (why := _adds_nothing(adaptation.adapter)) is not None:
             null.add(model)
             yield f"{model.lora} adds nothing to the merge: {why}."
     if inputs.composition is None:
-        yield from _equal_models(inputs)
+        yield from _equal_models(inputs, has_base)
     yield from _equal_adapters(inputs, null)
 
 
@@ -71,7 +74,7 @@ def _scale(config: Any) -> list[Any]:
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def _equal_models(inputs: Inputs) -> Iterator[str]:
+def _equal_models(inputs: Inputs, has_base: bool) -> Iterator[str]:
     plain = [model for model in inputs.checkpoints if model not in inputs.adaptations or model == inputs.base]
     equal_to: dict[ModelReference, ModelReference] = {}
     for one, other in combinations(plain, 2):  # the base comes first
@@ -80,7 +83,7 @@ def _equal_models(inputs: Inputs) -> Iterator[str]:
         how = _equal(inputs, one, other)
         if how is not None:
             equal_to[other] = one
-            effect = "it adds nothing to what others change" if one == inputs.base else "one model counts twice"
+            effect = "it adds nothing to the merge" if has_base and one == inputs.base else "one model counts twice"
             yield f"The weights of {other} are identical to those of {one}{how}: {effect}."
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mergekit_mm.architecture.disk import read_json
+from mergekit_mm.architecture.listing import size_of
 from mergekit_mm.errors import MergeError
 
 # a merge writes these itself; hidden files belong to the repository of the model
@@ -88,7 +89,7 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
 def describe_inventory(inventory: Inventory) -> Iterator[str]:
     """Lines of text: the files that a merge over this model would copy, and those that it would not."""
     single = [name for name in inventory.files if "/" not in name]
-    folders = [f"{name}/ ({size / 1e9:.3g} GB)" for name, size in inventory.folders.items()]
+    folders = [f"{name}/ ({size_of(size)})" for name, size in inventory.folders.items()]
     yield f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
     if inventory.uncopied:
         yield f"  not copied: {', '.join(inventory.uncopied)}"

@@ -12,7 +12,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
 from mergekit_mm.architecture.disk import read_json
-from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.listing import size_of, some
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.side_files.comparison import compare
 from mergekit_mm.side_files.generation import GENERATION_CONFIG, stop_tokens
@@ -149,7 +149,7 @@ def _about_folders(name: str, taken: Inventory) -> list[str]:
     """What of a model's directory is copied that may be large, and what is not."""
     notes = []
     if taken.folders:
-        sizes = ", ".join(f"{folder}/ ({size / 1e9:.3g} GB)" for folder, size in taken.folders.items())
+        sizes = ", ".join(f"{folder}/ ({size_of(size)})" for folder, size in taken.folders.items())
         notes.append(f"Folders of {name} that are copied with its files: {sizes}.")
     if taken.uncopied:
         notes.append(f"Not copied from {name}: {', '.join(taken.uncopied)}.")

@@ -110,7 +110,9 @@ def _parsed_fast(held: Mapping[str, Any]) -> TokenTable:
     else:
         tokens = {int(index): token for token, index in vocabulary.items()}
     tokens |= {int(added["id"]): added["content"] for added in held.get("added_tokens") or ()}
-    merges = [each if isinstance(each, str) else " ".join(each) for each in model.get("merges") or ()]
+    merges = model.get("merges") or ()
+    if merges and not isinstance(merges[0], str):
+        merges = [" ".join(pair) for pair in merges]
     sections = {name: held.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")}
     splitting = {name: json.dumps(_effective(section), sort_keys=True) for name, section in sections.items()}
     return TokenTable(tokens, {"merges": hashlib.sha256("\n".join(merges).encode()).hexdigest(), **splitting})
@@ -143,12 +145,9 @@ def token_difference(ours: TokenTable, theirs: TokenTable) -> TokenDifference | 
     """How the tokens of a model differ from the output's; None if they do not."""
     if ours is theirs:
         return None
-    renamed = tuple(
-        (index, token, ours.tokens[index])
-        for index, token in sorted(theirs.tokens.items())
-        if ours.tokens.get(index, token) != token
-    )
-    added = tuple(sorted((index, theirs.tokens[index]) for index in theirs.tokens.keys() - ours.tokens.keys()))
+    other = sorted(theirs.tokens.items() - ours.tokens.items())
+    renamed = tuple((index, token, ours.tokens[index]) for index, token in other if index in ours.tokens)
+    added = tuple((index, token) for index, token in other if index not in ours.tokens)
     absent = len(ours.tokens.keys() - theirs.tokens.keys())
     splitting = tuple(name for name, how in theirs.splitting.items() if ours.splitting.get(name, how) != how)
     shared = len(ours.tokens) - absent - len(renamed)
