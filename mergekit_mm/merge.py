@@ -137,7 +137,7 @@ def _recipe(source: str, scale: float | None) -> str:
 
 
 def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
-    """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
+    """Plan a merge to the last tensor and say what it would do; nothing is read but headers, side files and samples.
 
     Raises:
         MergeRefused: the merge would be refused.

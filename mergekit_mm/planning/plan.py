@@ -1,4 +1,4 @@
-"""A merge, planned and checked, with nothing read but headers and nothing written."""
+"""A merge, planned and checked, with little read (headers, adapters' factors, samples of values) and nothing written."""
 
 from __future__ import annotations
 

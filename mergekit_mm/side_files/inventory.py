@@ -31,7 +31,7 @@ _LEFTOVERS = (
 _LEFTOVER_FOLDERS = (
     *("checkpoint-*", "checkpoint_[0-9]*", "global_step*", "step_[0-9]*", "step-[0-9]*", "iter_[0-9]*"),
     *("epoch_[0-9]*", "epoch-[0-9]*", "runs", "wandb", "swanlog", "mlruns", "tensorboard", "logs", "log"),
-    *("lightning_logs", "optimizer*", "pytorch_model_fsdp*", "ema", "ema_*", "*_ema", "__pycache__", ".*"),
+    *("lightning_logs", "optimizer_[0-9]*", "pytorch_model_fsdp*", "ema", "ema_*", "*_ema", "__pycache__", ".*"),
 )
 # a folder with one of these beside a model's or an adapter's config is a checkpoint of training
 _OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer*", "scheduler.pt", "rng_state*", "global_step*")
@@ -105,18 +105,23 @@ def is_never_read(path: str) -> bool:
     top, slash, _ = path.partition("/")
     if slash:
         return matches(top, (*_FORMAT_FOLDERS, *_LEFTOVER_FOLDERS))
-    return matches(path, (*_OTHER_FORMATS, *_LEFTOVERS, "*.pth"))
+    return matches(path, (*_OTHER_FORMATS, "*.pth")) or _is_leftover(path)
 
 
 def _file_fate(path: Path, weights: Collection[str]) -> tuple[_Fate, str]:
     name = path.name
-    if name in weights or matches(name, (*_WRITTEN_ANEW, *_OWN_WEIGHTS, *_OTHER_FORMATS, *_LEFTOVERS)):
+    if name in weights or matches(name, (*_WRITTEN_ANEW, *_OWN_WEIGHTS, *_OTHER_FORMATS)) or _is_leftover(name):
         return _Fate.LEFT, ""
     if not path.is_file():
         return _Fate.NAMED, "a link to nothing"
     if matches(name, _WEIGHTS):
         return _Fate.NAMED, "tensors that are not those of the checkpoint"
     return _Fate.COPIED, ""
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a file, at whatever depth, was left by training; `optimizer.py` is code of a model."""
+    return matches(name, _LEFTOVERS) and (name == "zero_to_fp32.py" or not name.endswith(".py"))
 
 
 def _folder_fate(path: Path, model_type: object, inputs: Collection[Path]) -> tuple[_Fate, str]:
@@ -154,7 +159,7 @@ def _walk(folder: Path, prefix: str, around: tuple[Path, ...]) -> Iterator[tuple
         if path.is_dir():
             if not _is_left(path):
                 yield from _walk(path, f"{prefix}{path.name}/", (*around, place))
-        elif path.is_file() and not matches(path.name, (*_LEFTOVERS, ".*")):
+        elif path.is_file() and not _is_leftover(path.name) and not path.name.startswith("."):
             yield f"{prefix}{path.name}", path
 
 

@@ -74,7 +74,8 @@ def plan_side_files(
     compared = tables if with_tokenizer and not has_tokenizer_section else None
     others = [model for model in experts if model.name != chosen.name]
     found = compare(output, others, chosen.name, compared, chooses=is_base)
-    notes += [*found.notes, *_about_folders(chosen.name, taken), *_damaged([*files.values(), chosen, output])]
+    notes += [*found.notes, *_about_folders(chosen.name, taken), *_unread(chosen.name, inputs, inventories)]
+    notes += _damaged([*files.values(), chosen, output])
     return SideFiles(copies, texts, notes, found.warnings)
 
 
@@ -154,6 +155,14 @@ def _about_folders(name: str, taken: Inventory) -> list[str]:
     if taken.uncopied:
         notes.append(f"Not copied from {name}: {', '.join(taken.uncopied)}.")
     return notes
+
+
+def _unread(chosen: str, inputs: Inputs, inventories: Mapping[ModelReference, Inventory]) -> list[str]:
+    """What lies beside the weights of the other inputs and is neither read nor compared."""
+    others = {inputs.checkpoints[model].directory: model for model in inventories if str(model) != chosen}
+    others.pop(inputs.base_checkpoint.directory, None)
+    named = [(model, inventories[model].uncopied) for model in others.values()]
+    return [f"Not used of {model}: {', '.join(uncopied)}." for model, uncopied in named if uncopied]
 
 
 def _damaged(models: Sequence[ModelFiles]) -> list[str]:
