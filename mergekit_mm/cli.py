@@ -128,7 +128,7 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 def check(config: str) -> None:
-    """Tell whether the merge in CONFIG will work, and what it will do, reading headers, side files and samples of values.
+    """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
     Exits with 1 and the reasons if mergekit-yaml would refuse it.
     """

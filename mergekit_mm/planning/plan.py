@@ -1,4 +1,4 @@
-"""A merge, planned and checked, with little read (headers, adapters' factors, samples of values) and nothing written."""
+"""A merge, planned and checked, with little read (headers, small files, samples of values) and nothing written."""
 
 from __future__ import annotations
 
