@@ -167,7 +167,7 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @logged
 def check(config: str) -> None:
-    """Tell whether the merge in CONFIG will work, and what it will do, reading file headers only.
+    """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
     Exits with 1 and the reasons if mergekit-yaml would refuse it.
     """
@@ -200,6 +200,7 @@ def inspect(model: str) -> None:
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
     from mergekit_mm.lora.embedded import as_loaded
     from mergekit_mm.planning.beside import own_adapter, unused_weights
+    from mergekit_mm.side_files.inventory import describe_inventory, take_inventory
 
     options = MergeOptions()
     with system_errors(model):
@@ -209,6 +210,8 @@ def inspect(model: str) -> None:
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
         adaptations = {}
+        weights = {tensor.file for tensor in checkpoint.disk.values()}
+        lines += describe_inventory(take_inventory(checkpoint.directory, weights))
         if reference.lora:
             adaptations[reference] = bind_adapter(reference, locate(reference.lora, options), checkpoint)
             lines += describe_adapter(adaptations[reference], checkpoint)

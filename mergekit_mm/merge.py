@@ -25,23 +25,19 @@ from transformers import PreTrainedTokenizerBase
 from mergekit_mm.architecture.disk import DiskTensor, read_headers, read_json
 from mergekit_mm.architecture.hub import locate
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG
+from mergekit_mm.architecture.listing import size_of
 from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.config_json import output_config, write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
-from mergekit_mm.finishing.side_files import (
-    adopt_chat_template,
-    chat_template,
-    copy_side_files,
-    drop_chat_template,
-    has_tokenizer,
-)
+from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
 from mergekit_mm.finishing.verify import verify_written
 from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
+from mergekit_mm.side_files.plan import SideFiles, plan_side_files
 
 LOG = logging.getLogger(__name__)
 
@@ -89,14 +85,16 @@ def _run(
         plan_merge(config, options, None not in outputs, config_source) as plan,
         ExitStack() as directories,
     ):
-        side_files = _side_files_source(plan, options)
+        source = _side_files_source(plan, options)
         tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
         for out in outputs.values():
-            check_output(out, [*plan.inputs.directories, side_files, *tokenizer_directory(tokenizer)])
+            check_output(out, [*plan.inputs.directories, *source, *tokenizer_directory(tokenizer)])
+        side_files = _side_files(plan, source, options)
         templated = _templated(plan, side_files, options)
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
-        check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
+        needed = plan.output_bytes + side_files.nbytes
+        check_room(next(iter(staging.values())), needed * len(outputs))
         if not options.quiet:
             click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
         built = _execute(list(dict.fromkeys(targets)), options)
@@ -106,10 +104,10 @@ def _run(
         if options.write_model_card:
             hashes = hash_inputs(plan, options.quiet)
             for scale, path in staging.items():
-                source = _recipe(config_source, scale)
-                card = model_card(plan, outputs[scale].resolve().name, source, hashes)
+                recipe = _recipe(config_source, scale)
+                card = model_card(plan, outputs[scale].resolve().name, recipe, hashes)
                 (path / "README.md").write_text(card, encoding="utf-8")
-                (path / "mergekit_config.yml").write_text(source, encoding="utf-8")
+                (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
         told = plan.not_used()
     if not options.quiet:
         click.echo(told, err=True)
@@ -144,18 +142,20 @@ def _recipe(source: str, scale: float | None) -> str:
 
 
 def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
-    """Plan a merge to the last tensor and say what it would do; nothing is read but headers and tokenizers.
+    """Plan a merge to the last tensor and say what it would do; nothing is read but headers, side files and samples.
 
     Raises:
         MergeError: the merge would be refused.
     """
     with system_errors(), plan_merge(config, options, source=config_source) as plan:
-        _templated(plan, _side_files_source(plan, options), options)
+        side_files = _side_files(plan, _side_files_source(plan, options), options)
+        _templated(plan, side_files, options)
         for task in plan.planner.plan_to_disk("unused"):
             if isinstance(task, BuildVocabulary):
                 task.execute()
-        size = f"  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
-        return "\n".join([plan.report(), size, plan.not_used()])
+        size = f"{plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
+        beside = f"{size_of(side_files.nbytes)} in {len(side_files.copies)} files beside them"
+        return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used()])
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
@@ -175,26 +175,35 @@ def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedToken
     return tokenizer
 
 
-def _side_files_source(plan: Plan, options: MergeOptions) -> Path:
-    """The directory whose tokenizer and processor files the output gets."""
-    config, source = plan.config, plan.inputs.base_checkpoint.directory
-    wanted = (config.parameters or {}).get(SIDE_FILES, "base")
+def _side_files_source(plan: Plan, options: MergeOptions) -> list[Path]:
+    """The directories of the model whose tokenizer and processor files the output gets, and of an adapter on it."""
+    wanted = _side_files_name(plan)
+    if wanted == "base":
+        return [plan.inputs.base_checkpoint.directory]
+    with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
+        model = ModelReference.parse(wanted)
+    return [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+
+
+def _side_files_name(plan: Plan) -> str:
+    wanted = (plan.config.parameters or {}).get(SIDE_FILES, "base")
     if not isinstance(wanted, str):
         raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
-    if wanted != "base":
-        with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
-            source = locate(ModelReference.parse(wanted).model, options)
-    chat_template(source)  # a damaged file is found now, and not when the merge is done
-    makes_one = config.tokenizer or config.tokenizer_source or plan.inputs.composition
-    if not makes_one and options.copy_tokenizer and not has_tokenizer(source):
-        plan.inputs.notes.append(
-            f"{source} has no tokenizer, so the output will have none; the parameter {SIDE_FILES} names another model "
-            "to copy tokenizer and processor from."
-        )
-    return source
+    return wanted
 
 
-def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTrainedTokenizerBase | None:
+def _side_files(plan: Plan, source: list[Path], options: MergeOptions) -> SideFiles:
+    """The side files of the output; what there is to say of them joins the notes of the plan."""
+    wanted = _side_files_name(plan)
+    name = str(plan.inputs.base) if wanted == "base" else wanted
+    planned = plan_side_files(plan.inputs, plan.config, source, name, options.copy_tokenizer)
+    plan.inputs.notes.extend([*planned.warnings, *planned.notes])
+    for warning in planned.warnings:
+        LOG.warning(warning)
+    return planned
+
+
+def _templated(plan: Plan, side_files: SideFiles, options: MergeOptions) -> PreTrainedTokenizerBase | None:
     """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
 
     Raises:
@@ -202,7 +211,9 @@ def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTraine
     """
     if not plan.config.chat_template:
         return None
-    tokenizer = load_tokenizer(str(side_files), side_files, options.trust_remote_code)
+    source = plan.inputs.base_checkpoint.directory
+    with linked_tokenizer(side_files, source / "config.json") as directory:
+        tokenizer = load_tokenizer(_side_files_name(plan), directory, options.trust_remote_code)
     with refused_by("mergekit.merge", about="chat_template: "):
         _set_chat_template(tokenizer, plan.config, trust_remote_code=options.trust_remote_code)
     return tokenizer
@@ -211,7 +222,7 @@ def _templated(plan: Plan, side_files: Path, options: MergeOptions) -> PreTraine
 def _finish(
     plan: Plan,
     staging: Path,
-    side_files: Path,
+    side_files: SideFiles,
     built: PreTrainedTokenizerBase | None,
     templated: PreTrainedTokenizerBase | None,
     options: MergeOptions,
@@ -223,24 +234,19 @@ def _finish(
     base = plan.inputs.base_checkpoint
     written = read_headers(staging)
     if plan.inputs.composition is not None:
+        write_side_files(side_files, staging)
         finish_omni(plan, written, staging)
         return
     vocabulary = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
     write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
     verify_written(staging, plan.planner.output)
-    copy_side_files(side_files, staging, options.copy_tokenizer)
+    write_side_files(side_files, staging)
     tokenizer = built or (templated if options.copy_tokenizer else None)
     if tokenizer is not None:
         if templated is not None:
             tokenizer.chat_template = templated.chat_template
             drop_chat_template(staging)
         tokenizer.save_pretrained(staging)
-    # a text-only model's template would not know about images
-    alike = [m for m, c in plan.inputs.checkpoints.items() if c.kind == base.kind]
-    experts = {m: plan.inputs.checkpoints[m].directory for m in alike if m != plan.inputs.base}
-    if options.copy_tokenizer and (said := adopt_chat_template(staging, experts)):
-        plan.inputs.notes.append(said)
-        LOG.warning(said)
 
 
 def _carry_own_adapter(plan: Plan, staging: Path, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import huggingface_hub
@@ -10,19 +11,7 @@ from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
 from mergekit_mm.errors import MergeError
-
-# everything a checkpoint needs to be merged and to be used afterwards; weights in other formats are left out
-_NOT_DOWNLOADED = [
-    "*.gguf",
-    "*.onnx",
-    "*.msgpack",
-    "*.h5",
-    "*.pth",
-    "original/*",
-    "onnx/*",
-    "consolidated*",
-    "optimizer*",
-]
+from mergekit_mm.side_files.inventory import is_never_read
 
 
 def local_path(name: str) -> Path:
@@ -65,7 +54,12 @@ def _fetch(model: ModelPath, cache: str | None) -> Path:
         except LocalEntryNotFoundError:
             raise error from None
         return Path(found)
-    ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
+    # folders that a model reads may hold formats which beside the weights are only another form of these
+    pickles = any("/" not in f and f.endswith(".safetensors") for f in files)
+    ignore = [f for f in files if is_never_read(f) or (pickles and "/" not in f and f.endswith(".bin"))]
+    patterns = [glob.escape(file) for file in ignore]
     return Path(
-        huggingface_hub.snapshot_download(model.path, revision=model.revision, cache_dir=cache, ignore_patterns=ignore)
+        huggingface_hub.snapshot_download(
+            model.path, revision=model.revision, cache_dir=cache, ignore_patterns=patterns
+        )
     )

@@ -1,4 +1,4 @@
-"""Names in messages: a few of them, and how many more."""
+"""Names and sizes in messages: a few names, and how many more."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ def indented(lines: Sequence[str], indent: str, most: int = 6) -> str:
     """Up to `most` lines of their own, each after a line break."""
     more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
     return "".join(f"\n{indent}{line}" for line in [*lines[:most], *more])
+
+
+def size_of(nbytes: int) -> str:
+    """A number of bytes in the unit that suits it: `740 B`, `40 kB`, `1.2 GB`."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.3g} {name}"
+    return f"{nbytes} B"

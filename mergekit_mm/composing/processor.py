@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mergekit.common import ModelReference
 from transformers import AutoProcessor
@@ -12,6 +13,9 @@ from mergekit_mm.composing.composition import Composition
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import PLAIN_TEMPLATE
+from mergekit_mm.side_files.inventory import take_inventory
+from mergekit_mm.side_files.model_files import ModelFiles
+from mergekit_mm.side_files.processors import has_processor, processor_key
 
 
 def omni_processor(
@@ -22,9 +26,11 @@ def omni_processor(
     donors = {name: checkpoints[model] for name, model in {"host": omni.host, **omni.guests}.items()}
     tokenizer = omni.vocabulary.tokenizer
     loaded = {}
+    notes = []
     for name in config.owners:
         try:
-            loaded[name] = AutoProcessor.from_pretrained(donors[name].directory)
+            loaded[name], found = _loaded(donors[name], checkpoints)
+            notes += found
         except Exception as error:
             told = str(error).splitlines()[0]
             return None, [f"No processor will be written, as that of {donors[name].name} cannot be loaded: {told}"]
@@ -41,8 +47,30 @@ def omni_processor(
     except Exception as error:  # of a donor that is no processor of the usual kind
         return None, [f"No processor will be written, as those of the donors do not compose: {error}"]
     if PLAIN_TEMPLATE not in processor.chat_template:
-        return processor, []
+        return processor, notes
     return processor, [
+        *notes,
         f"{donors['host'].name} has no chat template that takes text, so the output's is a plain one (USER: ... "
-        "ASSISTANT:). If it was trained on another, write that into chat_template.jinja."
+        "ASSISTANT:). If it was trained on another, write that into chat_template.jinja.",
     ]
+
+
+def _loaded(donor: Checkpoint, checkpoints: Mapping[ModelReference, Checkpoint]) -> tuple[Any, list[str]]:
+    """The processor of a donor, or where it has none, that on which the inputs of its architecture agree; with a note.
+
+    Raises the error of the donor's own processor where no other can be taken.
+    """
+    try:
+        return AutoProcessor.from_pretrained(donor.directory), []
+    except Exception:
+        others = {c.directory: c for c in checkpoints.values() if c.kind == donor.kind and c is not donor}
+        having = [c for c in others.values() if has_processor(_files(c))]
+        if len({processor_key(_files(c)) for c in having}) != 1 or has_processor(_files(donor)):
+            raise
+        processor = AutoProcessor.from_pretrained(having[0].directory)
+        return processor, [f"{donor.name} has no processor; that of {having[0].name} was taken."]
+
+
+def _files(checkpoint: Checkpoint) -> ModelFiles:
+    files = take_inventory(checkpoint.directory).files
+    return ModelFiles(checkpoint.name, checkpoint.kind, checkpoint.config, files)

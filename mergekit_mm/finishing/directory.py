@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.finishing.side_files import PROCESSOR, TOKENIZER, has_tokenizer
+from mergekit_mm.side_files.model_files import PROCESSOR, TOKENIZER, is_of_tokenizer
 
 # what a loader would take for a part of the new model; other files are the user's
 _OLD_WEIGHTS = (
@@ -84,7 +84,8 @@ def _replace_contents(out: Path, staging: Path) -> None:
     Its tokenizer and processor stay too where the new one has no tokenizer, which is what --no-copy-tokenizer is for.
     """
     (out / "config.json").unlink(missing_ok=True)
-    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer(staging) else ()):
+    has_tokenizer = any(is_of_tokenizer(path.name) for path in staging.iterdir())
+    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
         for old in out.glob(pattern):
             if not old.is_dir():
                 old.unlink()

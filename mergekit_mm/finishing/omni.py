@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,9 +30,6 @@ def finish_omni(plan: Plan, written: Mapping[str, DiskTensor], directory: Path) 
     config.auto_map = copy_code(directory)
     config.save_pretrained(directory)
     omni.vocabulary.tokenizer.save_pretrained(directory)
-    generation = host.directory / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, directory / generation.name)
     processor, _ = omni_processor(omni, checkpoints, config)
     if processor is not None:
         processor.auto_map = {"AutoProcessor": config.auto_map["AutoProcessor"]}

@@ -112,6 +112,10 @@ class Adapter:
         """Whether two keys stand for the same tensor."""
         return self.shapes[key] == self.shapes[other] and torch.equal(self._read(key), self._read(other))
 
+    def is_zero(self, key: str) -> bool:
+        """Whether a stored tensor holds nothing but zeros."""
+        return not bool(self._read(key).any())
+
     def needs_base(self, name: str) -> bool:
         """Whether the delta of a tensor can only be told from the base's values."""
         change = self.changes[name]

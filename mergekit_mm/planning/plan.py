@@ -1,4 +1,4 @@
-"""A merge, planned and checked, with nothing read but headers and nothing written."""
+"""A merge, planned and checked, with little read (headers, small files, samples of values) and nothing written."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from mergekit_mm.planning.parameters import (
     unread_parameters,
 )
 from mergekit_mm.planning.planner import MultimodalPlanner
+from mergekit_mm.planning.unchanged import unchanged
 from mergekit_mm.planning.usage import unused_tensors
 
 LOG = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def plan_merge(
     config, embedded = with_embedded_adapters(config, models_in_order(config), options, (*CHOICE.values(), HOST))
     inputs = open_inputs(config, options)
     inputs.notes[:0] = embedded
+    inputs.notes.extend(unchanged(inputs, config.base_model is not None))
     with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
         yield Plan(config, inputs, _planner(config, options, inputs, sweep))
 
