@@ -146,7 +146,8 @@ def check(config: str) -> None:
 
 @main.command()
 @click.argument("model")
-def inspect(model: str) -> None:
+@click.option("--adapter-base", type=click.Choice(["trust"]), help="Whatever base the adapter names, it fits MODEL.")
+def inspect(model: str, adapter_base: str | None) -> None:
     """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
 
     MODEL+ADAPTER shows too what a LoRA adapter would change of it.
@@ -165,7 +166,9 @@ def inspect(model: str) -> None:
         checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
         lines = list(describe(checkpoint))
         if reference.lora:
-            adaptation = bind_adapter(reference, locate(reference.lora, options), checkpoint)
+            adaptation = bind_adapter(
+                reference, locate(reference.lora, options), checkpoint, trusted=adapter_base is not None
+            )
             lines += describe_adapter(adaptation, checkpoint)
     except MergeError as error:
         raise click.ClickException(str(error)) from error

@@ -23,6 +23,7 @@ from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^module\.")
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?P<end>(\.default)?(\.weight)?|\.bias)"
@@ -35,7 +36,6 @@ _REFUSED = {
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "layer_replication": "layer replication",
-    "target_parameters": "adapters on bare parameters (target_parameters)",
     "trainable_token_indices": "trainable tokens",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
@@ -55,6 +55,7 @@ class Change:
     replacement: str | None = None
     scaling: float = 1.0
     is_embedding: bool = False
+    is_bare: bool = False  # of a parameter without a module of its own, whose name and scaling the model has to tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Adapter:
     def rank(self, name: str) -> int | None:
         """The rank of what is added to a matrix; None for a tensor of which more is changed, or that is no matrix."""
         change = self.changes[name]
-        if self.needs_base(name) or change.a is None or len(self.shapes[change.a]) != 2:
+        if self.needs_base(name) or change.is_bare or change.a is None or len(self.shapes[change.a]) != 2:
             return None
         return self.shapes[change.a][0]
 
@@ -138,6 +139,20 @@ class Adapter:
             tuned = tuned * (magnitude / torch.linalg.vector_norm(tuned, dim=1, keepdim=True))
         return TaskVector(tuned, base=base)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """B and A of a tensor as they are in the file, without the scaling, in float32 or wider."""
+        change = self.changes[name]
+        assert change.a is not None
+        assert change.b is not None
+        return self._wide(change.b), self._wide(change.a)
+
+    def factor_shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and B of a tensor."""
+        change = self.changes[name]
+        assert change.a is not None
+        assert change.b is not None
+        return self.shapes[change.a], self.shapes[change.b]
+
     def _factors(self, change: Change) -> TaskVector:
         assert change.a is not None
         assert change.b is not None
@@ -179,7 +194,10 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         if (change.a is None) != (change.b is None):
             raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
         if change.a is not None and change.b is not None:
-            change.scaling = _scaling(name, config, tensor, shapes[change.a], shapes[change.b])
+            change.is_bare = _is_bare(config, tensor, change, shapes)
+            if not change.is_bare:
+                path = tensor.removesuffix(".weight")
+                change.scaling = scaling(name, config, path, shapes[change.a], shapes[change.b])
         elif change.bias is not None:
             weight = changes.get(tensor.removesuffix(".bias") + ".weight")
             change.scaling = weight.scaling if weight else 1.0
@@ -209,7 +227,7 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
 
 def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     """File one key of an adapter under the tensor that it changes."""
-    path = key.removeprefix(_PREFIX)
+    path = _trained_name(key)
     if found := _PART.fullmatch(path):
         module, part = found["module"], found["part"]
         if found["end"] == ".bias":
@@ -229,20 +247,60 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
 
 
-def _scaling(name: str, config: Mapping[str, Any], tensor: str, a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules."""
+def _trained_name(key: str) -> str:
+    """The name of a tensor in the model that was trained, without what PEFT and the wrappers of trainers put in."""
+    path = _WRAPPERS.sub("", key)
+    while path.startswith(_PREFIX):
+        path = path.removeprefix(_PREFIX)
+    return path
+
+
+def _is_bare(config: Mapping[str, Any], tensor: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether factors are of a bare parameter. PEFT names the module that has it, or, of several, a wrapper in that."""
+    targets = config.get("target_parameters") or ()
+    if not targets or change.is_embedding or len(shapes[change.a or ""]) != 2:
+        return False
     module = tensor.removesuffix(".weight")
+    if module.endswith(".base_layer"):
+        return True
+    named = {target.rpartition(".") for target in targets}
+    weights = [holder for holder, _, parameter in named if parameter == "weight"]
+    if any(module == holder or module.endswith(f".{holder}") or not holder for holder in weights):
+        return False  # it has the same name either way
+    return not _targets_module(config, module)
+
+
+def _targets_module(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `target_modules` names a module, as PEFT matches it."""
+    targets = config.get("target_modules") or ()
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def scaling(
+    name: str, config: Mapping[str, Any], path: str, a: tuple[int, ...], b: tuple[int, ...], matrices: int = 1
+) -> float:
+    """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules.
+
+    name: of the adapter, for messages. path: of the module or bare parameter. a, b: the shapes of its factors, which
+    have a rank for each of the `matrices` of a stack.
+
+    Raises:
+        MergeError: no rank and alpha, or factors of another rank.
+    """
     try:
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.get("r"))
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.get("lora_alpha"))
+        rank = ranks.get(get_pattern_key(ranks.keys(), path), config.get("r"))
+        alpha = alphas.get(get_pattern_key(alphas.keys(), path), config.get("lora_alpha"))
     except (AttributeError, re.error) as error:
         raise MergeError(f"{name}: rank_pattern or alpha_pattern of adapter_config.json is damaged: {error}") from None
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise MergeError(f"{name}: adapter_config.json gives {tensor} the rank {rank} and the alpha {alpha}.")
-    if a[0] != rank or b[1] != rank:
+        raise MergeError(f"{name}: adapter_config.json gives {path} the rank {rank} and the alpha {alpha}.")
+    if a[0] != rank * matrices or b[1] != rank * matrices:
+        stack = f" for each of {matrices} matrices" if matrices > 1 else ""
         raise MergeError(
-            f"{name}: the factors of {tensor} are {b} and {a}, which is not the rank {rank} that "
+            f"{name}: the factors of {path} are {b} and {a}, which is not the rank {rank}{stack} that "
             "adapter_config.json (r, rank_pattern) gives it."
         )
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)

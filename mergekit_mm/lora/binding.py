@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import filecmp
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,16 @@ from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.listing import indented
-from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.adapter import Adapter, open_adapter
+from mergekit_mm.lora.assembly import BareParameter, Parts
+from mergekit_mm.lora.base_names import is_trained_on
+from mergekit_mm.lora.naming import Naming, find_names
 from mergekit_mm.numerics.task_vector import TaskVector
+
+ADAPTER_BASE, TRUST = "adapter_base", "trust"  # the parameter by which a user vouches for the base of an adapter
+_EXPERT = r"\.experts\.\d+\."
 
 
 @dataclass(frozen=True)
@@ -26,97 +31,102 @@ class Adaptation:
 
     adapter: Adapter
     names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
+    assembled: Mapping[str, Parts | BareParameter] = field(repr=False)  # of what it changes otherwise
+    notes: tuple[str, ...] = ()  # what is taken for granted but may surprise
+
+    def changes(self, tensor: str) -> bool:
+        return tensor in self.names or tensor in self.assembled
 
     def needs_base(self, tensor: str) -> bool:
         """Whether what it changes of a tensor can only be told from the base's values."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.needs_base
         return tensor in self.names and self.adapter.needs_base(self.names[tensor])
 
     def rank(self, tensor: str) -> int | None:
         """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.rank
         return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
 
     def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
         """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.task_vector(base)
         return self.adapter.task_vector(self.names[tensor], base)
 
 
-def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:
+def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint, trusted: bool = False) -> Adaptation:
     """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
+
+    trusted: the user says that this model is one to put it on, whatever name the adapter gives its base.
 
     Raises:
         MergeError: no adapter that can be merged, one of another base, or one that changes tensors which the
             model lacks, holds tied to others, or holds in other shapes.
     """
     adapter = open_adapter(str(model.lora), directory)
-    if not _is_base(adapter, str(model.model.path), checkpoint):
+    notes = []
+    verdict = is_trained_on(adapter.base, str(model.model.path), checkpoint)
+    if not verdict.same and not trusted:
         raise MergeError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
-            "model. If both are the same model under two names, write this one into base_model_name_or_path of its "
-            "adapter_config.json."
+            f"model. If both are the same model under two names, or it shall be put on {model.model} all the same, "
+            f"write `{ADAPTER_BASE}: {TRUST}` under the `parameters:` of this input, or at the top for all adapters. "
+            f"To merge it over its own base, name {adapter.base}+{adapter.name}."
         )
-    names = _memory_names(adapter, checkpoint)
-    if problems := _problems(adapter, names, checkpoint):
+    if not verdict.same:
+        notes.append(f"{adapter.name} was trained on {adapter.base}; by `{ADAPTER_BASE}` it is put on {model.model}.")
+    elif verdict.note:
+        notes.append(f"{adapter.name} {verdict.note}")
+    naming = find_names(adapter, checkpoint)
+    if problems := _problems(naming, checkpoint):
         raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
-    return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
+    if naming.told:
+        notes.append(f"{adapter.name} has the names of {naming.told}: they are matched with those of {model.model}.")
+    return Adaptation(adapter, naming.names, naming.assembled, tuple(notes))
 
 
 def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator[str]:
     """Lines of text: what an adapter changes, by role, with ranks and scalings."""
     adapter = adaptation.adapter
     variant = "DoRA" if adapter.config.get("use_dora") else "LoRA"
-    yield f"{adapter.name}: {variant} of {len(adaptation.names)} tensors, trained on {adapter.base}"
+    changed = [*adaptation.names, *adaptation.assembled]
+    yield f"{adapter.name}: {variant} of {len(changed)} tensors, trained on {adapter.base}"
     for role in Role:
-        names = [own for memory, own in adaptation.names.items() if checkpoint.tensors[memory].role is role]
-        changes = [adapter.changes[own] for own in names]
-        kinds = Counter(
-            f"rank {adapter.shapes[c.a][0]}, scaling {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
-            for c in changes
-        )
+        names = [memory for memory in changed if checkpoint.tensors[memory].role is role]
+        kinds = Counter(_kind(adaptation, memory) for memory in names)
         if names:
             yield f"  {role.value:<15} {len(names):>7}  " + ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
+    for note in adaptation.notes:
+        yield f"  note: {note}"
 
 
-def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
-    """The adapter's own name of each tensor -> its name in memory."""
-    if checkpoint.skeleton is None:
-        return {name: name for name in adapter.changes if name in checkpoint.tensors}
-    return memory_names(checkpoint.skeleton, adapter.changes)
+def _kind(adaptation: Adaptation, memory: str) -> str:
+    adapter, made = adaptation.adapter, adaptation.assembled.get(memory)
+    if isinstance(made, BareParameter):
+        rank = adapter.factor_shapes(made.own)[0][0] // (made.shape[0] if len(made.shape) == 3 else 1)
+        return f"rank {rank}, scaling {made.scaling:g}, without a module"
+    changes = [adapter.changes[own] for own in (made.own.values() if made else [adaptation.names[memory]])]
+    kinds = {
+        f"rank {adapter.shapes[c.a][0]}, scaling {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
+        for c in changes
+    }
+    return " or ".join(sorted(kinds)) + (f", in {len(changes)} of {len(made.group.disk)} parts" if made else "")
 
 
-def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
-    problems = [f"{name}: the model has no such tensor" for name in adapter.changes if name not in names]
-    for own, memory in names.items():
-        partners = sorted(checkpoint.skeleton.tied_to(memory)) if checkpoint.skeleton else []
-        if partners:
+def _problems(naming: Naming, checkpoint: Checkpoint) -> list[str]:
+    fused = "; transformers keeps these experts in one tensor that does not come apart into them. Merge it with PEFT"
+    problems = [
+        f"{name}: the model has no such tensor{fused if re.search(_EXPERT, name) else ''}" for name in naming.lost
+    ]
+    for memory in naming.memory if checkpoint.skeleton else ():
+        assert checkpoint.skeleton is not None
+        if partners := sorted(checkpoint.skeleton.tied_to(memory)):
             problems.append(
-                f"{own}: the model ties it to {', '.join(partners)}, which would change with it; "
-                "merge that adapter with PEFT and untie the two"
+                f"{naming.names.get(memory, memory)}: the model ties it to {', '.join(partners)}, which would change "
+                "with it; merge that adapter with PEFT and untie the two"
             )
-        elif memory in checkpoint.tensors:
-            expected = checkpoint.tensors[memory].shape
-            if (found := adapter.shape(own, expected)) != expected:
-                rows = checkpoint.tensors[memory].vocabulary_axis is not None and found[1:] == expected[1:]
-                hint = "; resize the model's embeddings as in training, and save it, to name it as the base"
-                problems.append(f"{own}: the adapter is for {found}, the model has {expected}{hint if rows else ''}")
-    return problems
-
-
-def _is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
-    """Whether the model that an adapter names is the one it is put on: the same name, place, or files."""
-    said = adapter.base
-    if said is None or said == given:
-        return True
-    here, there = checkpoint.directory, Path(said).expanduser()
-    if (there / "config.json").is_file():
-        return there.resolve() == here.resolve() or _same_weights(here, there)
-    # not on this machine: then the name must be that of the model, or the one under which its config knows itself
-    last = said.rstrip("/").rpartition("/")[2].lower()
-    known = (given, str(checkpoint.config.get("_name_or_path") or ""), *here.parts)
-    return any(last == name.rstrip("/").replace("--", "/").rpartition("/")[2].lower() for name in known)
-
-
-def _same_weights(here: Path, there: Path) -> bool:
-    """Whether two directories hold the same weight files; sizes first, bytes only if these agree."""
-    ours = {f.name: f.stat().st_size for f in here.iterdir() if f.suffix in (".safetensors", ".bin")}
-    theirs = {f.name: f.stat().st_size for f in there.iterdir() if f.suffix in (".safetensors", ".bin")}
-    return ours == theirs and all(filecmp.cmp(here / name, there / name, shallow=False) for name in ours)
+        elif memory not in checkpoint.tensors:
+            problems.append(f"{naming.names.get(memory, memory)}: the model's files hold no such tensor")
+    return problems + naming.problems

@@ -15,11 +15,13 @@ from mergekit_mm.architecture.hub import locate
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.matching import Match
 from mergekit_mm.architecture.settings import told_apart
+from mergekit_mm.architecture.submodels import share_language_model
 from mergekit_mm.composing.composition import Composition, compose, is_composed
 from mergekit_mm.composing.layout import lay_out
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
+from mergekit_mm.planning.parameters import trusted_adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             nothing would consume, shapes that differ.
     """
     models = models_in_order(config)
-    checkpoints, adaptations, problems = _open_all(models, options)
+    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
     if not problems and is_composed(checkpoints):
         return _composed(compose(config, checkpoints), checkpoints, adaptations)
     base = checkpoints.get(models[0])
@@ -90,13 +92,13 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         problems += _on_other_models(checkpoints, base)
     keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
     names: dict[ModelReference, Mapping[str, str]] = {}
-    notes: list[str] = []
+    notes = _notes_on(adaptations)
     for model, checkpoint in checkpoints.items():
         if base is None:
             break
         match = Match(base, checkpoint, keeps_vocabulary)
         names[model] = match.names()
-        forbidding, known = told_apart(base, checkpoint)
+        forbidding, known = told_apart(base, checkpoint) if share_language_model(base, checkpoint) else ([], [])
         problems += match.problems + forbidding
         notes += match.notes + known
         if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
@@ -127,7 +129,12 @@ def _composed(
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
     layout = lay_out(omni, checkpoints)
     _refuse(layout.problems)
-    return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, layout.notes, omni)
+    notes = [*_notes_on(adaptations), *layout.notes]
+    return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, notes, omni)
+
+
+def _notes_on(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
+    return [note for adaptation in adaptations.values() for note in adaptation.notes]
 
 
 def _refuse(problems: list[str]) -> None:
@@ -136,7 +143,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _open_all(
-    models: list[ModelReference], options: MergeOptions
+    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference]
 ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
     """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
@@ -153,7 +160,7 @@ def _open_all(
         opened[model] = checkpoint
         try:
             if model.lora:
-                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint)
+                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint, model in trusted)
         except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))
