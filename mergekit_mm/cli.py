@@ -185,8 +185,9 @@ def check(config: str) -> None:
 
 @main.command()
 @click.argument("model")
+@click.option("--adapter-base", type=click.Choice(["trust"]), help="Whatever base the adapter names, it fits MODEL.")
 @logged
-def inspect(model: str) -> None:
+def inspect(model: str, adapter_base: str | None) -> None:
     """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
 
     MODEL+ADAPTER shows too what a LoRA adapter would change of it.
@@ -213,7 +214,8 @@ def inspect(model: str) -> None:
         weights = {tensor.file for tensor in checkpoint.disk.values()}
         lines += describe_inventory(take_inventory(checkpoint.directory, weights))
         if reference.lora:
-            adaptations[reference] = bind_adapter(reference, locate(reference.lora, options), checkpoint)
+            adapter = locate(reference.lora, options)
+            adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=adapter_base is not None)
             lines += describe_adapter(adaptations[reference], checkpoint)
         own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
         lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 import zoo
 from checkpoints import Tensors, checkpoint, fresh, side_files
+from safetensors.torch import save_file
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
@@ -51,3 +53,44 @@ def plus(base: Path, adapter: Path) -> Path:
 
 def wide(found: Tensors) -> Tensors:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def factors(modules: dict[str, tuple[int, int]], rank: int = 3, seed: int = 0) -> Factors:
+    """Random B (out, rank) and A (rank, in) for modules of the shapes (out, in)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.1
+
+    return {name: (draw(rows, rank), draw(rank, columns)) for name, (rows, columns) in modules.items()}
+
+
+def written_adapter(base: Path | str, found: Factors, prefix: str = "base_model.model.", **config: Any) -> Path:
+    """An adapter with these factors under these names, whose scaling is 2."""
+    path, rank = fresh("adapter"), next(iter(found.values()))[1].shape[0]
+    path.mkdir()
+    content = {
+        f"{prefix}{name}.lora_{part}.weight": t
+        for name, (b, a) in found.items()
+        for part, t in zip("BA", (b, a), strict=True)
+    }
+    save_file({name: t.contiguous() for name, t in content.items()}, path / "adapter_model.safetensors")
+    targets = sorted({name.rpartition(".")[2] for name in found})
+    whole = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, **config}
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), **whole}))
+    return path
+
+
+def delta(found: Factors, name: str) -> torch.Tensor:
+    """What `written_adapter` changes of a module."""
+    b, a = found[name]
+    return 2 * b.double() @ a.double()
+
+
+def in_memory(path: Path, family: str) -> Tensors:
+    """The state dict of a checkpoint as transformers loads it, in float64."""
+    model = getattr(transformers, zoo.FAMILIES[family].cls).from_pretrained(path, dtype=torch.float32)
+    return {name: t.double() if t.is_floating_point() else t for name, t in model.state_dict().items()}

@@ -104,17 +104,22 @@ class Checkpoint:
         `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. Layers that attend to media alone are
         not counted, as the twin has none: `cross_attention.3.mlp.up_proj.weight`, with their own number.
         """
-        names = [n for n, info in self.tensors.items() if info.role in LANGUAGE_ROLES and n not in self.unknown]
-        stack = layer_stack(names)
-        parent = stack.rpartition(".")[0] + "." if "." in stack else ""
-        result = {}
-        for name in names:
-            if self.tensors[name].role is Role.LM_HEAD:
-                neutral = "lm_head." + name.rpartition(".")[2]
-            else:
-                neutral = name.removeprefix(parent)
-            result[neutral] = name
-        return _numbered_as_in_twin(result)
+        return neutral_names({n: info.role for n, info in self.tensors.items() if n not in self.unknown})
+
+
+def neutral_names(roles: Mapping[str, Role]) -> dict[str, str]:
+    """`Checkpoint.backbone` of tensors whose roles are known."""
+    names = [n for n, role in roles.items() if role in LANGUAGE_ROLES]
+    stack = layer_stack(names)
+    parent = stack.rpartition(".")[0] + "." if "." in stack else ""
+    result = {}
+    for name in names:
+        if roles[name] is Role.LM_HEAD:
+            neutral = "lm_head." + name.rpartition(".")[2]
+        else:
+            neutral = name.removeprefix(parent)
+        result[neutral] = name
+    return _numbered_as_in_twin(result)
 
 
 def _numbered_as_in_twin(backbone: Mapping[str, str]) -> dict[str, str]:

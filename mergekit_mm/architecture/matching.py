@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mergekit_mm.architecture.checkpoint import CROSS_ATTENTION, Checkpoint
 from mergekit_mm.architecture.listing import indented, some
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES
+from mergekit_mm.architecture.submodels import common_part, part_of, parts_beyond
 
 
 @dataclass
@@ -26,9 +27,38 @@ class Match:
         """Name in the base -> name in the other, of all tensors."""
         if self.other is self.base:
             return {name: name for name in self.base.tensors}
+        if (paths := common_part(self.base, self.other)) is not None:
+            return self._of_part(*paths)
         if self.other.kind == self.base.kind:
-            return self._of_equal_shape(self._by_name(list(self.base.tensors), list(self.other.tensors)))
+            ours = self._without_parts_of_its_own(self.base, self.other, "the base's are kept")
+            theirs = self._without_parts_of_its_own(self.other, self.base, "they are not used")
+            return self._of_equal_shape(self._by_name(ours, theirs))
         return self.of_language_models()
+
+    def _of_part(self, ours: str, theirs: str) -> dict[str, str]:
+        """Where one model is a module of the other: the module's tensors matched with the whole of the former."""
+        inner = Match(part_of(self.base, ours), part_of(self.other, theirs), self.keeps_vocabulary)
+        found = inner._of_equal_shape(inner._by_name(list(inner.base.tensors), list(inner.other.tensors)))
+        self.problems += inner.problems
+        for whole, part, path, fate in (
+            (self.base, self.other, ours, "come from the inputs that have them"),
+            (self.other, self.base, theirs, "are not used"),
+        ):
+            if rest := [name for name in whole.tensors if path and not name.startswith(f"{path}.")]:
+                self.notes.append(
+                    f"{part.name} is what {whole.name} has as `{path}`; {len(rest)} tensors outside of that {fate}: "
+                    f"{some(rest)}."
+                )
+        self.notes += inner.notes
+        start, own = (f"{path}." if path else "" for path in (ours, theirs))
+        return {start + name: own + other for name, other in found.items()}
+
+    def _without_parts_of_its_own(self, one: Checkpoint, other: Checkpoint, fate: str) -> list[str]:
+        """The tensors of one model, without those of whole modules that the other's config leaves out."""
+        beyond = parts_beyond(one, other)
+        if beyond:
+            self.notes.append(f"By its config, {other.name} has no {', '.join(beyond)}, as {one.name} has; {fate}.")
+        return [name for name in one.tensors if not name.startswith(tuple(f"{path}." for path in beyond))]
 
     def of_language_models(self) -> dict[str, str]:
         """The same of the language models alone, whatever surrounds them."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -36,6 +39,7 @@ class Group:
     disk: tuple[str, ...]
     memory: tuple[str, ...]
     conversion: Conversion | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # on disk, of a group that no disk has told
 
     def to_memory(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Disk tensors by name -> memory tensors by name. Values are moved, never cast."""
@@ -113,22 +117,97 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
     return groups, unknown
 
 
-def memory_names(skeleton: Skeleton, names: Iterable[str]) -> dict[str, str]:
-    """Which tensor in memory each of these names means, in whichever of the layouts that load they are written.
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Which tensor in memory a name means: that tensor, or a part of what one group of names is converted to."""
 
-    Names that mean none, or only a part of one (stored converted), are left out.
+    memory: str  # for a part, the first tensor that the group makes
+    shape: tuple[int, ...]  # of what goes by the name
+    group: Group | None = None
+    member: str = ""  # the group's own name for the part
+
+
+def find_places(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Place]:
+    """Where each of these names is in memory, in whichever of the layouts that load they are written.
+
+    Names of single experts have a place also where transformers itself has no conversion for them. Names that mean
+    nothing in this model are left out.
     """
     model = skeleton.model
     renamings, converters = _transforms(model)
-    found = {}
+    converters = [*converters, *expert_converters(model, converters)]
+    found: dict[str, Place] = {}
+    groups: dict[str, Group | None] = {}
     for name in names:
-        if name in skeleton.tensors:
-            found[name] = name
-            continue
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, skeleton.tensors)
-        if target in skeleton.tensors and pattern is None:
-            found[name] = target
+        if name in skeleton.tensors:
+            target, pattern = name, None  # already a name in memory, which a renaming would spoil
+        if target not in skeleton.tensors:
+            continue
+        if pattern is None:
+            found[name] = Place(target, tuple(skeleton.tensors[target].shape))
+            continue
+        stems = _stems(name, renamings, model.base_model_prefix)
+        if target not in groups:
+            converter = next(c for stem in stems for c in converters if c.rename_source_key(stem)[1] is not None)
+            groups[target] = _whole_group(skeleton, converter, target)
+        if (group := groups[target]) is not None and (member := next((s for s in stems if s in group.shapes), None)):
+            found[name] = Place(group.memory[0], group.shapes[member], group, member)
     return found
+
+
+def _whole_group(skeleton: Skeleton, converter: WeightConverter, target: str) -> Group | None:
+    """All names that are converted to a tensor together; None if the conversion cannot be undone.
+
+    The inverse of the conversion tells them, so that they need not be on the disk of any checkpoint.
+    """
+    first = converter.target_patterns[0]
+    memory = [target.replace(first, other, 1) for other in converter.target_patterns]
+    if any(name not in skeleton.tensors for name in memory):
+        return None
+    inverse, made_from = converter.reverse_transform(), ""
+    try:
+        for name in memory:
+            renamed, pattern = inverse.rename_source_key(name)
+            made_from = made_from or renamed
+            inverse.add_tensor(renamed, name, pattern, skeleton.tensors[name])
+        parts = _convert(inverse, made_from, skeleton.model)
+    except Exception:  # whatever an operation makes of shapes that it was not written for
+        return None
+    names = sorted(parts, key=dot_natural_key)
+    patterns = {name: pattern for name in names if (pattern := converter.rename_source_key(name)[1]) is not None}
+    if len(patterns) < len(names):
+        return None
+    conversion = Conversion(converter, skeleton.model, target, patterns, {name: name for name in names})
+    return Group(tuple(names), tuple(memory), conversion, {name: tuple(parts[name].shape) for name in names})
+
+
+def expert_converters(model: PreTrainedModel, known: Sequence[WeightConverter]) -> list[WeightConverter]:
+    """Conversions of single experts to their fused stacks, for models whose checkpoints never had them one by one.
+
+    Megatron and the tools of inference engines write such names all the same. The gate comes before the up projection,
+    as in all of transformers' stacks that are not interleaved.
+    """
+    merged = {
+        target for converter in known if len(converter.source_patterns) > 1 for target in converter.target_patterns
+    }
+    found: dict[str, WeightConverter] = {}
+    for path, module in model.named_modules():
+        stacks = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
+        container = ".".join(path.split(".")[-2:])
+        interleaved = getattr(module, "is_concatenated", True) is False
+        if not {"gate_up_proj", "down_proj"} <= stacks.keys() or interleaved or container in found:
+            continue
+        if any(f"{container}.gate_up_proj".endswith(target) for target in merged):
+            continue
+        (_, rows, columns), down = stacks["gate_up_proj"].shape, stacks["down_proj"].shape
+        turned = [Transpose(1, 2)] if (rows, columns) == (down[2], 2 * down[1]) else []
+        gate, up, out = (f"{container}.*.{part}_proj.weight" for part in ("gate", "up", "down"))
+        found[container] = WeightConverter(
+            [gate, up], f"{container}.gate_up_proj", [MergeModulelist(0), Concatenate(1), *turned]
+        )
+        found[f"{container} down"] = WeightConverter(out, f"{container}.down_proj", [MergeModulelist(0), *turned])
+    return list(found.values())
 
 
 def _transforms(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:

@@ -66,11 +66,18 @@ def unwrapped(name: str) -> str:
 
 
 def lora_scaling(
-    name: str, config: Mapping[str, Any], module: str, a: tuple[int, ...], b: tuple[int, ...], where: str
+    name: str,
+    config: Mapping[str, Any],
+    module: str,
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    where: str,
+    matrices: int = 1,
 ) -> float:
     """alpha / r, or alpha / sqrt(r) with rank stabilisation, by PEFT's own matching of patterns to modules.
 
-    config: with the keys of an adapter_config.json, read from `where`; a, b: the shapes of the factors of `module`.
+    config: with the keys of an adapter_config.json, read from `where`; a, b: the shapes of the factors of `module`,
+    which may be a bare parameter; they have a rank for each of the `matrices` of a stack.
 
     Raises:
         MergeError: the config is damaged, or of another rank than the factors.
@@ -82,10 +89,11 @@ def lora_scaling(
     except (AttributeError, re.error) as error:
         raise MergeError(f"{name}: rank_pattern or alpha_pattern of {where} is damaged: {error}") from None
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise MergeError(f"{name}: {where} gives {module}.weight the rank {rank} and the alpha {alpha}.")
-    if a[0] != rank or b[1] != rank:
+        raise MergeError(f"{name}: {where} gives {module} the rank {rank} and the alpha {alpha}.")
+    if a[0] != rank * matrices or b[1] != rank * matrices:
+        stack = f" for each of {matrices} matrices" if matrices > 1 else ""
         raise MergeError(
-            f"{name}: the factors of {module}.weight are {b} and {a}, which is not the rank {rank} that "
+            f"{name}: the factors of {module} are {b} and {a}, which is not the rank {rank}{stack} that "
             f"{where} (r, rank_pattern) gives it."
         )
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)

@@ -11,6 +11,7 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.roles import Role
+from mergekit_mm.architecture.submodels import are_related
 from mergekit_mm.composing.vocabulary import Marker, Vocabulary, unite
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
@@ -64,8 +65,9 @@ class Composition:
 
 
 def is_composed(checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
-    """Whether multimodal models of different architectures are among the inputs."""
-    return len({c.kind for c in checkpoints.values() if c.is_multimodal}) > 1
+    """Whether multimodal models of different architectures are among the inputs, none of which holds all others."""
+    kinds = {c.kind: c for c in checkpoints.values() if c.is_multimodal}
+    return not any(all(are_related(one, other) for other in kinds.values()) for one in kinds.values()) and bool(kinds)
 
 
 def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Checkpoint]) -> Composition:

@@ -162,8 +162,8 @@ def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
     """The weighted sum of deltas, as factors if all of them are."""
     rights = [d.right for d in deltas if d.right is not None]
     if len(rights) == len(deltas):
-        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=1)
-        return TaskVector(left, right=torch.cat(rights))
+        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)
+        return TaskVector(left, right=torch.cat(rights, dim=-2))
     total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
     for delta, weight in zip(deltas, weights, strict=True):
         total = delta.added_to(total, weight)

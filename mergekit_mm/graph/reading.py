@@ -56,7 +56,7 @@ class Source:
         return self.adapts(tensor) or self.checkpoint.is_folded(tensor)
 
     def adapts(self, tensor: str) -> bool:
-        return self.adaptation is not None and tensor in self.adaptation.names
+        return self.adaptation is not None and self.adaptation.changes(tensor)
 
 
 SOURCES: dict[ModelReference, Source] = {}
@@ -212,10 +212,10 @@ class LoadDelta(Task[TaskVector]):
             delta = _adaptation(self.model).task_vector(self.tensor, base)
             return delta.to(self.base.device) if self.base.device else delta
         shape = SOURCES[self.model].checkpoint.tensors[self.tensor].shape
-        if len(shape) != 2:
+        if len(shape) not in (2, 3):
             return TaskVector(torch.zeros(shape, device=self.base.device))
-        left = torch.zeros(shape[0], 0, device=self.base.device)
-        return TaskVector(left, right=torch.zeros(0, shape[1], device=self.base.device))
+        left = torch.zeros(*shape[:-1], 0, device=self.base.device)
+        return TaskVector(left, right=torch.zeros(*shape[:-2], 0, shape[-1], device=self.base.device))
 
 
 class AdaptTensor(Step[torch.Tensor]):

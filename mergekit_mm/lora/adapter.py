@@ -28,6 +28,7 @@ from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
 _PREFIX = "base_model.model."
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^module\.")
 _WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.(?=[^.]+$)")
 
 # features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
@@ -36,7 +37,6 @@ _REFUSED = {
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "layer_replication": "layer replication",
-    "target_parameters": "adapters on bare parameters (target_parameters)",
     "trainable_token_indices": "trainable tokens",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
@@ -56,6 +56,7 @@ class Change:
     replacement: str | None = None
     scaling: float = 1.0
     is_embedding: bool = False
+    is_bare: bool = False  # of a parameter without a module of its own, whose name and scaling the model has to tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +110,13 @@ class Adapter:
             raise MergeError(f"{key} cannot be read from {path}: {error}") from error
 
     def same_values(self, key: str, other: str) -> bool:
-        """Whether two keys stand for the same tensor."""
+        """Whether two keys of its files stand for the same values."""
         return self.shapes[key] == self.shapes[other] and torch.equal(self._read(key), self._read(other))
+
+    def holds_the_same(self, name: str, other: str) -> bool:
+        """Whether two of its names hold one tensor whole, with the same values."""
+        ours, theirs = self.changes[name].replacement, self.changes[other].replacement
+        return ours is not None and theirs is not None and self.same_values(ours, theirs)
 
     def is_zero(self, key: str) -> bool:
         """Whether a stored tensor holds nothing but zeros."""
@@ -134,7 +140,7 @@ class Adapter:
     def rank(self, name: str) -> int | None:
         """The rank of what is added to a matrix; None for a tensor of which more is changed, or that is no matrix."""
         change = self.changes[name]
-        if self.needs_base(name) or change.a is None or len(self.shapes[change.a]) != 2:
+        if self.needs_base(name) or change.is_bare or change.a is None or len(self.shapes[change.a]) != 2:
             return None
         return self.shapes[change.a][0]
 
@@ -174,6 +180,20 @@ class Adapter:
         if change.magnitude is not None:
             tuned = with_row_lengths(tuned, self._wide(change.magnitude))
         return TaskVector(tuned, base=base)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """B and A of a tensor as they are in the file, without the scaling, in float32 or wider."""
+        change = self.changes[name]
+        assert change.a is not None
+        assert change.b is not None
+        return self._wide(change.b), self._wide(change.a)
+
+    def factor_shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and B of a tensor."""
+        change = self.changes[name]
+        assert change.a is not None
+        assert change.b is not None
+        return self.shapes[change.a], self.shapes[change.b]
 
     def _factors(self, change: Change) -> TaskVector:
         assert change.a is not None
@@ -233,9 +253,11 @@ def _changes(
         if (change.a is None) != (change.b is None):
             raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
         if change.a is not None and change.b is not None:
-            module = tensor.removesuffix(".weight")
-            a, b = shapes[change.a], shapes[change.b]
-            change.scaling = lora_scaling(name, config, module, a, b, "adapter_config.json")
+            change.is_bare = _is_bare(config, tensor, change, shapes)
+            if not change.is_bare:
+                module = tensor.removesuffix(".weight")
+                a, b = shapes[change.a], shapes[change.b]
+                change.scaling = lora_scaling(name, config, module, a, b, ADAPTER_CONFIG)
         elif change.bias is not None:
             weight = changes.get(tensor.removesuffix(".bias") + ".weight")
             change.scaling = weight.scaling if weight else 1.0
@@ -303,7 +325,7 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
 
 def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     """File one key of an adapter under the tensor that it changes."""
-    path = key.removeprefix(_PREFIX)
+    path = _trained_name(key)
     found = part_of(path)
     if found is not None and found.adapter in ("", "default"):
         if found.is_bias:
@@ -321,6 +343,37 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
         raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
     changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
+
+
+def _trained_name(key: str) -> str:
+    """The name of a tensor in the model that was trained, without what PEFT and the wrappers of trainers put in."""
+    path = _WRAPPERS.sub("", key)
+    while path.startswith(_PREFIX):
+        path = path.removeprefix(_PREFIX)
+    return path
+
+
+def _is_bare(config: Mapping[str, Any], tensor: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether factors are of a bare parameter. PEFT names the module that has it, or, of several, a wrapper in that."""
+    targets = config.get("target_parameters") or ()
+    if not targets or change.is_embedding or len(shapes[change.a or ""]) != 2:
+        return False
+    module = tensor.removesuffix(".weight")
+    if module.endswith(".base_layer"):
+        return True
+    named = {target.rpartition(".") for target in targets}
+    weights = [holder for holder, _, parameter in named if parameter == "weight"]
+    if any(module == holder or module.endswith(f".{holder}") or not holder for holder in weights):
+        return False  # it has the same name either way
+    return not _targets_module(config, module)
+
+
+def _targets_module(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `target_modules` names a module, as PEFT matches it."""
+    targets = config.get("target_modules") or ()
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def _weights(directory: Path, name: str) -> Path:

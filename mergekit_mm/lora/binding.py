@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +12,18 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.disk import weight_files
-from mergekit_mm.architecture.hub import local_path
 from mergekit_mm.architecture.inventory import holds_weights
 from mergekit_mm.architecture.listing import indented, some
-from mergekit_mm.architecture.names import memory_names
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.adapter import Adapter, open_adapter
+from mergekit_mm.lora.assembly import BareParameter, Parts
+from mergekit_mm.lora.base_names import is_trained_on, same_weights
+from mergekit_mm.lora.naming import Naming, find_names
 from mergekit_mm.numerics.task_vector import TaskVector
+
+ADAPTER_BASE, TRUST = "adapter_base", "trust"  # the parameter by which a user vouches for the base of an adapter
+_EXPERT = r"\.experts\.\d+\."
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,22 @@ class Adaptation:
 
     adapter: Adapter
     names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
+    assembled: Mapping[str, Parts | BareParameter] = field(repr=False)  # of what it changes otherwise
+    notes: tuple[str, ...] = ()  # what is taken for granted but may surprise
+
+    def changes(self, tensor: str) -> bool:
+        return tensor in self.names or tensor in self.assembled
 
     def needs_base(self, tensor: str) -> bool:
         """Whether what it changes of a tensor can only be told from the base's values."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.needs_base
         return tensor in self.names and self.adapter.needs_base(self.names[tensor])
 
     def rank(self, tensor: str) -> int | None:
         """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.rank
         return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
 
     def replaces(self, tensor: str) -> bool:
@@ -52,125 +64,95 @@ class Adaptation:
 
     def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
         """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
+        if (parts := self.assembled.get(tensor)) is not None:
+            return parts.task_vector(base)
         return self.adapter.task_vector(self.names[tensor], base)
 
 
-def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint) -> Adaptation:
+def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint, trusted: bool = False) -> Adaptation:
     """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
+
+    trusted: the user says that this model is one to put it on, whatever name the adapter gives its base.
 
     Raises:
         MergeError: no adapter that can be merged, one of another base, or one that changes tensors which the
             model lacks, holds tied to others, or holds in other shapes.
     """
     adapter = open_adapter(str(model.lora), directory)
-    if not is_base(adapter, str(model.model.path), checkpoint):
+    notes = []
+    verdict = is_trained_on(adapter.base, str(model.model.path), checkpoint)
+    # beside the weights of a model, an adapter is put on these, whatever base it names
+    beside = holds_weights(adapter.directory) and same_weights(checkpoint.directory, adapter.directory)
+    if not verdict.same and not beside and not trusted:
         raise MergeError(
             f"{adapter.name} was trained on {adapter.base}, not on {model.model}; an adapter means nothing on another "
-            "model. If both are the same model under two names, write this one into base_model_name_or_path of its "
-            "adapter_config.json."
+            f"model. If both are the same model under two names, or it shall be put on {model.model} all the same, "
+            f"write `{ADAPTER_BASE}: {TRUST}` under the `parameters:` of this input, or at the top for all adapters. "
+            f"To merge it over its own base, name {adapter.base}+{adapter.name}."
         )
-    names = _memory_names(adapter, checkpoint)
-    _require_one_each(adapter, names)
-    if problems := _problems(adapter, names, checkpoint):
+    if not verdict.same and not beside:
+        notes.append(f"{adapter.name} was trained on {adapter.base}; by `{ADAPTER_BASE}` it is put on {model.model}.")
+    elif verdict.note:
+        notes.append(f"{adapter.name} {verdict.note}")
+    naming = find_names(adapter, checkpoint)
+    if problems := _problems(naming, adapter, checkpoint):
         raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
-    return Adaptation(adapter, {memory: own for own, memory in names.items() if memory in checkpoint.tensors})
+    if naming.told:
+        notes.append(f"{adapter.name} has the names of {naming.told}: they are matched with those of {model.model}.")
+    return Adaptation(adapter, naming.names, naming.assembled, tuple(notes))
 
 
 def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator[str]:
     """Lines of text: what an adapter changes, by role, with ranks and scalings."""
     adapter = adaptation.adapter
     variant = "DoRA" if adapter.config.get("use_dora") else "LoRA" if adapter.config else "whole tensors"
+    changed = [*adaptation.names, *adaptation.assembled]
     whose = f", trained on {adapter.base}" if adapter.base else ""
-    yield f"{adapter.name}: {variant} of {len(adaptation.names)} tensors{whose}"
+    yield f"{adapter.name}: {variant} of {len(changed)} tensors{whose}"
     for file in dict.fromkeys(map(str, adapter.trained.values())):
         yield f"  with {file}"
     for role in Role:
-        names = [own for memory, own in adaptation.names.items() if checkpoint.tensors[memory].role is role]
-        changes = [adapter.changes[own] for own in names]
-        kinds = Counter(
-            f"rank {adapter.shapes[c.a][0]}, scaling {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
-            for c in changes
-        )
+        names = [memory for memory in changed if checkpoint.tensors[memory].role is role]
+        kinds = Counter(_kind(adaptation, memory) for memory in names)
         if names:
             yield f"  {role.value:<15} {len(names):>7}  " + ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
+    for note in adaptation.notes:
+        yield f"  note: {note}"
 
 
-def _memory_names(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
-    """The adapter's own name of each tensor -> its name in memory."""
-    found = _known_names(adapter.changes, checkpoint)
-    for name in adapter.changes:
-        if name not in found and adapter.trained_in(name):
-            # a trainer may have saved them from inside or from outside of the part that has the prefix
-            spelled = _known_names([f"model.{name}", name.removeprefix("model.")], checkpoint)
-            if spelled:
-                found[name] = next(iter(spelled.values()))
-    return found
+def _kind(adaptation: Adaptation, memory: str) -> str:
+    adapter, made = adaptation.adapter, adaptation.assembled.get(memory)
+    if isinstance(made, BareParameter):
+        rank = adapter.factor_shapes(made.own)[0][0] // (made.shape[0] if len(made.shape) == 3 else 1)
+        return f"rank {rank}, scaling {made.scaling:g}, without a module"
+    changes = [adapter.changes[own] for own in (made.own.values() if made else [adaptation.names[memory]])]
+    kinds = {
+        f"rank {adapter.shapes[c.a][0]}, scaling {c.scaling:g}" if c.a else "whole" if c.replacement else "bias"
+        for c in changes
+    }
+    return " or ".join(sorted(kinds)) + (f", in {len(changes)} of {len(made.group.disk)} parts" if made else "")
 
 
-def _known_names(names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
-    if checkpoint.skeleton is None:
-        return {name: name for name in names if name in checkpoint.tensors}
-    return memory_names(checkpoint.skeleton, names)
-
-
-def _require_one_each(adapter: Adapter, names: Mapping[str, str]) -> None:
-    """Refuse an adapter that says two different things of one tensor, under two names."""
-    first: dict[str, str] = {}
-    for own, memory in names.items():
-        other = first.setdefault(memory, own)
-        keys = [adapter.changes[name].replacement for name in (other, own)]
-        if other != own and not (keys[0] and keys[1] and adapter.same_values(keys[0], keys[1])):
-            raise MergeError(f"{adapter.name} holds {other} and {own}, which are both {memory}: one has to go.")
-
-
-def _problems(adapter: Adapter, names: dict[str, str], checkpoint: Checkpoint) -> list[str]:
-    lost = [name for name in adapter.changes if name not in names]
-    problems = [f"{name}: the model has no such tensor" for name in lost if adapter.trained_in(name) is None]
-    for file in dict.fromkeys(file for name in lost if (file := adapter.trained_in(name))):
-        without = [name for name in lost if adapter.trained_in(name) is file]
+def _problems(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> list[str]:
+    fused = "; transformers keeps these experts in one tensor that does not come apart into them. Merge it with PEFT"
+    problems = [
+        f"{name}: the model has no such tensor{fused if re.search(_EXPERT, name) else ''}"
+        for name in naming.lost
+        if adapter.trained_in(name) is None
+    ]
+    for file in dict.fromkeys(file for name in naming.lost if (file := adapter.trained_in(name))):
+        without = [name for name in naming.lost if adapter.trained_in(name) is file]
         problems.append(
             f"{file.path.name} holds {len(without)} tensors that the model has no place for ({some(without)}); if they "
             "are no part of it, move that file away"
         )
-    for own, memory in names.items():
-        partners = sorted(checkpoint.skeleton.tied_to(memory)) if checkpoint.skeleton else []
-        if partners:
+    for memory in naming.memory if checkpoint.skeleton else ():
+        assert checkpoint.skeleton is not None
+        if partners := sorted(checkpoint.skeleton.tied_to(memory)):
             problems.append(
-                f"{own}: the model ties it to {', '.join(partners)}, which would change with it; "
-                "merge that adapter with PEFT and untie the two"
+                f"{naming.names.get(memory, memory)}: the model ties it to {', '.join(partners)}, which would change "
+                "with it; merge that adapter with PEFT and untie the two"
             )
-        elif memory in checkpoint.tensors:
-            expected = checkpoint.tensors[memory].shape
-            if (found := adapter.shape(own, expected)) != expected:
-                rows = checkpoint.tensors[memory].vocabulary_axis is not None and found[1:] == expected[1:]
-                hint = "; resize the model's embeddings as in training, and save it, to name it as the base"
-                problems.append(f"{own}: the adapter is for {found}, the model has {expected}{hint if rows else ''}")
-    return problems
-
-
-def is_base(adapter: Adapter, given: str, checkpoint: Checkpoint) -> bool:
-    """Whether the model that an adapter names is the one it is put on: the same name, place, or files."""
-    said = adapter.base
-    if said is None or said == given:
-        return True
-    here, there = checkpoint.directory, local_path(said)
-    # beside the weights of a model, an adapter is put on these, whatever else it names
-    if holds_weights(adapter.directory) and same_weights(here, adapter.directory):
-        return True
-    if (there / "config.json").is_file():
-        return there.resolve() == here.resolve() or same_weights(here, there)
-    # not on this machine: then the name must be that of the model, or the one under which its config knows itself
-    last = said.rstrip("/").rpartition("/")[2].lower()
-    known = (given, str(checkpoint.config.get("_name_or_path") or ""), *here.parts)
-    return any(last == name.rstrip("/").replace("--", "/").rpartition("/")[2].lower() for name in known)
-
-
-def same_weights(here: Path, there: Path) -> bool:
-    """Whether two directories hold the same weight files; sizes first, bytes only if these agree."""
-    if here.resolve() == there.resolve():
-        return True
-    names = weight_files(here)
-    if names != weight_files(there) or not all((place / name).is_file() for place in (here, there) for name in names):
-        return False
-    sizes = [[(place / name).stat().st_size for name in sorted(names)] for place in (here, there)]
-    return sizes[0] == sizes[1] and all(filecmp.cmp(here / name, there / name, shallow=False) for name in names)
+        elif memory not in checkpoint.tensors:
+            problems.append(f"{naming.names.get(memory, memory)}: the model's files hold no such tensor")
+    return problems + naming.problems

@@ -23,7 +23,7 @@ from mergekit_mm.architecture.quantization import without_quantization
 from mergekit_mm.architecture.skeleton import skeleton_of
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.adapter import open_adapter
-from mergekit_mm.lora.binding import is_base, same_weights
+from mergekit_mm.lora.base_names import is_trained_on, same_weights
 
 
 def as_loaded(
@@ -152,7 +152,7 @@ def _belongs_to(base: ModelReference, model: ModelReference, directory: Path, op
     """Whether the merge's base is the model that an adapter was trained on."""
     try:
         checkpoint = open_checkpoint(str(base.model), locate(base.model, options))
-        return is_base(open_adapter(str(model), directory), str(base.model.path), checkpoint)
+        return is_trained_on(open_adapter(str(model), directory).base, str(base.model.path), checkpoint).same
     except MergeError:
         return False  # told when they are opened
 

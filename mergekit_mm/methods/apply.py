@@ -105,7 +105,7 @@ def merge_task_vectors(
         if base.ndim == 2:
             return _matrix(base, task_vectors, scaling, solve, label)
         if base.ndim == 3:
-            slices = zip(*(_slices(t) for t in task_vectors), strict=True)
+            slices = zip(*(t.matrices() for t in task_vectors), strict=True)
             return torch.stack(
                 [_matrix(b, experts, scaling, solve, label) for b, experts in zip(base, slices, strict=True)]
             )
@@ -125,13 +125,6 @@ def _merge_group(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:
     base: Tensor = group.base.tensor
     task_vectors = [TaskVector(entry.tensor, base=base) for entry in group.non_base]
     return merge_task_vectors(base, task_vectors, scaling, solve, label)
-
-
-def _slices(task_vector: TaskVector) -> list[TaskVector]:
-    """The matrices of a 3-D task vector."""
-    if task_vector.base is None:
-        return [TaskVector(left) for left in task_vector.dense(task_vector.left.dtype)]
-    return [TaskVector(left, base=base) for left, base in zip(task_vector.left, task_vector.base, strict=True)]
 
 
 def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str) -> Tensor:

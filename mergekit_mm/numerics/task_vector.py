@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ class TaskVector:
     dense:    `left - base`, or `left` itself when there is no base; both (out, in), any floating dtypes.
               The difference is taken on request, so N experts never need N float32 copies at once.
     factored: `left @ right`, (out, r) times (r, in): an adapter's `scale * B` and `A`.
+
+    The delta of a stack of matrices, such as the experts of a mixture, has an axis more in front in either form; the
+    methods get its matrices one by one (`matrices`).
     """
 
     left: Tensor
@@ -27,17 +30,17 @@ class TaskVector:
     def __post_init__(self) -> None:
         if self.right is not None and self.base is not None:
             raise ValueError("a factored task vector is a delta already; it takes no base")
-        if self.right is not None and self.left.shape[-1] != self.right.shape[0]:
+        if self.right is not None and self.left.shape[-1] != self.right.shape[-2]:
             raise ValueError(f"factors do not chain: {tuple(self.left.shape)} times {tuple(self.right.shape)}")
         if self.base is not None and self.left.shape != self.base.shape:
             raise ValueError(f"tuned weight {tuple(self.left.shape)} and base {tuple(self.base.shape)} differ in shape")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in), whichever form is stored."""
+        """(out, in), whichever form is stored; (matrices, out, in) of a stack."""
         if self.right is None:
             return tuple(self.left.shape)
-        return (self.left.shape[0], self.right.shape[1])
+        return (*self.left.shape[:-1], self.right.shape[-1])
 
     @property
     def is_factored(self) -> bool:
@@ -56,8 +59,15 @@ class TaskVector:
     def added_to(self, weight: Tensor, scaling: float = 1.0) -> Tensor:
         """`weight + scaling * delta` in the weight's dtype; factors are never written out."""
         if self.right is not None:
-            return torch.addmm(weight, self.left.to(weight.dtype), self.right.to(weight.dtype), alpha=scaling)
+            add = torch.addmm if self.left.ndim == 2 else torch.baddbmm
+            return add(weight, self.left.to(weight.dtype), self.right.to(weight.dtype), alpha=scaling)
         return weight.add(self.dense(weight.dtype), alpha=scaling)
+
+    def matrices(self) -> Iterator[TaskVector]:
+        """The deltas of the matrices of a stack, in the form in which the stack is stored."""
+        for index, left in enumerate(self.left):
+            right, base = (None if part is None else part[index] for part in (self.right, self.base))
+            yield TaskVector(left, right, base)
 
     def to(self, device: torch.device | str) -> TaskVector:
         """The same task vector with all its parts on `device`."""

@@ -15,12 +15,14 @@ from mergekit_mm.architecture.hub import locate
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.matching import Match
 from mergekit_mm.architecture.settings import told_apart
+from mergekit_mm.architecture.submodels import share_language_model
 from mergekit_mm.composing.composition import Composition, compose, is_composed
 from mergekit_mm.composing.layout import lay_out
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.beside import OwnAdapter, own_adapter, require_same_folders, unused_weights
+from mergekit_mm.planning.parameters import trusted_adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             nothing would consume, shapes that differ.
     """
     models = models_in_order(config)
-    checkpoints, adaptations, problems = _open_all(models, options)
+    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
     if not problems and is_composed(checkpoints):
         own_adapter(checkpoints, adaptations, composed=True)
         return _composed(compose(config, checkpoints), checkpoints, adaptations)
@@ -106,7 +108,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             break
         match = Match(base, checkpoint, keeps_vocabulary)
         names[model] = match.names()
-        forbidding, known = told_apart(base, checkpoint)
+        forbidding, known = told_apart(base, checkpoint) if share_language_model(base, checkpoint) else ([], [])
         problems += match.problems + forbidding
         notes += match.notes + known
         if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
@@ -151,6 +153,7 @@ def _told(
 ) -> list[str]:
     """What was made of the files of the inputs, where that may surprise."""
     notes = [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
+    notes += [note for adaptation in adaptations.values() for note in adaptation.notes]
     for adapter in dict.fromkeys(adaptation.adapter for adaptation in adaptations.values()):
         files = dict.fromkeys(adapter.trained.values())
         notes += [f"{adapter.name}: {file} goes with it, in place of the model's own." for file in files]
@@ -163,7 +166,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _open_all(
-    models: list[ModelReference], options: MergeOptions
+    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference]
 ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
     """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
@@ -180,7 +183,7 @@ def _open_all(
         opened[model] = checkpoint
         try:
             if model.lora:
-                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint)
+                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint, model in trusted)
         except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mergekit import merge_methods
@@ -14,19 +14,26 @@ from mergekit.merge_methods.base import MergeMethodSpec, ParameterScope, Paramet
 from mergekit.parameter_resolver import resolve_parameters
 from pydantic import ValidationError
 
+from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.composing.composition import COMPOSITION, HOST
 from mergekit_mm.errors import MergeError
-from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.lora.binding import ADAPTER_BASE, TRUST
 from mergekit_mm.planning.modules import ALIASES
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
 # not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION)
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE)
+OF_INPUTS = (ADAPTER_BASE,)  # may also be written for one input
 
 
-def check_modules(config: MergeConfiguration, known: Collection[str], inputs: Inputs) -> None:
-    """Refuse modules that the output does not have, `known` being its own. Its layout is that of one input.
+def check_modules(
+    config: MergeConfiguration,
+    known: Collection[str],
+    base: ModelReference,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+) -> None:
+    """Refuse modules that the output does not have, `known` being its own. Its layout is that of the input `base`.
 
     Raises:
         MergeError: naming the module and, where another input has it, how to make that one the layout.
@@ -35,8 +42,8 @@ def check_modules(config: MergeConfiguration, known: Collection[str], inputs: In
         module = ALIASES.get(name, name)
         if module in known:
             continue
-        where = f": the output has the layout of {inputs.base}, whose modules are {', '.join(known)}"
-        having = [m for m, c in inputs.checkpoints.items() if any(t.role.module == module for t in c.tensors.values())]
+        where = f": the output has the layout of {base}, whose modules are {', '.join(known)}"
+        having = [m for m, c in checkpoints.items() if any(t.role.module == module for t in c.tensors.values())]
         if having:
             raise MergeError(
                 f"Unknown module {name!r} in the merge config{where}. {having[0]} has it: for its layout, make it "
@@ -65,6 +72,8 @@ def check_parameters(config: MergeConfiguration) -> None:
     for scope in inputs:
         for name, setting in (scope.parameters or {}).items():
             shared = name in own and own[name].scope is ParameterScope.SHARED
+            if name in OF_INPUTS:
+                continue
             if shared or name in (*ROLE_PARAMETERS, *OF_THE_WHOLE):
                 raise MergeError(
                     f"parameter {name} of input {scope.model} holds for all inputs or none: "
@@ -79,6 +88,19 @@ def check_parameters(config: MergeConfiguration) -> None:
                 f"{config.merge_method} merges the base model like any other: list {config.base_model} under `models:` "
                 f"with its own {', '.join(absent)}, or leave out `base_model:`."
             )
+
+
+def trusted_adapters(config: MergeConfiguration) -> frozenset[ModelReference]:
+    """The inputs whose adapters are put on their models whatever base they name. MergeError for another value."""
+    _, inputs = _scopes(config)
+    named = {ref for ref in config.referenced_models() if ref.lora}
+    trusted: set[ModelReference] = set()
+    for scope, models in [(config, named), *((entry, {entry.model}) for entry in inputs)]:
+        if (value := (scope.parameters or {}).get(ADAPTER_BASE)) is not None:
+            if value != TRUST:
+                raise MergeError(f"parameter {ADAPTER_BASE}: {value!r} is not known; the one value is {TRUST}.")
+            trusted |= models
+    return frozenset(trusted)
 
 
 def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[ModelReference, dict[str, Any]]]:

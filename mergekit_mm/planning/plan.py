@@ -129,7 +129,7 @@ def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, 
     """The planner, once the config is seen to be one for these inputs."""
     architecture = merge_architecture(inputs.base_checkpoint, inputs.tensors)
     check_parameters(config)
-    check_modules(config, list(architecture.modules), inputs)
+    check_modules(config, list(architecture.modules), inputs.base, inputs.checkpoints)
     if unread := unread_parameters(config):
         inputs.notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if is_decoupled(config) and not inputs.composition:
