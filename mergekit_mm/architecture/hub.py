@@ -17,12 +17,13 @@ _NOT_DOWNLOADED = [
     "*.onnx",
     "*.msgpack",
     "*.h5",
-    "*.pth",
     "original/*",
     "onnx/*",
     "consolidated*",
     "optimizer*",
 ]
+
+_WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def locate(model: ModelPath, options: MergeOptions) -> Path:
@@ -57,7 +58,9 @@ def _fetch(model: ModelPath, cache: str | None) -> Path:
         except LocalEntryNotFoundError:
             raise error from None
         return Path(found)
-    ignore = [*_NOT_DOWNLOADED, *(["*.bin"] if any(f.endswith(".safetensors") for f in files) else [])]
+    ignore = list(_NOT_DOWNLOADED)
+    if not {*_WHOLE}.isdisjoint(files):
+        ignore += ["*.bin", "*.pth"]  # the same weights once more; beside an adapter they are parts of it
     return Path(
         huggingface_hub.snapshot_download(model.path, revision=model.revision, cache_dir=cache, ignore_patterns=ignore)
     )
