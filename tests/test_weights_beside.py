@@ -351,3 +351,14 @@ def test_the_last_word_is_what_was_not_used() -> None:
     towers = sum("vision_tower" in name for name in tensors(expert))
     assert f"{towers} tensors of vision_tower" in next(line for line in lines if str(expert) in line)
     assert merge(with_method("optmerge", base, [expert])).console.rstrip().endswith(lines[-1].strip())
+
+
+def test_beside_whole_weights_only_the_adapter_is_read() -> None:
+    """Such a directory is a model; a projector of an earlier stage that was left in it would be older than its own."""
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    both = beside(base, adapter)
+    name = "model.multi_modal_projector.linear_1.bias"
+    saved({name: torch.ones(64)}, both / "mm_projector.bin")
+    outcome = merge(task_arithmetic(base, [both]))
+    assert_same_bytes(outcome.tensors, merge(task_arithmetic(base, [plus(base, adapter)])).tensors)
+    assert f"{both}: mm_projector.bin (1 tensors: {name})" in outcome.said

@@ -13,6 +13,8 @@ from mergekit.options import MergeOptions
 from mergekit_mm.errors import MergeError
 from mergekit_mm.side_files.inventory import is_never_read
 
+_WHOLE = ("model.safetensors", "model.safetensors.index.json")
+
 
 def local_path(name: str) -> Path:
     """The path that a name would have on this machine; `~` is the user's home, and of others that exist."""
@@ -20,7 +22,6 @@ def local_path(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:  # a home of nobody's, which is a name as good as any other
         return Path(name)
-
 
 def locate(model: ModelPath, options: MergeOptions) -> Path:
     """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
@@ -54,9 +55,9 @@ def _fetch(model: ModelPath, cache: str | None) -> Path:
         except LocalEntryNotFoundError:
             raise error from None
         return Path(found)
-    # folders that a model reads may hold formats which beside the weights are only another form of these
-    pickles = any("/" not in f and f.endswith(".safetensors") for f in files)
-    ignore = [f for f in files if is_never_read(f) or (pickles and "/" not in f and f.endswith(".bin"))]
+    # beside whole safetensors, pickles are the same weights once more; beside an adapter they are parts of it
+    whole = not {*_WHOLE}.isdisjoint(files)
+    ignore = [f for f in files if is_never_read(f) or (whole and "/" not in f and f.endswith((".bin", ".pth")))]
     patterns = [glob.escape(file) for file in ignore]
     return Path(
         huggingface_hub.snapshot_download(

@@ -41,15 +41,16 @@ class Source:
         Raises:
             MergeError: its file is not what it was when the merge was planned, or not for mergekit's reader.
         """
-        stored = self.checkpoint.disk[name].stored
-        try:
-            return self._read(name, device) if stored is None else stored.value(lambda key: self._read(key, device))
-        except Exception as error:
-            file = self.checkpoint.directory / self.checkpoint.disk[name].file
-            raise MergeError(f"{name} cannot be read from {file}: {error}") from error
+        tensor = self.checkpoint.disk[name]
+        if tensor.stored is None:
+            return self._read(name, tensor.file, device)
+        return tensor.stored.value(lambda key: self._read(key, tensor.file, device))
 
-    def _read(self, key: str, device: str | None) -> torch.Tensor:
-        return self.loader.get_tensor(key, device=device or "cpu").detach()  # pickles may hold parameters
+    def _read(self, key: str, file: str, device: str | None) -> torch.Tensor:
+        try:
+            return self.loader.get_tensor(key, device=device or "cpu").detach()  # pickles may hold parameters
+        except Exception as error:
+            raise MergeError(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
 
     def widens(self, tensor: str) -> bool:
         """Whether a tensor, by its name in memory, comes in float32 or wider, whatever its file has."""

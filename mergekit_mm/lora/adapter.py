@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_mm.architecture.disk import file_headers, read_json, unpickled, weight_files
+from mergekit_mm.architecture.disk import file_headers, read_json, unpickled
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_weights
 from mergekit_mm.architecture.quantization import is_index
 from mergekit_mm.architecture.wrapping import lora_scaling, part_of, unwrapped
@@ -215,13 +215,14 @@ def open_adapter(name: str, directory: Path) -> Adapter:
             file beside it cannot be read.
     """
     own, config, changes, shapes = None, {}, {}, {}  # type: ignore[var-annotated]
-    files = beside(directory, {*weight_files(directory), *ADAPTER_WEIGHTS})
+    # beside the weights of a whole model, no loader reads more than the adapter
+    files = [] if holds_weights(directory) else beside(directory, ADAPTER_WEIGHTS)
     if (directory / ADAPTER_CONFIG).is_file():
         config = read_json(directory / ADAPTER_CONFIG)
         _require_plain(name, config)
         own = _weights(directory, name)
         changes, shapes = _changes(name, config, own)
-    elif not files or holds_weights(directory):
+    elif not files:
         named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
         raise MergeError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")

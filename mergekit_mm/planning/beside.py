@@ -102,5 +102,9 @@ def unused_weights(
         place = adaptation.adapter.directory.resolve()
         used.setdefault(place, set()).update(file.name for file in adaptation.adapter.files)
         names.setdefault(place, adaptation.adapter.name)
+    first = next(iter(used))  # of the base, whose folders are the output's
     for place, files in used.items():
+        for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
+            if folder.resolve() not in used and (len(used) == 1 or not (first / folder.name).is_dir()):
+                yield f"{names[place]}: the adapter in {folder.name}/, which `{names[place]}+{folder}` would apply"
         yield from (f"{names[place]}: {told}" for told in unused_files(place, files))

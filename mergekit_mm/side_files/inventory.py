@@ -105,7 +105,7 @@ def is_never_read(path: str) -> bool:
     top, slash, _ = path.partition("/")
     if slash:
         return matches(top, (*_FORMAT_FOLDERS, *_LEFTOVER_FOLDERS))
-    return matches(path, (*_OTHER_FORMATS, "*.pth")) or _is_leftover(path)
+    return matches(path, _OTHER_FORMATS) or _is_leftover(path)
 
 
 def _file_fate(path: Path, weights: Collection[str]) -> tuple[_Fate, str]:
