@@ -60,9 +60,9 @@ def read_option(reply: str, choices: Sequence[str]) -> str | None:
     """The letter of the one option that `reply` names, or None.
 
     In this order: the reply is an option's text; what it states behind a marker ("the answer is"), the last statement
-    first; what it begins with; its last line; "B is correct", "I choose B"; exactly one capital option letter that stands
-    alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a list of
-    all options, do not count; of several options none does.
+    first; what it begins with; its last line; "B is correct", "I choose B"; exactly one capital option letter that
+    stands alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a
+    list of all options, do not count; of several options none does.
     """
     text = answer_part(reply)
     if named := _by_equal_text(text, choices):

@@ -62,9 +62,9 @@ def last_number(text: str) -> float | None:
 def stated_number(reply: str) -> Quantity | None:
     """The number that `reply` states as its answer; None where it states none, or several.
 
-    After a marker ("the answer is"): the number that comes first. Without one: the number that the reply begins with, if
-    it ends there or goes on with a reason; else that of the last sentence with numbers: the only one, or the one that
-    the sentence leads to ("3 + 4 = 7", "so there are 7"). Ranges, lists and alternatives are no number.
+    After a marker ("the answer is"): the number that comes first. Without one: the number that the reply begins with,
+    if it ends there or goes on with a reason; else that of the last sentence with numbers: the only one, or the one
+    that the sentence leads to ("3 + 4 = 7", "so there are 7"). Ranges, lists and alternatives are no number.
     """
     for statement in statements(reply):
         text = plain(statement)
