@@ -53,7 +53,7 @@ _Y_FIRST = re.compile(r"\by_?(?:min|1)\W{1,4}x_?(?:min|1)\W{1,4}y_?(?:max|2)\W{1
 _KEYED = re.compile(rf"\b([A-Za-z]+(?:_?[A-Za-z\d]+)?)[\"']?\s*[:=]\s*[\"']?({_N})\s?%?")
 _CORNER_KEYS = ("x1 y1 x2 y2", "x0 y0 x1 y1", "xmin ymin xmax ymax", "left top right bottom")
 _SIZE_KEYS = ("x y width height", "x y w h", "left top width height", "xmin ymin width height")
-_PLAIN_SIGNS = str.maketrans("\u2212,()[];", "-,()[];")
+_PLAIN_SIGNS = str.maketrans("\u2212\uff0c\uff08\uff09\uff3b\uff3d\uff1b", "-,()[];")
 
 
 def read_box(reply: str) -> WrittenBox | None:

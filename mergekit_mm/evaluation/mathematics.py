@@ -21,6 +21,8 @@ from mergekit_mm.evaluation.statements import sentences, statements, without_emp
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
 _OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]")  # with one, a single number is not yet the answer
+_ASIDE = re.compile(r"\s\([^()]*\)")
+_COPULA = re.compile(r"\s(?:is|are|equals|=)\s")
 _COEFFICIENT = re.compile(r"\d[xyz](?![a-z])")
 _INTRODUCTION = re.compile(
     r"^[\s\"'*(]*(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:(?:it|this|that|he|she|they|there|the\s+answer)\s*(?:'s|is|was|are)\b"
@@ -120,7 +122,11 @@ def is_bare(
         return is_bare_option(prediction, choices or ())
     text = plain(without_emphasis(answer_part(prediction))).strip()
     found = quantities(text)
-    return len(found) == 1 and not re.search(r"\w|%", text[: found[0].start] + text[found[0].end :])
+    return (
+        len(found) == 1
+        and found[0].value == found[0].scaled
+        and not re.search(r"\w", text[: found[0].start] + text[found[0].end :])
+    )
 
 
 def _same_element(left: str, right: str) -> bool:
@@ -131,11 +137,13 @@ def _same_element(left: str, right: str) -> bool:
 
 
 def _narrowed(statement: str) -> list[str]:
-    """`statement`, its first line, its first sentence, and that without a reason and without "it is" in front."""
+    """`statement`, its first line, its first sentence, and that without a reason, and what it says something to be."""
     line = statement.strip().partition("\n")[0]
     sentence = next(iter(sentences(line)), line)
-    bare = _INTRODUCTION.sub("", without_reason(sentence)).strip(" \t.,;:")
-    return list(dict.fromkeys(each for each in (statement, line, sentence, without_reason(sentence), bare) if each))
+    short = without_reason(sentence)
+    bare = _INTRODUCTION.sub("", short).strip(" \t.,;:")
+    said = _COPULA.split(short)[-1].strip(" \t.,;:")
+    return list(dict.fromkeys(each for each in (statement, line, sentence, short, bare, said) if each))
 
 
 def _words(text: str) -> str:
@@ -175,7 +183,7 @@ def _states_number(reply: str, reference: str) -> bool:
     if target is None or found is None or not math.isclose(found.value, target, rel_tol=1e-6):
         return False
     stated = plain(next(iter(statements(reply)), "") or tail(reply))
-    line = without_reason(next((each for each in sentences(stated) if quantities(each)), stated))
+    line = _ASIDE.sub("", without_reason(next((each for each in sentences(stated) if quantities(each)), stated)))
     numbered = quantities(line)
     rest = "".join(
         line[a:b]
@@ -185,9 +193,10 @@ def _states_number(reply: str, reference: str) -> bool:
 
 
 def _expressions(text: str) -> list[str]:
-    """`text`, and what it says in the end: the last expression marked as one, else the last fraction."""
+    """`text`, and what it says: the expression marked as one that it begins with, else the last, else a fraction."""
     found = _MARKED.findall(text) or _FRACTION.findall(text)
-    return [text, *("".join(each) for each in found[-1:])]
+    said = found[:1] if _MARKED.match(text) else found[-1:]
+    return [text, *("".join(each) for each in said)]
 
 
 def _undressed(text: str) -> str:

@@ -21,7 +21,8 @@ _NAMED_THINGS = re.compile(
     r"|between|vitamin|type|figure|panel|person|object|city|team|curve|graph|variable)|[∠△])\s*$",
     re.IGNORECASE,
 )
-_GROUP = r"\(?[A-Z]\)?(?:(?:\s*,\s*|\s*/\s*|\s*,?\s+(?:and|or|nor)\s+)\(?[A-Z]\)?)*"
+_FULL_WIDTH = {at: at - 0xFEE0 for at in range(0xFF01, 0xFF5F)}  # to ASCII
+_GROUP = r"\(?[A-Z]\)?(?:(?:\s*,\s*|\s*/\s*|\s*,?\s+(?:and|or|nor)\s+)\(?[A-Z]\)?){0,9}"
 _NEGATED = re.compile(
     rf"(?:\b(?:[Nn]ot|[Nn]ever)|n['’]t)\s+(?:choose|pick|select|say|go\s+with)\s+(?:[Oo]ption\s+)?{_GROUP}(?![\w'’])"
     rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Rr]ather\s+than|[Ii]nstead\s+of|isn['’]t|excluding|except)\s+"
@@ -52,6 +53,11 @@ _CHOOSES = re.compile(
     r"(?:(?:option|choice|answer|letter)\s+)?[(\[*\"'“]*([A-Z])(?![\w'’]|\s+(?!because|since|as\b|for\b|is\b)[a-z])",
     re.ASCII,
 )
+_CONCLUDES = re.compile(
+    r"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence)\b[\s,:]+(?:(?:it\s+is|it\s+must\s+be|it['’]s|option|choice)\s+)?"
+    r"[(\[*\"']*([A-Z])[)\]*\"'.!]*\s*$",
+    re.ASCII,
+)
 _NOT_BEFORE = re.compile(r"\b(?:not|n['’]t|never|neither|nor|cannot)\b[^.\n]*$", re.IGNORECASE)
 _LISTED = re.compile(r"(?:^|\n)[ \t]*\(?([A-Z])[).:][ \t]+\S[^\n]*")
 
@@ -64,7 +70,7 @@ def read_option(reply: str, choices: Sequence[str]) -> str | None:
     stands alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a
     list of all options, do not count; of several options none does.
     """
-    text = answer_part(reply)
+    text = answer_part(reply).translate(_FULL_WIDTH)
     if named := _by_equal_text(text, choices):
         return named
     text = without_listing(without_emphasis(text), choices)
@@ -91,7 +97,7 @@ class _Reader:
         self.letters = ascii_uppercase[: len(choices)]
         texts = "|".join(re.escape(text) for each in choices if len(text := each.strip()) > 1 or text.isdigit())
         self._denied = re.compile(
-            rf"(?<![\w.])(?:not|isn['’]t)\s+(?:(?:an?|the)\s+)?(?:{texts})(?![\w.])"
+            rf"(?<![\w.])(?:not|isn['’]t)\s+(?:(?:an?|the)\s+)?(?:{texts})(?!\w|\.\d)"
             rf"|(?<![\w.])(?:{texts})\s+(?:is|are)\s+(?:not|wrong|incorrect|false|too)\b"
             if texts
             else r"(?!)",
@@ -120,10 +126,14 @@ class _Reader:
         lines = [line.strip() for line in text.split("\n") if re.search(r"\w", line)]
         if not lines:
             return None
+        if len({found for line in lines if (found := self.alone(line))}) > 1 and all(map(self.alone, lines)):
+            return None
         if (found := self.opening(lines[0], strict=True)) is not None:
             return found or None
         if len(lines) > 1 and (found := self.alone(lines[-1])):
             return found
+        if (concluded := _CONCLUDES.search(text)) and concluded[1] in self.letters:
+            return concluded[1]
         for pattern in (_NAMES_CORRECT, _CHOOSES):
             named = [match for match in pattern.finditer(text) if match[1] in self.letters]
             named = [
@@ -145,7 +155,9 @@ class _Reader:
         """The option that `text` begins with. `strict`: only if it then ends, stops or goes on with a reason."""
         match = _OPENING.match(text)
         if match and (letter := match[1].upper()) in self.letters and self._is_letter(text, match, strict):
-            other = _ALTERNATIVE.match(text, match.end(1))
+            own = re.escape(self.choices[self.letters.index(letter)].strip())
+            named = re.compile(rf"[\W_]*{own}(?!\w)[.]?", re.IGNORECASE).match(text, match.end(1)) if own else None
+            other = _ALTERNATIVE.match(text, named.end() if named else match.end(1))
             return "" if other and other[1] in self.letters and other[1] != letter else letter
         body = text.lstrip("\"'“*([ \t\n$:")
         for letter, choice in sorted(zip(self.letters, self.choices, strict=False), key=lambda pair: -len(pair[1])):
@@ -184,7 +196,7 @@ class _Reader:
     def alone(self, line: str) -> str | None:
         """The option that is all of a line, but for words such as "so" and "therefore"."""
         line = re.sub(r"^(?:so|thus|therefore|hence|i\s+choose)\b[\s,:]*", "", line, flags=re.IGNORECASE)
-        match = re.fullmatch(r"[\W_]*(?:option|choice)?[\W_]*([A-Z])[\W_]*", line, re.ASCII)
+        match = re.fullmatch(r"[\W_]*(?:(?:option|choice)[\W_]*)?([A-Z])[\W_]*", line, re.ASCII)
         return match[1] if match and match[1] in self.letters else _by_equal_text(line.rstrip("."), self.choices)
 
     def lone_letter(self, text: str) -> str | None:
@@ -198,7 +210,7 @@ class _Reader:
         rest, found = text.lower(), []
         for letter, choice in sorted(zip(self.letters, self.choices, strict=False), key=lambda pair: -len(pair[1])):
             wanted = choice.strip().lower()
-            whole = re.compile(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)")
+            whole = re.compile(rf"(?<![\w.\u2212-]){re.escape(wanted)}(?!\w|\.\d)")
             if len(wanted) > 1 or wanted.isdigit():
                 rest, count = whole.subn("\n", rest)
                 found += [letter] if count else []
@@ -209,7 +221,10 @@ class _Reader:
         worth = [quantities(plain(choice)) for choice in self.choices]
         if not worth or any(len(each) != 1 for each in worth) or (stated := stated_number(text)) is None:
             return None
-        return _only([at for at, each in zip(self.letters, worth, strict=False) if stated.equals(each[0].value, 9)])
+        values = [(each[0].value, each[0].scaled) for each in worth]
+        return _only(
+            [at for at, each in zip(self.letters, values, strict=False) if any(stated.equals(v, 9) for v in each)]
+        )
 
     def bare_text(self, text: str) -> str | None:
         """The option that equals `text` but for signs."""

@@ -27,7 +27,7 @@ class Quantity:
 _POWER_OF_UNIT = re.compile(r"(?<![A-Za-z])([kcdm]?m|in|ft|s|units?|met(?:er|re)s?)(\}?)\s*\^\s*\{?-?\d\}?")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|,?\\[,!;]|'|’)(?=\d{3}(?!\d))")  # "," and its dresses in LaTeX
 _BLANKS = re.compile(r"(?<![\d.,/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]|[.,]\d{4}|,\d)")
-_POWER_OF_TEN = re.compile(r"(?<=10)[⁺⁻]?[²³¹⁰⁴-⁹]+")
+_POWER_OF_NUMBER = re.compile(r"(?<=\d)[⁺⁻]?[²³¹⁰⁴-⁹]+")
 _SUPERSCRIPTS = re.compile(r"[⁺⁻]?[²³¹⁰⁴-⁹]+")
 _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 _DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -95,7 +95,7 @@ def joined(text: str) -> str:
 
 def plain(text: str) -> str:
     """`text` with its numbers in one form: no separators of thousands, "-" as minus, no LaTeX around them."""
-    text = _POWER_OF_TEN.sub(lambda match: "^" + match[0], _VULGAR.sub(" ", text))
+    text = _POWER_OF_NUMBER.sub(lambda match: "^" + match[0], _VULGAR.sub(" ", text))
     text = re.sub(r"\^[⁺⁻]?[²³¹⁰⁴-⁹]+", lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", text))
     text = text.replace("\u2212", "-").replace("\u2044", "/").replace("\u2010", "-").replace("\u2011", "-")

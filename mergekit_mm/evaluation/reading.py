@@ -15,14 +15,16 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _OPERATES = re.compile(
-    r"\s*(?:[+*×÷^=<>√π:]\s*[\w\\(.]|/\s*\w|x\s*\d|-\s*\d|\\(?:times|cdot|div|sqrt|pi)|[xyzn](?![a-z])"
+    r"\s*(?:\+|\.\.|[√π]|[*×÷^=<>:]\s*[\w\\(.]|/\s*\w|x\s*\d|-\s*\d|\\(?:times|cdot|div|sqrt|pi)|[xyzn](?![a-z])"
     r"|(?:plus|minus|times|divided|multiplied)\b)",
     re.IGNORECASE,
 )
 _UNIT = r"(?:\s*[°%]|\s*[^\W\d_][\w/^.]{0,14}|\s*[€£¥]){0,2}"
 _STOPS = re.compile(rf"{_UNIT}\s*(?:$|\n|[.!?;)\]}}\"'”*,(—]|-\s|\b(?:because|since|as|due|for)\b)", re.IGNORECASE)
 _REASONS = re.compile(rf"{_UNIT}\s*,?\s*(?:because|since|as|which|due|given|where|for|so|\()", re.IGNORECASE)
-_JOINS = re.compile(rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|;|\bor|\band|\bto|&|/|-|–|—|±|:)\s*[€£¥(]?\s*", re.IGNORECASE)
+_JOINS = re.compile(
+    rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|;|\bor|\band|\bto|&|/|-|–|—|±|:|\.\.+|…)\s*[€£¥(]?\s*", re.IGNORECASE
+)
 _LISTS = re.compile(rf"{_UNIT}\s*(?:,\s*and|,|;|\band|&)\s*[€£¥(\"']?\s*", re.IGNORECASE)
 _LABELS = re.compile(
     r"(?:figure|fig\.?|step|image|picture|panel|table|question|part|equation|line|row|column|option|choice|angle|∠|page)"
@@ -34,6 +36,7 @@ _BOUNDS = re.compile(
     r"|\bnot|n't|between|over|under|above|below|[<>≤≥≠]|\\[lg]eq?)\s*$",
     re.IGNORECASE,
 )
+_DENIES = re.compile(rf"{_UNIT}\s+(?:is|are)\s+(?:not|wrong|incorrect|false|too)\b", re.IGNORECASE)
 _CUES = re.compile(
     r"(?:[=≈→:]|\\approx|\b(?:is|are|was|were|be|equals?|makes?|gives?|gave|get|gets|got|obtain|have|has|leaves|leaving|"
     r"totals?|totaling|giving|making|yields?|yielding|becomes?|means|counted|count|so|therefore|thus|hence|i\.e\.,?|namely)\b)[\s\"'“*(€£¥,]*"
@@ -41,6 +44,9 @@ _CUES = re.compile(
     re.IGNORECASE,
 )
 _IN_TOTAL = re.compile(r"(?:\s+\w+){0,3}?\s+(?:in\s+total|altogether|in\s+all|overall|remain)\b", re.IGNORECASE)
+_BULLET = re.compile(r"^[ \t]*[-*•][ \t]+", re.MULTILINE)
+_BARE = re.compile(r"[^A-Za-z]*")
+_AFTER_OPERATOR = re.compile(r"(?:[√^*/×÷]|\\sqrt|\\times|\\cdot)[\s{(]*$")
 _ENUMERATED = re.compile(r"^\s*[*_]*(\d{1,2})[.)](?=\s+\S)", re.MULTILINE)
 
 
@@ -69,17 +75,22 @@ def stated_number(reply: str) -> Quantity | None:
     for statement in statements(reply):
         text = plain(statement)
         first = sentences(text)[0] if sentences(text) else text
-        if numbered := quantities(first):
+        numbered = quantities(first)
+        if any(not _is_bounded(each, first) for each in numbered):
             opening = _opening(first, numbered, strict=False)
             return opening or (None if _is_joined(numbered, 0, first) else _concluding(first, numbered))
     text = plain(without_emphasis(answer_part(reply))).strip()
     enumerated = [int(each[1]) for each in _ENUMERATED.finditer(text)]
     if enumerated[:2] == [1, 2]:
         text = _ENUMERATED.sub("", text)
-    spoken = telling(text)
+    bullets = _BULLET.findall(text)
+    spoken = telling(_BULLET.sub("", text) if len(bullets) > 1 else text)
     if not spoken:
         return None
-    if found := _opening(spoken[0], quantities(spoken[0]), strict=True):
+    lines = [quantities(line) for line in spoken if _BARE.fullmatch(line)]
+    if len(lines) == len(spoken) and len({each[0].value for each in lines if each}) > 1:
+        return None
+    if len(bullets) < 2 and (found := _opening(spoken[0], quantities(spoken[0]), strict=True)):
         return found
     for sentence in reversed(spoken):
         if numbered := quantities(sentence):
@@ -100,6 +111,11 @@ def _opening(text: str, found: Sequence[Quantity], strict: bool) -> Quantity | N
     return first if ends else None
 
 
+def _is_bounded(number: Quantity, text: str) -> bool:
+    """Whether a number is no value but a bound, or denied: "more than 5", "not 5"."""
+    return bool(_BOUNDS.search(text[max(0, number.start - 20) : number.start]) or _DENIES.match(text, number.end))
+
+
 def _is_joined(found: Sequence[Quantity], at: int, text: str) -> bool:
     """Whether a number is one of a range, a list or alternatives: "3 or 4", "3-5", "3 cats and 4 dogs"."""
     gaps = [text[a.end : b.start] for a, b in pairwise(found[max(0, at - 1) : at + 2])]
@@ -108,14 +124,16 @@ def _is_joined(found: Sequence[Quantity], at: int, text: str) -> bool:
 
 def _concluding(text: str, found: Sequence[Quantity]) -> Quantity | None:
     """The number that a sentence leads to, or its only one."""
-    free = [each for each in found if not _BOUNDS.search(text[max(0, each.start - 20) : each.start])]
+    free = [each for each in found if not _is_bounded(each, text)]
     unlabelled = [each for each in free if not _LABELS.search(text[max(0, each.start - 12) : each.start])]
-    candidates = [each for each in unlabelled or free if not _is_joined(found, list(found).index(each), text)]
+    joined = {each.start for at, each in enumerate(found) if _is_joined(found, at, text)}
+    candidates = [each for each in unlabelled or free if each.start not in joined]
     if totals := [each for each in unlabelled or free if _IN_TOTAL.match(text, each.end)]:
         return totals[-1]
     if len(unlabelled or free) == 1:
         only = (unlabelled or free)[0]
-        return None if _OPERATES.match(text, only.end) or only not in candidates else only
+        computed = _OPERATES.match(text, only.end) or _AFTER_OPERATOR.search(text[max(0, only.start - 12) : only.start])
+        return None if computed or only not in candidates else only
     cued = [each for each in candidates if _CUES.search(text[max(0, each.start - 40) : each.start])]
     cued = [each for each in cued if not _OPERATES.match(text, each.end)]
     return cued[-1] if cued else None

@@ -37,7 +37,7 @@ _NEXT_TURN = re.compile(
     rf"|\n[ \t]*(?:{_ROLES}|model)[ \t]*(?=\n|$)"
     r"|\n[ \t]*#{3,8}[ \t]*(?=\n|$)"
     r"|(?<!#)#{3,8}[ \t]*(?:human|user|instruction|question|input|problem|exercise|next)\b"
-    r"|\n[ \t]*(?:问题|问|题目|用户)\s*\d*\s*[::]"
+    r"|\n[ \t]*(?:问题|问|题目|用户)\s*\d*\s*[:\uff1a]"
     r"|(?<=[.!?)\w])[ \t]+(?-i:Question|Q)\s*\d*:(?=\s)"
     r"|(?-i:\b(?:USER|HUMAN|ASSISTANT):)",
     re.IGNORECASE,

@@ -1,17 +1,20 @@
 """The parts of a reply that state its answer, and its sentences."""
 
 import re
+from collections import deque
 
 from mergekit_mm.evaluation.replies import answer_part
 
+_MOST = 8  # statements of one reply that are looked at, the last ones: models that loop write thousands
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_JOINS = re.compile(r"[\s$]*(?:,\s*(?:or\b|and\b)?|or\b|and\b)[\s$]*")
 _EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # of Markdown, not the power of Python
 _TO = r"(?:\s+(?:to|for|of|in|from|here|therefore|thus|then)\b[^.:=\n]{0,60}?)?(?:\s*\([^()\n]{0,30}\))?"
 _IS = r"[*_\s]*(?:(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b\s*:?|:|=)"
 # "option B is" names an option and "options:" lists them: neither is a marker
 _MARKER = re.compile(
     rf"\b(?:(?:answer|choice|option)(?:\s+(?:choice|option|letter))?{_TO}{_IS}|answers(?:{_TO}\s+are\b|:))"
-    r"|答案\s*(?:应该|应)?\s*(?:是|为|选|[::])|####(?!#)",
+    r"|答案\s*(?:应该|应)?\s*(?:是|为|选|[:\uff1a])|####(?!#)",
     re.IGNORECASE,
 )
 _WEAK_MARKER = re.compile(rf"\b(?:result|solution|conclusion){_TO}{_IS}", re.IGNORECASE)
@@ -25,7 +28,7 @@ _DISMISSED = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|。")
 _REASON = re.compile(
-    r"[\s,;:(*—-]*\b(?:because|since|due\s+to|given\s+that|which\s+(?:is|means|gives|makes)|as\s+(?=\S+\s+(?:is|are|has|have)\b))",
+    r"\b(?:because|since|due\s+to|given\s+that|which\s+(?:is|means|gives|makes)|as\s+(?=\S+\s+(?:is|are|has|have)\b))",
     re.IGNORECASE,
 )
 _NOTE = re.compile(
@@ -52,14 +55,26 @@ def statements(reply: str) -> list[str]:
     of another answer ("the other answer is", "the answer is wrong") is none.
     """
     text = without_emphasis(answer_part(reply))
-    boxes = [content for match in _BOXED.finditer(text) if (content := braced(text, match.end()).strip())]
-    if boxes:
-        return [boxes[-1]]
+    if boxed := _last_box(text):
+        return [boxed]
     for marker in (_MARKER, _WEAK_MARKER):
-        found = [text[match.end() :].strip() for match in marker.finditer(text) if _is_statement(match, text)]
+        last = deque((match for match in marker.finditer(text) if _is_statement(match, text)), _MOST)
+        found = [text[match.end() :].strip() for match in last]
         if stated := [each for each in reversed(found) if each]:
             return stated
     return []
+
+
+def _last_box(text: str) -> str:
+    r"""What is in the last `\boxed{...}`, or in the last ones, joined by a comma, "and" or "or"; empty without any."""
+    found, end = "", 0
+    for match in deque(_BOXED.finditer(text), _MOST):
+        content = braced(text, match.end())
+        if content.strip():
+            joins = _JOINS.fullmatch(text, end, match.start()) if found else None
+            found = found + joins[0] + content.strip() if joins else content.strip()
+            end = match.end() + len(content) + 1
+    return found
 
 
 def _is_statement(match: re.Match[str], text: str) -> bool:
@@ -97,4 +112,5 @@ def refuses(text: str) -> bool:
 def without_reason(text: str) -> str:
     """`text` up to a "because", "since" or the like; `text` if it begins with that."""
     match = _REASON.search(text)
-    return text[: match.start()] if match and re.search(r"\w", text[: match.start()]) else text
+    before = text[: match.start()].rstrip(" \t\n,;:(*—-") if match else ""
+    return before if re.search(r"\w", before) else text
