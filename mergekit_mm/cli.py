@@ -262,8 +262,8 @@ def report(
 ) -> None:
     """Compare base, experts and merges by the result files that lm_eval --output_path wrote.
 
-    RESULTS are files, or directories with results_*.json at any depth. Files of one model are united; of a task in
-    several of them the newest counts.
+    RESULTS are files, or directories with results_*.json (of lmms-eval: *_results.json) at any depth. Files of one
+    model are united; of a task in several of them the newest counts.
 
     MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of it, a label, or a pattern such
     as '*-expert-?'. What is no base, expert or reference is a merge. Without these options the roles come from the

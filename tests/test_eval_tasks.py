@@ -87,7 +87,7 @@ def test_every_name_is_there() -> None:
 @pytest.mark.parametrize("name", [*PAPER, *OTHER, *OMNI])
 def test_documents_prompts_and_media_of_every_task(name: str) -> None:
     task = load(name)
-    assert task.VERSION == 1.0
+    assert task.VERSION == 2.0
     for doc in task.eval_docs:
         prompt, visuals = task.doc_to_text(doc), task.doc_to_image(doc)
         marks = re.findall(r"<(?:image|video)\d*>", prompt)
@@ -132,7 +132,7 @@ def test_a_group_weighs_tasks_equally() -> None:
     assert results["results"]["mllm_gqa_testdev"]["exact_match_strict,none"] == pytest.approx(1 / 3)
     assert results["results"]["mllm_vqa"]["score,none"] == pytest.approx(1 / 3)
     assert 0 < results["results"]["mllm_vqa"]["score_stderr,none"] < 1
-    assert results["versions"]["mllm_gqa_testdev"] == 1.0
+    assert results["versions"]["mllm_gqa_testdev"] == 2.0
     assert results["configs"]["mllm_gqa_testdev"]["metadata"]["paper_column"] == "GQA"
     json.dumps(results["samples"], default=lambda each: f"<{type(each).__name__}>")
 

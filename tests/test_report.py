@@ -282,7 +282,7 @@ def test_measured_alike_no_note(paper: Path) -> None:
             lambda data: data["config"].update(generation_config={"repetition_penalty": 1.05, "top_k": 1}),
             "generation config repetition_penalty: not set (a), 1.05 (b)",
         ),
-        (lambda data: _metadata(data, version=2.0), "task version: 1.0 (a), 2.0 (b), in GQA"),
+        (lambda data: _metadata(data, version=3.0), "task version: 2.0 (a), 3.0 (b), in GQA"),
         (lambda data: _metadata(data, prompt_style="internvl"), "prompt_style: not set (a), internvl (b), in GQA"),
         (
             lambda data: data["n-samples"].update(mllm_gqa_testdev={"original": 3, "effective": 1}),

@@ -23,6 +23,7 @@ def local_path(name: str) -> Path:
     except RuntimeError:  # a home of nobody's, which is a name as good as any other
         return Path(name)
 
+
 def locate(model: ModelPath, options: MergeOptions) -> Path:
     """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
 

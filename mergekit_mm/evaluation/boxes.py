@@ -1,20 +1,18 @@
-"""Boxes in replies: read them in the formats of Qwen-VL, InternVL and plain lists, and score them by IoU."""
+"""Boxes in replies: what they are in pixels, and their IoU with the box of the data."""
 
-import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
-Box = tuple[float, float, float, float]
+from mergekit_mm.evaluation.box_forms import Box, WrittenBox, read_box
+from mergekit_mm.evaluation.replies import answer_part
 
-_N = r"\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*"
-# In this order; tokens such as <|box_start|>, <box> or a JSON key around them do not matter.
-_FORMS = [
-    re.compile(rf"\[{_N},{_N},{_N},{_N}\]"),
-    re.compile(rf"\({_N},{_N},{_N},{_N}\)"),
-    re.compile(rf"\({_N},{_N}\)\s*,?\s*\({_N},{_N}\)"),
-]
-BOX_UNITS = ("auto", "unit", "per_mille", "pixel")
+BOX_UNITS = ("auto", "unit", "per_mille", "pixel", "resized")
+_PARTS = {"unit": 1.0, "percent": 100.0, "per_mille": 1000.0}
+# A box that touches the edge of the picture may be written a hair outside of it.
+_HAIR = 0.05
+# Families by `model_type` that write pixels of the picture as their processor resized it, and that write y first.
+_RESIZED = {"qwen2_5_vl", "qwen2_5_omni", "qwen2_5_omni_thinker"}
+_Y_FIRST = {"gemma4", "gemma4_unified"}
 
 
 def check_unit(box_unit: str) -> None:
@@ -23,28 +21,39 @@ def check_unit(box_unit: str) -> None:
         raise ValueError(f"box_unit is {box_unit!r}; it must be one of {', '.join(BOX_UNITS)}")
 
 
-def read_box(reply: str) -> Box | None:
-    """The first four numbers in `reply` that form a box, as written; None without one."""
-    for form in _FORMS:
-        if match := form.search(reply):
-            left, top, right, bottom = (float(each) for each in match.groups())
-            return (left, top, right, bottom) if math.isfinite(left + top + right + bottom) else None
-    return None
+def to_pixels(
+    written: WrittenBox,
+    image_width: float,
+    image_height: float,
+    box_unit: str,
+    shown: Sequence[float] | None = None,
+    family: str | None = None,
+) -> Box:
+    """A box as written, in pixels of a picture of `image_width` x `image_height`, corners (left, top, right, bottom).
 
+    `shown` is (width, height) of that picture as the model saw it, after its processor resized it, and `family` the
+    model's `model_type`; both are None where a model does not tell. `box_unit`:
 
-def to_pixels(box: Box, image_width: float, image_height: float, box_unit: str) -> Box:
-    """`box` in pixels. `auto`: per mille if any number lies outside [0, 1], else parts of 1 (the paper's rule).
+    `unit`, `per_mille`: parts of the picture. `pixel`: pixels of the picture as the data set has it,
+    upright. `resized`: pixels of the picture as the model saw it; as the data set has it, where that is not known.
+    `auto`: what the form tells (`box_forms`); else parts of 1 if no number lies outside [0, 1] by more than a hair;
+    else `resized` for families that write so; else per mille (the paper's rule).
 
-    `pixel` are pixels of the picture as the data set has it, not as a processor resized it. ValueError: unknown unit.
+    ValueError: unknown unit.
     """
     check_unit(box_unit)
+    first, second, third, fourth = written.numbers
+    is_x_first = written.is_x_first if written.is_x_first is not None else family not in _Y_FIRST
+    left, top, right, bottom = (first, second, third, fourth) if is_x_first else (second, first, fourth, third)
     if box_unit == "auto":
-        box_unit = "unit" if all(-1e-5 <= each <= 1 + 1e-5 for each in box) else "per_mille"
-    if box_unit == "pixel":
-        return box
-    part = 1000.0 if box_unit == "per_mille" else 1.0
-    left, top, right, bottom = (each / part for each in box)
-    return (left * image_width, top * image_height, right * image_width, bottom * image_height)
+        is_unit = all(-_HAIR <= each <= 1 + _HAIR for each in written.numbers)
+        by_numbers = "unit" if is_unit else "resized" if family in _RESIZED and shown else "per_mille"
+        box_unit = written.unit or by_numbers
+    wide, high = _PARTS.get(box_unit, image_width), _PARTS.get(box_unit, image_height)
+    if box_unit == "resized" and shown:
+        wide, high = shown
+    across, down = image_width / wide, image_height / high
+    return (left * across, top * down, right * across, bottom * down)
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -65,13 +74,23 @@ def box_iou(
     image_width: float,
     image_height: float,
     box_unit: str = "auto",
+    shown: Sequence[float] | None = None,
+    family: str | None = None,
     **_: object,
 ) -> float:
-    """IoU of the box in the reply with `reference` (pixels, corner form); 0 if there is no box in it."""
-    box = read_box(prediction) if isinstance(prediction, str) else None
-    return 0.0 if box is None else iou(to_pixels(box, image_width, image_height, box_unit), reference)
+    """IoU of the box in the reply with `reference` (pixels, corner form); 0 if there is no box in it.
+
+    The other fields are those of `to_pixels`.
+    """
+    box = read_box(answer_part(prediction)) if isinstance(prediction, str) else None
+    if box is None:
+        return 0.0
+    return iou(to_pixels(box, image_width, image_height, box_unit, shown, family), reference)
 
 
 def box_iou_score(prediction: str, reference: Sequence[float], **fields: Any) -> float:
     """1 if the box in the reply overlaps `reference` with an IoU of at least 0.5, else 0; fields as for `box_iou`."""
     return float(box_iou(prediction, reference, **fields) >= 0.5)
+
+
+__all__ = ["BOX_UNITS", "box_iou", "box_iou_score", "check_unit", "iou", "read_box", "to_pixels"]

@@ -1,4 +1,4 @@
-"""A language model that finds the answer in a reply which the rules cannot read. Off unless the run's metadata name it.
+"""A language model that finds the answer in a reply that is more than that. Off unless the run's metadata name it.
 
 `--metadata '{"judge": {"url": "http://localhost:8000/v1", "model": "gpt-4o-mini"}}'`, which lm-eval also writes into
 its result file; a key comes from `OPENAI_API_KEY`. It only extracts: the rules decide whether an answer is right.

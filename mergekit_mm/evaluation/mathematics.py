@@ -5,18 +5,30 @@ outside the main thread, where its time limit does not work, only texts, numbers
 `\sqrt{16}` does not equal 4.
 """
 
+import math
 import re
 import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from mergekit_mm.evaluation.options import option_letter, read_option, strict_option
-from mergekit_mm.evaluation.reading import joined, last_list, last_number, numbers, tail, without_powers
+from mergekit_mm.evaluation.options import is_bare_option, option_letter, read_option, strict_option
+from mergekit_mm.evaluation.quantities import Quantity, joined, plain, quantities
+from mergekit_mm.evaluation.reading import last_list, stated_list, stated_number, tail
+from mergekit_mm.evaluation.replies import answer_part
+from mergekit_mm.evaluation.statements import sentences, statements, without_emphasis, without_reason
 
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
-_OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]|\d[xyz](?![a-z])")  # with one, a single number is not yet the answer
+_OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]")  # with one, a single number is not yet the answer
+_ASIDE = re.compile(r"\s\([^()]*\)")
+_COPULA = re.compile(r"\s(?:is|are|equals|=)\s")
+_COEFFICIENT = re.compile(r"\d[xyz](?![a-z])")
+_INTRODUCTION = re.compile(
+    r"^[\s\"'*(]*(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:(?:it|this|that|he|she|they|there|the\s+answer)\s*(?:'s|is|was|are)\b"
+    r"|the\b|an?\b|on\b|in\b)?\s*(?:(?:the|an?|on|in)\s+)*",
+    re.IGNORECASE,
+)
 _MARKED = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)  # as LaTeX
 _FRACTION = re.compile(r"-?\d+/\d+|-?\\[dt]?frac\{[^{}]+\}\{[^{}]+\}")
 
@@ -36,7 +48,8 @@ def mathvista_score(
 
     Multiple choice (`question_type="multi_choice"`, or `choices` given): the option named, against `answer_option` or
     the option whose text is `reference`. Otherwise by `answer_type`: `integer` as numbers, `float` rounded to
-    `precision` digits, `list` element by element, `text` without regard to case and punctuation.
+    `precision` digits, `list` element by element, `text` without regard to case and punctuation. A number with a
+    percent sign or a "million" is right with and without it: "5%" is 5 and 0.05, as the question may ask for either.
     """
     read = mathvista_answer(prediction, choices=choices, question_type=question_type, answer_type=answer_type)
     if read is None:
@@ -46,10 +59,10 @@ def mathvista_score(
     if answer_type == "list":
         wanted = last_list(reference) or [reference]
         return float(len(read) == len(wanted) and all(map(_same_element, read, wanted)))
-    if answer_type in ("integer", "float"):
+    if isinstance(read, Quantity):
         digits = int(float(precision)) if precision is not None and answer_type == "float" else 9
-        return float(round(read, digits) == round(float(reference), digits))
-    return float(_words(read) == _words(reference))
+        return float(read.equals(float(reference), digits))
+    return float(any(_words(each) == _words(reference) for each in _narrowed(read)))
 
 
 def mathvista_answer(
@@ -60,15 +73,15 @@ def mathvista_answer(
     answer_type: str = "text",
     **_: object,
 ) -> Any:
-    """What was read from the reply: an option's letter, a number, a list of texts, or a text; None if nothing was."""
+    """What was read from the reply: an option's letter, a `Quantity`, a list of texts, or a text; None for nothing."""
     if not isinstance(prediction, str):
         return None
     if _is_choice(question_type, choices):
         return read_option(prediction, choices or ())
     if answer_type == "list":
-        return last_list(tail(prediction)) or last_list(prediction)
+        return stated_list(prediction)
     if answer_type in ("integer", "float"):
-        return last_number(tail(prediction))
+        return stated_number(prediction)
     return tail(prediction) or None
 
 
@@ -101,11 +114,36 @@ def _is_choice(question_type: str, choices: Sequence[str] | None) -> bool:
     return bool(choices) or question_type == "multi_choice"
 
 
+def is_bare(
+    prediction: str, *, choices: Sequence[str] | None = None, question_type: str = "free_form", **_: object
+) -> bool:
+    """Whether the reply is nothing but an option's letter or text, or a number: what needs no reading."""
+    if _is_choice(question_type, choices):
+        return is_bare_option(prediction, choices or ())
+    text = plain(without_emphasis(answer_part(prediction))).strip()
+    found = quantities(text)
+    return (
+        len(found) == 1
+        and found[0].value == found[0].scaled
+        and not re.search(r"\w", text[: found[0].start] + text[found[0].end :])
+    )
+
+
 def _same_element(left: str, right: str) -> bool:
-    mine, theirs = numbers(left), numbers(right)
+    mine, theirs = quantities(plain(left)), quantities(plain(right))
     if len(mine) == 1 and len(theirs) == 1:
-        return abs(mine[0] - theirs[0]) <= 1e-6 * max(1.0, abs(theirs[0]))
+        return abs(mine[0].value - theirs[0].value) <= 1e-6 * max(1.0, abs(theirs[0].value))
     return _words(left) == _words(right)
+
+
+def _narrowed(statement: str) -> list[str]:
+    """`statement`, its first line, its first sentence, and that without a reason, and what it says something to be."""
+    line = statement.strip().partition("\n")[0]
+    sentence = next(iter(sentences(line)), line)
+    short = without_reason(sentence)
+    bare = _INTRODUCTION.sub("", short).strip(" \t.,;:")
+    said = _COPULA.split(short)[-1].strip(" \t.,;:")
+    return list(dict.fromkeys(each for each in (statement, line, sentence, short, bare, said) if each))
 
 
 def _words(text: str) -> str:
@@ -122,24 +160,43 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
         return 0.0
     if choices:
         return float(read_option(prediction, choices) == option_letter(reference, choices, letter_first=True))
-    stated, wanted = _undressed(tail(prediction)), _undressed(reference)
-    if not stated:
-        return 0.0
-    if stated == wanted:
-        return 1.0
-    value, target = _value(stated), _value(wanted)
+    stated = next(iter(statements(prediction)), "") or tail(prediction)
+    return float(any(_equal(each, reference) for each in _narrowed(stated)) or _states_number(prediction, reference))
+
+
+def _equal(stated: str, reference: str) -> bool:
+    """Whether a text is the reference, as a text, as a number, or as an expression."""
+    mine, wanted = _undressed(stated), _undressed(reference)
+    if not mine:
+        return False
+    if mine == wanted:
+        return True
+    value, target = _value(mine), _value(wanted)
     if value is not None and target is not None:
-        return float(abs(value - target) <= 1e-6 * abs(target))
-    found = [] if _OPERATOR.search(without_powers(stated)) else numbers(tail(prediction))
-    if target is not None and len(found) == 1:
-        return float(abs(found[0] - target) <= 1e-6 * abs(target))
-    return float(any(_equal_expressions(each, reference) for each in _statements(tail(prediction))))
+        return abs(value - target) <= 1e-6 * abs(target)
+    return any(_equal_expressions(each, reference) for each in _expressions(stated))
 
 
-def _statements(text: str) -> list[str]:
-    """`text`, and what it says in the end: the last expression marked as one, else the last fraction."""
+def _states_number(reply: str, reference: str) -> bool:
+    """Whether the number that the reply states is the reference, with nothing else in its sentence to be computed."""
+    target, found = _value(_undressed(reference)), stated_number(reply)
+    if target is None or found is None or not math.isclose(found.value, target, rel_tol=1e-6):
+        return False
+    stated = plain(next(iter(statements(reply)), "") or tail(reply))
+    line = _ASIDE.sub("", without_reason(next((each for each in sentences(stated) if quantities(each)), stated)))
+    numbered = quantities(line)
+    rest = "".join(
+        line[a:b]
+        for a, b in zip([0, *(q.end for q in numbered)], [*(q.start for q in numbered), len(line)], strict=True)
+    )
+    return "=" in rest or not (_OPERATOR.search(rest) or _COEFFICIENT.search(line))
+
+
+def _expressions(text: str) -> list[str]:
+    """`text`, and what it says: the expression marked as one that it begins with, else the last, else a fraction."""
     found = _MARKED.findall(text) or _FRACTION.findall(text)
-    return [text, *("".join(each) for each in found[-1:])]
+    said = found[:1] if _MARKED.match(text) else found[-1:]
+    return [text, *("".join(each) for each in said)]
 
 
 def _undressed(text: str) -> str:

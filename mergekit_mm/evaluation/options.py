@@ -4,69 +4,38 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from mergekit_mm.evaluation.reading import tail
+from mergekit_mm.evaluation.option_reader import OptionReader, equal_text, only, without_listing
+from mergekit_mm.evaluation.replies import answer_part
+from mergekit_mm.evaluation.statements import statements, without_emphasis
+
+_FULL_WIDTH = {at: at - 0xFEE0 for at in range(0xFF01, 0xFF5F)}  # to ASCII
 
 
 def read_option(reply: str, choices: Sequence[str]) -> str | None:
     """The letter of the one option that `reply` names, or None.
 
-    In this order: the reply is an option's text; the stated answer is a letter, or starts with a capital letter and a
-    mark; exactly one capital option letter stands alone; exactly one option's text occurs; equal but for signs.
+    In this order: the reply is an option's text; what it states behind a marker ("the answer is"), the last statement
+    first; what it begins with; its last line; "B is correct", "I choose B"; exactly one capital option letter that
+    stands alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a
+    list of all options, do not count; of several options none does.
     """
-    letters = ascii_uppercase[: len(choices)]
-    stated = tail(reply)
-    named = _by_equal_text(reply, choices) or _by_letter(stated, letters)
-    for text in (stated, reply):
-        named = named or _by_lone_letter(text, letters)
-    for text in (stated, reply):
-        named = named or _by_contained_text(text, choices)
-    return named or _by_bare_text(stated, choices)
+    text = answer_part(reply).translate(_FULL_WIDTH)
+    if named := equal_text(text, choices):
+        return named
+    text = without_listing(without_emphasis(text), choices)
+    reader = OptionReader(choices)
+    for statement in statements(text):
+        found = reader.statement(statement)
+        if found is not None:
+            return found or None
+    return reader.whole(text)
 
 
-def _only(found: Sequence[str]) -> str | None:
-    return found[0] if len(found) == 1 else None
-
-
-def _by_equal_text(reply: str, choices: Sequence[str]) -> str | None:
-    text = reply.strip().lower()
-    same = [letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if choice.strip().lower() == text]
-    return _only(same) if len(text) > 1 else None  # one character is a letter first
-
-
-def _by_letter(stated: str, letters: str) -> str | None:
-    alone = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", stated)
-    leading = re.match(r"[\W_]*([A-Z])[)\].:,]", stated)
-    match = alone or leading
-    letter = match[1].upper() if match else None
-    return letter if letter and letter in letters else None
-
-
-def _by_lone_letter(text: str, letters: str) -> str | None:
-    """ "A" before a lower-case word is an article, unless that word is "or" or "and". ASCII: as in "答案是B"."""
-    found = re.findall(r"(?<![\w'])(?!A\s+(?!or\b|and\b)[a-z])([A-Z])(?![\w'])", text, re.ASCII)
-    return _only(sorted({letter for letter in found if letter in letters}))
-
-
-def _by_contained_text(text: str, choices: Sequence[str]) -> str | None:
-    """Longer options first, and cut out where they occur: "dark red" does not name "red" as well."""
-    rest, found = text.lower(), []
-    for letter, choice in sorted(zip(ascii_uppercase, choices, strict=False), key=lambda pair: -len(pair[1])):
-        wanted = choice.strip().lower()
-        whole = re.compile(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)")
-        if wanted and whole.search(rest):
-            found.append(letter)
-            rest = whole.sub("\n", rest)
-    return _only(found)
-
-
-def _by_bare_text(stated: str, choices: Sequence[str]) -> str | None:
-    wanted = _bare(stated)
-    same = [letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if _bare(choice) == wanted]
-    return _only(same) if wanted else None
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"[^\w.\-]", "", text).strip(".").lower()
+def is_bare_option(reply: str, choices: Sequence[str]) -> bool:
+    """Whether `reply` is nothing but an option's letter or text."""
+    text = without_emphasis(answer_part(reply)).strip()
+    alone = re.fullmatch(r"[\W_]*([A-Z])[\W_]*", text)
+    return bool(alone and alone[1] in ascii_uppercase[: len(choices)]) or equal_text(text, choices) is not None
 
 
 def strict_option(reply: str, choices: Sequence[str]) -> str | None:
@@ -75,9 +44,9 @@ def strict_option(reply: str, choices: Sequence[str]) -> str | None:
     words = set(re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split())
     named = [letter for letter in letters if letter in words]
     if len(named) == 1 or (not named and "Z" in words):  # a lone Z: the model refused
-        return _only(named)
+        return only(named)
     lower = reply.lower()
-    return _only([letter for letter, choice in zip(letters, choices, strict=True) if choice.lower() in lower])
+    return only([letter for letter, choice in zip(letters, choices, strict=True) if choice.lower() in lower])
 
 
 def option_letter(reference: str, choices: Sequence[str], letter_first: bool = False) -> str:

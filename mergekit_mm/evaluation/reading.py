@@ -1,73 +1,186 @@
-"""Rules that read an answer out of a reply: the part that states it, and the numbers in it."""
+"""What a reply states as its answer: the part that states it, a number, a list."""
 
 import re
-import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
 
-_BOXED = re.compile(r"\\boxed\s*\{")
-_MARKER = re.compile(r"\b(?:answer|result|choice|option)\b[*_\s]*(?:(?:is|are)\b\s*:?|:|=)", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+(?![\w]))?")
-_EMPHASIS = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # of Markdown, not the power of Python
-_SUPERSCRIPTS = re.compile(r"[²³¹⁰⁴-⁹]+")
-_POWER_OF_UNIT = re.compile(r"(?<![A-Za-z])([kcdm]?m|in|ft|s|units?|met(?:er|re)s?)(\}?)\s*\^\s*\{?-?\d\}?")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|,?\\[,!;])(?=\d{3}(?!\d))")  # "," and its dresses in LaTeX
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+from mergekit_mm.evaluation.quantities import Quantity, numbers, plain, quantities
+from mergekit_mm.evaluation.replies import answer_part
+from mergekit_mm.evaluation.statements import sentences, statements, telling, without_emphasis
+
+_FILLER = re.compile(
+    r"(?:[\s\"'“”*_(\[{≈:=>]|about\b|approximately\b|approx\b\.?|roughly\b|around\b|nearly\b|exactly\b|just\b|only\b"
+    r"|equal\s+to\b|equals\b|the\s+(?:number|value|year)\b|number\b|a\s+total\s+of\b|it\s+is\b|it's\b|that\s+is\b"
+    r"|there\s+(?:are|is)\b|is\b|are\b|be\b|[A-Za-z∠]{1,4}\s*=|\bUS|[€£¥₹]|yes,|so,?\b|therefore,?\b|thus,?\b)*",
+    re.IGNORECASE,
 )
-_WORDS = _NUMBER_WORDS.split()
-_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_OPERATES = re.compile(
+    r"\s*(?:\+|\.\.|[√π]|[*×÷^=<>:]\s*[\w\\(.]|/\s*\w|x\s*\d|-\s*\d|\\(?:times|cdot|div|sqrt|pi)|[xyzn](?![a-z])"
+    r"|(?:plus|minus|times|divided|multiplied)\b)",
+    re.IGNORECASE,
+)
+_UNIT = r"(?:\s*[°%]|\s*[^\W\d_][\w/^.]{0,14}|\s*[€£¥]){0,2}"
+_STOPS = re.compile(rf"{_UNIT}\s*(?:$|\n|[.!?;)\]}}\"'”*,(—]|-\s|\b(?:because|since|as|due|for)\b)", re.IGNORECASE)
+_REASONS = re.compile(rf"{_UNIT}\s*,?\s*(?:because|since|as|which|due|given|where|for|so|\()", re.IGNORECASE)
+_JOINS = re.compile(
+    rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|;|\bor|\band|\bto|&|/|-|–|—|±|:|\.\.+|…)\s*[€£¥(]?\s*", re.IGNORECASE
+)
+_LISTS = re.compile(rf"{_UNIT}\s*(?:,\s*and|,|;|\band|&)\s*[€£¥(\"']?\s*", re.IGNORECASE)
+_LABELS = re.compile(
+    r"(?:figure|fig\.?|step|image|picture|panel|table|question|part|equation|line|row|column|option|choice|angle|∠|page)"
+    r"\s*$",
+    re.IGNORECASE,
+)
+_BOUNDS = re.compile(
+    r"(?:more\s+than|less\s+than|fewer\s+than|greater\s+than|larger\s+than|smaller\s+than|at\s+least|at\s+most|up\s+to"
+    r"|\bnot|n't|between|over|under|above|below|[<>≤≥≠]|\\[lg]eq?)\s*$",
+    re.IGNORECASE,
+)
+_DENIES = re.compile(rf"{_UNIT}\s+(?:is|are)\s+(?:not|wrong|incorrect|false|too)\b", re.IGNORECASE)
+_CUES = re.compile(
+    r"(?:[=≈→:]|\\approx|\b(?:is|are|was|were|be|equals?|makes?|gives?|gave|get|gets|got|obtain|have|has|leaves|leaving|"
+    r"totals?|totaling|giving|making|yields?|yielding|becomes?|means|counted|count|so|therefore|thus|hence|i\.e\.,?|namely)\b)[\s\"'“*(€£¥,]*"
+    r"(?:(?:about|approximately|roughly|around|nearly|exactly|only|just|equal\s+to|a\s+total\s+of)\s+)?[\s€£¥(]*$",
+    re.IGNORECASE,
+)
+_IN_TOTAL = re.compile(r"(?:\s+\w+){0,3}?\s+(?:in\s+total|altogether|in\s+all|overall|remain)\b", re.IGNORECASE)
+_BULLET = re.compile(r"^[ \t]*[-*•][ \t]+", re.MULTILINE)
+_BARE = re.compile(r"[^A-Za-z]*")
+_AFTER_OPERATOR = re.compile(r"(?:[√^*/×÷]|\\sqrt|\\times|\\cdot)[\s{(]*$")
+_ENUMERATED = re.compile(r"^\s*[*_]*(\d{1,2})[.)](?=\s+\S)", re.MULTILINE)
 
 
 def tail(reply: str) -> str:
     r"""The part of `reply` that states the answer.
 
-    Inside the last `\boxed{...}`; else what follows the last "answer", "result", "choice" or "option" with "is", ":" or
-    "="; else the whole reply. Without the ** of Markdown.
+    Inside the last `\boxed{...}`; else what follows the last marker ("the answer is", "Answer:", "the correct option
+    should be", "####"), or the last "result is" without one; else the whole reply. Without the ** of Markdown.
     """
-    reply = _EMPHASIS.sub("", reply)
-    boxes = list(_BOXED.finditer(reply))
-    if boxes:
-        return _braced(reply[boxes[-1].end() :]).strip()
-    markers = list(_MARKER.finditer(reply))
-    stated = reply[markers[-1].end() :].strip() if markers else ""
-    return stated or reply.strip()
-
-
-def _braced(text: str) -> str:
-    depth = 1
-    for at, letter in enumerate(text):
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return text[:at]
-    return text
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers written in `text` with digits, in order: "1,000" is one, the 2 of "cm2" and "cm^2" is none."""
-    plain = unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", text)).replace("\u2212", "-")
-    return [float(each) for each in _NUMBER.findall(joined(without_powers(plain)))]
-
-
-def without_powers(text: str) -> str:
-    """`text` with "cm^2" as "cm"."""
-    return _POWER_OF_UNIT.sub(r"\1\2 ", text)
-
-
-def joined(text: str) -> str:
-    r"""`text` without separators of thousands: 1,000, 1{,}000, 1\,000."""
-    return _THOUSANDS.sub("", text)
+    return next(iter(statements(reply)), "") or without_emphasis(answer_part(reply)).strip()
 
 
 def last_number(text: str) -> float | None:
-    """The last number of `text`; without digits, the last number word up to twenty; else None."""
-    found = numbers(text)
-    if found:
-        return found[-1]
-    words = _NUMBER_WORD.findall(text)
-    return float(_WORDS.index(words[-1].lower())) if words else None
+    """The last number of `text`; without digits, the last number word; else None."""
+    found = numbers(text) or [each.value for each in quantities(plain(text))]
+    return found[-1] if found else None
+
+
+def stated_number(reply: str) -> Quantity | None:
+    """The number that `reply` states as its answer; None where it states none, or several.
+
+    After a marker ("the answer is"): the number that comes first. Without one: the number that the reply begins with,
+    if it ends there or goes on with a reason; else that of the last sentence with numbers: the only one, or the one
+    that the sentence leads to ("3 + 4 = 7", "so there are 7"). Ranges, lists and alternatives are no number.
+    """
+    for statement in statements(reply):
+        text = plain(statement)
+        first = sentences(text)[0] if sentences(text) else text
+        numbered = quantities(first)
+        if any(not _is_bounded(each, first) for each in numbered):
+            opening = _opening(first, numbered, strict=False)
+            return opening or (None if _is_joined(numbered, 0, first) else _concluding(first, numbered))
+    text = plain(without_emphasis(answer_part(reply))).strip()
+    enumerated = [int(each[1]) for each in _ENUMERATED.finditer(text)]
+    if enumerated[:2] == [1, 2]:
+        text = _ENUMERATED.sub("", text)
+    bullets = _BULLET.findall(text)
+    spoken = telling(_BULLET.sub("", text) if len(bullets) > 1 else text)
+    if not spoken:
+        return None
+    lines = [quantities(line) for line in spoken if _BARE.fullmatch(line)]
+    if len(lines) == len(spoken) and len({each[0].value for each in lines if each}) > 1:
+        return None
+    if len(bullets) < 2 and (found := _opening(spoken[0], quantities(spoken[0]), strict=True)):
+        return found
+    for sentence in reversed(spoken):
+        if numbered := quantities(sentence):
+            return _concluding(sentence, numbered)
+    return None
+
+
+def _opening(text: str, found: Sequence[Quantity], strict: bool) -> Quantity | None:
+    """The number that `text` begins with. `strict`: only if the text ends there, or goes on with a reason."""
+    if not found or not _FILLER.fullmatch(text[: found[0].start]):
+        return None
+    first = found[0]
+    if _OPERATES.match(text, first.end) or _is_joined(found, 0, text):
+        return None
+    if not strict:
+        return first
+    ends = _STOPS.match(text, first.end) and (len(found) == 1 or _REASONS.match(text, first.end))
+    return first if ends else None
+
+
+def _is_bounded(number: Quantity, text: str) -> bool:
+    """Whether a number is no value but a bound, or denied: "more than 5", "not 5"."""
+    return bool(_BOUNDS.search(text[max(0, number.start - 20) : number.start]) or _DENIES.match(text, number.end))
+
+
+def _is_joined(found: Sequence[Quantity], at: int, text: str) -> bool:
+    """Whether a number is one of a range, a list or alternatives: "3 or 4", "3-5", "3 cats and 4 dogs"."""
+    gaps = [text[a.end : b.start] for a, b in pairwise(found[max(0, at - 1) : at + 2])]
+    return any(_JOINS.fullmatch(gap) for gap in gaps)
+
+
+def _concluding(text: str, found: Sequence[Quantity]) -> Quantity | None:
+    """The number that a sentence leads to, or its only one."""
+    free = [each for each in found if not _is_bounded(each, text)]
+    unlabelled = [each for each in free if not _LABELS.search(text[max(0, each.start - 12) : each.start])]
+    joined = {each.start for at, each in enumerate(found) if _is_joined(found, at, text)}
+    candidates = [each for each in unlabelled or free if each.start not in joined]
+    if totals := [each for each in unlabelled or free if _IN_TOTAL.match(text, each.end)]:
+        return totals[-1]
+    if len(unlabelled or free) == 1:
+        only = (unlabelled or free)[0]
+        computed = _OPERATES.match(text, only.end) or _AFTER_OPERATOR.search(text[max(0, only.start - 12) : only.start])
+        return None if computed or only not in candidates else only
+    cued = [each for each in candidates if _CUES.search(text[max(0, each.start - 40) : each.start])]
+    cued = [each for each in cued if not _OPERATES.match(text, each.end)]
+    return cued[-1] if cued else None
+
+
+def stated_list(reply: str) -> list[str] | None:
+    """The elements, as texts, of the list that `reply` states; None without one.
+
+    In brackets of any kind, or written out: "2007 and 2008", "2, 3 and 5". A single number is a list of one.
+    """
+    whole = without_emphasis(answer_part(reply)).strip()
+    for text in (*statements(reply), whole):
+        if found := (last_list(text) if text is whole else first_list(text)) or _enumeration(text):
+            return found
+    alone = stated_number(reply)
+    return None if alone is None else [repr(alone.value)]
+
+
+def first_list(text: str) -> list[str] | None:
+    """The elements, as texts, of the first bracketed list in `text`; None without one."""
+    found = re.search(r"\[([^\[\]]*)\]", text)
+    return _elements(found[1]) if found else None
 
 
 def last_list(text: str) -> list[str] | None:
     """The elements, as texts, of the last bracketed list in `text`; None without one."""
     found = re.findall(r"\[([^\[\]]*)\]", text)
-    return [each.strip().strip("'\"") for each in found[-1].split(",")] if found else None
+    return _elements(found[-1]) if found else None
+
+
+def _elements(inside: str) -> list[str]:
+    return [each.strip().strip("'\"") for each in inside.split(",")]
+
+
+def _enumeration(text: str) -> list[str] | None:
+    """The elements of a list in parentheses or braces, or written out as numbers, in the last sentence with one."""
+    if round_ := re.search(r"\(([^()]*,[^()]*)\)|\\?\{([^{}]*,[^{}]*?)\\?\}", text):
+        return _elements(round_[1] or round_[2])
+    for sentence in reversed(telling(plain(text))):
+        found = quantities(sentence)
+        runs: list[list[Quantity]] = [found[:1]]
+        for before, after in pairwise(found):
+            if _LISTS.fullmatch(sentence[before.end : after.start]):
+                runs[-1].append(after)
+            else:
+                runs.append([after])
+        longest = max(runs, key=len)
+        if len(longest) > 1:
+            return [sentence[each.start : each.end] for each in longest]
+    return None

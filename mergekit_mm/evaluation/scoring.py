@@ -1,11 +1,13 @@
 """`process_results` of the tasks: one document and the reply to it give the metrics, `score` always among them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_mm.evaluation import boxes, judge, mathematics, metrics, options
-from mergekit_mm.evaluation.media import open_picture
+from mergekit_mm.evaluation.grounding import upright_truth
+from mergekit_mm.evaluation.replies import answer_part, has_thoughts
 from mergekit_mm.evaluation.short_answers import as_list
 
 Doc = Mapping[str, Any]
@@ -13,52 +15,82 @@ Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
 
 
-def _first_line(reply: str) -> str:
-    """The first line with words in it: a base model often breaks the line before it answers, and goes on after it.
+_LABEL = re.compile(
+    r"(?:\*\*|__)?(?:(?:[Tt]he\s+)?(?:[Ff]inal\s+|[Ss]hort\s+)?[Aa]nswer|ANSWER|A)\s*(?:\*\*|__)?:(?:\*\*|__)?\s*"
+)
+_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\\boxed\{([^{}]+)\}[.]?")
 
-    Not done by `until: ["\\n"]`, which would cut such a reply down to nothing.
+
+def _short_answer(reply: str) -> str:
+    """The first line with words in it, without a label ("Answer:") in front and bold type or a box around it.
+
+    A base model often breaks the line before it answers, and goes on after it. That is not done by `until: ["\\n"]`,
+    which would cut such a reply down to nothing.
     """
-    return reply.strip().partition("\n")[0]
+    text = answer_part(reply).strip()
+    label = _LABEL.match(text)
+    line = (text[label.end() :] or text if label else text).partition("\n")[0].strip()
+    dressed = _DRESSED.fullmatch(line)
+    return (dressed[1] or dressed[2]) if dressed else line
+
+
+def _with_thoughts(reply: str, scores: Scores) -> Scores:
+    """`scores`, and `thoughts` if some were taken off the reply: the results tell of how many replies."""
+    return {**scores, "thoughts": 1.0} if has_thoughts(reply) else scores
+
+
+def count(marks: Sequence[float]) -> float:
+    """Aggregation: how many documents have the mark."""
+    return math.fsum(marks)
 
 
 def begins(doc: Doc, results: Sequence[str]) -> Scores:
     """The demo tasks: the reply begins with the words of the answer."""
     words = doc["answer"].split()
-    return {"score": float(results[0].split()[: len(words)] == words)}
+    said = answer_part(results[0]).split()
+    return _with_thoughts(results[0], {"score": float(said[: len(words)] == words)})
 
 
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
-    return {"score": metrics.vqa_soft(_first_line(results[0]), doc["answers"])}
+    return _with_thoughts(results[0], {"score": metrics.vqa_soft(_short_answer(results[0]), doc["answers"])})
 
 
 def short(doc: Doc, results: Sequence[str]) -> Scores:
     """GQA and OCR-VQA; `exact_match_strict` minds punctuation (upstream VLMEvalKit)."""
-    references, reply = as_list(doc["answer"]), _first_line(results[0])
+    references, reply = as_list(doc["answer"]), _short_answer(results[0])
     strict = reply.strip().lower() in [each.strip().lower() for each in references]
-    return {"score": metrics.exact_match_nopunct(reply, references), "exact_match_strict": float(strict)}
+    scores = {"score": metrics.exact_match_nopunct(reply, references), "exact_match_strict": float(strict)}
+    return _with_thoughts(results[0], scores)
 
 
 def chartqa(doc: Doc, results: Sequence[str]) -> Scores:
     """ChartQA, and the same over questions by people or generated ones."""
-    score = metrics.chartqa_relaxed(_first_line(results[0]), doc["answer"])
-    return {"score": score, "relaxed_human" if doc["type"] == "human_test" else "relaxed_augmented": score}
+    score = metrics.chartqa_relaxed(_short_answer(results[0]), doc["answer"])
+    part = "relaxed_human" if doc["type"] == "human_test" else "relaxed_augmented"
+    return _with_thoughts(results[0], {"score": score, part: score})
 
 
 def mathvista(doc: Doc, results: Sequence[str]) -> Scores:
-    """MathVista; `strict` as VLMEvalKit without a judge, `parsed`: the rules could read an answer from the reply."""
+    """MathVista; `strict` as VLMEvalKit without a judge, `parsed`: the rules could read an answer from the reply.
+
+    As in the paper's evaluation, a judge sees every reply that is more than the answer itself.
+    """
     fields = {key: doc[key] for key in ("choices", "question_type", "answer_type", "answer_option", "precision")}
-    parsed = mathematics.mathvista_answer(results[0], **fields) is not None
-    reply = results[0] if parsed else _judged(doc, results[0])
-    return {
-        "score": metrics.mathvista_score(reply, doc["answer"], **fields),
+    scores = {
+        "score": metrics.mathvista_score(_judged(doc, results[0], **fields), doc["answer"], **fields),
         "strict": mathematics.mathvista_strict(results[0], doc["answer"], **fields),
-        "parsed": float(parsed),
+        "parsed": float(mathematics.mathvista_answer(results[0], **fields) is not None),
     }
+    return _with_thoughts(results[0], scores)
 
 
-def _judged(doc: Doc, reply: str) -> str:
-    return judge.extract(doc["prompt"], reply, doc["judge"]) if doc["judge"] else reply
+def _judged(doc: Doc, reply: str, **fields: Any) -> str:
+    """What the judge, if there is one, extracts from a reply that needs reading; the reply where it says nothing."""
+    said = answer_part(reply)
+    if not doc["judge"] or not said.strip() or mathematics.is_bare(said, **fields):
+        return reply
+    return judge.extract(doc["prompt"], said, doc["judge"]) or reply
 
 
 def mathvista_geometry(doc: Doc, results: Sequence[str]) -> Scores:
@@ -71,42 +103,46 @@ def mathvista_geometry(doc: Doc, results: Sequence[str]) -> Scores:
 def mathvision(doc: Doc, results: Sequence[str]) -> Scores:
     """MATH-Vision; `parsed`: the reply names an option (always 1 for open questions with any reply).
 
-    As in the paper's evaluation, a judge sees every reply to an open question that does not equal the reference.
+    As in the paper's evaluation, a judge sees every reply that is more than the answer itself.
     """
-    read = options.read_option(results[0], doc["choices"]) if doc["choices"] else results[0].strip()
-    score = metrics.mathvision_score(results[0], doc["answer"], choices=doc["choices"])
-    if not read or not (score or doc["choices"]):
-        score = metrics.mathvision_score(_judged(doc, results[0]), doc["answer"], choices=doc["choices"])
-    return {"score": score, "parsed": float(bool(read))}
+    choices, reply = doc["choices"], results[0]
+    read = options.read_option(reply, choices) if choices else answer_part(reply).strip()
+    score = metrics.mathvision_score(_judged(doc, reply, choices=choices), doc["answer"], choices=choices)
+    return _with_thoughts(reply, {"score": score, "parsed": float(bool(read))})
 
 
 def refcoco(doc: Doc, results: Sequence[str]) -> Scores:
     """RefCOCO family: accuracy at IoU 0.5, mean IoU, and the share of replies with a box."""
-    width, height = open_picture(doc["image"]).size  # of the file: no pixel is read
-    sizes = {"image_width": width, "image_height": height, "box_unit": doc["box_unit"]}
-    return {
-        "score": metrics.box_iou_score(results[0], doc["box"], **sizes),
-        "iou": boxes.box_iou(results[0], doc["box"], **sizes),
-        "parsed": float(boxes.read_box(results[0]) is not None),
+    box, width, height = upright_truth(doc)
+    shown = next(iter(getattr(results[0], "pictures", ())), None)  # told by the model `mllm`
+    fields = {"image_width": width, "image_height": height, "box_unit": doc["box_unit"], "shown": shown}
+    fields["family"] = getattr(results[0], "family", None)
+    scores = {
+        "score": metrics.box_iou_score(results[0], box, **fields),
+        "iou": boxes.box_iou(results[0], box, **fields),
+        "parsed": float(boxes.read_box(answer_part(results[0])) is not None),
     }
+    return _with_thoughts(results[0], scores)
 
 
 def avqa(doc: Doc, results: Sequence[str]) -> Scores:
     """AVQA, and the same over its kind of question; `first_char` is the rule of the paper's script."""
     choices = doc["choices"] or [""] * 4  # options known to the question's text only are named by letter
-    score = metrics.avqa_score(_first_line(results[0]), doc["answer"], choices=choices)
+    score = metrics.avqa_score(results[0], doc["answer"], choices=choices)
     first_char = metrics.avqa_score(results[0], options.option_letter(doc["answer"], choices))
-    return {"score": score, "first_char": first_char, **({doc["question_type"]: score} if doc["question_type"] else {})}
+    kind = {doc["question_type"]: score} if doc["question_type"] else {}
+    return _with_thoughts(results[0], {"score": score, "first_char": first_char, **kind})
 
 
 def music_avqa(doc: Doc, results: Sequence[str]) -> Scores:
     """MUSIC-AVQA; and the same over its kind of question, and over its modality, where the data tell them."""
-    score = metrics.music_avqa_score(_first_line(results[0]), doc["answer"])
-    kind = doc["question_type"]
-    if not kind:
-        return {"score": score}
-    modality = next((each for each in _MODALITIES if kind.startswith(each)), kind)
-    return {"score": score, kind: score, modality: score}
+    score = metrics.music_avqa_score(_short_answer(results[0]), doc["answer"])
+    parts = (
+        [kind, next((each for each in _MODALITIES if kind.startswith(each)), kind)]
+        if (kind := doc["question_type"])
+        else []
+    )
+    return _with_thoughts(results[0], {"score": score, **dict.fromkeys(parts, score)})
 
 
 class CategoryScore(float):

@@ -28,6 +28,7 @@ from mergekit_mm.mllm.batching import Asked, ahead, batches
 from mergekit_mm.mllm.chat import Part, Writer, Written, parts_of
 from mergekit_mm.mllm.inputs import Reader, pixel_limits
 from mergekit_mm.mllm.likelihood import continued, logits_of_ends
+from mergekit_mm.mllm.replies import with_pictures
 
 AUTO_CLASSES = (
     transformers.AutoModelForMultimodalLM,
@@ -50,6 +51,7 @@ class MLLM(HFLM):
     min_pixels, max_pixels: of a picture, for processors that have such limits.
     images_kwargs, videos_kwargs, audio_kwargs: dicts of what else the processor is told (`--model_args` as JSON).
     num_frames: of every video that comes as a file, in the place of what the task says.
+    think_end_token: the text, or the number of the token, that ends thoughts, which are taken off the answer.
     skip_special_tokens: whether answers are without them.
     device: by default a GPU if there is one. device_map: as in transformers, to split a model over several.
     """
@@ -225,14 +227,23 @@ class MLLM(HFLM):
             said = said[:, prompt.shape[1] :]
         elif self.backend == "seq2seq":  # the answer alone, after a start token
             said = said[:, 1:]
-        return [self._decoded(row, until) for row in said.tolist()]
+        replies = [self._decoded(row, until) for row in said.tolist()]
+        return with_pictures(replies, asked, inputs, self.reader, self.config)
 
     def _decoded(self, tokens: list[int], until: list[str]) -> str:
         ends = self.model.generation_config.eos_token_id
         ends = {self.eot_token_id, *(ends if isinstance(ends, list) else [ends])}
         length = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
-        said = self.tokenizer.decode(tokens[:length], skip_special_tokens=self.skip_special_tokens)
-        return postprocess_generated_text(said, until, self.think_end_token)
+        return self._answer(tokens[:length], until)
+
+    def _answer(self, tokens: list[int], until: list[str]) -> str:
+        """The text of a reply's tokens, without thoughts that end in `think_end_token` (a text or a token), as `hf`."""
+        end = self.think_end_token
+        thoughts = [at for at, token in enumerate(tokens) if token == end]
+        tokens = tokens[thoughts[-1] + 1 :] if thoughts else tokens
+        said = self.tokenizer.decode(tokens, skip_special_tokens=self.skip_special_tokens)
+        said = said.lstrip() if isinstance(end, int) else said
+        return postprocess_generated_text(said, until, end if isinstance(end, str) else None)
 
     def _check_length(self, asked: list[Asked], inputs: Any, new_tokens: int) -> None:
         lengths = inputs["attention_mask"].sum(-1).tolist()

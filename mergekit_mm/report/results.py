@@ -2,6 +2,9 @@
 
 Written by `lm_eval --output_path`. Read here: `results`, `configs`, `versions`, `n-shot`, `n-samples`,
 `group_subtasks`, `higher_is_better`, `config`, `model_name`, `date` and the versions of the libraries.
+
+Also read: the files of lm-eval before 0.4, which have no `configs` (`results.json`, metrics without a filter), of its
+first 0.4 releases, and of lmms-eval (`<date>_results.json`), in which the date and the model's arguments are texts.
 """
 
 from __future__ import annotations
@@ -21,7 +24,25 @@ from mergekit_mm.errors import UserError
 
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
+_NAMES = ("peft", "delta", "pretrained", "model", "model_version", "path", "engine")  # as lm-eval looks for a name
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
+_LOWER_IS_BETTER = {
+    "ppl",
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+    "brier_score",
+    "wer",
+    "cer",
+}
+_LMMS_EVAL_DATE = re.compile(r"\d{8}_\d{6}")
+_STDERR = re.compile(r"_stderr(?:_[a-z]+)?$")
+_OTHER_TOOLS = {  # keys at the top of the files of other tools
+    "config_general": "lighteval (or the first Open LLM Leaderboard)",
+    "config_tasks": "lighteval",
+    "groups_scores": "HELM",
+}
 _GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # they act without sampling too
 _DEFINITION = (
     *("dataset_path", "dataset_name", "dataset_kwargs", "test_split", "doc_to_text", "doc_to_choice", "doc_to_target"),
@@ -84,16 +105,30 @@ class Evaluated:
 
 
 def find_results(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, and every `results_*.json` at any depth of directories; ReportError for a directory without."""
+    """Files as given, and the result files at any depth of directories; ReportError for a directory without.
+
+    These are every `results_*.json`, and every `*_results.json` and `results.json` that has results in it.
+    """
     found: dict[Path, Path] = {}
     for path in paths:
         files = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
+        if not path.is_file():
+            named_otherwise = [*path.rglob("*_results.json"), *path.rglob("results.json")]
+            files += sorted(each for each in named_otherwise if each not in files and _has_results(each))
         if not files:
             others = sorted(each.relative_to(path).as_posix() for each in path.rglob("*.json*") if each.is_file())
             seen = f"; found: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
             raise ReportError(f"{path}: no results_*.json there, as written by lm_eval --output_path{seen}")
         found |= {file.resolve(): file for file in files}
     return list(found.values())
+
+
+def _has_results(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and isinstance(data.get("results"), dict)
 
 
 def collect(paths: Iterable[Path], separate: bool) -> list[Evaluated]:
@@ -108,25 +143,37 @@ def collect(paths: Iterable[Path], separate: bool) -> list[Evaluated]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a result file. ReportError: it is none, or holds no task."""
+    """Read a result file. ReportError: it is none, of another tool, or holds no task."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also what is no UTF-8
         hint = "; samples_*.jsonl hold single replies, results_*.json the scores" if path.suffix == ".jsonl" else ""
+        hint = "; the tables of VLMEvalKit are not read" if path.suffix in (".csv", ".xlsx", ".tsv") else hint
         raise ReportError(f"{path} is not a result file of lm-eval: no JSON{hint}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("results"), dict) or "configs" not in data:
+    if isinstance(data, dict) and (tool := next((_OTHER_TOOLS[key] for key in _OTHER_TOOLS if key in data), None)):
+        raise ReportError(
+            f"{path} was written by {tool}, whose files are not read: only those of lm-eval and lmms-eval"
+        )
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise ReportError(f"{path} is not a result file of lm-eval: it lacks `results` or `configs`")
-    config = data.get("config") or {}
+    if not ("configs" in data or "versions" in data or "config" in data):
+        raise ReportError(
+            f"{path} is not a result file of lm-eval: it has `results`, but neither `configs` (lm-eval from 0.4 on, "
+            "lmms-eval) nor `versions` and `config` (before)"
+        )
+    config = data["config"] if isinstance(data.get("config"), dict) else {}
     arguments = _arguments(config.get("model_args"))
-    conditions = _conditions(data, config, arguments)
+    conditions = _conditions(path, data, config, arguments)
+    leaves = data["configs"] if "configs" in data else data["results"].keys() - (data.get("groups") or {}).keys()
     tasks = {
         name: _task(data, name, conditions, arguments)
-        for name in data["results"]
-        if name in data["configs"]  # groups have none
+        for name, found in data["results"].items()
+        if name in leaves and isinstance(found, dict)  # groups have no config
     }
     if not tasks:
         raise ReportError(f"{path} holds no result of any task")
-    model = str(data.get("model_name") or config.get("model") or path.parent.name).rstrip("/")
+    named = (arguments[key] for key in _NAMES if arguments.get(key))
+    model = str(data.get("model_name") or next(named, None) or config.get("model") or path.parent.name).rstrip("/")
     revision = config.get("model_revision") or arguments.get("revision") or "main"
     model = model if revision == "main" else f"{model}@{revision}"
     beneath = [str(arguments["pretrained"])] if arguments.get("peft") and arguments.get("pretrained") else []
@@ -134,10 +181,25 @@ def read_run(path: Path) -> Run:
         path=path,
         model=model,
         identity=tuple(_in_full(each) for each in (model, *beneath)),
-        date=float(data.get("date") or path.stat().st_mtime),
+        date=_date(data.get("date"), path),
         tasks=tasks,
-        groups={group: members for group, members in (data.get("group_subtasks") or {}).items() if members},
+        groups={group: list(members) for group, members in (data.get("group_subtasks") or {}).items() if members},
     )
+
+
+def _date(given: Any, path: Path) -> float:
+    """Seconds since the epoch: lm-eval writes those, lmms-eval a text; else when the file was last changed."""
+    text = str(given or "")
+    try:
+        return (
+            float(text) if not _LMMS_EVAL_DATE.fullmatch(text) else datetime.strptime(text, "%Y%m%d_%H%M%S").timestamp()
+        )
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return path.stat().st_mtime
 
 
 def _in_full(name: str) -> str:
@@ -147,16 +209,25 @@ def _in_full(name: str) -> str:
 
 
 def _arguments(given: Any) -> dict[str, Any]:
-    """`model_args`: a mapping, in older files the text of the command line."""
+    """`model_args`: a mapping, in older files the text of the command line, which may be JSON."""
     if isinstance(given, str):
+        if given.lstrip().startswith("{"):
+            try:
+                return dict(json.loads(given))
+            except ValueError:
+                return {}
         return dict(part.split("=", 1) for part in given.split(",") if "=" in part)
     return dict(given or {})
 
 
-def _conditions(data: Mapping[str, Any], config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:
+def _conditions(
+    path: Path, data: Mapping[str, Any], config: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, str]:
     """What holds for all tasks of a run."""
+    of_lmms_eval = _LMMS_EVAL_DATE.fullmatch(str(data.get("date") or "")) or re.match(r"\d{8}_\d{6}_results", path.stem)
     found = {
-        "lm-eval": data.get("lm_eval_version"),
+        "evaluator": "lmms-eval" if of_lmms_eval else "lm-eval",
+        "lm-eval": data.get("lm_eval_version") or (None if "configs" in data else "before 0.4"),
         "transformers": data.get("transformers_version"),
         "lm-eval model": config.get("model"),
         "dtype": str(config.get("model_dtype") or arguments.get("dtype") or "").removeprefix("torch."),
@@ -171,8 +242,8 @@ def _conditions(data: Mapping[str, Any], config: Mapping[str, Any], arguments: M
 
 
 def _task(data: Mapping[str, Any], name: str, conditions: Mapping[str, str], arguments: Mapping[str, Any]) -> Task:
-    config = data["configs"][name]
-    metadata = dict(config.get("metadata") or {})
+    config = (data.get("configs") or {}).get(name) or {}
+    metadata = _metadata(config.get("metadata"))
     column = metadata.pop("paper_column", None)
     version = metadata.pop("version", (data.get("versions") or {}).get(name))
     settings = {"task version": version, "few-shot examples": (data.get("n-shot") or {}).get(name)}
@@ -182,13 +253,17 @@ def _task(data: Mapping[str, Any], name: str, conditions: Mapping[str, str], arg
         value = config.get(key)
         settings |= {f"{key}.{part}": value[part] for part in value} if isinstance(value, dict) else {key: value}
     counted = (data.get("n-samples") or {}).get(name)
-    samples = (counted["effective"], counted["original"]) if counted else None
+    samples = None
+    if isinstance(counted, dict) and {"effective", "original"} <= counted.keys():
+        samples = (counted["effective"], counted["original"])
     if samples:
         settings["samples"] = f"{samples[0]} of {samples[1]}"
-    higher = (data.get("higher_is_better") or {}).get(name) or {}
+    scores = _scores(data["results"][name])
+    told = (data.get("higher_is_better") or {}).get(name) or {}
+    higher = {metric: metric not in _LOWER_IS_BETTER for metric in (key.partition(",")[0] for key in scores)} | told
     return Task(
         name=name,
-        scores=_scores(data["results"][name]),
+        scores=scores,
         lower_is_better=frozenset(metric for metric, better in higher.items() if better is False),
         paper_column=column,
         samples=samples,
@@ -196,14 +271,20 @@ def _task(data: Mapping[str, Any], name: str, conditions: Mapping[str, str], arg
     )
 
 
+def _metadata(given: Any) -> dict[str, Any]:
+    """A task's metadata: a mapping, in older files a list of mappings."""
+    parts = given if isinstance(given, list) else [given]
+    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+
+
 def _scores(results: Mapping[str, Any]) -> dict[str, Score]:
     """Metrics in the file's order; those that are no finite number are left out."""
     scores = {}
     for key, value in results.items():
         metric, _, kind = key.partition(",")
-        if key in _NO_METRIC or metric.endswith("_stderr") or not _finite(value):
+        if key in _NO_METRIC or _STDERR.search(metric) or not _finite(value):
             continue
-        stderr = results.get(f"{metric}_stderr,{kind}")
+        stderr = results.get(f"{metric}_stderr,{kind}" if kind else f"{metric}_stderr")
         name = metric if kind in ("", "none") else key
         scores[name] = Score(float(value), float(stderr) if _finite(stderr) else None)
     return scores

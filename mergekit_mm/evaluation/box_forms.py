@@ -1,0 +1,110 @@
+"""The forms in which models write a box, and what each form tells of its unit and of the order of its numbers.
+
+| form | family | |
+|---|---|---|
+| `<loc0205><loc0102><loc0819><loc0512>` | PaliGemma | 1024ths of the picture, y first |
+| `<loc_100><loc_200><loc_500><loc_800>` | Florence-2 | 1000 bins, their middles |
+| `<patch_index_0044><patch_index_0863>` | Kosmos-2 | cells of a grid of 32 x 32 |
+| `{<10><20><50><80>}` | MiniGPT-v2 | percent |
+| `"box_2d": [200, 100, 800, 500]` | Gemini, Gemma | per mille, y first |
+| `{"x1": 100, "y1": 200, ...}`, xmin, left, x y width height | any | |
+| `[100, 200, 500, 800]`, `"bbox_2d": [...]`, nested, in parentheses, as two points, bare | any | |
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+Box = tuple[float, float, float, float]
+
+
+class WrittenBox(NamedTuple):
+    """Four numbers as a reply has them, left, top, right, bottom if `is_x_first`, else top, left, bottom, right."""
+
+    numbers: Box
+    unit: str | None = None  # None: the form does not tell
+    is_x_first: bool | None = None  # None: the form does not tell, and x is first but for some families
+
+
+_CELLS = 32  # of Kosmos-2, on each side
+_PATCHES = re.compile(r"<patch_index_(\d{1,4})>\s*<patch_index_(\d{1,4})>")
+_TOKENS = (
+    (re.compile(r"\s*".join([r"<loc(\d{4})>"] * 4)), 0, 1024, False),
+    (re.compile(r"\s*".join([r"<(?:loc|bin)_(\d{1,4})>"] * 4)), 0.5, 1000, True),
+    (re.compile(r"\{\s*" + r"\s*".join([r"<(\d{1,3})>"] * 4) + r"\s*\}"), 0, 100, True),
+)
+_N = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
+_ITEM = rf"[\"']?({_N})\s?(?:%|px|pixels?)?[\"']?"
+_NEXT = r"(?:\s*[,;]\s*|\s+)"
+_PAIR = _ITEM + _NEXT + _ITEM
+_FOUR = _PAIR + _NEXT + _PAIR
+_BETWEEN = r"(?:[\s,;]*|[^\d()\[\]]{0,40})"
+# The first three are tried first, in this order, as the peers do.
+_LISTS = (
+    re.compile(rf"\[\s*{_FOUR}\s*,?\s*\]"),
+    re.compile(rf"\(\s*{_FOUR}\s*\)"),
+    re.compile(rf"\(\s*{_PAIR}\s*\){_BETWEEN}\(\s*{_PAIR}\s*\)"),
+    re.compile(rf"\[\s*{_PAIR}\s*\]{_BETWEEN}\[\s*{_PAIR}\s*\]"),
+    re.compile(rf"[{{<]\s*{_FOUR}\s*[}}>]"),
+    re.compile(rf"(?<![\w.,-])(?<!, ){_FOUR}(?![\w.]|\s*,\s*{_N})"),
+)
+_BOX_2D = re.compile(rf"\bbox_2d[\"']?\s*[:=]\s*\[+\s*{_FOUR}\s*\]", re.IGNORECASE)
+_Y_FIRST = re.compile(r"\by_?(?:min|1)\W{1,4}x_?(?:min|1)\W{1,4}y_?(?:max|2)\W{1,4}x_?(?:max|2)\b", re.IGNORECASE)
+_KEYED = re.compile(rf"\b([A-Za-z]+(?:_?[A-Za-z\d]+)?)[\"']?\s*[:=]\s*[\"']?({_N})\s?%?")
+_CORNER_KEYS = ("x1 y1 x2 y2", "x0 y0 x1 y1", "xmin ymin xmax ymax", "left top right bottom")
+_SIZE_KEYS = ("x y width height", "x y w h", "left top width height", "xmin ymin width height")
+_PLAIN_SIGNS = str.maketrans("\u2212\uff0c\uff08\uff09\uff3b\uff3d\uff1b", "-,()[];")
+
+
+def read_box(reply: str) -> WrittenBox | None:
+    """The first box in `reply`; None without one."""
+    text = reply.translate(_PLAIN_SIGNS)
+    found = _of_tokens(text) or _of_keys(text) or _of_lists(text)
+    return found if found and math.isfinite(sum(found.numbers)) else None
+
+
+def _of_tokens(text: str) -> WrittenBox | None:
+    for form, shift, steps, is_x_first in _TOKENS:
+        if match := form.search(text):
+            a, b, c, d = ((int(each) + shift) / steps for each in match.groups())
+            return WrittenBox((a, b, c, d), "unit", is_x_first)
+    if match := _PATCHES.search(text):
+        first, last = int(match[1]), int(match[2])
+        (top, left), (bottom, right) = divmod(first, _CELLS), divmod(last, _CELLS)
+        # of two cells their middles, but the whole of cells that are in one row or column
+        start, end = (0.0, 1.0) if top == bottom or left == right else (0.5, 0.5)
+        corners = (left + start, top + start, right + end, bottom + end)
+        a, b, c, d = (each / _CELLS for each in corners)
+        return WrittenBox((a, b, c, d), "unit", True)
+    return None
+
+
+def _of_keys(text: str) -> WrittenBox | None:
+    if match := _BOX_2D.search(text):
+        a, b, c, d = (float(each) for each in match.groups())
+        return WrittenBox((a, b, c, d), None if max(a, b, c, d) <= 1 else "per_mille", False)
+    given: dict[str, float] = {}
+    percent = False
+    for match in _KEYED.finditer(text):
+        given.setdefault(match[1].lower().replace("_", ""), float(match[2]))
+        percent = percent or match[0].endswith("%")
+    unit = "percent" if percent else None
+    for names in _CORNER_KEYS:
+        if given.keys() >= set(names.split()):
+            a, b, c, d = (given[name] for name in names.split())
+            return WrittenBox((a, b, c, d), unit, True)
+    for names in _SIZE_KEYS:
+        if given.keys() >= set(names.split()):
+            left, top, width, height = (given[name] for name in names.split())
+            return WrittenBox((left, top, left + width, top + height), unit, True)
+    return None
+
+
+def _of_lists(text: str) -> WrittenBox | None:
+    for form in _LISTS:
+        if match := form.search(text):
+            a, b, c, d = (float(each) for each in match.groups())
+            return WrittenBox(
+                (a, b, c, d), "percent" if "%" in match[0] else None, False if _Y_FIRST.search(text) else None
+            )
+    return None
