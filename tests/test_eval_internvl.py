@@ -220,14 +220,20 @@ def test_answers_are_those_of_the_converted_model(loaded: MLLM) -> None:
         tokens = native().generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=[zoo.EOS, zoo.A_END])
         reply = tokens[0, inputs["input_ids"].shape[1] :].tolist()
         ends = [at for at, token in enumerate(reply) if token in (zoo.EOS, zoo.A_END)]
-        assert answer == loaded.tokenizer.decode(reply[: ends[0] if ends else None], skip_special_tokens=True).split("\n")[0]
+        assert (
+            answer
+            == loaded.tokenizer.decode(reply[: ends[0] if ends else None], skip_special_tokens=True).split("\n")[0]
+        )
 
 
 def test_a_merge_goes_to_scores() -> None:
     """The recipe's layout, merged by the stock command and evaluated as it lies there."""
     base = original()
     generator = torch.Generator().manual_seed(5)
-    moved = {k: v + 0.05 * torch.randn(v.shape, generator=generator) for k, v in load_file(base / "model.safetensors").items()}
+    moved = {
+        k: v + 0.05 * torch.randn(v.shape, generator=generator)
+        for k, v in load_file(base / "model.safetensors").items()
+    }
     outcome = c.merge(c.linear(original(moved)))
     lm = model(outcome.out)
     expected = native().state_dict()
@@ -246,7 +252,11 @@ def test_internlm2_is_a_llama() -> None:
     assert made.text_config.model_type == "llama"
     heads, groups = made.text_config.num_attention_heads, made.text_config.num_key_value_heads
     size, width = made.text_config.head_dim, made.text_config.hidden_size
-    rows = {"q": torch.randn(heads, size, width), "k": torch.randn(groups, size, width), "v": torch.randn(groups, size, width)}
+    rows = {
+        "q": torch.randn(heads, size, width),
+        "k": torch.randn(groups, size, width),
+        "v": torch.randn(groups, size, width),
+    }
     fused = []
     for group in range(groups):
         of_group = heads // groups

@@ -1,4 +1,4 @@
-"""Documents that cannot be asked: a medium of theirs is missing, cannot be read, or is refused by the model's processor.
+"""Documents that cannot be asked: one of their media is missing, cannot be read, or is refused by the processor.
 
 The option `missing` says what becomes of them: `error` (the default: the run is refused, and all are named), `skip`
 (they are left out of the scores) or `wrong` (they count as wrong). How many there were is written into the results.
@@ -50,8 +50,8 @@ def told(reasons: Sequence[str], total: int) -> str:
 def refusal(reasons: Sequence[str], total: int) -> EvaluationError:
     """For the policy `error`."""
     return EvaluationError(
-        f"{told(reasons, total)}\nTo go on without them: --metadata '{{\"missing\": \"skip\"}}' (they are left out) or "
-        "'{\"missing\": \"wrong\"}' (they count as wrong)"
+        f'{told(reasons, total)}\nTo go on without them: --metadata \'{{"missing": "skip"}}\' (they are left out) or '
+        '\'{"missing": "wrong"}\' (they count as wrong)'
     )
 
 

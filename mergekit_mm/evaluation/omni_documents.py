@@ -17,11 +17,11 @@ from typing import Any
 
 import datasets
 
+from mergekit_mm.errors import EvaluationError
 from mergekit_mm.evaluation import missing as missing_media
 from mergekit_mm.evaluation import prompts
 from mergekit_mm.evaluation.missing import Documents
 from mergekit_mm.evaluation.options import option_letter
-from mergekit_mm.errors import EvaluationError
 from mergekit_mm.evaluation.sources import DataNotFound, loader, local_path, read_table, refuse_misspelt
 
 _MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _flaws: dict[bytes, str | None] = {}  # digest of a file -> what is wrong with it; many questions share a picture
 
@@ -70,7 +70,7 @@ def _flaw_of(data: bytes) -> str | None:
             picture = Image.open(io.BytesIO(data))
             picture.draft("L", (1, 1))
             picture.load()
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return "it is no picture that Pillow knows"
     except Exception as error:  # what the readers of the many formats raise is not agreed on
         return str(error) or type(error).__name__

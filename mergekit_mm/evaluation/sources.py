@@ -48,7 +48,7 @@ def gathered() -> Iterator[None]:
 
 
 def loader(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a function that lm-eval calls as `custom_dataset`: its data may be named as missing with those of others."""
+    """Marks a function that lm-eval calls as `custom_dataset`: missing data are named together with those of others."""
 
     @wraps(load)
     def loaded(**given: Any) -> Any:

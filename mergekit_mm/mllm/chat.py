@@ -30,8 +30,8 @@ _LISTED: dict[str, Callable[[str], bool]] = {
 class Written(str):
     """A chat as text, by lm-eval's --apply_chat_template, which does not say whether media belong to it.
 
-    The text is that of a task without media, in which the words <image>, <video> and <audio> mean nothing. For a request
-    with media the `turns` (role, content) are written anew.
+    The text is that of a task without media, in which the words <image>, <video> and <audio> mean nothing. For a
+    request with media the `turns` (role, content) are written anew.
     """
 
     turns: Sequence[tuple[str, str]] = ()

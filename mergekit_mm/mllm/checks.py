@@ -1,4 +1,4 @@
-"""What is looked at before the run: that every medium can be read, that the processor takes it, that it is heard whole."""
+"""What is made sure of before the run: every medium can be read, the processor takes it, and sounds are heard whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from mergekit_mm.mllm.inputs import Reader, same_inputs
 from mergekit_mm.mllm.sounds import probe
 from mergekit_mm.omni.files import video_facts
 
-_SMALL, _LONG = 64, 8  # pixels, and the ratio of the sides, beyond which a processor is asked whether it takes a picture
+_SMALL, _LONG = (
+    64,
+    8,
+)  # pixels, and the ratio of the sides, beyond which a processor is asked whether it takes a picture
 
 
 class Checks:
@@ -120,8 +123,8 @@ def _of_picture(given: Any) -> str | None:
     unread = getattr(given, "fp", None)
     if isinstance(unread, io.BytesIO):
         return flaw_of(unread.getvalue())
-    if unread is not None and getattr(given, "filename", None):
-        return flaw_of(Path(given.filename).read_bytes())
+    if unread is not None and (file := getattr(given, "filename", None)):
+        return flaw_of(Path(file).read_bytes())
     return None if min(given.size) else "it has no pixels"
 
 
@@ -142,5 +145,3 @@ def _of_video(given: Mapping[str, Any]) -> str | None:
 def _named(given: Any, said: str) -> str:
     path = str(given.get("path") or "") if isinstance(given, Mapping) else ""
     return f" ({path})" if path and path not in said else ""
-
-

@@ -70,7 +70,9 @@ def sampling(part: Any, options: Mapping[str, Any], **arguments: Any) -> Samplin
         given[key] = value if value is not None else given[key]
     if options.get("do_sample_frames") and part is not None:
         named = getattr(getattr(part, "valid_kwargs", None), "__annotations__", {})
-        settings = {name: getattr(part, name, None) for name in named} | {k: v for k, v in given.items() if v is not None}
+        settings = {name: getattr(part, name, None) for name in named} | {
+            k: v for k, v in given.items() if v is not None
+        }
         settings |= {k: v for k, v in options.items() if k not in _SAMPLING}
         return Sampling(choose=partial(part.sample_frames, **settings))
     try:
@@ -155,8 +157,8 @@ class Reader:
         for modality, token in self.writer.tokens.items():
             if token and any(kind == "text" and token in str(what) for kind, what in parts):
                 raise EvaluationError(
-                    f"{where}: the prompt has the words {token!r}, which are this model's own placeholder for {modality}. "
-                    "Write them in another way, for instance with a blank in them"
+                    f"{where}: the prompt has the words {token!r}, which are this model's own placeholder for "
+                    f"{modality}. Write them in another way, for instance with a blank in them"
                 )
 
     def encode(self, batch: Sequence[Asked], padding_side: str) -> Any:
@@ -203,7 +205,9 @@ class Reader:
             named = ", ".join(one.where for one in batch[:3]) + (", ..." if len(batch) > 3 else "")
             raise EvaluationError(f"{type(self.processor).__name__} refuses {named}: {error}") from error
         if not inputs["attention_mask"][:, -1 if padding_side == "left" else 0].all():
-            raise EvaluationError(f"{type(self.processor).__name__} does not pad on the {padding_side}: use batch_size=1")
+            raise EvaluationError(
+                f"{type(self.processor).__name__} does not pad on the {padding_side}: use batch_size=1"
+            )
         if any(batch[0].media.values()) and not set(inputs) - _OF_TEXT:
             raise EvaluationError(f"{type(self.processor).__name__} makes nothing of the media of {batch[0].where}")
         return inputs
@@ -277,7 +281,7 @@ def _apart(places: Iterable[int], key: Any) -> list[list[int]]:
 
 
 def _shapes(one: Asked, opened: Mapping[int, Any]) -> tuple[Any, ...]:
-    """What must be equal for media to be stacked: the shapes of videos, the sizes of pictures, the lengths of sounds."""
+    """What is equal where media can be stacked: the shapes of videos, the sizes of pictures, the lengths of sounds."""
     found: list[Any] = []
     for modality in MODALITIES:
         for each in (opened.get(id(given)) for given in one.media[modality]):

@@ -2,8 +2,8 @@
 
 transformers has the same model as `InternVLForConditionalGeneration`. Config, weights and processor are brought into
 that form in memory, as transformers' own conversion of these checkpoints did it; no code of the checkpoint is run. The
-weights are split and renamed and nothing else, so that the model is the same. Pictures are cut into the same tiles; they
-are resized by torchvision in the place of Pillow, which differs by a shade in some pixels.
+weights are split and renamed and nothing else, so that the model is the same. Pictures are cut into the same tiles;
+they are resized by torchvision in the place of Pillow, which differs by a shade in some pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -263,28 +264,24 @@ def _literal(node: ast.expr) -> Any:
         return None
 
 
+# Turns, each begun by its role and ended by `sep`; a picture is followed by a line break.
+_TEMPLATE = Template("""\
+{%- if messages[0]['role'] != 'system' -%}{{ $before + $message + $after + $sep }}{%- endif -%}
+{%- for m in messages -%}
+{{ {'system': $before, 'assistant': $assistant}.get(m['role'], $user) }}
+{%- if m['content'] is string -%}{{ m['content'] }}
+{%- else -%}{%- for p in m['content'] -%}
+{{ p['text'] if p['type'] == 'text' else {'image': $image, 'video': $video}[p['type']] }}
+{%- endfor -%}{%- endif -%}
+{{ ($after if m['role'] == 'system' else '') + $sep }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ $assistant }}{%- endif -%}""")
+
+
 def _template(conversation: Mapping[str, Any]) -> str:
-    """A chat template (Jinja): turns, each begun by its role and ended by `sep`; a picture and a line break."""
-    user, assistant = (json.dumps(role, ensure_ascii=False) for role in conversation["roles"])
-    end = json.dumps(conversation["sep"], ensure_ascii=False)
-    before, after = conversation["system_template"].split("{system_message}")
-    begin, close = json.dumps(before, ensure_ascii=False), json.dumps(after, ensure_ascii=False)
-    system = json.dumps(conversation["system_message"], ensure_ascii=False)
-    image = json.dumps(_TOKENS["context_image_token"] + "\n")
-    parts = (
-        "{%- if p['type'] == 'text' -%}{{ p['text'] }}"
-        f"{{%- elif p['type'] == 'image' -%}}{{{{ {image} }}}}"
-        "{%- elif p['type'] == 'video' -%}{{ '<video>\\n' }}{%- endif -%}"
-    )
-    content = (
-        "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}{%- for p in m['content'] -%}"
-        + parts
-        + "{%- endfor -%}{%- endif -%}"
-    )
-    first = f"{{%- if messages[0]['role'] != 'system' -%}}{{{{ {begin} + {system} + {close} + {end} }}}}{{%- endif -%}}"
-    role = (
-        f"{{%- if m['role'] == 'system' -%}}{{{{ {begin} }}}}{{%- elif m['role'] == 'assistant' -%}}{{{{ {assistant} }}}}"
-        f"{{%- else -%}}{{{{ {user} }}}}{{%- endif -%}}"
-    )
-    turn = f"{{%- for m in messages -%}}{role}{content}{{{{ ({close} if m['role'] == 'system' else '') + {end} }}}}{{%- endfor -%}}"
-    return f"{first}{turn}{{%- if add_generation_prompt -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
+    """A chat template (Jinja) of a conversation."""
+    user, assistant = conversation["roles"]
+    before, _, after = conversation["system_template"].partition("{system_message}")
+    words = {"user": user, "assistant": assistant, "sep": conversation["sep"], "before": before, "after": after}
+    words |= {"message": conversation["system_message"], "image": "<IMG_CONTEXT>\n", "video": "<video>\n"}
+    return _TEMPLATE.substitute({key: json.dumps(text, ensure_ascii=False) for key, text in words.items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +30,13 @@ from mergekit_mm.evaluation.missing import check as missing_policy
 from mergekit_mm.mllm import internvl
 from mergekit_mm.mllm.batching import Asked, ahead, batches
 from mergekit_mm.mllm.chat import Part, Writer, Written
+from mergekit_mm.mllm.completion import complete
 from mergekit_mm.mllm.inputs import Reader, pixel_limits
 from mergekit_mm.mllm.likelihood import continued, logits_of_ends
 from mergekit_mm.mllm.run import Run, where
 from mergekit_mm.mllm.sounds import Window
 
+LOG = logging.getLogger(__name__)
 AUTO_CLASSES = (
     transformers.AutoModelForMultimodalLM,
     transformers.AutoModelForImageTextToText,
@@ -66,6 +69,7 @@ class MLLM(HFLM):
 
     MULTIMODAL = True
     _model: Any
+    _saved_processor: dict[str, Any] | None = None
     _internvl: dict[str, Any] | None = None  # the config of a checkpoint in InternVL's original form
 
     def __init__(
@@ -92,7 +96,9 @@ class MLLM(HFLM):
     ) -> None:
         self.missing = missing_policy(missing)
         if not str(batch_size).isdigit():
-            raise EvaluationError(f"batch_size is {batch_size!r}: mllm takes a number, as media differ too much in size")
+            raise EvaluationError(
+                f"batch_size is {batch_size!r}: mllm takes a number, as media differ too much in size"
+            )
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if isinstance(device_map, str) and (device_map not in ("auto", "balanced", "sequential") or not accelerator):
             device, device_map = ("cpu" if not accelerator else device_map), None  # one device
@@ -102,17 +108,18 @@ class MLLM(HFLM):
         super().__init__(pretrained, tokenizer=processor, device=device, batch_size=batch_size, **kwargs)
         self.model.generation_config.max_new_tokens = None  # the task says
         self.skip_special_tokens = skip_special_tokens
-        options = {"image": images_kwargs, "video": videos_kwargs, "audio": audio_kwargs}
-        options["image"] = {**pixel_limits(self.processor, min_pixels, max_pixels), **(images_kwargs or {})}
+        self.completed = complete(self.processor, self.model, self._saved_processor)
+        if self.completed:
+            LOG.warning(f"The processor does not know {self.completed}: taken from the model.")
+        options = {"image": images_kwargs or {}, "video": videos_kwargs or {}, "audio": audio_kwargs or {}}
+        options["image"] = {**pixel_limits(self.processor, min_pixels, max_pixels), **options["image"]}
         writer = Writer(
             self.processor, self.config, self._template(chat_template), system_prompt, self.chat_template_args
         )
         frames = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
-        options = {modality: given or {} for modality, given in options.items()}
         self.reader = Reader(self.processor, writer, options, frames, Window(long_audio))
         self.run = Run(self)
-        if self.cache_hook.dbdict is None:
-            self.cache_hook = self.run.answers
+        self.cache_hook: Any = self.run.answers
 
     # ---------------------------------------------------------------------------------------------------- loading
 
@@ -147,14 +154,15 @@ class MLLM(HFLM):
             place = tokenizer or (pretrained if isinstance(pretrained, str) else self.model.name_or_path)
             more = {"subfolder": subfolder} if subfolder else {}
             trusted = kwargs.get("trust_remote_code")
+            self._saved_processor = _in_file(place, {"revision": revision, **more})
             self.processor = transformers.AutoProcessor.from_pretrained(
                 place, revision=revision, trust_remote_code=trusted, **more
             )
         if getattr(self.processor, "tokenizer", None) is None:
             raise EvaluationError(
                 f"{pretrained} has no processor, only a {type(self.processor).__name__}: name one by processor=, or if "
-                "it is a text LLM, evaluate it by --model hf. Of models with code of their own and no processor, `mllm` "
-                "runs InternVL's (model_type internvl_chat)"
+                "it is a text LLM, evaluate it by --model hf. Of models with code of their own and no processor, "
+                "`mllm` runs InternVL's (model_type internvl_chat)"
             )
         configure_pad_token(self.processor.tokenizer, self.config)
         # prompts are encoded in a thread of their own, and a tokenizer must not change in one while another uses it
@@ -229,20 +237,21 @@ class MLLM(HFLM):
         self.run.tell()
         return [next(answers[0] if has else answers[1]) for has in has_media]
 
-    def _read(self, requests: list[Any]) -> list[Asked]:
-        """The requests as the model reads them, in `options` how they are answered."""
-        asked = []
+    def _read(self, requests: list[Any]) -> tuple[list[Asked], list[Any]]:
+        """The requests as the model reads them, and the arguments under which lm-eval keeps their answers."""
+        asked, keys = [], [request.args for request in requests]
         for request in requests:
-            options = json.dumps(request.args[1], sort_keys=True) if isinstance(request.args[1], dict) else ""
-            asked.append(self.reader.read(request.args[0], request.args[2], where(request), options))
+            context, how, media = request.args
+            options = json.dumps(how, sort_keys=True) if isinstance(how, dict) else ""
+            asked.append(self.reader.read(context, media, where(request), options))
+        for request, one in zip(requests, asked, strict=True):
+            if isinstance(request.args[0], Written):  # the log of samples has what the model reads
+                request.arguments = (one.text, *request.args[1:])
         self.reader.note_times(asked)
-        return asked
+        return asked, keys
 
     def _generate_with_media(self, requests: list[Any], disable_tqdm: bool) -> list[str]:
-        asked, keys = self._read(requests), [request.args for request in requests]
-        for request, one in zip(requests, asked, strict=True):
-            if isinstance(request.args[0], Written):  # for the log of samples: what the model reads
-                request.arguments = (one.text, *request.args[1:])
+        asked, keys = self._read(requests)
         answers = [""] * len(asked)
         for places, inputs in self._inputs(asked, "left", "Running generate_until requests with media", disable_tqdm):
             options = requests[places[0]].args[1]
@@ -337,8 +346,8 @@ class MLLM(HFLM):
             )
         asked: dict[Any, Asked] = {}
         members: dict[Any, list[tuple[int, tuple[int, ...]]]] = {}
-        for n, (request, one) in enumerate(zip(requests, self._read(requests), strict=True)):
-            context, continuation, media = request.args
+        read, arguments = self._read(requests)
+        for n, (one, (context, continuation, media)) in enumerate(zip(read, arguments, strict=True)):
             ours = self.reader.writer.template is not None and not isinstance(context, Written)
             scored = continued(self.tokenizer, one.text, continuation, ours)
             key = id(media), scored.ids[:-1], scored.length
@@ -357,7 +366,7 @@ class MLLM(HFLM):
                     target = torch.tensor(ids, device=likely.device)
                     total = likely.gather(1, target[:, None]).sum().item()
                     scores[n] = total, bool((likely.argmax(-1) == target).all())
-                    self.cache_hook.add_partial("loglikelihood", requests[n].args, scores[n])
+                    self.cache_hook.add_partial("loglikelihood", arguments[n], scores[n])
         return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -379,5 +388,14 @@ class MLLM(HFLM):
             "system_prompt": writer.system_prompt,
             "attn_implementation": self.model.config._attn_implementation,
             "generation_config": generation,
+            **({"processor_completed": self.completed} if self.completed else {}),
             **self.run.facts(),
         }
+
+
+def _in_file(place: str, where: dict[str, Any]) -> dict[str, Any] | None:
+    """A processor's settings as its file has them, or None: there is no such file."""
+    try:
+        return dict(transformers.ProcessorMixin.get_processor_dict(place, **where)[0])
+    except OSError:
+        return None

@@ -1,4 +1,4 @@
-"""What happens in a run beside answering: documents that cannot be asked, replies that were cut, a failure on the way."""
+"""What happens in a run beside answering: documents that cannot be asked, replies that were cut, failures."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ class Run:
     def _refuse_empty_tasks(self, requests: Sequence[Any], flaws: dict[int, str]) -> None:
         left = {request.task_name for n, request in enumerate(requests) if n not in flaws}
         if empty := sorted({request.task_name for request in requests} - left):
-            raise EvaluationError(f"no document of {', '.join(empty)} can be asked, for instance: {next(iter(flaws.values()))}")
+            raise EvaluationError(
+                f"no document of {', '.join(empty)} can be asked, for instance: {next(iter(flaws.values()))}"
+            )
 
     @staticmethod
     def _stand_in(request: Any, policy: str) -> Any:
@@ -118,8 +120,8 @@ class Run:
         text = "\n  ".join([text, *listed, *more])
         if window.policy == "error":
             raise EvaluationError(
-                f"{text}\nTo go on: --model_args long_audio=cut (what is beyond is not heard) or long_audio=chunk (such a "
-                "sound is given as several)"
+                f"{text}\nTo go on: --model_args long_audio=cut (what is beyond is not heard) or long_audio=chunk "
+                "(such a sound is given as several)"
             )
         self._longer |= longer
         LOG.warning(f"{text}\n{'The rest is cut off' if window.policy == 'cut' else 'They are given as several'}.")
@@ -136,8 +138,8 @@ class Run:
         for task, count in self._cut.items():
             if count:
                 LOG.warning(
-                    f"{task}: {count} of {self._replies[task]} replies were not finished when their tokens were used up "
-                    "(max_gen_toks): --gen_kwargs max_gen_toks=... gives them more"
+                    f"{task}: {count} of {self._replies[task]} replies were not finished when their tokens were used "
+                    "up (max_gen_toks): --gen_kwargs max_gen_toks=... gives them more"
                 )
 
     @contextmanager
@@ -159,7 +161,7 @@ class Run:
             raise
 
     def facts(self) -> dict[str, Any]:
-        """What of the run belongs into results.json. lm-eval asks for it at the end, so that the next run begins here."""
+        """What of the run belongs into results.json. lm-eval asks for it at the end; the next run begins here."""
         window, untimed = self._lm.reader.window, self._lm.reader.untimed
         found: dict[str, Any] = {
             "replies_cut_at_max_gen_toks": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,9 @@ class Sampling:
         if self.choose is not None:
             return [int(at) for at in self.choose(known)]
         if self.fps and not known.fps:
-            raise ValueError(f"fps={self.fps} is asked for, and when its frames were is not known: give `fps` or `timestamps`")
+            raise ValueError(
+                f"fps={self.fps} is asked for, and when its frames were is not known: give `fps` or `timestamps`"
+            )
         wanted = self.num_frames or (round(total / known.fps * self.fps) if self.fps else total)
         wanted = min(max(wanted, self.min_frames or 1), self.max_frames or total, total)
         if self.fps and wanted < total:  # from the first on, as transformers does
@@ -101,8 +104,10 @@ def _times_of(frames: Sequence[Any], given: Mapping[str, Any]) -> tuple[Any, lis
     places: list[Any] = list(range(count))
     if stamps is not None:
         stamps = [float(at) for at in stamps]
-        if rate is not None or len(stamps) != count or any(b <= a for a, b in zip(stamps, stamps[1:], strict=False)):
-            raise ValueError(f"timestamps are as many rising seconds as frames ({count}), without fps: {stamps}, fps={rate}")
+        if rate is not None or len(stamps) != count or any(b <= a for a, b in pairwise(stamps)):
+            raise ValueError(
+                f"timestamps are as many rising seconds as frames ({count}), without fps: {stamps}, fps={rate}"
+            )
         rate = (count - 1) / (stamps[-1] - stamps[0]) if count > 1 else 1.0
         places = [at * rate for at in stamps]
     if rate is not None and not rate > 0:

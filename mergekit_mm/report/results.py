@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
+_HALF = ("bfloat16", "float16")
 _GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # they act without sampling too
 _DEFINITION = (
     *("dataset_path", "dataset_name", "dataset_kwargs", "test_split", "doc_to_text", "doc_to_choice", "doc_to_target"),
@@ -161,6 +162,8 @@ def _conditions(data: Mapping[str, Any], config: Mapping[str, Any], arguments: M
         "chat template": data.get("chat_template") or config.get("chat_template"),  # `mllm` applies it by itself
         "system instruction": data.get("system_instruction"),
     }
+    if found["dtype"] in _HALF:  # there answers depend on it, by rounding
+        found["batch size"] = config.get("batch_size")
     skipped = (*_IDENTITY, *_HARDWARE, "dtype", *(["chat_template"] if "chat_template" in config else []))
     found |= {f"model argument {key}": value for key, value in arguments.items() if key not in skipped}
     generation = config.get("generation_config") or {}  # of the checkpoint
