@@ -57,12 +57,13 @@ def refusal(reasons: Sequence[str], total: int) -> EvaluationError:
 
 def prepare(task: Any) -> None:
     """Make a task of lm-eval follow its `missing` option, and write into its metadata what was left out."""
-    metadata = task.config.metadata if isinstance(getattr(task.config, "metadata", None), Mapping) else {}
+    given = getattr(getattr(task, "config", None), "metadata", None)
+    metadata = given if isinstance(given, Mapping) else {}
     policy = check(metadata.get("missing", "error"))
     of_task.pop(task.task_name, None)
     if "missing" in metadata:
         of_task[task.task_name] = policy
-    if left := list(getattr(task.dataset, "left_out", ())):
+    if left := list(getattr(getattr(task, "dataset", None), "left_out", ())):
         LOG.warning("%s: %s", task.task_name, told(left, task.dataset.total))
         _record(task, policy, left)
     original = task.process_results

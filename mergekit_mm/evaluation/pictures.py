@@ -29,6 +29,9 @@ class Later(Image.Image):
             self.im, self._size, self._mode = made.im, made.size, made.mode
         return super().load()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
     @property
     def size(self) -> tuple[int, int]:
         self.load()

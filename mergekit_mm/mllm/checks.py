@@ -44,9 +44,10 @@ class Checks:
         flaws: dict[int, str] = {}
         for place, each in enumerate(media):
             for modality, given in ((m, one) for m, of_kind in each.items() for one in of_kind):
-                reason = found[_identity(given)] or self._refused(modality, given)
-                if reason:
-                    flaws.setdefault(place, f"its {modality} cannot be used: {reason}")
+                if unreadable := found[_identity(given)]:
+                    flaws.setdefault(place, f"its {modality} cannot be read: {unreadable}")
+                elif refused := self._refused(modality, given):
+                    flaws.setdefault(place, f"its {modality} is refused: {refused}")
         return flaws
 
     def _flaw(self, modality: str, given: Any) -> str | None:

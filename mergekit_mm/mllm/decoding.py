@@ -71,18 +71,24 @@ def seconds(given: Mapping[str, Any]) -> float:
     array = given.get("array")
     if array is not None:
         return max(np.asarray(array).shape) / int(given["sampling_rate"])
-    content = given.get("bytes") or Path(given["path"]).read_bytes()
+    name = str(given.get("path") or "a sound given as bytes")
+
+    def source() -> Any:
+        return io.BytesIO(given["bytes"]) if given.get("bytes") else open(name, "rb")
+
     try:
-        with wave.open(io.BytesIO(content)) as file:
+        with source() as content, wave.open(content) as file:
             return file.getnframes() / file.getframerate()
     except (wave.Error, EOFError):
         pass
     try:
         import soundfile
 
-        return float(soundfile.info(io.BytesIO(content)).duration)
+        with source() as content:
+            return float(soundfile.info(content).duration)
     except (ImportError, RuntimeError):  # not there, or it does not know the format
-        return float(sound_seconds(io.BytesIO(content), str(given.get("path") or "a sound given as bytes")))
+        with source() as content:
+            return float(sound_seconds(content, name))
 
 
 def _from_pcm(frames: bytes, width: int) -> Samples:

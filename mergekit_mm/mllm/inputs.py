@@ -253,7 +253,7 @@ class Reader:
                 if modality == "image":
                     opened[id(given)] = decoding.picture(given)
                 elif modality == "video":
-                    opened[id(given)] = decoding.video(given, self.sampling)
+                    opened[id(given)] = decoding.video(given, sampling=self.sampling)
                 else:
                     opened[id(given)] = self.window.heard(given, self.parts[modality].sampling_rate)
             except Exception as error:

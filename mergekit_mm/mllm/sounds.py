@@ -48,6 +48,8 @@ class Window:
 
     def measure(self, hears: Callable[[int], bool], longest: float, rate: int) -> None:
         """Find out what is heard of sounds up to `longest` seconds; hears(n): whether the end of n samples matters."""
+        if self.seconds is not None:
+            return
         step = max(int(rate * _STEP), 1)
         heard, not_heard = step, math.ceil(longest * rate)
         if not_heard <= step or hears(not_heard):

@@ -66,8 +66,8 @@ class Sampling:
         return sorted({round(at) for at in np.linspace(0, total - 1, wanted)})
 
 
-def video(given: Mapping[str, Any], sampling: Sampling | int | None = None) -> Video:
-    """The frames that `sampling` (or a number of frames) and, where that leaves it open, the video itself asks for.
+def video(given: Mapping[str, Any], num_frames: int | None = None, sampling: Sampling | None = None) -> Video:
+    """The frames that `sampling`, or a number, and where these leave it open the video itself asks for.
 
     A video is a file (`path` or `bytes`), of which its `num_frames` or `fps` are taken, or a list of `frames`, of which
     `fps` or `timestamps` (seconds) say when they were. ValueError: frames of different sizes, a file without frames,
@@ -75,7 +75,7 @@ def video(given: Mapping[str, Any], sampling: Sampling | int | None = None) -> V
     """
     if unknown := sorted(given.keys() - _KEYS):
         raise ValueError(f"a video has no {', '.join(unknown)}, only {', '.join(sorted(_KEYS))}")
-    asked = sampling if isinstance(sampling, Sampling) else Sampling(num_frames=sampling)
+    asked = sampling or Sampling(num_frames=num_frames)
     if given.get("frames") is not None:
         return _listed(given, asked.over({k: given.get(k) for k in ("num_frames", "min_frames", "max_frames")}))
     if given.get("timestamps") is not None:
