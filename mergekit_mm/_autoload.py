@@ -18,6 +18,7 @@ HOOKS = {
     "mergekit.merge": "mergekit_mm.hosts.registration:install_run_merge",
     "lm_eval.tasks.manager": "mergekit_mm.hosts.lm_eval_tasks:install",
     "lm_eval.models": "mergekit_mm.hosts.lm_eval_model:register",
+    "lm_eval._cli.harness": "mergekit_mm.hosts.lm_eval_command:install",
     "transformers.models.auto.configuration_auto": "mergekit_mm.hosts.transformers_auto:register_config",
     "transformers.models.auto.processing_auto": "mergekit_mm.hosts.transformers_auto:register_processor",
 }

@@ -54,6 +54,10 @@ class MergeError(UserError):
     """A config or an input is not fit to be merged."""
 
 
+class EvaluationError(UserError):
+    """An evaluation cannot run as it was asked for; `lm_eval` shows the message alone."""
+
+
 @contextmanager
 def system_errors(place: Path | str | None = None) -> Iterator[None]:
     """Raise MergeError for what the operating system refuses: a full disk, a file that must not be read, and so on.

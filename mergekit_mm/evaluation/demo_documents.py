@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from pyarrow import parquet
 
-from mergekit_mm.evaluation.sources import local_path
+from mergekit_mm.evaluation.sources import DataNotFound, loader, local_path
 
 _SHAPES = ("circle", "rectangle", "triangle")
 _YES_NO = ("yes", "no")
@@ -39,6 +39,7 @@ def easy_vqa(
     return {"test": datasets.Dataset.from_list(documents)}
 
 
+@loader
 def omni(
     *,
     source: str,
@@ -54,7 +55,7 @@ def omni(
     folder = local_path(source, sources)[1]
     file = (folder or Path(source)) / f"{split}.parquet"
     if not file.is_file():
-        raise FileNotFoundError(
+        raise DataNotFound(
             f"{file} does not exist. `python examples/omni/run.py` writes it to out/omni/questions/{source}; "
             "MLLM_EVAL_DATA=out/omni/questions leads there"
         )

@@ -18,10 +18,11 @@ from mergekit_mm.evaluation.boxes import check_unit
 from mergekit_mm.evaluation.judge import check as check_judge
 from mergekit_mm.evaluation.options import option_letter
 from mergekit_mm.evaluation.short_answers import as_list
-from mergekit_mm.evaluation.sources import read_table, refuse_misspelt
+from mergekit_mm.evaluation.sources import loader, read_table, refuse_misspelt
 
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
+_MARK = "<image>"  # with which the prompts begin
 _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
 
 
@@ -36,9 +37,12 @@ def _rows(table: datasets.Dataset, *columns: str) -> Rows:
 
 def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") -> Documents:
     """`rows` as documents. Whenever one is read it gets the picture in `column` of the row of `table` whose number is
-    its `picture`; by default, of the row in the same place."""
+    its `picture`; by default, of the row in the same place. A word of the data such as <video> is no mark."""
     pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     numbered = [{**row, "picture": row.get("picture", at)} for at, row in enumerate(rows)]
+    for row in numbered:
+        mark, text = row["prompt"][: len(_MARK)], row["prompt"][len(_MARK) :]
+        row["prompt"] = mark + prompts.as_words(text)
     documents = datasets.Dataset.from_list(numbered)
     return {"test": documents.with_transform(_Pictures(pictures, column))}
 
@@ -53,6 +57,7 @@ class _Pictures:
         return {**batch, "image": [self.fetch(at) for at in batch["picture"]]}
 
 
+@loader
 def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     """VizWiz and TextVQA: ten answers to a question."""
     table = _table(given)
@@ -64,6 +69,7 @@ def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     return with_pictures(rows, table)
 
 
+@loader
 def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> Documents:
     """GQA: the questions of one config, with the pictures of another."""
     table, pictures = _table(given), _table({**given, "config": images_config})
@@ -79,6 +85,7 @@ def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> D
     return with_pictures(documents, pictures)
 
 
+@loader
 def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     """ChartQA: `type` tells questions by people from generated ones."""
     table = _table(given)
@@ -88,6 +95,7 @@ def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     )
 
 
+@loader
 def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     """OCR-VQA: one question a row (VLMEvalKit's TSV), or lists of questions and answers about each picture."""
     table = _table(given)
@@ -106,6 +114,7 @@ def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     return with_pictures(rows, table)
 
 
+@loader
 def mathvista(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
@@ -131,6 +140,7 @@ def _mathvista_categories(metadata: Mapping[str, Any]) -> list[str]:
     return [each.replace(" ", "_") for each in [*skills, *(["geometry problem solving"] if task else [])]]
 
 
+@loader
 def mathvision(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
@@ -147,6 +157,7 @@ def mathvision(
     return with_pictures(rows, table, "decoded_image")
 
 
+@loader
 def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
     """RefCOCO family: one document per expression; `bbox` [x, y, width, height] becomes corners."""
     check_unit(box_unit)

@@ -3,7 +3,8 @@
 The rows come from a json or jsonl file or a data set, in one of four forms, told apart by their keys: ModelCompose's
 conversations, the two data sets' official annotations, or the project's own `id, question, choices, answer,
 question_type, image, audio, video`. The media lie below the folder `media` (`$MLLM_EVAL_DATA/<media>`), either where
-the row says or as `<media>/<medium>/<name>.*`.
+the row says or as `<media>/<medium>/<name>.*`. Where there is no such picture or sound, the middle frame and the sound
+of the question's video are taken: the two data sets are published as videos.
 """
 
 import json
@@ -16,9 +17,12 @@ from typing import Any
 
 import datasets
 
+from mergekit_mm.errors import EvaluationError
+from mergekit_mm.evaluation import missing as missing_media
 from mergekit_mm.evaluation import prompts
+from mergekit_mm.evaluation.missing import Documents
 from mergekit_mm.evaluation.options import option_letter
-from mergekit_mm.evaluation.sources import local_path, read_table, refuse_misspelt
+from mergekit_mm.evaluation.sources import DataNotFound, loader, local_path, read_table, refuse_misspelt
 
 _MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt
 _MEDIUM_LINE = re.compile(
@@ -28,6 +32,7 @@ _OPTION_LINE = re.compile(r"\(?\b([A-D])[).:]\s*(.+?)(?=\s*\(?\b[B-D][).:]\s|\s*
 _LETTERS = tuple("ABCD")
 
 
+@loader
 def omni(
     *,
     source: str,
@@ -37,14 +42,16 @@ def omni(
     answers: str | None = None,
     split: str = "test",
     num_frames: int = 8,
+    missing: str = "error",
     sources: Mapping[str, str] | None = None,
     **others: object,
-) -> dict[str, datasets.Dataset]:
+) -> Documents:
     """Documents whose prompt and media are those of `modal`, e.g. `[video, audio]`.
 
     The rows are those of `file` in the local folder `source` (`{modal}` in its name stands for the names joined by
     "+"), without `file` those of the data set `source`. `answers` is ModelCompose's file of answers, joined by `id`.
-    FileNotFoundError: the rows or a medium are not there.
+    `missing` says what becomes of questions of which a medium is not there: see `evaluation.missing`.
+    FileNotFoundError: the rows are not there, or media, all of which are counted.
     """
     refuse_misspelt(others)
     wanted = [medium for medium in _MEDIA if medium in modal]
@@ -58,19 +65,31 @@ def omni(
         known = {row["id"]: row["conversations"][-1]["value"] for row in _read_json(source, answers, sources)}
         rows = [{**row, "answer": known.get(row["id"])} for row in rows]
     folder = local_path(media, sources)[1] or Path(media)
-    documents = []
+    documents, lacking = [], []
     for row in map(_common_form, rows):
-        found = {medium: _medium(row, medium, folder) if medium in wanted else None for medium in _MEDIA}
-        prompt = prompts.sounds_and_pictures(row["prompt"], wanted)
-        documents.append({**row, **found, "prompt": prompt, "num_frames": num_frames})
-    return {"test": datasets.Dataset.from_list(documents)}
+        found, lost = _media(row, wanted, folder)
+        if lost:
+            lacking.append(f"{row['question']!r}: {'; '.join(lost)}")
+            if missing_media.check(missing) == "skip":
+                continue
+        prompt = prompts.sounds_and_pictures(prompts.as_words(row["prompt"]), wanted)
+        documents.append({**row, **found, "prompt": prompt, "num_frames": num_frames, "lacks": "; ".join(lost) or None})
+    if lacking and (missing == "error" or not documents):
+        raise _missing_media(lacking, len(rows))
+    made = Documents(test=datasets.Dataset.from_list(documents))
+    made.left_out, made.total = lacking, len(rows)
+    return made
+
+
+def _missing_media(lacking: Sequence[str], total: int) -> DataNotFound:
+    return DataNotFound(f"{missing_media.refusal(lacking, total)}\nOr fetch the data set's media.")
 
 
 def _read_json(source: str, file: str, sources: Mapping[str, str] | None) -> list[dict[str, Any]]:
     name, folder = local_path(source, sources)
     path = folder / file if folder else None
     if path is None or not path.is_file():
-        raise FileNotFoundError(
+        raise DataNotFound(
             f"{path or file} does not exist. The omni tasks read local files: put {file} of {name} at "
             f"$MLLM_EVAL_DATA/{name}/{file}, or name another source and file in dataset_kwargs"
         )
@@ -134,25 +153,69 @@ def _from_avqa(row: Mapping[str, Any]) -> dict[str, Any]:
     return _form(row["question_text"], row["multi_choice"], answer, row["question_type"], media)
 
 
-def _medium(row: Mapping[str, Any], medium: str, folder: Path) -> dict[str, Any]:
-    """What `media.visuals` and `media.sounds` open. Bytes and frames in the row are taken as they are."""
-    given = row[medium]
-    if given is None:
-        raise ValueError(f"the question {row['question']!r} has no {medium}")
-    if isinstance(given, list):
-        return {"path": None, "frames": [_stored(frame, folder / medium) for frame in given]}
-    stored = _stored(given, folder / medium)
-    return {**stored, "frames": None} if medium == "video" else stored
+def _media(row: Mapping[str, Any], wanted: Sequence[str], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What `media.visuals` and `media.sounds` open, by medium, and the files that are not there.
+
+    Bytes and frames in the row are taken as they are.
+    """
+    found: dict[str, Any] = dict.fromkeys(_MEDIA)
+    lost: list[str] = []
+    for medium in wanted:
+        if row[medium] is None and (medium == "video" or row["video"] is None):
+            raise EvaluationError(f"the question {row['question']!r} has no {medium}")
+        stored = None if row[medium] is None else _stored(row[medium], medium, folder)
+        if stored is None and medium != "video":
+            stored = _of_the_video(row["video"] or row[medium], medium, folder)
+        if stored is None:
+            lost.append(f"neither {folder / medium} nor {folder} has a file {_name(row[medium] or row['video'])}")
+        found[medium] = stored or _form_of(medium, {"path": str(folder / medium / _name(row[medium] or row["video"]))})
+    return found, lost
 
 
-def _stored(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _stored(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
+    """A medium of a row in the form of its kind, or None if its file is not there."""
+    frames = given.get("frames") if isinstance(given, Mapping) else given if isinstance(given, list) else None
+    if frames is not None:
+        files = [_file(frame, folder / medium) for frame in frames]
+        asked = dict(given) if isinstance(given, Mapping) else {}
+        return None if None in files else _form_of("video", {**asked, "frames": files})
+    file = _file(given, folder / medium)
+    return None if file is None else _form_of(medium, file)
+
+
+def _of_the_video(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
+    """The middle frame, or the sound, of a video that is a file; of a list of frames the middle one."""
+    named = [given] if isinstance(given, list) or "frames" in given else [given, Path(_name(given)).stem]
+    stored = next((found for each in named if (found := _stored(each, "video", folder))), None)
+    if stored is None or stored["bytes"]:
+        return None
+    if stored["frames"]:
+        frames = stored["frames"]
+        return _form_of("image", frames[len(frames) // 2]) if medium == "image" else None
+    return _form_of(medium, {"path": stored["path"], "middle_of_video": True})
+
+
+def _form_of(medium: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """With the same keys for all documents, as data sets need it."""
+    keys = {
+        "video": ("path", "bytes", "frames", "fps", "timestamps", "num_frames", "max_frames"),
+        "image": ("path", "bytes", "middle_of_video"),
+        "audio": ("path", "bytes"),
+    }
+    return {key: given.get(key) for key in keys[medium]}
+
+
+def _name(given: Any) -> str:
+    return str(given.get("path") if isinstance(given, Mapping) else given)
+
+
+def _file(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Bytes, or the path of a file that exists."""
     if isinstance(given, Mapping) and given.get("bytes"):
         return {"bytes": given["bytes"], "path": None}
-    name = str(given["path"] if isinstance(given, Mapping) else given)
+    name = _name(given)
     for path in (folder.parent / name, folder / name, folder / Path(name).name):
         if path.is_file():
             return {"bytes": None, "path": str(path)}
     named = sorted(folder.glob(f"{escape(name)}.*"))
-    if not named:
-        raise FileNotFoundError(f"neither {folder} nor {folder.parent} has a file {name}: fetch the data set's media")
-    return {"bytes": None, "path": str(named[0])}
+    return {"bytes": None, "path": str(named[0])} if named else None

@@ -43,6 +43,11 @@ def region(phrase: str, style: str) -> str:
     return f"<image>{_REGION}{f'<ref>{phrase}</ref>' if style == 'internvl' else phrase}"
 
 
+def as_words(text: str) -> str:
+    """`text` with a backslash before what would be the mark of a medium: <video> in it is a word."""
+    return re.sub(r"\\?<((?:image|video|audio)\d*)>", r"\\<\1>", text)
+
+
 def sounds_and_pictures(question: str, media: Sequence[str]) -> str:
     """An omni question: one line for each of `media` (video, image, audio), then the question (ModelCompose)."""
     return "".join(f"{medium.capitalize()}: <{medium}>\n" for medium in media) + question

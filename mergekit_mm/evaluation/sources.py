@@ -5,16 +5,64 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub.errors import HfHubHTTPError
 
+from mergekit_mm.errors import EvaluationError
+
+_OF_THE_HUB = HfHubHTTPError.__bases__  # the errors of the library that it speaks HTTP by, and OSError
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
 
-_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames")  # of all tasks, by --metadata
+_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames", "missing")  # of all tasks, by --metadata
+
+
+class DataNotFound(EvaluationError, FileNotFoundError):
+    """A data set, or a part of one, cannot be had."""
+
+
+_gathered: ContextVar[list[EvaluationError] | None] = ContextVar("_gathered", default=None)
+
+
+@contextmanager
+def gathered() -> Iterator[None]:
+    """While open, loaders whose data cannot be had do not stop the others; all of them are named at the end."""
+    token = _gathered.set([])
+    try:
+        yield
+        errors = _gathered.get()
+    finally:
+        _gathered.reset(token)
+    texts = list(dict.fromkeys(str(error) for error in errors or ()))
+    if len(texts) == 1 and errors:
+        raise errors[0]
+    if texts:
+        raise DataNotFound("\n".join([f"The data of {len(texts)} tasks cannot be had:", *texts]))
+
+
+def loader(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function that lm-eval calls as `custom_dataset`: missing data are named together with those of others."""
+
+    @wraps(load)
+    def loaded(**given: Any) -> Any:
+        try:
+            return load(**given)
+        except DataNotFound as error:
+            errors = _gathered.get()
+            if errors is None:
+                raise
+            errors.append(error)
+            nothing = {"prompt": "", "answer": "", "image": None}
+            return {"test": datasets.Dataset.from_list([nothing])}  # for lm-eval to go on with the next task
+
+    return loaded
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:
@@ -50,17 +98,29 @@ def read_table(
     name, path = local_path(source, sources)
     if path is None:
         if name.endswith(".tsv"):
-            raise FileNotFoundError(f"{name} is no data set of the Hub. {_advice(name)}")
-        return datasets.load_dataset(name, config, split=split)
+            raise DataNotFound(f"{name} is no data set of the Hub. {_advice(name)}")
+        return _from_hub(name, config, split)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. {_advice(name)}")
+        raise DataNotFound(f"{path} does not exist. {_advice(name)}")
     if path.suffix == ".tsv":
         return datasets.Dataset.from_list(list(read_tsv(path)))
     files = [path] if path.is_file() else _split_files(path, split, config, name)
     if not files:
         where = f"config {config}, " if config else ""
-        raise FileNotFoundError(f"{path} has no parquet file of {where}split {split}. {_advice(name)}")
+        raise DataNotFound(f"{path} has no parquet file of {where}split {split}. {_advice(name)}")
     return datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+
+def _from_hub(name: str, config: str | None, split: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except (*_OF_THE_HUB, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = f"{name} (split {split}) cannot be had from the hub: {reason}"
+        # without what the libraries below say of one another
+        raise DataNotFound(
+            f"{told.rstrip('.')}. From a local mirror: MLLM_EVAL_DATA names a folder. {_advice(name)}"
+        ) from None
 
 
 def _split_files(folder: Path, split: str, config: str | None, source: str) -> list[Path]:
@@ -75,7 +135,7 @@ def _split_files(folder: Path, split: str, config: str | None, source: str) -> l
     if len(sets) > 1:
         raise ValueError(f"{folder} has split {split} more than once: {', '.join(sorted(sets))}. Keep one of them")
     if (shard := _SHARD.search(files[0].stem) if files else None) and len(files) != int(shard[1]):
-        raise FileNotFoundError(
+        raise DataNotFound(
             f"{files[0].parent} has {len(files)} of the {int(shard[1])} files of split {split}. {_advice(source)}"
         )
     return files

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from mergekit_mm.evaluation.pictures import Later
 from mergekit_mm.mllm.chat import MODALITIES
 
 
@@ -30,7 +31,8 @@ class Asked:
     @property
     def extent(self) -> int:
         """About how long it is, in letters: prompts of like length are put together, the longest first."""
-        pictures = (each.size for each in self.media["image"] if isinstance(each, Image.Image))
+        opened = (each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, Later))
+        pictures = (each.size for each in opened)
         return len(self.text) + sum(width * height // 200 for width, height in pictures)
 
 

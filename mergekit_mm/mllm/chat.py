@@ -13,7 +13,7 @@ from mergekit_mm.omni.templates import media_snippet
 
 LOG = logging.getLogger(__name__)
 MODALITIES = ("video", "image", "audio")  # in this order where a prompt does not say
-MARK = re.compile(r"<(image|video|audio)(\d*)>")
+MARK = re.compile(r"(\\?)<(image|video|audio)(\d*)>")
 Part = tuple[str, str | int]
 _Shape = tuple[tuple[str, tuple[str, ...]], ...]
 _Turn = tuple[str, Sequence[Part]]  # role, content
@@ -28,25 +28,35 @@ _LISTED: dict[str, Callable[[str], bool]] = {
 
 
 class Written(str):
-    """A prompt as the model reads it, so that nobody applies the chat template to it again."""
+    """A chat as text, by lm-eval's --apply_chat_template, which does not say whether media belong to it.
 
-    places: Mapping[str, Sequence[int]] = {}  # modality -> which of its media, in the order of the prompt
+    The text is that of a task without media, in which the words <image>, <video> and <audio> mean nothing. For a
+    request with media the `turns` (role, content) are written anew.
+    """
+
+    turns: Sequence[tuple[str, str]] = ()
+    add_generation_prompt: bool = True
 
 
 def parts_of(text: str, before: Sequence[Part] = ()) -> list[Part]:
     """`text` at its marks <image>, <video>, <audio>; <image2> is the second image, whatever was before.
 
-    `before`: the parts of earlier turns, whose media come first.
+    `before`: the parts of earlier turns, whose media come first. A mark after a backslash is the words themselves.
     """
     parts: list[Part] = []
     counts = {modality: len(places_of(modality, before)) for modality in MODALITIES}
-    end = 0
+    words, end = "", 0
     for mark in MARK.finditer(text):
-        parts.append(("text", text[end : mark.start()]))
-        modality, end = mark[1], mark.end()
-        parts.append((modality, int(mark[2]) - 1 if mark[2] else counts[modality]))
+        words += text[end : mark.start()]
+        escape, modality, number = mark.groups()
+        end = mark.end()
+        if escape:
+            words += mark[0][1:]
+            continue
+        parts += [("text", words), (modality, int(number) - 1 if number else counts[modality])]
+        words = ""
         counts[modality] += 1
-    return [part for part in [*parts, ("text", text[end:])] if part[1] != ""]
+    return [part for part in [*parts, ("text", words + text[end:])] if part[1] != ""]
 
 
 def places_of(modality: str, parts: Sequence[Part]) -> list[int]:
@@ -74,20 +84,20 @@ class Writer:
         self._ways: dict[_Shape, Callable[..., str]] = {}
         self._asked = lru_cache(maxsize=4096)(self._chat)  # many questions of a task have the same words
 
-    def ask(self, parts: Sequence[Part]) -> Written:
+    def ask(self, parts: Sequence[Part]) -> str:
         """One user's turn, with the system prompt, and what comes before the answer."""
         if self.template is None:
             before = f"{self.system_prompt}\n\n" if self.system_prompt else ""
-            return Written(before + self._plain(parts))
+            return before + self._plain(parts)
         return self._asked(tuple(parts))
 
-    def _chat(self, parts: tuple[Part, ...]) -> Written:
+    def _chat(self, parts: tuple[Part, ...]) -> str:
         turns: list[_Turn] = [("user", parts)]
         if self.system_prompt:
             turns.insert(0, ("system", [("text", self.system_prompt)]))
         return self.chat(turns)
 
-    def chat(self, turns: Sequence[_Turn], add_generation_prompt: bool = True) -> Written:
+    def chat(self, turns: Sequence[_Turn], add_generation_prompt: bool = True) -> str:
         """Turns (role, parts) by the chat template; without `add_generation_prompt` the last turn stays open.
 
         ValueError: there is no template, or it loses words of the prompt.
@@ -102,10 +112,7 @@ class Writer:
         for words in (str(what).strip() for _, parts in turns for kind, what in parts if kind == "text"):
             if words not in written:
                 raise ValueError(f"the chat template loses {words!r} of the prompt; chat_template=none writes none")
-        made = Written(written)
-        every = [part for _, parts in turns for part in parts]
-        made.places = {modality: places_of(modality, every) for modality in MODALITIES}
-        return made
+        return written
 
     def _way(self, shape: _Shape) -> Callable[..., str]:
         """The first way of using the template that loses nothing, tried on turns of this shape."""
@@ -113,7 +120,10 @@ class Writer:
             (role, [*((m, 0) for m in shown), ("text", _PROBE)]) for role, shown in shape
         ]
         tokens = [self.tokens[modality] or "" for _, shown in shape for modality in shown]
-        for roles, listed in _LISTED.items():
+        # content without media is a text, as lm-eval's `hf` and most users have it
+        order = sorted(_LISTED, key=lambda roles: roles != "nobody") if not tokens else list(_LISTED)
+        for roles in order:
+            listed = _LISTED[roles]
             way = partial(self._rendered, listed=listed)
             try:
                 written = way(probe, True)

@@ -13,19 +13,22 @@ With `routed` in the config, tokens of a medium go through matrices of their own
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration import OmniConfig
 from .donors import build_guest, build_host, guest_rows, run_guest, use_dtype
 from .routing import route, token_places, with_places
 
+logger = logging.get_logger(__name__)
 TOKEN_TYPES = {"image": 1, "video": 2}  # transformers' mm_token_type_ids, which M-RoPE hosts read
 MEDIA = ("pixel_values", "input_features", "input_values")  # parts of the names that a host's own media have
 
@@ -186,11 +189,32 @@ class OmniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Position ids, caches, slicing and beam search differ from family to family: all is asked of the host.
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, with media as in `forward`."""
+        """As `GenerationMixin.generate`, with media as in `forward`.
+
+        A `prefill_chunk_size` is not followed: guests' media belong to whole prompts. The answers are the same.
+        """
         host, media = self._by_owner(kwargs)
         host = self._for_host(inputs if inputs is not None else kwargs.get("input_ids"), host)
         flat = {f"{modality}__{key}": value for modality, found in media.items() for key, value in found.items()}
-        return super().generate(inputs, *args, **host, **flat)
+        with self._whole_prefill(host):
+            return super().generate(inputs, *args, **host, **flat)
+
+    @contextlib.contextmanager
+    def _whole_prefill(self, options: dict[str, Any]) -> Iterator[None]:
+        """While open, no config asks for a prefill in chunks; what was passed as one is taken out of `options`."""
+        configs = [each for each in (options.get("generation_config"), self.generation_config) if each is not None]
+        before = [each.prefill_chunk_size for each in configs]
+        if options.pop("prefill_chunk_size", None) or any(before):
+            logger.warning_once(
+                "An omni model reads a prompt at once: prefill_chunk_size only saves memory, and is off."
+            )
+        for each in configs:
+            each.prefill_chunk_size = None
+        try:
+            yield
+        finally:
+            for each, size in zip(configs, before, strict=True):
+                each.prefill_chunk_size = size
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         media = _pop_media(kwargs)

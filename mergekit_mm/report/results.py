@@ -43,6 +43,7 @@ _OTHER_TOOLS = {  # keys at the top of the files of other tools
     "config_tasks": "lighteval",
     "groups_scores": "HELM",
 }
+_HALF = ("bfloat16", "float16")
 _GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # they act without sampling too
 _DEFINITION = (
     *("dataset_path", "dataset_name", "dataset_kwargs", "test_split", "doc_to_text", "doc_to_choice", "doc_to_target"),
@@ -234,6 +235,8 @@ def _conditions(
         "chat template": data.get("chat_template") or config.get("chat_template"),  # `mllm` applies it by itself
         "system instruction": data.get("system_instruction"),
     }
+    if found["dtype"] in _HALF:  # there answers depend on it, by rounding
+        found["batch size"] = config.get("batch_size")
     skipped = (*_IDENTITY, *_HARDWARE, "dtype", *(["chat_template"] if "chat_template" in config else []))
     found |= {f"model argument {key}": value for key, value in arguments.items() if key not in skipped}
     generation = config.get("generation_config") or {}  # of the checkpoint
