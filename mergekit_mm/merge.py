@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from mergekit_mm.architecture.disk import DiskTensor, read_headers
 from mergekit_mm.architecture.hub import locate
 from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.card import hash_inputs, model_card
-from mergekit_mm.finishing.config_json import output_config, write_config
+from mergekit_mm.finishing.config_json import write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import (
@@ -34,7 +35,7 @@ from mergekit_mm.finishing.side_files import (
     drop_chat_template,
     has_tokenizer,
 )
-from mergekit_mm.finishing.verify import verify_written
+from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
 from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
@@ -104,6 +105,7 @@ def _run(
             staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
             with refusing(RuntimeError):  # mergekit's, as for slices of different lengths
                 targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
+            _verify_planned(plan, targets, options)
             check_room(next(iter(staging.values())), plan.output_bytes * len(outputs))
             if not options.quiet:
                 click.echo(plan.report(), err=True)
@@ -147,10 +149,35 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
         plan_merge(config, options, source=config_source) as plan,
     ):
         _templated(plan, _side_files_source(plan, options), options)
-        for task in plan.planner.plan_to_disk("unused"):
-            if isinstance(task, BuildVocabulary):
-                task.execute()
+        _verify_planned(plan, plan.planner.plan_to_disk("unused"), options)
         return plan.report() + f"\n  output: {plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
+
+
+def _verify_planned(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> None:
+    """Build what the merge will end in, tokenizer and config, and see that its tensors are those of a model.
+
+    Raises:
+        MergeError: they are not.
+    """
+    if plan.inputs.composition is not None:
+        verified_omni(plan, planned_tensors(plan, plan.inputs.composition.vocabulary.size))
+        return
+    rows = _planned_rows(plan, targets, options)
+    verified_config(plan, planned_tensors(plan, rows), Path(), rows)
+
+
+def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> int | None:
+    """Rows of the output's embeddings where the merge changes the vocabulary; else None."""
+    inputs, section = plan.inputs, plan.config.tokenizer
+    for task in targets:
+        if isinstance(task, BuildVocabulary):
+            tokens = len(task.execute().tokenizer.get_vocab())
+            multiple = (section.pad_to_multiple_of if section else None) or 1
+            return math.ceil(tokens / multiple) * multiple
+    if not options.unsafe_truncate_embeddings:
+        return None
+    name = inputs.base_checkpoint.backbone["embed_tokens.weight"]
+    return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
@@ -220,9 +247,9 @@ def _finish(
     if plan.inputs.composition is not None:
         finish_omni(plan, written, staging)
         return
-    vocabulary = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
-    write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
-    verify_written(staging, plan.planner.output)
+    rows = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
+    require_as_planned(planned_tensors(plan, rows), written)
+    write_config(verified_config(plan, written, staging, rows), staging)
     copy_side_files(side_files, staging, options.copy_tokenizer)
     tokenizer = built or (templated if options.copy_tokenizer else None)
     if tokenizer is not None:

@@ -126,18 +126,29 @@ def layer_stack(names: list[str]) -> str:
     return max(counts, key=lambda path: (counts[path], path), default="")
 
 
-def open_checkpoint(name: str, directory: Path) -> Checkpoint:
-    """Take the inventory of a checkpoint directory.
+def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoint:
+    """Take the inventory of a checkpoint directory; if it has to be `whole`, it must hold all that its model needs.
 
     Raises:
         MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
             tensor under two names.
     """
     config = read_config(directory)
+    checkpoint = take_inventory(name, directory, config, read_headers(directory))
+    if whole:
+        require_complete(checkpoint)
+    return checkpoint
+
+
+def take_inventory(name: str, directory: Path, config: Mapping[str, Any], disk: Mapping[str, DiskTensor]) -> Checkpoint:
+    """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
+
+    Raises:
+        MergeError: as for `open_checkpoint`, but for what is missing.
+    """
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "unknown")
         raise MergeError(f"{name} is quantized ({method}): merge the unquantized checkpoint instead.")
-    disk = read_headers(directory)
     skeleton = skeleton_of(config)
     if skeleton is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
@@ -146,9 +157,7 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
         groups, unknown = group_names(skeleton, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
     tensors = _inventory(name, skeleton, disk, groups)
-    checkpoint = Checkpoint(name, directory, config, skeleton, disk, tuple(groups), frozenset(unknown), tensors)
-    _require_complete(checkpoint)
-    return checkpoint
+    return Checkpoint(name, directory, config, skeleton, disk, tuple(groups), frozenset(unknown), tensors)
 
 
 def _inventory(
@@ -182,7 +191,8 @@ def _inventory(
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _require_complete(checkpoint: Checkpoint) -> None:
+def require_complete(checkpoint: Checkpoint) -> None:
+    """MergeError where tensors of the checkpoint's own model are missing."""
     skeleton = checkpoint.skeleton
     if skeleton is None:
         return

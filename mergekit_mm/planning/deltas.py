@@ -38,6 +38,8 @@ def _delta(over: ModelReference, task: Task) -> Task[TaskVector] | None:
             return None
         raise MergeError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
     if isinstance(task, AdaptTensor):
+        if task.base.model != over:
+            raise MergeError(f"{task.tensor} is taken over from {task.model}; an adapter can only add to {over}.")
         return LoadDelta(model=task.model, tensor=task.tensor, base=task.base)
     if isinstance(task, AddDelta):
         return task.delta

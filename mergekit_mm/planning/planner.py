@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
@@ -17,7 +17,7 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from transformers import PreTrainedConfig
 
-from mergekit_mm.architecture.checkpoint import TensorInfo
+from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.composing.composition import is_decoupled
 from mergekit_mm.errors import MergeError
@@ -25,15 +25,15 @@ from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
 from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
 from mergekit_mm.graph.reading import without_adapter
 from mergekit_mm.graph.tokenizer import vocabulary_builder
-from mergekit_mm.graph.writing import CastTensor
+from mergekit_mm.graph.writing import CastTensor, CopyTensor
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.ledger import COPIED, Ledger
-from mergekit_mm.planning.modules import RoleModule
+from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.outputs import Output, as_base, as_omni
-from mergekit_mm.planning.parameters import resolve
+from mergekit_mm.planning.parameters import ignored, resolve
 from mergekit_mm.planning.policies import Policy, policy_of, why_undefined
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
 
@@ -61,6 +61,9 @@ class MultimodalPlanner(MergePlanner):
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
+        self._asked: dict[ModelReference, set[str]] = {model: set() for model in inputs.names}  # for which tensors
+        # the modules that the config lists; None if it lists models, which are those of every module
+        self._listed = {ALIASES.get(name, name) for name in config.modules} if config.modules else None
         self.ledger = Ledger()
         self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
         if self.unlisted:
@@ -151,7 +154,7 @@ class MultimodalPlanner(MergePlanner):
         info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
         group = self.inputs.base_checkpoint.group_of.get(info.name)
         job = Job(weight, info, group.disk[0] if group else info.name, held, cfg_reader)
-        policy = self._policy(job, len(models))
+        policy = self._policy(job, models)
         if self.decoupling is not None and policy is not Policy.MERGE:
             self.decoupling.kept_out(job)
         if policy is Policy.BASE:
@@ -164,13 +167,16 @@ class MultimodalPlanner(MergePlanner):
         self.ledger.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
-    def _policy(self, job: Job, listed: int) -> Policy:
-        """What is done with a tensor: as the config says, where that means anything for those of the `listed` inputs
+    def _policy(self, job: Job, models: list[ModelReference]) -> Policy:
+        """What is done with a tensor: as the config says, where that means anything for those of the inputs `models`
         that have it; else it is kept."""
-        role, held = job.info.role, job.held
+        role, held, listed = job.info.role, job.held, len(models)
         if role.module in self.unlisted:
             return Policy.BASE
         policy = policy_of(role, job.name, self._method.spec.name, job.reader)
+        if policy is not Policy.BASE:
+            for model in models:
+                self._asked[model].add(job.info.name)
         if policy is Policy.AVERAGE and not job.experts:
             return Policy.BASE
         if policy is Policy.MERGE:
@@ -261,8 +267,35 @@ class MultimodalPlanner(MergePlanner):
         """Settle what makes each output tensor, once."""
         if not self._tensors:
             self._plan()
+            self._require_fit()
         if self._undefined:
             raise MergeError("\n".join(self._undefined.values()))
+
+    def _require_fit(self) -> None:
+        """MergeError for what of the inputs does not fit each other, as far as the merge asks for it."""
+        problems = list(self.inputs.problems)
+        patterns = ignored(self.config)
+
+        def leaves_out(checkpoint: Checkpoint, info: TensorInfo) -> str | None:
+            if (named := patterns.reason(checkpoint, info.name)) is not None:
+                return named
+            return f"{info.role.value} is kept as in {self.inputs.base}" if self._is_left(info) else None
+
+        for model, matches in self.inputs.matches.items() if self.inputs.composition is None else ():
+            for match in matches:
+                match.judge(self._asked[model].__contains__, partial(leaves_out, match.other))
+                problems += match.problems
+                self.inputs.notes.extend(match.notes)
+        if problems:
+            raise MergeError("These inputs cannot be merged:\n" + "\n".join(problems))
+
+    def _is_left(self, info: TensorInfo) -> bool:
+        """Whether the config keeps tensors like this one, which the base does not have, as in the base."""
+        module = (self.config.modules or {}).get(info.role.module)
+        if self._listed is not None and info.role.module not in self._listed:
+            return True
+        reader = ConfigReader(config=self.config, t=0, module=module)
+        return policy_of(info.role, info.name, self._method.spec.name, reader) is Policy.BASE
 
     @property
     def tensors(self) -> dict[str, Task]:
@@ -308,6 +341,7 @@ class MultimodalPlanner(MergePlanner):
         if scale is not None:
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
+        made |= {copy: CopyTensor(tensor=made[first]) for copy, first in inputs.copies.items() if first in made}
         if inputs.composition is not None:
             outputs = as_omni(made, self._like)
         else:
