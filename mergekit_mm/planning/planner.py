@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
@@ -58,6 +59,7 @@ class MultimodalPlanner(MergePlanner):
         self.inputs = inputs
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
+        self._tried: set[str] = set()  # parameters and kinds of shapes on which mergekit's method works
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
@@ -255,8 +257,20 @@ class MultimodalPlanner(MergePlanner):
             gather = self.gathering.together(job, adapters, None, adapters)
             delta = MergeDelta(gather_tensors=gather, over=job.base, **common)
             return AddDelta(base=self._bases[job.name], delta=delta)
+        common["input_parameters"] = _whole_rows(job.info.shape, per_input)
         gather = self.gathering.together(job, held, dtype)
-        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        task = MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        if job.info.dtype.is_floating_point:
+            self._try_out(task, job.info.shape)
+        return task
+
+    def _try_out(self, task: MergeTensors, shape: tuple[int, ...]) -> None:
+        """Once for all tensors that are alike to the method: with the same parameters and axes of length one."""
+        inputs = [(model == task.base_model, task.input_parameters[model]) for model in task.model_order]
+        given = repr((task.parameters, inputs, [min(length, 2) for length in shape]))
+        if given not in self._tried:
+            task.try_out(shape)
+            self._tried.add(given)
 
     def _merge_dtype(self, job: Job, models: Iterable[ModelReference]) -> str | None:
         """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
@@ -367,3 +381,16 @@ class MultimodalPlanner(MergePlanner):
             return None
         layers = layers_of(self.config.modules["language_model"])
         return None if layers == list(range(len(self._module("language_model").layers))) else layers
+
+
+def _whole_rows(
+    shape: tuple[int, ...], per_input: dict[ModelReference, dict[str, Any]]
+) -> dict[ModelReference, dict[str, Any]]:
+    """The parameters of the inputs for a tensor of this shape.
+
+    DELLA drops values by their ranks within a row (along the second axis, if there is one). The only value of a row has
+    no rank to speak of, so tensors of such rows are merged whole: with a density of 1.
+    """
+    if shape[1:2] != (1,) and shape not in ((), (1,)):
+        return per_input
+    return {m: {**own, "density": 1.0} if "epsilon" in own else own for m, own in per_input.items()}
