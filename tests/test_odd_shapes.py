@@ -98,7 +98,7 @@ def test_every_method_on_every_shape(method: str) -> None:
 def test_equal_inputs_stay_what_they_are(method: str) -> None:
     """Also where they are frozen parts in 16 bits, or nothing but zeros."""
     got, base = merge(recipe(method, model(0), copies())).tensors, tensors(model(0))
-    assert_close({n: t.float() for n, t in got.items()}, {n: t.float() for n, t in base.items()}, 1e-2)
+    assert_close({n: t.float() for n, t in got.items()}, {n: t.float() for n, t in base.items()}, 2e-2)
 
 
 @functools.cache

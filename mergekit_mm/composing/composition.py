@@ -161,6 +161,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
     for kind, cannot in (
         ("brings its own code", [c.name for c in donors.values() if c.skeleton is None]),
         ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
+        ("has no decoder with embeddings of its own", [c.name for c in donors.values() if _lacks_embeddings(c)]),
     ):
         if cannot:
             raise MergeError(
@@ -174,6 +175,11 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
     ):
         if getattr(config, setting):
             raise MergeError(f"{setting}: not for an omni model: {instead}. Leave it out.")
+
+
+def _lacks_embeddings(donor: Checkpoint) -> bool:
+    """Whether the language model is none that reads its own embeddings alone, as one of an encoder and a decoder."""
+    return donor.skeleton is not None and "embed_tokens.weight" not in donor.backbone
 
 
 def _chosen(

@@ -42,12 +42,18 @@ def verified_config(plan: Plan, tensors: Mapping[str, DiskTensor], directory: Pa
             shape than in that model.
     """
     base = plan.inputs.base_checkpoint
-    config = output_config(base.config, tensors, plan.planner.layer_sources(), rows)
-    model = take_inventory("The merged model", directory, config, tensors)
-    require_complete(model)
-    known = {name for name, like in plan.planner.output.items() if like.name in base.unknown}
-    if extra := sorted(model.unknown - known):
-        raise MergeError(f"The merged model would have no place for {len(extra)} tensors: {extra[:5]}.")
+    layers = plan.planner.layer_sources()
+    config = output_config(base.config, tensors, layers, rows)
+    try:
+        model = take_inventory("The merged model", directory, config, tensors)
+        require_complete(model)
+        known = {name for name, like in plan.planner.output.items() if like.name in base.unknown}
+        if extra := sorted(model.unknown - known):
+            raise MergeError(f"The merged model would have no place for {len(extra)} tensors: {extra[:5]}.")
+    except MergeError as error:
+        if layers is None:
+            raise
+        raise MergeError(f"Layers {layers} of {base.name}, which the slices ask for, make no model. {error}") from error
     return config
 
 

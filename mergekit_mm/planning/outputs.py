@@ -29,11 +29,12 @@ def as_base(
     base: Checkpoint,
     made: Mapping[str, Task],
     modules: Mapping[str, RoleModule],
-    lengths: Mapping[str, int],
+    moved: bool,
 ) -> Iterator[Output]:
     """The layout of the base `model` has on disk, and layers beyond its own under names like theirs.
 
-    made: name in memory -> task. lengths: module -> its layers in the output.
+    made: name in memory -> task. moved: whether slices move, repeat or leave out layers; one of another kind may then
+    stand where the base has a layer.
 
     Raises:
         MergeError: a tensor of the base that nothing makes, or a layer that has no name.
@@ -42,8 +43,8 @@ def as_base(
     for group in base.groups:
         tasks = {name: made[name] for name in group.memory if name in made}
         if len(tasks) < len(group.memory):
-            module = base.tensors[group.memory[0]].role.module
-            if _was_cut(group.memory, modules[module], lengths[module]):
+            stack = modules[base.tensors[group.memory[0]].role.module].stack
+            if moved and not tasks and stack and all(name.startswith(stack) for name in group.memory):
                 continue
             raise MergeError(f"Nothing in this merge makes {', '.join(group.memory)} of {model}.")
         for name in tasks:
@@ -63,13 +64,6 @@ def as_omni(made: Mapping[str, Task], like: Mapping[str, TensorInfo]) -> Iterato
     """Every tensor under its name in memory; `like`: that name -> the tensor it is, or is like."""
     for name, task in made.items():
         yield Output(name, task, DiskTensor(name, "", like[name].shape, like[name].dtype))
-
-
-def _was_cut(names: tuple[str, ...], module: RoleModule, layers: int) -> bool:
-    """Whether slices of fewer layers than the base has leave these tensors out on purpose."""
-    if not module.stack or not all(n.startswith(module.stack) for n in names):
-        return False
-    return all(int(n[len(module.stack) :].split(".")[0]) >= layers for n in names)
 
 
 def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, RoleModule]) -> tuple[str, str]:

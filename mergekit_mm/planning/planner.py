@@ -360,8 +360,8 @@ class MultimodalPlanner(MergePlanner):
             outputs = as_omni(made, self._like)
         else:
             modules = {name: self._module(name) for name in self.arch_info.modules}
-            lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
-            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+            moved = self.layer_sources() is not None
+            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, moved)
         if self.decoupling is not None:
             return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         return list(outputs)
