@@ -288,3 +288,11 @@ def test_the_adapter_that_is_written_holds_the_whole_delta() -> None:
     merged = merge(config).tensors
     onto = merge(linear(plus(base, out), dtype="float32")).tensors
     assert_close(onto, merged, 1e-5)
+
+
+def test_a_pattern_does_not_touch_what_only_the_base_has() -> None:
+    """Tensors of the base that transformers has no place for stay where they are."""
+    base, expert = with_tensor(checkpoint(FAMILY), "mtp.0.weight", torch.ones(2)), experts(FAMILY)[0]
+    refused(
+        task_arithmetic(base, [expert], parameters={"ignore": ["mtp"]}), "mtp.0.weight", "other inputs have beyond it"
+    )

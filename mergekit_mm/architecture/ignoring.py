@@ -30,7 +30,12 @@ class Ignored:
 
     def problems(self, base: Checkpoint, matches: Iterable[Match]) -> list[str]:
         """What is wrong with patterns that name nothing which could be left out."""
-        beyond = [(match.other, name) for match in matches for name in (*match.left_over, *match.other.unknown)]
+        beyond = [
+            (match.other, name)
+            for match in matches
+            for name in (*match.left_over, *match.other.unknown)
+            if match.composing or match.other is not base  # the base's own stay where they are
+        ]
         return [
             self._problem(pattern, base, sorted({name for _, name in beyond}))
             for pattern in self.patterns

@@ -72,10 +72,13 @@ class Plan:
             )
         ledger = self.planner.ledger
         lines += [f"  {line}" for line in ledger.lines(method, omni is not None)]
-        notes = dict.fromkeys([*self.inputs.notes, *ledger.notes()])
+        notes = dict.fromkeys(self.inputs.notes)
         lines += [f"  note: {note}" for note in notes]
-        unused = list(dict.fromkeys(self.inputs.unused()))
-        return "\n".join([*lines, "  not used:" if unused else "  not used: nothing", *(f"    {u}" for u in unused)])
+        if unused := dict.fromkeys([*self.inputs.unused(), *ledger.left_out()]):
+            lines += ["  not used:", *(f"    {what}" for what in unused)]
+        elif omni is None:  # whose notes tell of donors that take part with their language model alone
+            lines.append("  not used: nothing but what is kept as in the base")
+        return "\n".join(lines)
 
 
 @contextmanager

@@ -361,7 +361,7 @@ class MultimodalPlanner(MergePlanner):
         else:
             modules = {name: self._module(name) for name in self.arch_info.modules}
             moved = self.layer_sources() is not None
-            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, moved)
+            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, self._like, moved)
         if self.decoupling is not None:
             return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         return list(outputs)
