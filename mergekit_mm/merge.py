@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,11 +30,11 @@ from mergekit_mm.architecture.listing import size_of
 from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
-from mergekit_mm.finishing.config_json import output_config, write_config
+from mergekit_mm.finishing.config_json import write_config
 from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
-from mergekit_mm.finishing.verify import verify_written
+from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
 from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
@@ -93,6 +94,7 @@ def _run(
         templated = _templated(plan, side_files, options)
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
+        _verify_planned(plan, targets, options)
         needed = plan.output_bytes + side_files.nbytes
         check_room(next(iter(staging.values())), needed * len(outputs))
         if not options.quiet:
@@ -150,12 +152,37 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
     with system_errors(), plan_merge(config, options, source=config_source) as plan:
         side_files = _side_files(plan, _side_files_source(plan, options), options)
         _templated(plan, side_files, options)
-        for task in plan.planner.plan_to_disk("unused"):
-            if isinstance(task, BuildVocabulary):
-                task.execute()
+        _verify_planned(plan, plan.planner.plan_to_disk("unused"), options)
         size = f"{plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
         beside = f"{size_of(side_files.nbytes)} in {len(side_files.copies)} files beside them"
         return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used()])
+
+
+def _verify_planned(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> None:
+    """Build what the merge will end in, tokenizer and config, and see that its tensors are those of a model.
+
+    Raises:
+        MergeError: they are not.
+    """
+    if plan.inputs.composition is not None:
+        verified_omni(plan, planned_tensors(plan, plan.inputs.composition.vocabulary.size))
+        return
+    rows = _planned_rows(plan, targets, options)
+    verified_config(plan, planned_tensors(plan, rows), Path(), rows)
+
+
+def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> int | None:
+    """Rows of the output's embeddings where the merge changes the vocabulary; else None."""
+    inputs, section = plan.inputs, plan.config.tokenizer
+    for task in targets:
+        if isinstance(task, BuildVocabulary):
+            tokens = len(task.execute().tokenizer.get_vocab())
+            multiple = (section.pad_to_multiple_of if section else None) or 1
+            return math.ceil(tokens / multiple) * multiple
+    if not options.unsafe_truncate_embeddings:
+        return None
+    name = inputs.base_checkpoint.backbone["embed_tokens.weight"]
+    return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
@@ -231,15 +258,14 @@ def _finish(
 
     built: the tokenizer of the config's tokenizer section. templated: the copied one with the chat template asked for.
     """
-    base = plan.inputs.base_checkpoint
     written = read_headers(staging)
     if plan.inputs.composition is not None:
         write_side_files(side_files, staging)
         finish_omni(plan, written, staging)
         return
-    vocabulary = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
-    write_config(output_config(base.config, written, plan.planner.layer_sources(), vocabulary), staging)
-    verify_written(staging, plan.planner.output)
+    rows = _vocabulary_size(plan, written) if built or options.unsafe_truncate_embeddings else None
+    require_as_planned(planned_tensors(plan, rows), written)
+    write_config(verified_config(plan, written, staging, rows), staging)
     write_side_files(side_files, staging)
     tokenizer = built or (templated if options.copy_tokenizer else None)
     if tokenizer is not None:

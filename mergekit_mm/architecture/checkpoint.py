@@ -147,8 +147,8 @@ def layer_stack(names: list[str]) -> str:
     return max(counts, key=lambda path: (counts[path], path), default="")
 
 
-def open_checkpoint(name: str, directory: Path) -> Checkpoint:
-    """Take the inventory of a checkpoint directory.
+def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoint:
+    """Take the inventory of a checkpoint directory; if it has to be `whole`, it must hold all that its model needs.
 
     Raises:
         MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
@@ -160,7 +160,21 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
             f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
             "has lost it. Put the config.json of the model that this one was made from there."
         )
-    stored = read_headers(directory)
+    checkpoint = take_inventory(name, directory, config, read_headers(directory))
+    if whole:
+        require_complete(checkpoint)
+    _require_untied(checkpoint)
+    return checkpoint
+
+
+def take_inventory(
+    name: str, directory: Path, config: Mapping[str, Any], stored: Mapping[str, DiskTensor]
+) -> Checkpoint:
+    """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
+
+    Raises:
+        MergeError: as for `open_checkpoint`, but for what is missing.
+    """
     skeleton = skeleton_of(without_quantization(config))
     known = skeleton.tensors if skeleton else {}
     config, speaks = require_plain(name, directory, config, stored, known)
@@ -172,7 +186,7 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
         groups, unknown = group_names(skeleton, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
     tensors = _inventory(name, skeleton, disk, groups)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         name,
         directory,
         config,
@@ -184,9 +198,6 @@ def open_checkpoint(name: str, directory: Path) -> Checkpoint:
         tuple(sorted({tensor.file for tensor in stored.values()})),
         (*speaks, *wrapped),
     )
-    _require_complete(checkpoint)
-    _require_untied(checkpoint)
-    return checkpoint
 
 
 def _inventory(
@@ -220,7 +231,8 @@ def _inventory(
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _require_complete(checkpoint: Checkpoint) -> None:
+def require_complete(checkpoint: Checkpoint) -> None:
+    """MergeError where tensors of the checkpoint's own model are missing."""
     skeleton = checkpoint.skeleton
     if skeleton is None:
         return

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from mergekit_mm.architecture.checkpoint import CROSS_ATTENTION, Checkpoint
+from mergekit_mm.architecture.checkpoint import CROSS_ATTENTION, Checkpoint, TensorInfo
 from mergekit_mm.architecture.listing import indented, some
-from mergekit_mm.architecture.roles import LANGUAGE_ROLES
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.architecture.submodels import common_part, part_of, parts_beyond
+from mergekit_mm.architecture.values import same_values
+
+# Heads that trainers put on a model: value heads of reinforcement learning, and those of reward models and classifiers.
+# They stand beside the model, not inside it, and the model itself is used without them.
+_TRAINING_HEAD = re.compile(r"(v_head|value_head|reward_head|rm_head|score|classifier)\.")
 
 
 @dataclass
 class Match:
-    """How one input's tensors stand for the base's."""
+    """How one input's tensors stand for the base's.
+
+    What does not fit is collected first. Whether it is a problem depends on the merge, which may not ask for it: see
+    `judge`.
+    """
 
     base: Checkpoint
     other: Checkpoint
@@ -22,6 +32,12 @@ class Match:
     composing: bool = False  # an omni model: towers go elsewhere, so there is nothing to note about them
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)  # tensors of the base that the input lacks
+    differing: dict[str, str] = field(default_factory=dict)  # tensor of the base -> its shapes in both
+    computing: list[str] = field(default_factory=list)  # settings with which the input's language model differs
+    beyond: list[str] = field(default_factory=list)  # tensors of the input that the base has no place for
+    untied: list[str] = field(default_factory=list)  # tensors of the input that the base ties to others, unlike it
+    unused: dict[str, list[str]] = field(default_factory=dict)  # why -> tensors of the input that are left out
 
     def names(self) -> dict[str, str]:
         """Name in the base -> name in the other, of all tensors."""
@@ -39,7 +55,12 @@ class Match:
         """Where one model is a module of the other: the module's tensors matched with the whole of the former."""
         inner = Match(part_of(self.base, ours), part_of(self.other, theirs), self.keeps_vocabulary)
         found = inner._of_equal_shape(inner._by_name(list(inner.base.tensors), list(inner.other.tensors)))
-        self.problems += inner.problems
+        start, own = (f"{path}." if path else "" for path in (ours, theirs))
+        self.lacking += [start + name for name in inner.lacking]
+        self.differing |= {start + name: shapes for name, shapes in inner.differing.items()}
+        self.beyond += [own + name for name in inner.beyond]
+        self.untied += [own + name for name in inner.untied]
+        self.unused |= {why: [own + name for name in names] for why, names in inner.unused.items()}
         for whole, part, path, fate in (
             (self.base, self.other, ours, "come from the inputs that have them"),
             (self.other, self.base, theirs, "are not used"),
@@ -50,7 +71,6 @@ class Match:
                     f"{some(rest)}."
                 )
         self.notes += inner.notes
-        start, own = (f"{path}." if path else "" for path in (ours, theirs))
         return {start + name: own + other for name, other in found.items()}
 
     def _without_parts_of_its_own(self, one: Checkpoint, other: Checkpoint, fate: str) -> list[str]:
@@ -68,6 +88,41 @@ class Match:
         """The same of all but the language models, of two models of one architecture."""
         return self._of_equal_shape(self._by_name(tower_names(self.base), tower_names(self.other)))
 
+    def judge(self, asks: Callable[[str], bool], leaves_out: Callable[[TensorInfo], str | None]) -> None:
+        """Sort what does not fit into `problems` and `notes`.
+
+        asks: whether the merge takes the base's tensor of this name from the input too. leaves_out: why a tensor of the
+        input that the base has no place for is not used, or None if that is nowhere said.
+        """
+        absent = [name for name in self.lacking if asks(name)]
+        self._problem("lacks {} tensors that {base} has", absent, self._advice(absent))
+        if spared := [name for name in self.lacking if name not in absent]:
+            self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
+        wrong = [name for name in self.differing if asks(name)]
+        told = [f"{name}: {self.differing[name]}" for name in wrong]
+        self._problem("differs from {base} in the shape of {} tensors", told, self._advice(wrong))
+        if spared := [name for name in self.differing if name not in wrong]:
+            self.notes.append(f"{self.other.name} has {some(spared)} in another shape; the base's are kept.")
+        if self.computing and any(asks(name) for name in self.base.backbone.values()):
+            self.problems += self.computing
+        left: dict[str, list[str]] = {"beyond": [], "untied": []}
+        for kind, names in (("beyond", self.beyond), ("untied", self.untied)):
+            for name in names:
+                if why := leaves_out(self.other.tensors[name]):
+                    self.unused.setdefault(why, []).append(name)
+                else:
+                    left[kind].append(name)
+        stems = ", ".join(_stems([*left["beyond"], *left["untied"]]))
+        way_out = f"To leave them out, name them: `parameters: {{ignore: [{stems}]}}`."
+        what = "has {} tensors of its own that {base} ties to others (tie_word_embeddings)"
+        self._problem(what, left["untied"], way_out)
+        self._problem("holds {} tensors that nothing would consume", left["beyond"], way_out)
+
+    @property
+    def left_over(self) -> list[str]:
+        """All tensors of the input that stand for nothing of the base, whatever becomes of them."""
+        return [*self.beyond, *self.untied, *(name for names in self.unused.values() for name in names)]
+
     def _by_name(self, ours: list[str], theirs: list[str]) -> dict[str, str]:
         found = {name: own for name in ours if (own := self.other.present(name))}
         skeleton = self.base.skeleton
@@ -75,19 +130,33 @@ class Match:
         spared = {n for n in absent if n in self.base.unknown or (skeleton is not None and skeleton.may_be_absent(n))}
         if spared:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
-        self._problem("lacks {} tensors that {base} has", [name for name in absent if name not in spared])
+        self.lacking += [name for name in absent if name not in spared]
         used = set(found.values())
-        unused = [name for name in theirs if name not in used]
-        left = [name for name in unused if self.base.present(name) is None]
         ignored = _ignored_on_load(self.other)
-        ties = self.other.skeleton.aliases if self.other.skeleton else {}
-        untied = [name for name in unused if name not in left and name not in {*ties, *ties.values()}]
-        self._problem("has {} tensors of its own that {base} ties to others (tie_word_embeddings)", untied)
-        dropped = {name for name in left if any(re.search(pattern, name) for pattern in ignored)}
-        if dropped:
-            self.notes.append(f"{self.other.name} holds {some(dropped)} that transformers ignores; they are left out.")
-        self._problem("holds {} tensors that nothing would consume", [name for name in left if name not in dropped])
+        for name in theirs:
+            if name in used:
+                continue
+            if (tied := self.base.present(name)) is not None:
+                copies = tied in found and same_values(self.other, name, found[tied])
+                if copies:
+                    self._leave_out(f"equal to {found[tied]}, to which {self.base.name} ties it", name)
+                else:
+                    self.untied.append(name)
+            elif any(re.search(pattern, name) for pattern in ignored):
+                self._leave_out("transformers ignores it when it loads the model", name)
+            elif _TRAINING_HEAD.match(name) and name not in self._of_other_model:
+                self._leave_out("a head of training, which the model itself has no place for", name)
+            else:
+                self.beyond.append(name)
         return found
+
+    def _leave_out(self, why: str, name: str) -> None:
+        self.unused.setdefault(why, []).append(name)
+
+    @cached_property
+    def _of_other_model(self) -> Container[str]:
+        """Names of the tensors that the other's own model is known to use."""
+        return self.other.skeleton.tensors if self.other.skeleton else ()
 
     def _by_backbone(self) -> dict[str, str]:
         """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
@@ -98,15 +167,10 @@ class Match:
         for n in heads & base.keys() - other.keys():
             if n == "lm_head.weight" and self.other.ties_head:
                 found[base[n]] = other["embed_tokens.weight"]  # not on disk, but there
-        self._problem(
-            "has no counterpart for {} tensors of the language model of {base}",
-            [base[n] for n in base if n not in heads | extra | other.keys()],
-        )
-        self._problem(
-            "has {} tensors in its language model that nothing would consume",
-            [other[n] for n in other if n not in heads | extra | base.keys()],
-        )
+        self.lacking += [base[n] for n in base if n not in heads | extra | other.keys()]
+        self.beyond += [other[n] for n in other if n not in heads | extra | base.keys()]
         unused = [n for n, info in self.other.tensors.items() if info.role not in LANGUAGE_ROLES]
+        unused += [n for n in self.other.unknown if n not in unused]
         unused += [other[n] for n in heads & other.keys() - base.keys()]
         for one, fate in ((self.base, "come from the multimodal inputs"), (self.other, "are not used")):
             if layers := sorted({int(n.split(".")[1]) for n in extra & one.backbone.keys()}):
@@ -115,8 +179,8 @@ class Match:
                     "others are matched in their order."
                 )
         if unused and not self.composing:
-            self.notes.append(f"Only the language model of {self.other.name} is merged; not used: {some(unused)}.")
-        if not self.problems and not self.composing:
+            self.unused["only the language model is merged"] = unused
+        if not self.composing:
             kept = [n for n, info in self.base.tensors.items() if info.role not in LANGUAGE_ROLES]
             self.notes.append(
                 f"{self.other.name} ({self.other.kind}) is merged into the language model"
@@ -131,7 +195,6 @@ class Match:
     def _of_equal_shape(self, found: dict[str, str]) -> dict[str, str]:
         """Drop the vocabulary tensors whose row counts differ (the base's stay); any other difference is a problem."""
         fitting: dict[str, str] = {}
-        wrong: list[str] = []
         for name, own in found.items():
             ours, theirs = self.base.tensors[name], self.other.tensors[own]
             rows_only = ours.vocabulary_axis is not None and ours.shape[1:] == theirs.shape[1:]
@@ -145,14 +208,20 @@ class Match:
                     + (" A `tokenizer:` section in the config merges vocabularies." if mergeable else "")
                 )
             else:
-                wrong.append(f"{name}: {theirs.shape}, not {ours.shape}")
-        self._problem("differs from {base} in the shape of {} tensors", wrong)
+                self.differing[name] = f"{theirs.shape}, not {ours.shape}"
         return fitting
 
-    def _problem(self, what: str, names: list[str]) -> None:
+    def _problem(self, what: str, names: list[str], advice: str) -> None:
         if names:
             told = f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"
-            self.problems.append(told + indented(names, "    ", most=12))
+            self.problems.append(told + indented(names, "    ", most=12) + (f"\n    {advice}" if advice else ""))
+
+    def _advice(self, names: list[str]) -> str:
+        """How a merge is told not to ask for these tensors of the base."""
+        roles = {self.base.tensors[name].role for name in names} - {Role.LANGUAGE_MODEL}
+        if self.composing or not roles:
+            return ""
+        return f"The base's are kept by `parameters: {{{', '.join(f'{r.value}: base' for r in sorted(roles))}}}`."
 
 
 def tower_names(checkpoint: Checkpoint) -> list[str]:
@@ -166,3 +235,9 @@ def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
     dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
     own = checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected if checkpoint.skeleton else None
     return [*dropped, *(own or ())]
+
+
+def _stems(names: list[str]) -> list[str]:
+    """What begins these names and is enough to name them all: `v_head`, `model.vision_tower`."""
+    depth = 2 if all(name.startswith("model.") for name in names) else 1
+    return sorted({".".join(name.split(".")[:depth]) for name in names})

@@ -172,7 +172,7 @@ def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
 
 # For checkpoints whose modelling code is not transformers' own, names are all there is. The first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
-    (r"talker|token2wav|code2wav|vocoder", Role.OTHER),
+    (r"talker|token2wav|code2wav|vocoder|^tts\b|speech_(generator|decoder)", Role.OTHER),
     (
         r"projector|projection_layer|connector|aligner|resampler|merger|perceiver|qformer|^(model\.)?mlp1\.|^vte\.",
         Role.PROJECTOR,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -55,6 +55,12 @@ class Skeleton:
         first = self.aliases.get(name, name)
         together = [first, *(alias for alias, source in self.aliases.items() if source == first)]
         return [other for other in together if other != name]
+
+    def first_of(self, name: str, held: Container[str]) -> str:
+        """The first in the state dict of the tensors that share a tensor's storage, of those that are `held`."""
+        first = self.aliases.get(name, name)
+        together = (first, *(alias for alias, source in self.aliases.items() if source == first))
+        return next((other for other in together if other in held), name)
 
     @cached_property
     def buffers(self) -> frozenset[str]:

@@ -82,6 +82,11 @@ def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
         name=f"{checkpoint.name} ({path})",
         config={"model_type": model.config.model_type},
         skeleton=Skeleton(model),
+        groups=tuple(
+            replace(group, memory=tuple(name.removeprefix(start) for name in group.memory))
+            for group in checkpoint.groups
+            if all(name.startswith(start) for name in group.memory)
+        ),
         unknown=frozenset(n.removeprefix(start) for n in checkpoint.unknown if n.startswith(start)),
         tensors={name: replace(info, name=name) for name, info in inside.items()},
     )

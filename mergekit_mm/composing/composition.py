@@ -165,6 +165,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
         ("brings its own code", [c.name for c in unbuilt if "auto_map" in c.config]),
         ("is of a type that transformers does not know here", [c.name for c in unbuilt]),
         ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
+        ("has no decoder with embeddings of its own", [c.name for c in donors.values() if _lacks_embeddings(c)]),
     ):
         if cannot:
             raise MergeError(
@@ -178,6 +179,11 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
     ):
         if getattr(config, setting):
             raise MergeError(f"{setting}: not for an omni model: {instead}. Leave it out.")
+
+
+def _lacks_embeddings(donor: Checkpoint) -> bool:
+    """Whether the language model is none that reads its own embeddings alone, as one of an encoder and a decoder."""
+    return donor.skeleton is not None and "embed_tokens.weight" not in donor.backbone
 
 
 def _chosen(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
+from mergekit_mm.architecture.ignoring import Ignored
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.matching import Match, tower_names
 from mergekit_mm.architecture.roles import Role
@@ -25,15 +26,17 @@ class OmniLayout:
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name -> the model's own name in memory
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    matches: Mapping[ModelReference, list[Match]] = field(default_factory=dict)  # of language models, and of towers
 
 
-def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> OmniLayout:
+def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint], ignored: Ignored) -> OmniLayout:
     """Match every input's language model with the host's, and its towers with those of the donor they are like."""
     host = checkpoints[omni.host]
     tensors = dict(_host_tensors(omni, host))
     names: dict[ModelReference, dict[str, str]] = {}
     problems: list[str] = []
     notes: list[str] = []
+    matches: dict[ModelReference, list[Match]] = {}
     for model, checkpoint in checkpoints.items():
         match = Match(host, checkpoint, keeps_vocabulary=False, composing=True)
         language = match.of_language_models()
@@ -42,8 +45,10 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint])
         if omni.unties_head and head is not None:
             found[HEAD] = head
         names[model] = found
-        forbidding, known = told_apart(checkpoints[omni.start], checkpoint)
-        problems += match.problems + forbidding
+        match.computing, known = told_apart(checkpoints[omni.start], checkpoint)
+        _judge(match, ignored)
+        matches[model] = [match]
+        problems += match.problems
         notes += match.notes + known
         if (theirs := window(checkpoint)) != (ours := window(host)):
             notes.append(
@@ -62,12 +67,20 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint])
             match = Match(checkpoints[lead], checkpoints[model], keeps_vocabulary=False, composing=True)
             same = {own: own for own in brought.values()} if model == lead else match.of_towers()
             names[model] |= {name: same[own] for name, own in brought.items() if own in same}
+            _judge(match, ignored)
+            matches[model].append(match)
             if match.problems:
                 match.problems.append(f"  Different towers cannot be merged. Choose one: {_choice(omni, lead)}.")
             problems += match.problems
             notes += match.notes
     notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints), *_marked(omni)]
-    return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes)
+    problems += ignored.problems(host, [match for found in matches.values() for match in found])
+    return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes, matches)
+
+
+def _judge(match: Match, ignored: Ignored) -> None:
+    """An omni model is made of whole donors: all that does not fit is a problem, but for what is named as left out."""
+    match.judge(lambda _: True, lambda info: ignored.reason(match.other, info.name))
 
 
 def _host_tensors(omni: Composition, host: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:

@@ -15,6 +15,7 @@ from mergekit_mm.architecture.disk import DiskTensor
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+_KEYS_OF_INDICES = ("cross_attention_layers", "moe_layers", "mlp_only_layers")  # lists of layers of some kind
 
 
 def output_config(
@@ -79,7 +80,9 @@ def _set_layers(text: dict[str, Any], layers: Sequence[int]) -> None:
         if key in text:
             text[key] = len(layers)
     for key, value in text.items():
-        if isinstance(value, list) and len(value) == old:  # one entry per layer, e.g. layer_types
+        if key in _KEYS_OF_INDICES and isinstance(value, list):
+            text[key] = [new for new, index in enumerate(layers) if index in value]
+        elif isinstance(value, list) and len(value) == old:  # one entry per layer, e.g. layer_types
             text[key] = [value[index] for index in layers]
     if isinstance(own := text.get("per_layer_config"), dict):  # what some layers have of their own, by their index
         of_layer = {int(key): value for key, value in own.items()}

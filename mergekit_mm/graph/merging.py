@@ -38,8 +38,10 @@ class MergeTensors(ExecuteMergeMethodTask):
         kept, name = tensors[keeper], self.output_weight.name
         assert isinstance(kept, torch.Tensor)
         plain = [t for model in self.model_order if isinstance(t := tensors[model], torch.Tensor)]
+        if kept.numel() == 0:
+            return kept
         if not all(t.is_floating_point() for t in plain):
-            if any(not torch.equal(t, kept) for t in plain):
+            if any(t.dtype != kept.dtype or not torch.equal(t, kept) for t in plain):
                 LOG.warning("Buffer %s (%s) differs between the inputs; %s's is kept.", name, kept.dtype, keeper)
             return kept
         broken = [str(model) for model in self.model_order if not is_finite(tensors[model])]
@@ -52,9 +54,34 @@ class MergeTensors(ExecuteMergeMethodTask):
                 "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
             )
         merged = self._merged(tensors)
+        if merged is not None and merged.dtype.itemsize < 4 and not is_finite(merged):
+            # small constants of some methods vanish in 16 bits, and sums of squares overflow there
+            wide = self._merged(
+                {model: t.float() if isinstance(t, torch.Tensor) else t for model, t in tensors.items()}
+            )
+            merged = merged if wide is None else wide.to(merged.dtype)
         if merged is not None:
             require_finite(merged, name, self.method_name)
         return merged
+
+    def try_out(self, shape: tuple[int, ...]) -> None:
+        """Run the method on small tensors of such a shape: what it refuses should be known before the merge is run.
+
+        Raises:
+            MergeError: it fails, or gives NaN or Inf, with these parameters on tensors of such a shape.
+        """
+        small = [min(length, 8) for length in shape]
+        generator = torch.Generator().manual_seed(0)
+        tensors = {model: torch.rand(small, generator=generator) + 1.0 for model in self.model_order}
+        try:
+            self.execute(dict(tensors))
+        except MergeError:
+            raise
+        except Exception as error:  # whatever a method of the host, or of a third party, comes to
+            raise MergeError(
+                f"{self.method_name} cannot merge {self.output_weight.name}, of shape {shape}: {error}. Look at its "
+                "parameters, or keep the tensor as in the base by its role's policy."
+            ) from error
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
         devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}

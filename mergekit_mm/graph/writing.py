@@ -70,6 +70,18 @@ class WriteShards(TensorWriterTask):
         )
 
 
+class CopyTensor(Step[torch.Tensor]):
+    """A second tensor of the same values, for models that are stored with both of two tied tensors."""
+
+    tensor: Task
+
+    def arguments(self) -> dict[str, Task]:
+        return {"tensor": self.tensor}
+
+    def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        return tensor.clone()  # a file of safetensors holds no memory twice
+
+
 class CastTensor(Step[torch.Tensor]):
     """The one cast at the end, to the dtype of the output file."""
 

@@ -63,7 +63,9 @@ class OmniConfig(PreTrainedConfig):
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The config of the language model, which is the host's."""
-        return self if self.host is None else self.host.get_text_config(decoder=decoder, encoder=encoder)
+        # some configs of hosts take fewer keywords
+        asked = {key: value for key, value in (("decoder", decoder), ("encoder", encoder)) if value is not None}
+        return self if self.host is None else self.host.get_text_config(**asked)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

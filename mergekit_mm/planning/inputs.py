@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,21 @@ from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo, open_checkpoint, require_complete
 from mergekit_mm.architecture.hub import locate
+from mergekit_mm.architecture.ignoring import Ignored
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.matching import Match
 from mergekit_mm.architecture.settings import told_apart
 from mergekit_mm.architecture.submodels import share_language_model
+from mergekit_mm.architecture.values import same_values
 from mergekit_mm.composing.composition import Composition, compose, is_composed
 from mergekit_mm.composing.layout import lay_out
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.planning.beside import OwnAdapter, own_adapter, require_same_folders, unused_weights
-from mergekit_mm.planning.parameters import trusted_adapters
+from mergekit_mm.planning.parameters import ignored, trusted_adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +37,18 @@ class Inputs:
     tensors: Mapping[str, TensorInfo]  # of the output, before slices: the base's, or an omni model's
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
     notes: list[str]  # what is done on purpose but may surprise
-    unused: list[str]  # lines on files of the inputs that are neither read nor copied
+    unread: list[str]  # lines on files of the inputs that are neither read nor copied
+    matches: Mapping[ModelReference, Sequence[Match]]  # judged already only for an omni model, whose parts have to fit
+    problems: list[str]  # what is wrong beside that, to be told together with it
+    copies: Mapping[str, str]  # tensor that is not merged by itself -> the one that it is equal to, and stays equal to
     composition: Composition | None = None  # of an omni model; `base` is then its host
     own_adapter: OwnAdapter | None = None  # that the output gets as it is
+
+    def without_place(self) -> Iterator[tuple[ModelReference, str, list[str]]]:
+        """Input, reason and names in memory of what it holds and the output has no place for, once that is settled."""
+        for model, matches in self.matches.items():
+            for match in matches:
+                yield from ((model, why, names) for why, names in match.unused.items())
 
     @property
     def directories(self) -> list[Path]:
@@ -88,36 +99,36 @@ def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
 def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     """Open every input and match its tensors with the base's.
 
+    What does not fit (tensors that an input lacks, tensors that nothing would consume, shapes that differ) is a problem
+    only where the merge asks for it, which its planner knows.
+
     Raises:
-        MergeError: listing everything in all inputs that does not fit: tensors that an input lacks, tensors that
-            nothing would consume, shapes that differ.
+        MergeError: listing all inputs that cannot be opened; or donors that do not make an omni model.
     """
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
     if not problems and is_composed(checkpoints):
         own_adapter(checkpoints, adaptations, composed=True)
-        return _composed(compose(config, checkpoints), checkpoints, adaptations)
-    base = checkpoints.get(models[0])
-    if config.base_model and base is not None:
-        problems += _on_other_models(checkpoints, base)
+        return _composed(compose(config, checkpoints), checkpoints, adaptations, ignored(config))
+    _refuse(problems)
+    base = checkpoints[models[0]]
+    require_complete(base)
     keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
     names: dict[ModelReference, Mapping[str, str]] = {}
-    notes: list[str] = []
+    matches: dict[ModelReference, list[Match]] = {}
+    notes = _on_other_models(checkpoints, base) if config.base_model else []
     for model, checkpoint in checkpoints.items():
-        if base is None:
-            break
         match = Match(base, checkpoint, keeps_vocabulary)
-        names[model] = match.names()
-        forbidding, known = told_apart(base, checkpoint) if share_language_model(base, checkpoint) else ([], [])
-        problems += match.problems + forbidding
-        notes += match.notes + known
+        names[model], matches[model] = match.names(), [match]
+        if share_language_model(base, checkpoint):
+            match.computing, known = told_apart(base, checkpoint)
+            notes += known
         if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
             problems.append(
                 f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
                 "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
             )
-    _refuse(problems)
-    assert base is not None
+    problems += ignored(config).problems(base, [match for found in matches.values() for match in found])
     if base.unknown:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
@@ -128,24 +139,55 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
             "as products: right for fine-tunes of one such model, but for no others."
         )
+    copies = _copies(base, checkpoints, names)
+    tensors = {name: info for name, info in base.tensors.items() if name not in copies}
     require_same_folders(base, [c for c in checkpoints.values() if c is not base])
     own, told = own_adapter(checkpoints, adaptations, composed=False)
-    unused = list(unused_weights(checkpoints, adaptations, own))
+    unread = list(unused_weights(checkpoints, adaptations, own))
     notes = [*_told(checkpoints, adaptations), *notes, *told]
-    return Inputs(models[0], checkpoints, adaptations, base.tensors, names, notes, unused, own_adapter=own)
+    return Inputs(
+        models[0], checkpoints, adaptations, tensors, names, notes, unread, matches, problems, copies, own_adapter=own
+    )
+
+
+def _copies(
+    base: Checkpoint,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    names: Mapping[ModelReference, Mapping[str, str]],
+) -> dict[str, str]:
+    """Tensors that the base stores beside the one it ties them to, where they are equal to it in all inputs.
+
+    Such a pair is one tensor, and has to stay one: transformers unties what differs. A pair that differs in an input is
+    two tensors, as it is in the model that transformers loads.
+    """
+    copies: dict[str, str] = {}
+    for alias in base.skeleton.aliases if base.skeleton else ():
+        first = base.skeleton.first_of(alias, base.tensors) if base.skeleton else alias
+        own = {(checkpoints[m], found.get(alias), found.get(first)) for m, found in names.items()}
+        if alias in base.tensors and alias != first and all(one == two or _equal(c, one, two) for c, one, two in own):
+            copies[alias] = first
+    return copies
+
+
+def _equal(checkpoint: Checkpoint, one: str | None, two: str | None) -> bool:
+    return one is not None and two is not None and same_values(checkpoint, one, two)
 
 
 def _composed(
     omni: Composition,
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
+    left_out: Ignored,
 ) -> Inputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints)
+    for checkpoint in checkpoints.values():
+        require_complete(checkpoint)
+    layout = lay_out(omni, checkpoints, left_out)
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
-    unused = list(unused_weights(checkpoints, adaptations, None))
-    return Inputs(omni.host, checkpoints, adaptations, layout.tensors, layout.names, notes, unused, omni)
+    unread = list(unused_weights(checkpoints, adaptations, None))
+    found = layout.tensors, layout.names, notes, unread, layout.matches
+    return Inputs(omni.host, checkpoints, adaptations, *found, [], {}, omni)
 
 
 def _told(
@@ -190,10 +232,10 @@ def _open_all(
 
 
 def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> list[str]:
-    """Adapters that are put on another model of the base's architecture than the base itself."""
+    """Notes on adapters that are put on another model of the base's architecture than the base itself."""
     return [
-        f"  {model.lora} is put on {model.model}, but base_model is {base.name}; an adapter is a delta over its own "
-        "base: name the same model in both places."
+        f"{model.lora} is put on {model.model}, not on {base.name}: the two together are one expert, whose delta over "
+        f"{base.name} is what {model.model} has beyond it and what the adapter adds."
         for model, checkpoint in checkpoints.items()
         if model.lora
         and checkpoint.directory.resolve() != base.directory.resolve()
@@ -209,6 +251,6 @@ def _is_embedded(model: ModelReference) -> bool:
 
 def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | MergeError:
     try:
-        return open_checkpoint(str(model), locate(model, options))
+        return open_checkpoint(str(model), locate(model, options), whole=False)
     except MergeError as error:
         return error

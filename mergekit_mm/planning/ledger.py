@@ -33,8 +33,8 @@ class Ledger:
             if told:
                 yield f"{role.value:<15} " + "; ".join(told)
 
-    def notes(self) -> Iterator[str]:
-        """What may surprise."""
+    def left_out(self) -> Iterator[str]:
+        """What inputs have, and the output has not, as the config asks for it or does not ask otherwise."""
         for (model, role), count in self.unused.items():
             yield (
                 f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "

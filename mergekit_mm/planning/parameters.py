@@ -15,6 +15,7 @@ from mergekit.parameter_resolver import resolve_parameters
 from pydantic import ValidationError
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.ignoring import IGNORE, Ignored
 from mergekit_mm.composing.composition import COMPOSITION, HOST
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import ADAPTER_BASE, TRUST
@@ -23,8 +24,20 @@ from mergekit_mm.planning.policies import ROLE_PARAMETERS
 
 # not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE)
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE, IGNORE)
 OF_INPUTS = (ADAPTER_BASE,)  # may also be written for one input
+
+
+def ignored(config: MergeConfiguration) -> Ignored:
+    """What a config says to leave out of the inputs. MergeError for a value that is no pattern and no list of them."""
+    value = (config.parameters or {}).get(IGNORE, [])
+    patterns = value if isinstance(value, list) else [value]
+    if wrong := [p for p in patterns if not isinstance(p, str) or not p.strip("*?. ")]:
+        raise MergeError(
+            f"parameter {IGNORE}: {wrong[0]!r} will not do; write parts of tensors' names, as in "
+            f"`{IGNORE}: [v_head, model.extra_tower.*]`."
+        )
+    return Ignored(tuple(patterns))
 
 
 def check_modules(

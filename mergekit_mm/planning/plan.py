@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from mergekit import merge_methods
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy
@@ -36,7 +37,8 @@ from mergekit_mm.planning.usage import unused_tensors
 
 LOG = logging.getLogger(__name__)
 
-_DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # that a merge can have -> bytes
+# that a merge can have
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +54,13 @@ class Plan:
         """Size of the output's tensors, in the dtype asked for."""
         return self._bytes(self.planner.output.values())
 
-    def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
+    def written_dtype(self, like: DiskTensor) -> torch.dtype:
+        """The dtype in which a tensor of the output is written that is like one of an input."""
         wanted = self.config.out_dtype or self.config.dtype
-        width = _DTYPES.get(wanted or "")
+        return _DTYPES[wanted] if wanted and like.dtype.is_floating_point else like.dtype
 
-        def size(tensor: DiskTensor) -> int:
-            if width and tensor.dtype.is_floating_point:
-                return tensor.nbytes // tensor.dtype.itemsize * width
-            return tensor.nbytes
-
-        return sum(map(size, tensors))
+    def _bytes(self, tensors: Iterable[DiskTensor]) -> int:
+        return sum(tensor.nbytes // tensor.dtype.itemsize * self.written_dtype(tensor).itemsize for tensor in tensors)
 
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
@@ -82,13 +81,13 @@ class Plan:
             )
         ledger = self.planner.ledger
         lines += [f"  {line}" for line in ledger.lines(method, omni is not None)]
-        notes = dict.fromkeys([*self.inputs.notes, *ledger.notes()])
-        return "\n".join(lines + [f"  note: {note}" for note in notes])
+        notes = dict.fromkeys(self.inputs.notes)
+        lines += [f"  note: {note}" for note in notes]
+        return "\n".join(lines)
 
     def not_used(self) -> str:
         """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing."""
-        tensors = unused_tensors(self.inputs, [task for _, task, _ in self.planner.outputs])
-        lines = list(dict.fromkeys([*tensors, *self.inputs.unused]))
+        lines = dict.fromkeys([*unused_tensors(self.inputs, self.planner), *self.inputs.unread])
         if not lines:
             return "Every tensor of every input is used."
         return "\n".join(["Not used:", *(f"  {line}" for line in lines)])

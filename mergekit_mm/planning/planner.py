@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from mergekit.architecture import ModelArchitecture, WeightInfo
@@ -18,7 +19,7 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from transformers import PreTrainedConfig
 
-from mergekit_mm.architecture.checkpoint import TensorInfo
+from mergekit_mm.architecture.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.architecture.disk import DiskTensor
 from mergekit_mm.composing.composition import is_decoupled
 from mergekit_mm.errors import MergeError
@@ -26,16 +27,16 @@ from mergekit_mm.graph.deltas import AddDelta, MergeDelta, RescaleDelta
 from mergekit_mm.graph.merging import MergeTaskVectors, MergeTensors
 from mergekit_mm.graph.reading import without_adapter
 from mergekit_mm.graph.tokenizer import vocabulary_builder
-from mergekit_mm.graph.writing import CastTensor, WriteShards
+from mergekit_mm.graph.writing import CastTensor, CopyTensor, WriteShards
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.planning.constants import Constants
 from mergekit_mm.planning.decoupling import Decoupling
 from mergekit_mm.planning.gathering import Gathering, Job
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.ledger import COPIED, Ledger
-from mergekit_mm.planning.modules import RoleModule
+from mergekit_mm.planning.modules import ALIASES, RoleModule
 from mergekit_mm.planning.outputs import Output, as_base, as_omni
-from mergekit_mm.planning.parameters import resolve
+from mergekit_mm.planning.parameters import ignored, resolve
 from mergekit_mm.planning.policies import Policy, policy_of, why_undefined
 from mergekit_mm.planning.slicing import layers_of, slice_by_module
 
@@ -60,9 +61,13 @@ class MultimodalPlanner(MergePlanner):
         self.inputs = inputs
         self._sweep = sweep  # merged tensors will be rescaled, so they stay in float32 until then
         self._checked: set[tuple[tuple[str, object], ...]] = set()  # values that the method accepts
+        self._tried: set[str] = set()  # parameters and kinds of shapes on which mergekit's method works
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
+        self._asked: dict[ModelReference, set[str]] = {model: set() for model in inputs.names}  # for which tensors
+        # the modules that the config lists; None if it lists models, which are those of every module
+        self._listed = {ALIASES.get(name, name) for name in config.modules} if config.modules else None
         self.ledger = Ledger()
         self.constants = Constants(inputs)
         self.unlisted = slice_by_module(self.config, {name: self._module(name) for name in arch.modules}, inputs.base)
@@ -172,7 +177,7 @@ class MultimodalPlanner(MergePlanner):
         info = self._like[weight.name] = self.inputs.tensors[weights_in[0].name]
         group = self.inputs.base_checkpoint.group_of.get(info.name)
         job = Job(weight, info, group.disk[0] if group else info.name, held, cfg_reader)
-        policy = self._policy(job, len(models))
+        policy = self._policy(job, models)
         if self.decoupling is not None and policy is not Policy.MERGE:
             self.decoupling.kept_out(job)
         if policy is Policy.BASE:
@@ -185,13 +190,16 @@ class MultimodalPlanner(MergePlanner):
         self.ledger.done[info.role.value, done] += 1
         self._tensors.append((weight, task))
 
-    def _policy(self, job: Job, listed: int) -> Policy:
-        """What is done with a tensor: as the config says, where that means anything for those of the `listed` inputs
+    def _policy(self, job: Job, models: list[ModelReference]) -> Policy:
+        """What is done with a tensor: as the config says, where that means anything for those of the inputs `models`
         that have it; else it is kept."""
-        role, held = job.info.role, job.held
+        role, held, listed = job.info.role, job.held, len(models)
         if role.module in self.unlisted:
             return Policy.BASE
         policy = policy_of(role, job.name, self._method.spec.name, job.reader)
+        if policy is not Policy.BASE:
+            for model in models:
+                self._asked[model].add(job.info.name)
         if policy is Policy.AVERAGE and not job.experts:
             return Policy.BASE
         if policy is not Policy.BASE and self.constants.holds(job):
@@ -272,8 +280,20 @@ class MultimodalPlanner(MergePlanner):
             gather = self.gathering.together(job, adapters, None, adapters)
             delta = MergeDelta(gather_tensors=gather, over=job.base, **common)
             return AddDelta(base=self._bases[job.name], delta=delta)
+        common["input_parameters"] = _whole_rows(job.info.shape, per_input)
         gather = self.gathering.together(job, held, dtype)
-        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        task = MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        if job.info.dtype.is_floating_point:
+            self._try_out(task, job.info.shape)
+        return task
+
+    def _try_out(self, task: MergeTensors, shape: tuple[int, ...]) -> None:
+        """Once for all tensors that are alike to the method: with the same parameters and axes of length one."""
+        inputs = [(model == task.base_model, task.input_parameters[model]) for model in task.model_order]
+        given = repr((task.parameters, inputs, [min(length, 2) for length in shape]))
+        if given not in self._tried:
+            task.try_out(shape)
+            self._tried.add(given)
 
     def _merge_dtype(self, job: Job, models: Iterable[ModelReference]) -> str | None:
         """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
@@ -284,10 +304,37 @@ class MultimodalPlanner(MergePlanner):
         """Settle what makes each output tensor, once."""
         if not self._tensors:
             self._plan()
+            self._require_fit()
             if note := self.constants.note():
                 self.inputs.notes.append(note)
         if problems := [*self._undefined.values(), *self.constants.problems()]:
             raise MergeError("\n".join(problems))
+
+    def _require_fit(self) -> None:
+        """MergeError for what of the inputs does not fit each other, as far as the merge asks for it."""
+        problems = list(self.inputs.problems)
+        patterns = ignored(self.config)
+
+        def leaves_out(checkpoint: Checkpoint, info: TensorInfo) -> str | None:
+            if (named := patterns.reason(checkpoint, info.name)) is not None:
+                return named
+            return f"{info.role.value} is kept as in {self.inputs.base}" if self._is_left(info) else None
+
+        for model, matches in self.inputs.matches.items() if self.inputs.composition is None else ():
+            for match in matches:
+                match.judge(self._asked[model].__contains__, partial(leaves_out, match.other))
+                problems += match.problems
+                self.inputs.notes.extend(match.notes)
+        if problems:
+            raise MergeError("These inputs cannot be merged:\n" + "\n".join(problems))
+
+    def _is_left(self, info: TensorInfo) -> bool:
+        """Whether the config keeps tensors like this one, which the base does not have, as in the base."""
+        module = (self.config.modules or {}).get(info.role.module)
+        if self._listed is not None and info.role.module not in self._listed:
+            return True
+        reader = ConfigReader(config=self.config, t=0, module=module)
+        return policy_of(info.role, info.name, self._method.spec.name, reader) is Policy.BASE
 
     @property
     def tensors(self) -> dict[str, Task]:
@@ -338,12 +385,13 @@ class MultimodalPlanner(MergePlanner):
         if scale is not None:
             for name, base in self._bases.items():
                 made[name] = RescaleDelta(base=base, merged=made[name], scale=scale)
+        made |= {copy: CopyTensor(tensor=made[first]) for copy, first in inputs.copies.items() if first in made}
         if inputs.composition is not None:
             outputs = as_omni(made, self._like)
         else:
             modules = {name: self._module(name) for name in self.arch_info.modules}
-            lengths = {name: len(layers_of(self.config.modules[name])) for name in modules}
-            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, lengths)
+            moved = self.layer_sources() is not None
+            outputs = as_base(inputs.base, inputs.base_checkpoint, made, modules, self._like, moved)
         if self.decoupling is not None:
             return self.decoupling.applied(outputs, 1.0 if scale is None else scale)
         return list(outputs)
@@ -367,3 +415,16 @@ class MultimodalPlanner(MergePlanner):
             return None
         layers = layers_of(self.config.modules["language_model"])
         return None if layers == list(range(len(self._module("language_model").layers))) else layers
+
+
+def _whole_rows(
+    shape: tuple[int, ...], per_input: dict[ModelReference, dict[str, Any]]
+) -> dict[ModelReference, dict[str, Any]]:
+    """The parameters of the inputs for a tensor of this shape.
+
+    DELLA drops values by their ranks within a row (along the second axis, if there is one). The only value of a row has
+    no rank to speak of, so tensors of such rows are merged whole: with a density of 1.
+    """
+    if shape[1:2] != (1,) and shape not in ((), (1,)):
+        return per_input
+    return {m: {**own, "density": 1.0} if "epsilon" in own else own for m, own in per_input.items()}

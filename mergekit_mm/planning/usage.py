@@ -9,13 +9,25 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.ignoring import IGNORE
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.graph.reading import AdaptTensor, LoadDelta, LoadTensor, without_adapter
 from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.planner import MultimodalPlanner
+
+_FEW = 7  # names that are listed one by one; of more, the first are
 
 
-def unused_tensors(inputs: Inputs, tasks: Iterable[Task]) -> Iterator[str]:
-    """A line for each input of which some tensors are not read by any of the tasks, by role."""
-    read, adapted = _read(tasks)
+def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
+    """Lines on what of each input a merge does not use, with the reason where there is more to say than its role."""
+    ledger = planner.ledger
+    explained: set[tuple[ModelReference, str]] = set()
+    for model, why, names in inputs.without_place():
+        explained |= {(without_adapter(model), name) for name in names}
+        told = ", ".join(names) if IGNORE in why or len(names) < _FEW else some(names)
+        yield f"{model.model}: {told} ({why})"
+    yield from ledger.left_out()
+    read, adapted = _read(task for _, task, _ in planner.outputs)
     seen: set[ModelReference] = set()
     for model, checkpoint in inputs.checkpoints.items():
         plain = without_adapter(model)
@@ -24,14 +36,14 @@ def unused_tensors(inputs: Inputs, tasks: Iterable[Task]) -> Iterator[str]:
             lost = Counter(
                 info.role.value
                 for name, info in checkpoint.tensors.items()
-                if (plain, name) not in read and not _is_twin(checkpoint, plain, name, read)
+                if (plain, name) not in read | explained and not _is_twin(checkpoint, plain, name, read)
             )
             if lost and (not model.lora or any(place == plain for place, _ in read)):
                 yield f"{plain}: {_counted(lost)}"
         if model.lora:
-            names = inputs.adaptations[model].names
-            lost = Counter(checkpoint.tensors[n].role.value for n in names if (model, n) not in adapted)
-            if lost:
+            names = [*inputs.adaptations[model].names, *inputs.adaptations[model].assembled]
+            roles = [checkpoint.tensors[name].role for name in names if (model, name) not in adapted]
+            if lost := Counter(role.value for role in roles if (model, role) not in ledger.unused):
                 yield f"{model.lora}: its changes of {_counted(lost)}"
 
 
