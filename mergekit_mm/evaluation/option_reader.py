@@ -80,7 +80,7 @@ class OptionReader:
         return self._denied.sub(" ", _NEGATED.sub(" ", text))
 
     def statement(self, text: str) -> str | None:
-        """Of what follows a marker."""
+        """The option that a text behind a marker ("the answer is") names."""
         text = self.without_denied(text)
         if (found := self.opening(text)) is not None:
             return found
@@ -92,7 +92,7 @@ class OptionReader:
         return None
 
     def whole(self, text: str) -> str | None:
-        """Of a reply without markers."""
+        """The option that a reply without markers names."""
         text = self.without_denied(text).strip()
         lines = [line.strip() for line in text.split("\n") if re.search(r"\w", line)]
         if not lines:
