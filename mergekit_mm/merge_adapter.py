@@ -159,10 +159,7 @@ def _whole(
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
     more = {
-        name: planner.finished(name)
-        for module in saved
-        for name in tensors_of(base, module)
-        if name not in changed and name in planner.tensors
+        name: planner.finished(name) for module in saved for name in tensors_of(base, module) if name not in changed
     }
     return saved, changed | dict(_run(more, options))
 

@@ -34,17 +34,12 @@ def saved_modules(base: Checkpoint, changed: Collection[str]) -> tuple[list[str]
     """
     paths = module_paths(base)
     owners = {name.rpartition(".")[0] for name in changed}
-    refused = {owner: why for owner in owners if (why := _why_not(base, owner))}
+    refused = {owner: why for owner in owners if (why := _why_not(base, owner, paths))}
     fit = owners - refused.keys()
     outermost = [owner for owner in fit if not any(owner.startswith(f"{other}.") for other in fit)]
-    for owner in outermost:
-        # PEFT takes every module whose path ends like this
-        if others := [path for path in paths if path.endswith(owner) and path not in outermost]:
-            refused[owner] = f"{owner} is also the end of {min(others)}, which PEFT would take for it"
-    found = [owner for owner in outermost if owner not in refused]
-    held = tuple(f"{module}." for module in found)
+    held = tuple(f"{module}." for module in outermost)
     left = [name for name in changed if not name.startswith(held)]
-    return sorted(found), {name: refused[name.rpartition(".")[0]] for name in left}
+    return sorted(outermost), {name: refused[name.rpartition(".")[0]] for name in left}
 
 
 def shortened(chosen: Collection[str], paths: Collection[str]) -> list[str]:
@@ -57,8 +52,11 @@ def shortened(chosen: Collection[str], paths: Collection[str]) -> list[str]:
     return sorted({name_of(path) for path in chosen})
 
 
-def _why_not(base: Checkpoint, owner: str) -> str | None:
-    """Why PEFT cannot save the module of a changed tensor, or not without most of the model; None if it can."""
+def _why_not(base: Checkpoint, owner: str, paths: Collection[str]) -> str | None:
+    """Why PEFT cannot save the module of a changed tensor, or not without most of the model; None if it can.
+
+    paths: of all modules.
+    """
     if not owner:
         return "it belongs to the model itself and to no module"
     skeleton, names = base.skeleton, tensors_of(base, owner)
@@ -67,6 +65,8 @@ def _why_not(base: Checkpoint, owner: str) -> str | None:
             return f"{owner} is a list of parameters, which PEFT cannot save"
         if tied := next((other for name in names for other in skeleton.tied_to(name)), None):
             return f"{owner} is tied to {tied}, which an adapter would take apart"
+    if others := [path for path in paths if path.endswith(owner) and path != owner]:
+        return f"PEFT takes every module whose path ends in {owner}, {min(others)} too"
     if absent := [name for name in names if name not in base.tensors]:
         return f"PEFT saves {owner} with {absent[0]}, which {base.name} does not hold"
     if _holds_layers(base.tensors, owner, names):

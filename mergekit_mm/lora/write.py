@@ -59,7 +59,7 @@ def write_adapter(
         has_bias |= not inside
         # beneath an adapted layer PEFT keeps the layer itself under this name
         wrapped = f"{owner}.base_layer.{kind}" if not inside and owner in factors else name
-        tensors[f"base_model.model.{wrapped}"] = tensor.contiguous()
+        tensors[f"base_model.model.{wrapped}"] = tensor.contiguous().clone()  # parts of one tensor share its storage
     ranks = {path: found.rank for path, found in factors.items()}
     largest = max(ranks.values())
     smaller = {path: rank for path, rank in ranks.items() if rank != largest}
