@@ -217,5 +217,5 @@ def _file(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any] | None
     for path in (folder.parent / name, folder / name, folder / Path(name).name):
         if path.is_file():
             return {"bytes": None, "path": str(path)}
-    named = sorted(folder.glob(f"{escape(name)}.*"))
+    named = sorted(folder.glob(f"{escape(name.lstrip('/'))}.*"))
     return {"bytes": None, "path": str(named[0])} if named else None

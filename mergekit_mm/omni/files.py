@@ -82,16 +82,18 @@ def load_video(source: Any, choose: Callable[[Any], Any] | None) -> tuple[Any, A
 
 
 def load_frame_at(source: str, share: float) -> Any:
-    """The frame (height, width, 3) at a share (0 to 1) of the length of a video file. The errors are `load_video`'s."""
+    """The frame (height, width, 3) after a share (0 to 1) of those of a video file. The errors are `load_video`'s."""
     with _opened(_pyav(source, "torchcodec"), source, source) as file:
-        stream = file.streams.video[0] if file.streams.video else None
-        if stream is not None and stream.duration:
-            place = (stream.start_time or 0) + int(stream.duration * share)
-            file.seek(place, stream=stream)  # to the last frame before it that needs no other
-            for frame in file.decode(stream):
-                if frame.pts is not None and frame.pts + (frame.duration or 1) > place:
-                    return _rgb(frame)
-    frames, _ = load_video(source, lambda known: [int(known.total_num_frames * share)])  # it does not tell its length
+        if file.streams.video:
+            stream = file.streams.video[0]
+            times = sorted(packet.pts for packet in file.demux(stream) if packet.size and packet.pts is not None)
+            if times:
+                wanted = times[int(len(times) * share)]
+                file.seek(wanted, stream=stream)  # to the last frame up to there that needs no other
+                for frame in file.decode(stream):
+                    if frame.pts is not None and frame.pts >= wanted:
+                        return _rgb(frame)
+    frames, _ = load_video(source, lambda known: [int(known.total_num_frames * share)])  # times are not told
     return frames[0]
 
 
