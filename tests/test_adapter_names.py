@@ -193,8 +193,8 @@ def test_a_base_under_another_spelling_of_its_name(base: Path, said: str) -> Non
 @pytest.mark.parametrize(
     "ending",
     [
-        *("unsloth-bnb-4bit", "bnb-4bit", "4bit", "bnb-8bit", "GPTQ-Int4", "GPTQ-Int8", "AWQ", "FP8", "FP8-Dynamic"),
-        *("w4a16", "mlx-4bit", "AWQ-4bit", "NVFP4", "quantized.w8a8"),
+        *("unsloth-bnb-4bit", "bnb-4bit", "4bit", "bnb-8bit", "mlx-4bit", "GPTQ-Int4", "GPTQ-Int8", "AWQ", "AWQ-4bit"),
+        *("FP8", "FP8-Dynamic", "NVFP4", "w4a16", "quantized.w8a8"),
     ],
 )
 def test_a_base_that_was_quantized_to_be_trained_on_is_the_base_with_a_note(base: Path, ending: str) -> None:

@@ -342,7 +342,6 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "no config": (lambda a: checkpoint("llava"), ["adapter_config.json"]),
     "another type": (lambda a: copied(a, peft_type="IA3"), ["IA3", "merge_and_unload"]),
     "a variant": (lambda a: copied(a, use_qalora=True), ["QA-LoRA"]),
-    "bare parameters": (lambda a: copied(a, target_parameters=["experts.gate_up_proj"]), ["target_parameters"]),
     "a start that changes the base": (lambda a: copied(a, init_lora_weights="pissa"), ["pissa"]),
     "another rank": (lambda a: copied(a, r=7), ["rank 7", "_proj"]),
     "another base": (lambda a: copied(a, base_model_name_or_path="someone/else-7b"), ["someone/else-7b"]),

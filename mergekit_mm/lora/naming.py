@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG
 from mergekit_mm.architecture.names import Place, find_places
+from mergekit_mm.architecture.roles import LANGUAGE_ROLES
 from mergekit_mm.architecture.submodels import View, views
 from mergekit_mm.architecture.wrapping import lora_scaling
 from mergekit_mm.errors import MergeError
@@ -60,7 +61,7 @@ def _namings(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Naming]:
     for form in forms:
         for view in known or views(checkpoint):
             own = form is forms[0] and view.skeleton is checkpoint.skeleton
-            if own or _fits_sample(view, form):
+            if own or _fits_sample(adapter, view, form):
                 yield _Reading(adapter, checkpoint, view, form, None if own else view.told).naming
             if form is forms[0]:
                 known.append(view)
@@ -78,12 +79,10 @@ def _forms(trained: list[str], checkpoint: Checkpoint) -> list[dict[str, str]]:
     return forms
 
 
-def _fits_sample(view: View, form: Mapping[str, str]) -> bool:
-    """Whether one name of each kind has a place; names of bare parameters have to be looked for otherwise."""
-    kinds = {re.sub(r"\d+", "0", name): name for name in form.values()}
-    found = find_places(view.skeleton, kinds.values())
-    modules = {name.rpartition(".")[0] for name in view.names}
-    return all(n in found or _module_of(n)[0] in modules for n in kinds.values())
+def _fits_sample(adapter: Adapter, view: View, form: Mapping[str, str]) -> bool:
+    """Whether one name of each kind has a place. Names of bare parameters tell nothing before they are looked for."""
+    kinds = {re.sub(r"\d+", "0", name): name for own, name in form.items() if not adapter.changes[own].is_bare}
+    return len(find_places(view.skeleton, kinds.values())) == len(kinds)
 
 
 def _module_of(name: str) -> tuple[str, int]:
@@ -95,14 +94,18 @@ def _module_of(name: str) -> tuple[str, int]:
 
 
 def _prefixes(checkpoint: Checkpoint, form: Mapping[str, str]) -> list[str]:
-    """What may stand before an adapter's names in a checkpoint that is known by its names on disk alone."""
+    """What may stand before an adapter's names in a checkpoint that is known by its names on disk alone.
+
+    Layers of towers may be named as those of the language model, which comes first.
+    """
     sample = next(iter(form.values()))
-    ends = [name for name in checkpoint.tensors if name.endswith(f".{sample}")]
-    return ["", *(name.removesuffix(sample) for name in ends)]
+    ends = [info for name, info in checkpoint.tensors.items() if name.endswith(f".{sample}")]
+    ends.sort(key=lambda info: info.role not in LANGUAGE_ROLES)
+    return ["", *(info.name.removesuffix(sample) for info in ends)]
 
 
 def _by_disk(adapter: Adapter, checkpoint: Checkpoint, form: Mapping[str, str], start: str) -> Naming:
-    found = Naming(None)
+    found = Naming(f"{start.rstrip('.')} alone" if start else None)
     for own, name in form.items():
         names = [start + name, *(_spellings(name) if adapter.trained_in(own) else ())]
         info = next((checkpoint.tensors[each] for each in names if each in checkpoint.tensors), None)
