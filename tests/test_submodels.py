@@ -111,7 +111,7 @@ def test_a_module_that_a_model_has_twice_is_refused() -> None:
     refused(task_arithmetic(checkpoint("video_llava"), [tower]), "model.image_tower", "model.video_tower")
 
 
-def test_fewer_layers_are_no_part_that_a_config_leaves_out() -> None:
+def test_a_tower_of_fewer_layers_is_no_part_that_a_config_leaves_out() -> None:
     config = zoo.FAMILIES["llava"].config()
     config.vision_config.num_hidden_layers = 1
     smaller = save_model(getattr(transformers, zoo.FAMILIES["llava"].cls)(config))

@@ -93,19 +93,19 @@ def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
 
 
 def parts_beyond(one: Checkpoint, other: Checkpoint) -> list[str]:
-    """The modules beside the language model that one model has and another of its class has not, by its own config.
+    """The modules that one model has beside what it understands with, and another of its class has not by its config.
 
-    Layers of a list do not count: with fewer of them a model is another one.
+    A talker and its vocoder, which some models can be loaded and saved without. Without a tower, or with fewer layers,
+    a model is another one.
     """
     if one.skeleton is None or other.skeleton is None:
         return []
     theirs = {path for path, _ in other.skeleton.model.named_modules()}
-    found: list[str] = []
-    for path, _ in one.skeleton.model.named_modules():
-        parent, _, last = path.rpartition(".")
-        if path not in theirs and parent in theirs and not last.isdigit() and _holds_no_language_model(one, path):
-            found.append(path)
-    return found
+    return [
+        path
+        for path, _ in one.skeleton.model.named_modules()
+        if path not in theirs and path.rpartition(".")[0] in theirs and _roles_in(one, path) == {Role.OTHER}
+    ]
 
 
 def views(checkpoint: Checkpoint) -> Iterator[View]:
