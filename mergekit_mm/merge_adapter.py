@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import torch
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Executor, Task
+from mergekit.graph import Task
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from mergekit_mm.architecture.listing import indented
 from mergekit_mm.errors import MergeError
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
+from mergekit_mm.graph.executors import executor_for
 from mergekit_mm.lora.write import write_adapter
 from mergekit_mm.merge import refusing, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
@@ -109,14 +110,13 @@ def _factorised(
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
-        if (found := factorise(delta, rank)) is not None:
-            yield fit[name], found
+        if (found := factorise(delta.to(options.device), rank)) is not None:
+            yield fit[name], found.to("cpu")
 
 
 def _run(tasks: dict[str, Task[TaskVector]], options: MergeOptions) -> Iterator[tuple[str, TaskVector]]:
     names = {task: name for name, task in tasks.items()}
-    executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
-    for task, delta in executor.run(quiet=options.quiet):
+    for task, delta in executor_for(list(names), options).run(quiet=options.quiet):
         yield names[task], delta
 
 

@@ -191,13 +191,11 @@ class LoadDelta(Task[TaskVector]):
 
     def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
         if SOURCES[self.model].adapts(self.tensor):
-            delta = _adaptation(self.model).task_vector(self.tensor, base)
-            return delta.to(self.base.device) if self.base.device else delta
+            return _change(self.model, self.tensor, base)
         shape = SOURCES[self.model].checkpoint.tensors[self.tensor].shape
         if len(shape) != 2:
-            return TaskVector(torch.zeros(shape, device=self.base.device))
-        left = torch.zeros(shape[0], 0, device=self.base.device)
-        return TaskVector(left, right=torch.zeros(0, shape[1], device=self.base.device))
+            return TaskVector(torch.zeros(shape))
+        return TaskVector(torch.zeros(shape[0], 0), right=torch.zeros(0, shape[1]))
 
 
 class AdaptTensor(Step[torch.Tensor]):
@@ -215,10 +213,19 @@ class AdaptTensor(Step[torch.Tensor]):
         return -1000
 
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
+        delta = _change(self.model, self.tensor, base)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
         return cast(tuned, self.dtype, self.tensor)
+
+
+def _change(model: ModelReference, tensor: str, base: torch.Tensor | None) -> TaskVector:
+    """What an adapter changes of a tensor, put together on the CPU, where adapters are read; on the base's device."""
+    adaptation = _adaptation(model)
+    if base is None:
+        return adaptation.task_vector(tensor, None)
+    needed = base.to("cpu") if adaptation.needs_base(tensor) else None
+    return adaptation.task_vector(tensor, needed).to(base.device)
 
 
 def _adaptation(model: ModelReference) -> Adaptation:

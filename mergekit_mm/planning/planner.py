@@ -237,6 +237,7 @@ class MultimodalPlanner(MergePlanner):
             "input_parameters": per_input,
             "base_model": job.base,
             "output_weight": job.weight,
+            "seed": self.options.random_seed or 0,
         }
         if self.decoupling is not None and (decoupled := self.decoupling.merged(job, dtype, common)) is not None:
             return decoupled
@@ -250,7 +251,7 @@ class MultimodalPlanner(MergePlanner):
             delta = MergeDelta(gather_tensors=gather, over=job.base, **common)
             return AddDelta(base=self._bases[job.name], delta=delta)
         gather = self.gathering.together(job, held, dtype)
-        return MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        return MergeTensors(gather_tensors=gather, **common)
 
     def _merge_dtype(self, job: Job, models: Iterable[ModelReference]) -> str | None:
         """What mergekit's methods compute in; with adapters float32, as 16 bits would drop much of their deltas."""
