@@ -16,9 +16,8 @@ import torch
 import transformers
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Executor, Task
+from mergekit.graph import Task
 from mergekit.merge import _set_chat_template
-from mergekit.multigpu_executor import MultiGPUExecutor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +34,7 @@ from mergekit_mm.finishing.directory import check_output, check_room, staged
 from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
 from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
+from mergekit_mm.graph.executors import executor_for
 from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
@@ -186,17 +186,9 @@ def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOption
 
 
 def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
-    """Run the task graph on mergekit's executors; returns the tokenizer if the config asks for a new one."""
-    if options.multi_gpu:
-        executor = MultiGPUExecutor(targets=targets, storage_device=None if options.low_cpu_memory else "cpu")
-    else:
-        executor = Executor(
-            targets=targets,
-            math_device=options.device,
-            storage_device=options.device if options.low_cpu_memory else "cpu",
-        )
+    """Run the task graph; returns the tokenizer if the config asks for a new one."""
     tokenizer = None
-    for _task, value in executor.run(quiet=options.quiet):
+    for _task, value in executor_for(targets, options).run(quiet=options.quiet):
         if isinstance(value, TokenizerInfo):
             tokenizer = value.tokenizer
     return tokenizer

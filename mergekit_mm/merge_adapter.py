@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Executor, Task
+from mergekit.graph import Task
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.finishing.card import hash_inputs, model_card
 from mergekit_mm.finishing.directory import check_output, staged
 from mergekit_mm.graph.deltas import Changed
+from mergekit_mm.graph.executors import executor_for
 from mergekit_mm.graph.reading import LoadTensor, without_adapter
 from mergekit_mm.lora.whole import module_paths, saved_modules, tensors_of
 from mergekit_mm.lora.write import write_adapter
@@ -193,14 +194,13 @@ def _factorised(
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
-        if (found := factorise(delta, rank)) is not None:
-            yield paths[name], found
+        if (found := factorise(delta.to(options.device), rank)) is not None:
+            yield paths[name], found.to("cpu")
 
 
 def _run(tasks: Mapping[str, Task[Any]], options: MergeOptions) -> Iterator[tuple[str, Any]]:
     names = {task: name for name, task in tasks.items()}
-    executor = Executor(targets=list(names), math_device=options.device, storage_device="cpu")
-    for task, value in executor.run(quiet=options.quiet):
+    for task, value in executor_for(list(names), options).run(quiet=options.quiet):
         yield names[task], value
 
 

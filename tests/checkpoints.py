@@ -291,6 +291,14 @@ def with_method(method: str, base: Path, others: Iterable[Path], **more: Any) ->
     return {"merge_method": method, "base_model": str(base), "models": entries, "dtype": "float32", **more}
 
 
+def merge_in_memory(inputs: list[torch.Tensor], method: str, parameters: dict[str, Any], name: str) -> torch.Tensor:
+    """One tensor merged by mergekit's own API; the last of the inputs is the base's."""
+    mergekit_yaml()  # the plugin's methods are registered with it
+    from mergekit.merge_methods import merge_tensors
+
+    return merge_tensors(inputs, method, base_index=len(inputs) - 1, parameters=parameters, name=name)
+
+
 # ----------------------------------------------------------------------------------------------------- oracle
 
 

@@ -24,7 +24,7 @@ from checkpoints import (
     experts,
     load,
     merge,
-    mergekit_yaml,
+    merge_in_memory,
     sum_of_deltas,
     task_arithmetic,
     tensors,
@@ -137,13 +137,6 @@ def test_every_method_gives_what_it_gives_in_memory(method: str, family: str, la
         flat = [t[name].flatten() if t[name].ndim > 3 and method == "optmerge" else t[name] for t in inputs]
         made = merge_in_memory(flat, method, {**shared, **each}, name)
         assert torch.allclose(got[name], made.reshape(value.shape), atol=2e-6), name
-
-
-def merge_in_memory(inputs: list[torch.Tensor], method: str, parameters: dict[str, Any], name: str) -> torch.Tensor:
-    mergekit_yaml()  # the plugin's methods are registered with it
-    from mergekit.merge_methods import merge_tensors
-
-    return merge_tensors(inputs, method, base_index=len(inputs) - 1, parameters=parameters, name=name)
 
 
 def test_the_base_may_be_listed_among_the_models() -> None:

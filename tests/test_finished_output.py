@@ -387,12 +387,13 @@ def test_mergekits_options(flags: tuple[str, ...]) -> None:
     assert_close(outcome.tensors, sum_of_deltas(tensors(checkpoint("llava", "hub")), expected))
 
 
-def test_pickled_inputs() -> None:
+@pytest.mark.parametrize("flags", [(), ("--lazy-unpickle",)])
+def test_pickled_inputs(flags: tuple[str, ...]) -> None:
     """Weights in pytorch_model.bin, as older checkpoints have them."""
     expert = altered(checkpoint("llava", "hub", "expert_0"))
     torch.save(tensors(expert), expert / "pytorch_model.bin")
     (expert / "model.safetensors").unlink()
-    outcome = merge(task_arithmetic(checkpoint("llava", "hub"), [expert]))
+    outcome = merge(task_arithmetic(checkpoint("llava", "hub"), [expert]), *flags)
     expected = sum_of_deltas(tensors(checkpoint("llava", "hub")), [tensors(experts("llava", "hub")[0])])
     assert_close(outcome.tensors, expected)
 

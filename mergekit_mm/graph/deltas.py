@@ -45,9 +45,11 @@ class MergeDelta(MergeTensors):
         if broken:
             raise MergeError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
         adapted = deltas.pop(self.base_model, None) if self.base_model else None
-        if adapted is None:
-            return self._of(deltas)
-        return _sum([self._of({m: _sum([d, adapted], [1.0, -1.0]) for m, d in deltas.items()}), adapted], [1.0, 1.0])
+        with self._stream(tensors):
+            if adapted is None:
+                return self._of(deltas)
+            over_adapted = {model: _sum([delta, adapted], [1.0, -1.0]) for model, delta in deltas.items()}
+            return _sum([self._of(over_adapted), adapted], [1.0, 1.0])
 
     def _of(self, deltas: dict[ModelReference, TaskVector]) -> TaskVector:
         """The merged delta, without that of the base."""

@@ -11,6 +11,7 @@ from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
 from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.graph.drawing import OwnStream
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.numerics.deltas import working_dtype
@@ -18,7 +19,10 @@ from mergekit_mm.numerics.task_vector import TaskVector
 
 LOG = logging.getLogger(__name__)
 
+# the modules of mergekit whose methods refuse values with an error of their own
 _REFUSING = ("mergekit.merge_methods.multislerp", "mergekit.sparsify")
+# mergekit's methods that draw random numbers, arcee_fusion only for tensors of more than a million values
+DRAWING = ("arcee_fusion", "dare_linear", "dare_ties", "della", "della_linear")
 
 
 class MergeTensors(ExecuteMergeMethodTask):
@@ -26,14 +30,21 @@ class MergeTensors(ExecuteMergeMethodTask):
 
     A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
     the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
+    mergekit's own such methods run on the CPU whatever the device of the merge is. The numbers are drawn there anyway,
+    and the few sums that remain would round, and break ties, in another way on a GPU.
     """
 
     gather_tensors: Task  # mergekit's own collectors of tensors, or ours
     seed: int = 0
 
+    def uses_accelerator(self) -> bool:
+        return self.method_name not in DRAWING and super().uses_accelerator()
+
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
     ) -> torch.Tensor | None:
+        if self.method_name in DRAWING:  # from wherever they are stored
+            tensors = {model: tensor.to("cpu") for model, tensor in tensors.items()}
         keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
         kept, name = tensors[keeper], self.output_weight.name
         assert isinstance(kept, torch.Tensor)
@@ -53,12 +64,13 @@ class MergeTensors(ExecuteMergeMethodTask):
                 f"Tensor {name} holds NaN or infinite values in {', '.join(broken)}. Merging it would spread "
                 "them: repair or leave out that input, or keep the tensor at the base by its role's policy."
             )
-        merged = self._merged(tensors)
+        with self._stream(tensors):
+            merged = self._merged(tensors)
         if merged is not None and merged.dtype.itemsize < 4 and not is_finite(merged):
             # small constants of some methods vanish in 16 bits, and sums of squares overflow there
-            wide = self._merged(
-                {model: t.float() if isinstance(t, torch.Tensor) else t for model, t in tensors.items()}
-            )
+            widened = {model: t.float() if isinstance(t, torch.Tensor) else t for model, t in tensors.items()}
+            with self._stream(widened):
+                wide = self._merged(widened)
             merged = merged if wide is None else wide.to(merged.dtype)
         if merged is not None:
             require_finite(merged, name, self.method_name)
@@ -84,22 +96,22 @@ class MergeTensors(ExecuteMergeMethodTask):
             ) from error
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
-        devices = {t.device for t in tensors.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"}
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._stream(tensors))
-            # what mergekit's methods say of values, as of weights under which all vectors cancel
-            with refused_by(*_REFUSING, about=f"{self.method_name} cannot merge {self.output_weight.name}: "):
-                merged: torch.Tensor | None = super().execute(tensors)
+        # what mergekit's methods say of values, as of weights under which all vectors cancel
+        with refused_by(*_REFUSING, about=f"{self.method_name} cannot merge {self.output_weight.name}: "):
+            merged: torch.Tensor | None = super().execute(tensors)
         return merged
 
-    def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> int:
-        """Seed, name and the first values of each input: experts that are merged one by one get masks of their own."""
+    def _stream(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> OwnStream:
+        """By seed, name and the first values of each input: experts merged one by one get masks of their own."""
         state = zlib.crc32(f"{self.seed} {self.output_weight.name}".encode())
         for model in self.model_order:
-            if isinstance(tensor := tensors[model], torch.Tensor):
-                first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
-                state = zlib.crc32(first.numpy().tobytes(), state)
-        return state
+            value = tensors.get(model)  # a sum of adapters is made without their base
+            if value is None:
+                continue
+            tensor = value.left if isinstance(value, TaskVector) else value
+            first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
+            state = zlib.crc32(first.numpy().tobytes(), state)
+        return OwnStream(state)
 
 
 class MergeTaskVectors(MergeTensors):

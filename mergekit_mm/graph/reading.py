@@ -210,13 +210,12 @@ class LoadDelta(Task[TaskVector]):
 
     def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
         if SOURCES[self.model].adapts(self.tensor):
-            delta = _adaptation(self.model).task_vector(self.tensor, base)
-            return delta.to(self.base.device) if self.base.device else delta
+            return _change(self.model, self.tensor, base)
         shape = SOURCES[self.model].checkpoint.tensors[self.tensor].shape
         if len(shape) not in (2, 3):
-            return TaskVector(torch.zeros(shape, device=self.base.device))
-        left = torch.zeros(*shape[:-1], 0, device=self.base.device)
-        return TaskVector(left, right=torch.zeros(*shape[:-2], 0, shape[-1], device=self.base.device))
+            return TaskVector(torch.zeros(shape))
+        left = torch.zeros(*shape[:-1], 0)
+        return TaskVector(left, right=torch.zeros(*shape[:-2], 0, shape[-1]))
 
 
 class AdaptTensor(Step[torch.Tensor]):
@@ -236,10 +235,19 @@ class AdaptTensor(Step[torch.Tensor]):
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
         if not base.is_floating_point():  # a counter or the like, which is saved with its module
             return _adaptation(self.model).replacement(self.tensor).to(base)
-        delta = _adaptation(self.model).task_vector(self.tensor, base).to(base.device)
+        delta = _change(self.model, self.tensor, base)
         wide = torch.promote_types(base.dtype, torch.float32)
         tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
         return cast(tuned, self.dtype, self.tensor)
+
+
+def _change(model: ModelReference, tensor: str, base: torch.Tensor | None) -> TaskVector:
+    """What an adapter changes of a tensor, put together on the CPU, where adapters are read; on the base's device."""
+    adaptation = _adaptation(model)
+    if base is None:
+        return adaptation.task_vector(tensor, None)
+    needed = base.to("cpu") if adaptation.needs_base(tensor) else None
+    return adaptation.task_vector(tensor, needed).to(base.device)
 
 
 def _adaptation(model: ModelReference) -> Adaptation:

@@ -23,6 +23,10 @@ class Factors(NamedTuple):
     def rank(self) -> int:
         return self.a.shape[0]
 
+    def to(self, device: torch.device | str) -> Factors:
+        """The same factors on `device`."""
+        return Factors(self.b.to(device), self.a.to(device), self.energy)
+
 
 def factorise(task_vector: TaskVector, rank: int | None) -> Factors | None:
     """The best factors of rank <= `rank`; None for a delta of zero.

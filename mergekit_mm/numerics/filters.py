@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _LANCZOS_STEPS = 12  # for a bound
 _DENSE_UP_TO = 256  # below this size all eigenvalues cost as little as one
 _BANDS_FROM = 2048  # size; below, the memory that bands of eigenvectors save is not worth their time
 _TOUCHING = 1e-11  # of the largest eigenvalue: a gap so small leaves eigenvectors found apart 1e-5 off a right angle
+# of small quantities that Python asks for number by number: on the CPU also where torch's default device is another one
+_SCALARS: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 _ROW_BLOCK = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
 
 
@@ -46,7 +49,7 @@ def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) ->
     rows, size = coefficients.shape
     bound = largest_eigenvalue_bound(matrix)
     if bound == 0.0:
-        return coefficients * float(quotient(torch.zeros(1, dtype=torch.float64)))
+        return coefficients * float(quotient(torch.zeros(1, **_SCALARS)))
     series = _chebyshev_series(quotient, bound, _tolerance(matrix.dtype))
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
@@ -117,15 +120,15 @@ def largest_eigenvalue_bound(matrix: Tensor) -> float:
 
 def _lanczos(matrix: Tensor, steps: int, tolerance: float) -> tuple[float, float]:
     """The largest Ritz value after `steps` steps, fewer if its residual falls below `tolerance` of it; and beta."""
-    start = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(0), **_SCALARS)
     vector = (start / start.norm()).to(matrix)
     previous, beta = torch.zeros_like(vector), 0.0
-    tridiagonal = torch.zeros(0, 0, dtype=torch.float64)
+    tridiagonal = torch.zeros(0, 0, **_SCALARS)
     tolerance = max(tolerance, torch.finfo(matrix.dtype).eps)
     while True:
         residual = matrix @ vector - beta * previous
         alpha = float(residual @ vector)
-        tridiagonal = torch.block_diag(tridiagonal, torch.tensor([[alpha]], dtype=torch.float64))
+        tridiagonal = torch.block_diag(tridiagonal, torch.tensor([[alpha]], **_SCALARS))
         if beta:
             tridiagonal[-1, -2] = tridiagonal[-2, -1] = beta
         residual = residual - alpha * vector
@@ -139,9 +142,9 @@ def _lanczos(matrix: Tensor, steps: int, tolerance: float) -> tuple[float, float
 
 def _chebyshev_series(quotient: Quotient, bound: float, tolerance: float) -> list[float]:
     """Chebyshev coefficients of q on [0, bound], cut where the rest is below `tolerance` of the largest value."""
-    angles = (torch.arange(_NODES, dtype=torch.float64) + 0.5) * (math.pi / _NODES)
+    angles = (torch.arange(_NODES, **_SCALARS) + 0.5) * (math.pi / _NODES)
     samples = quotient(0.5 * bound * (1.0 + torch.cos(angles)))
-    orders = torch.arange(_NODES, dtype=torch.float64).unsqueeze(1)
+    orders = torch.arange(_NODES, **_SCALARS).unsqueeze(1)
     series = (torch.cos(orders * angles) @ samples) * (2.0 / _NODES)
     series[0] *= 0.5
     tail = series.abs().flip(0).cumsum(0).flip(0)

@@ -268,6 +268,7 @@ class MultimodalPlanner(MergePlanner):
             "input_parameters": per_input,
             "base_model": job.base,
             "output_weight": job.weight,
+            "seed": self.options.random_seed or 0,
         }
         if self.decoupling is not None and (decoupled := self.decoupling.merged(job, dtype, common)) is not None:
             return decoupled
@@ -282,7 +283,7 @@ class MultimodalPlanner(MergePlanner):
             return AddDelta(base=self._bases[job.name], delta=delta)
         common["input_parameters"] = _whole_rows(job.info.shape, per_input)
         gather = self.gathering.together(job, held, dtype)
-        task = MergeTensors(gather_tensors=gather, seed=self.options.random_seed or 0, **common)
+        task = MergeTensors(gather_tensors=gather, **common)
         if job.info.dtype.is_floating_point:
             self._try_out(task, job.info.shape)
         return task

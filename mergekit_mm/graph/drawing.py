@@ -1,0 +1,63 @@
+"""Random numbers that depend on a seed alone: the same on every device, in every thread, whatever else is drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+_DRAWING = threading.Lock()  # torch's own generator serves the whole process
+
+
+class OwnStream(TorchFunctionMode):
+    """Within it, what torch draws in this thread comes from one stream on the CPU, started by `seed`.
+
+    A GPU has generators of its own, which give other numbers. So what is drawn for a tensor there is drawn on the CPU
+    and moved; all else is computed where the tensors are. A generator that a call names is used as it is.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _draws(func) or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        device = kwargs.get("device") or (tensors[0].device if tensors else "cpu")
+        here = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
+        drawn = self._draw(func, *tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu"), (args, here)))
+        into = args[0] if func.__name__.endswith("_") else kwargs.get("out")
+        return drawn.to(device) if into is None else into.copy_(drawn)
+
+    def _draw(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        with _DRAWING:
+            before = torch.get_rng_state()
+            torch.set_rng_state(self._state)
+            try:
+                drawn: torch.Tensor = func(*args, **kwargs)
+                return drawn
+            finally:
+                self._state = torch.get_rng_state()
+                torch.set_rng_state(before)
+
+
+@cache
+def _draws(func: Callable[..., Any]) -> bool:
+    """Whether a function of torch draws random numbers: torch marks the operators that do."""
+    operator = getattr(torch.ops.aten, getattr(func, "__name__", ""), None)
+    if not isinstance(operator, torch._ops.OpOverloadPacket):
+        return False
+    return any(torch.Tag.nondeterministic_seeded in getattr(operator, name).tags for name in operator.overloads())
