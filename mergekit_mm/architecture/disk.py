@@ -76,6 +76,11 @@ class DiskTensor:
         return self.stored is not None and (self.stored.b is not None or self.stored.bias is not None)
 
     @property
+    def key(self) -> str:
+        """The name in the file of its values, or of those that are changed by factors beside them."""
+        return self.stored.whole if self.stored else self.name
+
+    @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 

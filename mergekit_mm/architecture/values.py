@@ -38,7 +38,6 @@ def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
     """A tensor that is read when it is sliced."""
     tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
     path = checkpoint.directory / tensor.file
-    key = tensor.stored.whole if tensor.stored else tensor.name
     if path.suffix == ".safetensors":
-        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(key)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[key]
+        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(tensor.key)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[tensor.key]

@@ -100,9 +100,10 @@ def _equal(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | 
     for name in inputs.names[one].keys() & inputs.names[other].keys():
         ours, theirs = _stored(first, inputs.names[one][name]), _stored(second, inputs.names[other][name])
         if len(ours) != len(theirs) or any(
-            a.shape != b.shape or a.dtype != b.dtype for a, b in zip(ours, theirs, strict=True)
+            a.shape != b.shape or a.dtype != b.dtype or a.is_folded or b.is_folded
+            for a, b in zip(ours, theirs, strict=True)
         ):
-            return None  # in another layout or precision: not the same files in any case
+            return None  # in another layout or precision, or with factors: not the same files in any case
         pairs += list(zip(ours, theirs, strict=True))
     pairs = sorted({(a.name, b.name): (a, b) for a, b in pairs}.values(), key=lambda pair: pair[0].name)
     if not pairs:
@@ -151,9 +152,9 @@ class _Reader:
         held = self._open[tensor.file]
         window = _window(tensor.shape, most)
         if isinstance(held, dict):
-            values: torch.Tensor = held[tensor.name][window]
+            values: torch.Tensor = held[tensor.key][window]
         else:
-            values = held.get_slice(tensor.name)[window] if tensor.shape else held.get_tensor(tensor.name)
+            values = held.get_slice(tensor.key)[window] if tensor.shape else held.get_tensor(tensor.key)
         return values.contiguous().reshape(-1)
 
     def _opened(self, path: Path) -> Any:
