@@ -65,12 +65,12 @@ def _why_not(base: Checkpoint, owner: str, paths: Collection[str]) -> str | None
             return f"{owner} is a list of parameters, which PEFT cannot save"
         if tied := next((other for name in names for other in skeleton.tied_to(name)), None):
             return f"{owner} is tied to {tied}, which an adapter would take apart"
-    if others := [path for path in paths if path.endswith(owner) and path != owner]:
-        return f"PEFT takes every module whose path ends in {owner}, {min(others)} too"
     if absent := [name for name in names if name not in base.tensors]:
         return f"PEFT saves {owner} with {absent[0]}, which {base.name} does not hold"
     if _holds_layers(base.tensors, owner, names):
         return f"the module that it belongs to, {owner}, has all layers of the model in it"
+    if others := [path for path in paths if path.endswith(owner) and path != owner]:
+        return f"PEFT takes every module whose path ends in {owner}, {min(others)} too"
     return None
 
 
