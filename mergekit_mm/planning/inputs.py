@@ -108,6 +108,8 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
     if not problems and is_composed(checkpoints):
+        for checkpoint in checkpoints.values():  # an incomplete one may be of another kind than its config says
+            require_complete(checkpoint)
         own_adapter(checkpoints, adaptations, composed=True)
         return _composed(compose(config, checkpoints), checkpoints, adaptations, ignored(config))
     _refuse(problems)
@@ -180,8 +182,6 @@ def _composed(
     left_out: Ignored,
 ) -> Inputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    for checkpoint in checkpoints.values():
-        require_complete(checkpoint)
     layout = lay_out(omni, checkpoints, left_out)
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
