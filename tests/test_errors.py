@@ -182,8 +182,10 @@ def test_slices_of_unlike_lengths_are_named() -> None:
 def test_a_tokenizer_that_cannot_be_loaded_is_named() -> None:
     broken = altered(checkpoint("llava"))
     (broken / "tokenizer.json").write_text('{"version": "1.0"}')
+    refused(
+        {**task_arithmetic(broken, experts("llava")), "chat_template": "chatml"}, f"{broken}/tokenizer.json: damaged"
+    )
     told = f"The tokenizer of {broken} cannot be loaded"
-    refused({**task_arithmetic(broken, experts("llava")), "chat_template": "chatml"}, told)
     refused({**task_arithmetic(broken, experts("llava")), "tokenizer": {"source": "base"}}, told)
 
 

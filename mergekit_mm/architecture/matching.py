@@ -9,6 +9,7 @@ from functools import cached_property
 
 from mergekit_mm.architecture.checkpoint import CROSS_ATTENTION, Checkpoint, TensorInfo
 from mergekit_mm.architecture.listing import indented, some
+from mergekit_mm.architecture.mismatch import explain
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.architecture.submodels import common_part, part_of, parts_beyond
 from mergekit_mm.architecture.values import same_values
@@ -95,7 +96,9 @@ class Match:
         input that the base has no place for is not used, or None if that is nowhere said.
         """
         absent = [name for name in self.lacking if asks(name)]
-        self._problem("lacks {} tensors that {base} has", absent, self._advice(absent))
+        present = self.other.tensors.keys() - self.other.unknown
+        explanation = explain(self.other.kind, absent, self.other.unknown, present).strip()
+        self._problem("lacks {} tensors that {base} has", absent, explanation or self._advice(absent))
         if spared := [name for name in self.lacking if name not in absent]:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
         wrong = [name for name in self.differing if asks(name)]

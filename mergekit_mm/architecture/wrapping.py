@@ -159,7 +159,7 @@ def unwrap(
     for module, layer in layers.items():
         _fold(name, module, layer, result, disk, scalings)
     notes = [
-        f"{name} was saved with PEFT around the model: its names are taken off"
+        f"{name} was saved with PEFT, or another wrapper of training, around the model: its names are taken off"
         + (
             f", and the LoRA factors of {len(layers)} layers are added to their weights (scaling "
             f"{', '.join(f'{s:g}' for s in sorted(scalings.used))}, by {', '.join(sorted(scalings.where))})."

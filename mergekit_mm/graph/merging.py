@@ -6,6 +6,7 @@ import logging
 import zlib
 
 import torch
+from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
@@ -89,7 +90,9 @@ class MergeTensors(ExecuteMergeMethodTask):
             self.execute(dict(tensors))
         except MergeError:
             raise
-        except Exception as error:  # whatever a method of the host, or of a third party, comes to
+        except Exception as error:
+            if not is_of_mergekit(self.method_name):  # a mistake in a method of somebody else's is one to be seen
+                raise
             raise MergeError(
                 f"{self.method_name} cannot merge {self.output_weight.name}, of shape {shape}: {error}. Look at its "
                 "parameters, or keep the tensor as in the base by its role's policy."
@@ -135,6 +138,13 @@ class MergeTaskVectors(MergeTensors):
             task_vectors = [TaskVector(t.dense(base.dtype).reshape(-1)) for t in task_vectors]
         label = f"tensor {self.output_weight.name!r}"
         return method.merge(base, task_vectors, label, **dict(self.parameters.items())).reshape(shape)
+
+
+def is_of_mergekit(method: str) -> bool:
+    """Whether a merge method comes with mergekit itself."""
+    found = merge_methods.get(method)
+    written = getattr(found, "implementation", type(found))  # a decorated function, or a class
+    return str(written.__module__).startswith("mergekit.")
 
 
 def require_finite(merged: torch.Tensor, name: str, method: str) -> None:
