@@ -40,12 +40,20 @@ class Hub:
     url: str = ""
 
     def of_weights(self) -> list[Request]:
-        """The requests for content of weight files of whole models."""
-        return [r for r in self.requests if is_weights(r.file) and not r.file.startswith("adapter_")]
+        """The requests for content of the weight files of models."""
+        return [request for request in self.requests if is_of_model(request.file)]
+
+
+FOLDER = "2_Dense/"  # whose weights are small and belong to the model beside its own
 
 
 def is_weights(file: str) -> bool:
     return file.endswith((".safetensors", ".bin"))
+
+
+def is_of_model(file: str) -> bool:
+    """Whether a file holds weights of a whole model."""
+    return is_weights(file) and not file.startswith(("adapter_", FOLDER))
 
 
 @contextmanager
@@ -154,9 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self, repo: str, file: str, start: int, stop: int) -> int:
         """Before which byte of a file the connection breaks."""
-        if is_weights(file) and repo in self.hub.broken:
+        if is_of_model(file) and repo in self.hub.broken:
             return min(stop, max(start, self.hub.broken[repo]))
-        if is_weights(file) and repo in self.hub.flaky:
+        if is_of_model(file) and repo in self.hub.flaky:
             self.hub.flaky.discard(repo)
             return (start + stop) // 2
         return stop

@@ -31,7 +31,7 @@ from checkpoints import (
     tensors,
     written,
 )
-from hub_server import Hub, Request, serving
+from hub_server import FOLDER, Hub, Request, serving
 from safetensors.torch import save_file
 from test_unmerged_factors import unmerged
 
@@ -45,6 +45,7 @@ class World:
 
     hub: Hub
     local: dict[str, Path]  # repository -> the folder that it serves
+    home: Path  # of the hub's library
     online: dict[str, dict[str, Any]] = field(default_factory=dict)
     looked: list[Request] = field(default_factory=list)  # for content of weights, by `check` and `inspect`
     merged: Path = Path()
@@ -76,9 +77,22 @@ def pickled(model: Path) -> Path:
     return path
 
 
+NEEDED = ("token2wav/campplus.onnx", "token2wav/flow.pt", f"{FOLDER}pytorch_model.bin")
+NEVER_READ = ("pytorch_model.bin", "model.onnx", "onnx/model.onnx", "a[1].onnx", "optimizer.pt")
+
+
+def with_other_files(model: Path) -> Path:
+    path = altered(model)
+    for name in (*NEEDED, *NEVER_READ):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(name.encode())
+    return path
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     base, (first, second, third) = checkpoint(FAMILY), experts(FAMILY)
+    crowded = with_other_files(third)
     module = "model.language_model.layers.0.mlp.up_proj"
     shape = tensors(base)["language_model.model.layers.0.mlp.up_proj.weight"].shape
     adapter = written_adapter(base, factors({module: tuple(shape)}))
@@ -86,8 +100,8 @@ def world() -> Iterator[World]:
         "org/base": base,
         "org/expert": first,
         "org/sharded": sharded(second, 2),
-        "org/flaky": third,
-        "org/broken": third,
+        "org/flaky": crowded,
+        "org/broken": crowded,
         "org/gated": first,
         "org/adapter": adapter,
         "org/factors": with_factors(),
@@ -97,15 +111,14 @@ def world() -> Iterator[World]:
     repos["org/expert"]["v2"] = second
     hub = Hub(repos, frozenset({"org/gated"}), {"org/broken": 200_000}, {"org/flaky"})
     with serving(hub):
-        found = World(hub, local)
-        home = fresh("hub_home")
-        _look(found, home)
-        _merge(found, home)
-        _merge_offline(found, home)
+        found = World(hub, local, fresh("hub_home"))
+        _look(found)
+        _merge(found)
+        _merge_offline(found)
         yield found
 
 
-def _look(found: World, home: Path) -> None:
+def _look(found: World) -> None:
     """Every command that merges nothing, and a merge that gets no further than its downloads."""
     here = found.local
     both = merge_of("org/base", "org/expert", "org/sharded")
@@ -127,24 +140,24 @@ def _look(found: World, home: Path) -> None:
         "revision": ["mergekit-mm", "inspect", "org/base@nowhere"],
         "broken": ["mergekit-yaml", written(merge_of(here["org/base"], "org/broken")), found.unfinished],
     }
-    found.online = _run(commands, found.hub, home)
+    found.online = _run(commands, found.hub, found.home)
     found.looked = [r for r in found.hub.of_weights() if r.repo != "org/broken"]
 
 
-def _merge(found: World, home: Path) -> None:
+def _merge(found: World) -> None:
     found.merged = fresh("merged")
     command = [Path(sysconfig.get_path("scripts")) / "mergekit-yaml", written(_merged()), found.merged]
-    found.merge = subprocess.run(command, env=_environment(found.hub, home), capture_output=True, text=True)
+    found.merge = subprocess.run(command, env=_environment(found.hub, found.home), capture_output=True, text=True)
 
 
-def _merge_offline(found: World, home: Path) -> None:
+def _merge_offline(found: World) -> None:
     found.again = fresh("again")
     commands: dict[str, list[object]] = {
         "merge": ["mergekit-yaml", written(_merged()), found.again],
         "check": ["mergekit-mm", "check", written(_merged())],
         "looked at": ["mergekit-yaml", written(merge_of("org/base", "org/sharded")), fresh("none")],
     }
-    found.offline = _run(commands, found.hub, home, HF_HUB_OFFLINE="1")
+    found.offline = _run(commands, found.hub, found.home, HF_HUB_OFFLINE="1")
 
 
 def _merged() -> dict[str, Any]:
@@ -206,7 +219,7 @@ def test_only_headers_of_weights_are_fetched(world: World) -> None:
 
 
 def test_pickled_weights_are_downloaded_with_a_word(world: World) -> None:
-    assert "org/pickled has pickled weights" in said(world.online["pickled"])
+    assert said(world.online["pickled"]).count("org/pickled has pickled weights") == 1
     assert [request.whole for request in world.looked if request.repo == "org/pickled"] == [True]
 
 
@@ -233,6 +246,15 @@ def test_merge_of_models_of_the_hub(world: World) -> None:
     local = {"org/expert@v2": experts(FAMILY)[1], **world.local}
     expected = merge(_replaced(_merged(), local)).tensors
     assert_same_bytes(tensors(world.merged), expected)
+
+
+def test_what_no_merge_reads_is_not_downloaded(world: World) -> None:
+    """Formats that are left out beside the weights may be what a folder is about."""
+    (snapshot,) = (world.home / "hub" / "models--org--flaky" / "snapshots").iterdir()
+    served = {path.relative_to(world.local["org/flaky"]) for path in world.local["org/flaky"].rglob("*")}
+    got = {path.relative_to(snapshot) for path in snapshot.rglob("*")}
+    assert {str(path) for path in served - got} == {*NEVER_READ, "onnx"}
+    assert {Path(name) for name in NEEDED} <= got
 
 
 def test_merge_offline(world: World) -> None:

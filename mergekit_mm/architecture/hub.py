@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,7 +17,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoSibling
 from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
@@ -57,12 +57,13 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
         ) from error
     except GatedRepoError as error:
         raise MergeError(_gated(model)) from error
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise MergeError(_no_model(model, path, error)) from error
-    except Exception as error:  # of the network
+    except Exception as error:
+        refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+        if refused or isinstance(error, HFValidationError):
+            raise MergeError(_no_model(model, path, error)) from error
         return _downloaded_before(model, options.transformers_cache, path, error)
     try:
-        return _fetch(model, options, {sibling.rfilename: sibling for sibling in found.siblings or ()})
+        return _fetch(model, options, found)
     except GatedRepoError as error:
         raise MergeError(_gated(model)) from error
     except Exception as error:
@@ -93,19 +94,26 @@ def _in_a_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__).removesuffix(".") + "."
 
 
-def _fetch(model: ModelPath, options: MergeOptions, siblings: Mapping[str, RepoSibling]) -> Path:
-    """Download what is needed of a model whose repository has these files."""
+def _fetch(model: ModelPath, options: MergeOptions, found: ModelInfo) -> Path:
+    """Download what is needed of a model."""
+    siblings = {sibling.rfilename: sibling for sibling in found.siblings or ()}
+    cache = options.transformers_cache
+
+    def is_cached(file: str) -> bool:
+        path = huggingface_hub.try_to_load_from_cache(model.path, file, cache_dir=cache, revision=found.sha)
+        return isinstance(path, str)
+
     headers: list[str] = []
     if isinstance(options, HeaderOptions):
         if _has_safetensors(siblings):
             headers = [file for file in siblings if has_readable_header(file) and not is_never_read(file)]
-        elif any(file.startswith("pytorch_model") for file in siblings):
+        elif any(file.startswith("pytorch_model") and not is_cached(file) for file in siblings):
             LOG.warning(f"{model} has pickled weights, whose headers cannot be read alone: it is downloaded whole.")
     snapshot = Path(
         huggingface_hub.snapshot_download(
             model.path,
             revision=model.revision,
-            cache_dir=options.transformers_cache,
+            cache_dir=cache,
             ignore_patterns=[glob.escape(file) for file in (*_left_out(siblings), *headers)],
         )
     )

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.hf_api import RepoSibling
@@ -24,7 +25,8 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.wrapping import is_alpha
 
-_HASHES = ".headers-only.json"  # marks such a directory: file -> hash of the file on the hub, as hexadecimal SHA-256
+# marks such a directory, and says where the model is in the cache, and for each file the hub's hash of it
+_MARK = ".headers-only.json"
 
 
 class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]
@@ -42,7 +44,15 @@ def headers_only() -> Iterator[HeaderOptions]:
 
 def is_headers_only(directory: Path) -> bool:
     """Whether the weight files of a directory, or some of them, have headers but no values."""
-    return (directory / _HASHES).is_file()
+    return (directory / _MARK).is_file()
+
+
+def lasting_path(path: Path) -> Path:
+    """Where a file or folder of a model is found later on: in the cache, if the model is laid out for its headers."""
+    for directory in path.parents:
+        if is_headers_only(directory):
+            return Path(_mark(directory)["snapshot"]) / path.relative_to(directory)
+    return path
 
 
 def has_readable_header(file: str) -> bool:
@@ -74,9 +84,15 @@ def lay_out(name: str, commit: str, files: list[RepoSibling], snapshot: Path, vi
         path = view / sibling.rfilename
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_header(path, _Remote(name, sibling.rfilename, commit), sibling.size or 0)
-    hashes = {sibling.rfilename: sibling.lfs.sha256 for sibling in files if sibling.lfs is not None}
-    (view / _HASHES).write_text(json.dumps(hashes), encoding="utf-8")
+    hashes = {s.rfilename: s.lfs.sha256 if s.lfs else f"git {s.blob_id}" for s in files}
+    mark = {"snapshot": str(snapshot), "hashes": hashes}
+    (view / _MARK).write_text(json.dumps(mark), encoding="utf-8")
     return view
+
+
+def _mark(view: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((view / _MARK).read_text(encoding="utf-8"))
+    return content
 
 
 class _Remote:
@@ -137,7 +153,7 @@ def _hash_on_hub(path: Path) -> str | None:
         return None
     for directory in path.parents:
         if is_headers_only(directory):
-            hashes: Mapping[str, str] = json.loads((directory / _HASHES).read_text(encoding="utf-8"))
+            hashes: Mapping[str, str] = _mark(directory)["hashes"]
             return hashes.get(path.relative_to(directory).as_posix())
     return None
 

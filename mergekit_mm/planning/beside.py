@@ -11,7 +11,7 @@ from mergekit.common import ModelReference
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, unused_files
-from mergekit_mm.architecture.remote import same_file
+from mergekit_mm.architecture.remote import lasting_path, same_file
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation
 
@@ -106,5 +106,6 @@ def unused_weights(
     for place, files in used.items():
         for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
             if folder.resolve() not in used and (len(used) == 1 or not (first / folder.name).is_dir()):
-                yield f"{names[place]}: the adapter in {folder.name}/, which `{names[place]}+{folder}` would apply"
+                how = f"{names[place]}+{lasting_path(folder)}"
+                yield f"{names[place]}: the adapter in {folder.name}/, which `{how}` would apply"
         yield from (f"{names[place]}: {told}" for told in unused_files(place, files))
