@@ -137,13 +137,19 @@ def _write_header(path: Path, remote: _Remote, size: int) -> None:
                 file.write(remote.read(begin + start, begin + stop))
 
 
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two files hold the same bytes; one without values is known by its hash on the hub."""
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes."""
     if one.stat().st_size != other.stat().st_size:
         return False
+    told = same_on_hub(one, other)
+    return filecmp.cmp(one, other, shallow=False) if told is None else told
+
+
+def same_on_hub(one: Path, other: Path) -> bool | None:
+    """Whether two files of one size hold the same bytes, by their hashes; None if both have their values here."""
     known = [_hash_on_hub(path) for path in (one, other)]
     if known == [None, None]:
-        return filecmp.cmp(one, other, shallow=False)
+        return None
     ours, theirs = (told or _hash(path) for told, path in zip(known, (one, other), strict=True))
     return ours == theirs
 

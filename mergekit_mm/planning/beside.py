@@ -11,7 +11,7 @@ from mergekit.common import ModelReference
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, unused_files
-from mergekit_mm.architecture.remote import lasting_path, same_file
+from mergekit_mm.architecture.remote import lasting_path, same_content
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation
 
@@ -81,7 +81,7 @@ def require_same_folders(base: Checkpoint, others: Iterable[Checkpoint]) -> None
 def _same_adapter(here: Path, there: Path) -> bool:
     configs = [{**read_json(place / ADAPTER_CONFIG), "base_model_name_or_path": None} for place in (here, there)]
     ours, theirs = (next(p / name for name in ADAPTER_WEIGHTS if (p / name).is_file()) for p in (here, there))
-    return configs[0] == configs[1] and ours.name == theirs.name and same_file(ours, theirs)
+    return configs[0] == configs[1] and ours.name == theirs.name and same_content(ours, theirs)
 
 
 def unused_weights(

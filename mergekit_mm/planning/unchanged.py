@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import DiskTensor
-from mergekit_mm.architecture.remote import same_file
+from mergekit_mm.architecture.remote import same_content
 from mergekit_mm.lora.adapter import Adapter
 from mergekit_mm.planning.inputs import Inputs
 
@@ -113,7 +113,7 @@ def _equal(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | 
     if all(ours.samefile(theirs) for ours, theirs in files_of_both):
         return ""
     if first.is_headers_only or second.is_headers_only:
-        return "" if all(same_file(ours, theirs) for ours, theirs in files_of_both) else None
+        return "" if all(same_content(ours, theirs) for ours, theirs in files_of_both) else None
     with ExitStack() as files:
         readers = [_Reader(checkpoint.directory, files) for checkpoint in (first, second)]
         if not all(_agree(readers, pair, _SAMPLED) for pair in _spread(pairs)):
