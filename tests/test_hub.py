@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from test_unmerged_factors import unmerged
 
 FAMILY = "llava"
+VOCODER = "vocoder/model.safetensors"
 HEADER = 100_001  # bytes: what the hub's library asks for first, of whatever file
 
 
@@ -81,6 +82,14 @@ NEEDED = ("token2wav/campplus.onnx", "token2wav/flow.pt", f"{FOLDER}pytorch_mode
 NEVER_READ = ("pytorch_model.bin", "model.onnx", "onnx/model.onnx", "a[1].onnx", "optimizer.pt")
 
 
+def with_vocoder(model: Path, value: float) -> Path:
+    """A copy of a model with weights in a folder, which a merge copies and does not merge."""
+    path = altered(model)
+    (path / VOCODER).parent.mkdir()
+    save_file({"weight": torch.full((1 << 16,), value)}, path / VOCODER)
+    return path
+
+
 def with_other_files(model: Path) -> Path:
     path = altered(model)
     for name in (*NEEDED, *NEVER_READ):
@@ -91,7 +100,7 @@ def with_other_files(model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    base, (first, second, third) = checkpoint(FAMILY), experts(FAMILY)
+    base, (first, second, third) = with_vocoder(checkpoint(FAMILY), 0.0), experts(FAMILY)
     crowded = with_other_files(third)
     module = "model.language_model.layers.0.mlp.up_proj"
     shape = tensors(base)["language_model.model.layers.0.mlp.up_proj.weight"].shape
@@ -99,7 +108,7 @@ def world() -> Iterator[World]:
     local = {
         "org/base": base,
         "org/expert": first,
-        "org/sharded": sharded(second, 2),
+        "org/sharded": with_vocoder(sharded(second, 2), 1.0),
         "org/flaky": crowded,
         "org/broken": crowded,
         "org/gated": first,
@@ -208,6 +217,8 @@ def test_a_model_of_the_hub_is_told_of_as_its_local_copy_is(world: World, comman
         local = local.replace(str(folder), name)
     lines = [line for line in ours.splitlines() if not line.startswith("  note: Only the headers of")]
     assert lines == local.splitlines()
+    told = f"of org/sharded differs from that of org/base, which the output has: {VOCODER}"
+    assert (told in ours) == (command == "check")
     assert ("Only the headers of org/base, org/" in ours) == (command in ("check", "adapter"))
 
 
