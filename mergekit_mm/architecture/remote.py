@@ -10,23 +10,27 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import SafetensorsFileMetadata, build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from mergekit.options import MergeOptions
 
 from mergekit_mm.architecture.wrapping import is_alpha
 
 # marks such a directory, and says where the model is in the cache, and for each file the hub's hash of it
 _MARK = ".headers-only.json"
+_FIRST = 100_001  # bytes that are read of a file at first, as the hub's library does: most headers are shorter
+_MOST = 100_000_000  # bytes of a header that safetensors reads
 
 
 class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]
@@ -83,7 +87,8 @@ def lay_out(name: str, commit: str, files: list[RepoSibling], snapshot: Path, vi
     for sibling in files:
         path = view / sibling.rfilename
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_header(path, _Remote(name, sibling.rfilename, commit), sibling.size or 0)
+        assert sibling.size is not None  # `files_metadata` was asked for
+        _write_header(path, sibling.size, partial(_read, name, sibling.rfilename, commit))
     hashes = {s.rfilename: s.lfs.sha256 if s.lfs else f"git {s.blob_id}" for s in files}
     mark = {"snapshot": str(snapshot), "hashes": hashes}
     (view / _MARK).write_text(json.dumps(mark), encoding="utf-8")
@@ -95,46 +100,42 @@ def _mark(view: Path) -> dict[str, Any]:
     return content
 
 
-class _Remote:
-    """One safetensors file of the hub."""
+def _write_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> None:
+    """Write a file of `size` bytes that begins as the one on the hub, to the end of its safetensors header.
 
-    def __init__(self, name: str, file: str, commit: str) -> None:
-        self._place = (name, file)
-        self._commit = commit
-
-    def header(self) -> SafetensorsFileMetadata:
-        return huggingface_hub.parse_safetensors_file_metadata(*self._place, revision=self._commit)
-
-    def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to before `stop`."""
-        url = huggingface_hub.hf_hub_url(*self._place, revision=self._commit)
-        headers = {**build_hf_headers(), "range": f"bytes={start}-{stop - 1}"}
-        response = get_session().get(url, headers=headers, timeout=huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        hf_raise_for_status(response)
-        content: bytes = response.content
-        return content
-
-
-def _write_header(path: Path, remote: _Remote, size: int) -> None:
-    """Write a file of `size` bytes with a safetensors header and no values but the alphas of LoRA, which are single."""
-    found = remote.header()
-    held = {
-        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
-        for name, tensor in found.tensors.items()
-    }
-    metadata = {"__metadata__": found.metadata} if found.metadata else {}
-    header = json.dumps({**metadata, **held}, ensure_ascii=False, separators=(",", ":")).encode()
-    values = max((tensor.data_offsets[1] for tensor in found.tensors.values()), default=0)
-    begin = size - values
-    header = header.ljust(begin - 8)
+    Of its values there are but the alphas of LoRA, which are single numbers and say how the factors count.
+    """
+    start = read(0, _FIRST)
+    length = min(struct.unpack("<Q", start[:8])[0], _MOST)
+    end = 8 + length
+    header = start[8:end] if end <= len(start) else read(8, end)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + values)
-        for name, tensor in found.tensors.items():
-            if is_alpha(name) and tensor.parameter_count == 1:
-                start, stop = tensor.data_offsets
-                file.seek(8 + len(header) + start)
-                file.write(remote.read(begin + start, begin + stop))
+        file.write(start[:8] + header)
+        file.truncate(size)
+        for name, tensor in _single_values(header):
+            if is_alpha(name):
+                first, last = (end + offset for offset in tensor["data_offsets"])
+                file.seek(first)
+                file.write(read(first, last))
+
+
+def _single_values(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a safetensors header says of tensors with one value; nothing of a damaged one, which its reader refuses."""
+    try:
+        held: dict[str, dict[str, Any]] = json.loads(header)
+        yield from ((name, tensor) for name, tensor in held.items() if math.prod(tensor.get("shape", [0])) == 1)
+    except (ValueError, AttributeError):
+        return
+
+
+def _read(name: str, file: str, commit: str, start: int, stop: int) -> bytes:
+    """The bytes of a file on the hub from `start` to before `stop`, or to its end."""
+    url = huggingface_hub.hf_hub_url(name, file, revision=commit)
+    headers = {**build_hf_headers(), "range": f"bytes={start}-{stop - 1}"}
+    response = get_session().get(url, headers=headers, timeout=huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    hf_raise_for_status(response)
+    content: bytes = response.content
+    return content
 
 
 def same_content(one: Path, other: Path) -> bool:
