@@ -169,10 +169,10 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 def check(config: str) -> None:
     """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
-    Exits with 1 and the reasons if mergekit-yaml would refuse it.
+    Of models on the hub, headers and small files are downloaded. Exits with 1 and the reasons if mergekit-yaml would
+    refuse the merge.
     """
-    from mergekit.options import MergeOptions
-
+    from mergekit_mm.architecture.remote import headers_only
     from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
 
@@ -180,7 +180,8 @@ def check(config: str) -> None:
     if not is_planned_here(parsed):
         click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
         return
-    click.echo(check_merge(parsed, MergeOptions(), source))
+    with headers_only() as options:
+        click.echo(check_merge(parsed, options, source))
 
 
 @main.command()
@@ -190,21 +191,21 @@ def check(config: str) -> None:
 def inspect(model: str, adapter_base: str | None) -> None:
     """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
 
-    MODEL+ADAPTER shows too what a LoRA adapter would change of it.
+    MODEL+ADAPTER shows too what a LoRA adapter would change of it. Of models on the hub, headers and small files are
+    downloaded.
     """
     from mergekit.common import ModelReference
-    from mergekit.options import MergeOptions
 
     from mergekit_mm.architecture.checkpoint import open_checkpoint
     from mergekit_mm.architecture.describe import describe
     from mergekit_mm.architecture.hub import locate
+    from mergekit_mm.architecture.remote import headers_only
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
     from mergekit_mm.lora.embedded import as_loaded
     from mergekit_mm.planning.beside import own_adapter, unused_weights
     from mergekit_mm.side_files.inventory import describe_inventory, take_inventory
 
-    options = MergeOptions()
-    with system_errors(model):
+    with headers_only() as options, system_errors(model):
         with refused_by("mergekit.common"):
             reference = ModelReference.parse(model)
         reference, notes = as_loaded(reference, options)

@@ -10,12 +10,10 @@ import pytest
 import torch
 from adapters import adapted, plus
 from checkpoints import altered, checkpoint, edit_json, experts, linear, merge, plugin, run, task_arithmetic, written
-from huggingface_hub import constants
 from processors import with_processor
 from safetensors.torch import save_file
 from test_remote_code import PYTHON_FILES, remote_code_checkpoint
 
-from mergekit_mm.architecture.hub import locate
 from mergekit_mm.side_files.inventory import take_inventory
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -168,29 +166,6 @@ def test_no_copy_tokenizer_keeps_its_meaning() -> None:
     assert (out / "assets" / "voice.pt").exists()
     assert (out / "speech_tokenizer" / "model.safetensors").exists()
     assert (out / "preprocessor_config.json").exists()
-
-
-def test_folders_of_a_repository_are_downloaded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Formats that are left out beside the weights may be what a folder is about."""
-    from mergekit.common import ModelPath
-    from mergekit.options import MergeOptions
-
-    files = ["model.safetensors", "pytorch_model.bin", "model.onnx", "onnx/model.onnx", "token2wav/campplus.onnx"]
-    files += ["token2wav/flow.pt", "2_Dense/pytorch_model.bin", "tokenizer.json", "a[1].onnx", "optimizer.pt"]
-    asked: dict[str, list[str]] = {}
-
-    def download(_repository: str, ignore_patterns: list[str], **_more: object) -> str:
-        from huggingface_hub.utils import filter_repo_objects
-
-        asked["files"] = list(filter_repo_objects(files, ignore_patterns=ignore_patterns))
-        return str(checkpoint("llava"))
-
-    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_args, **_more: files)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    locate(ModelPath(path="someone/model"), MergeOptions())
-    assert constants.HF_HUB_OFFLINE
-    wanted = ["model.safetensors", "token2wav/campplus.onnx", "token2wav/flow.pt", "2_Dense/pytorch_model.bin"]
-    assert asked["files"] == [*wanted, "tokenizer.json"]
 
 
 # ------------------------------------------------------------------------------------------- what an output lacks

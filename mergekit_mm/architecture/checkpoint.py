@@ -16,6 +16,7 @@ from mergekit_mm.architecture.inventory import holds_adapter
 from mergekit_mm.architecture.mismatch import explain
 from mergekit_mm.architecture.names import Group, group_names
 from mergekit_mm.architecture.quantization import require_plain, without_quantization
+from mergekit_mm.architecture.remote import is_headers_only
 from mergekit_mm.architecture.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
 from mergekit_mm.architecture.skeleton import Skeleton, skeleton_of
 from mergekit_mm.architecture.wrapping import unwrap
@@ -54,6 +55,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
     files: tuple[str, ...]  # that hold its tensors
     notes: tuple[str, ...] = ()  # what was made of the stored tensors, where that may surprise
+
+    @cached_property
+    def is_headers_only(self) -> bool:
+        """Whether its tensors have no values here, as those of a model on the hub that is looked at."""
+        return is_headers_only(self.directory)
 
     @property
     def has_own_adapter(self) -> bool:

@@ -60,6 +60,11 @@ def is_factor(name: str) -> bool:
     return _FACTOR.search(name) is not None
 
 
+def is_alpha(name: str) -> bool:
+    """Whether a tensor may be the alpha of a layer's factors, by which these are scaled; as far as its name tells."""
+    return _ALPHA.fullmatch(name) is not None
+
+
 def unwrapped(name: str) -> str:
     """A name without the prefix of PEFT's model, which stands before the part of a model that was wrapped."""
     return re.sub(r"(^|\.)base_model\.model\.", r"\1", name)

@@ -6,7 +6,6 @@ name are taken for one, whoever uploaded them; `Qwen2-VL-7B` and `Qwen2-VL-7B-In
 
 from __future__ import annotations
 
-import filecmp
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
 from mergekit_mm.architecture.hub import local_path
+from mergekit_mm.architecture.remote import same_content
 
 # What uploads of quantized weights add to the name of a model. `unsloth/...-unsloth-bnb-4bit`, `...-GPTQ-Int4`,
 # `...-AWQ`, `...-FP8-dynamic`, `...-w4a16`, `...-4bit-128g`: one pattern per part, as parts come in any order.
@@ -88,4 +88,4 @@ def same_weights(here: Path, there: Path) -> bool:
     if names != weight_files(there) or not all((place / name).is_file() for place in (here, there) for name in names):
         return False
     sizes = [[(place / name).stat().st_size for name in sorted(names)] for place in (here, there)]
-    return sizes[0] == sizes[1] and all(filecmp.cmp(here / name, there / name, shallow=False) for name in names)
+    return sizes[0] == sizes[1] and all(same_content(here / name, there / name) for name in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from mergekit.common import ModelReference
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, unused_files
+from mergekit_mm.architecture.remote import lasting_path, same_content
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation
 
@@ -81,7 +81,7 @@ def require_same_folders(base: Checkpoint, others: Iterable[Checkpoint]) -> None
 def _same_adapter(here: Path, there: Path) -> bool:
     configs = [{**read_json(place / ADAPTER_CONFIG), "base_model_name_or_path": None} for place in (here, there)]
     ours, theirs = (next(p / name for name in ADAPTER_WEIGHTS if (p / name).is_file()) for p in (here, there))
-    return configs[0] == configs[1] and ours.name == theirs.name and filecmp.cmp(ours, theirs, shallow=False)
+    return configs[0] == configs[1] and ours.name == theirs.name and same_content(ours, theirs)
 
 
 def unused_weights(
@@ -106,5 +106,6 @@ def unused_weights(
     for place, files in used.items():
         for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
             if folder.resolve() not in used and (len(used) == 1 or not (first / folder.name).is_dir()):
-                yield f"{names[place]}: the adapter in {folder.name}/, which `{names[place]}+{folder}` would apply"
+                how = f"{names[place]}+{lasting_path(folder)}"
+                yield f"{names[place]}: the adapter in {folder.name}/, which `{how}` would apply"
         yield from (f"{names[place]}: {told}" for told in unused_files(place, files))

@@ -144,7 +144,7 @@ class Decoupling:
     def _adapters_of_base(self) -> frozenset[ModelReference]:
         """All experts, if what each changes of the base's language model is an adapter's factors.
 
-        One matrix is compared here; the merge compares all of them.
+        One matrix is compared here, if values are at hand; the merge compares all of them.
         """
         experts = [model for model in self.inputs.checkpoints if model != self.base]
         own = is_own_method(self.method) or self.method == "task_arithmetic"
@@ -159,6 +159,8 @@ class Decoupling:
         if not adapted or None in adapted.values():
             return frozenset()
         sample = next(iter(adapted))
+        if any(SOURCES[model].checkpoint.is_headers_only for model in (self.base, *experts)):
+            return frozenset(experts)  # taken for adapters of one model, as the names of their bases say
         first, *others = (read_tensor(m, self.inputs.names[m][sample]) for m in (self.base, *experts))
         return frozenset(experts if all(equal_values(first, other) for other in others) else ())
 

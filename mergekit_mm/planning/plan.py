@@ -120,8 +120,18 @@ def plan_merge(
     inputs = open_inputs(config, options)
     inputs.notes[:0] = embedded
     inputs.notes.extend(unchanged(inputs, config.base_model is not None))
+    inputs.notes.extend(_headers_only(inputs))
     with open_sources(inputs.checkpoints, inputs.adaptations, options.lazy_unpickle):
         yield Plan(config, inputs, _planner(config, options, inputs, sweep))
+
+
+def _headers_only(inputs: Inputs) -> Iterator[str]:
+    """A note on the models of the hub whose values were not fetched, and on what is left to the merge by that."""
+    if read := dict.fromkeys(c.name for c in inputs.checkpoints.values() if c.is_headers_only):
+        yield (
+            f"Only the headers of {', '.join(read)} were read. Whether their values are those of another input, and "
+            "whether tensors are equal that have to be (ties, integers), the merge will find out."
+        )
 
 
 def _planner(config: MergeConfiguration, options: MergeOptions, inputs: Inputs, sweep: bool) -> MultimodalPlanner:

@@ -1,7 +1,8 @@
 """Inputs that add nothing to a merge: copies of the base or of each other, and adapters that change nothing.
 
 Tensors are compared by samples, a few thousand values of each, and read whole only where all samples are equal and the
-model is small. Most fine-tunes differ from their base in the first sample.
+model is small. Most fine-tunes differ from their base in the first sample. Of models whose headers alone were fetched
+from the hub, whole files are compared, by the hashes that the hub has of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import safe_open
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import DiskTensor
+from mergekit_mm.architecture.remote import same_content
 from mergekit_mm.lora.adapter import Adapter
 from mergekit_mm.planning.inputs import Inputs
 
@@ -111,6 +113,8 @@ def _equal(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | 
     files_of_both = {(first.directory / a.file, second.directory / b.file) for a, b in pairs}
     if all(ours.samefile(theirs) for ours, theirs in files_of_both):
         return ""
+    if first.is_headers_only or second.is_headers_only:
+        return "" if all(same_content(ours, theirs) for ours, theirs in files_of_both) else None
     with ExitStack() as files:
         readers = [_Reader(checkpoint.directory, files) for checkpoint in (first, second)]
         if not all(_agree(readers, pair, _SAMPLED) for pair in _spread(pairs)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.remote import same_on_hub
 from mergekit_mm.side_files.generation import GENERATION_CONFIG, generation_differences, stop_tokens
 from mergekit_mm.side_files.model_files import PROCESSOR, ModelFiles, chat_template, is_of_tokenizer
 from mergekit_mm.side_files.processors import setting_differences
@@ -176,6 +177,8 @@ def same_file(ours: Path, theirs: Path) -> bool:
     size = ours.stat().st_size
     if size != theirs.stat().st_size:
         return False
+    if (told := same_on_hub(ours, theirs)) is not None:
+        return told
     step, length = (size, size) if size <= _WHOLE else (size // _SPOTS, _SPOT)
     with ours.open("rb") as first, theirs.open("rb") as second:
         for start in range(0, size, step or 1):
