@@ -15,9 +15,9 @@ def read_option(reply: str, choices: Sequence[str]) -> str | None:
     """The letter of the one option that `reply` names, or None.
 
     In this order: the reply is an option's text; what it states behind a marker ("the answer is"), the last statement
-    first; the only line "B. ...: correct"; what it begins with; its last line; "B is correct", "I choose B"; exactly one
-    capital option letter that stands alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a
-    list of all options, do not count; of several options none does.
+    first; the only line "B. ...: correct"; what it begins with; its last line; "B is correct", "I choose B"; exactly
+    one capital option letter that stands alone; exactly one option's text; the option of the number that it states.
+    Options that it rules out, and a list of all options, do not count; of several options none does.
     """
     text = answer_part(reply).translate(_FULL_WIDTH)
     if named := equal_text(text, choices):
