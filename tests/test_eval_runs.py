@@ -129,6 +129,11 @@ def test_a_cache_of_answers_has_no_documents_that_were_not_asked(tmp_path: Path)
     assert scored("error")["score,none"] == 1
 
 
+def test_a_task_without_any_document_that_can_be_asked_is_refused_with_a_cache_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no document of mine can be asked"):
+        evaluate(model(missing="skip"), of_ours(asked(cut_off())), use_cache=str(tmp_path / "c"))
+
+
 def test_scores_of_several_processes_need_not_have_the_same_metrics(caplog: pytest.LogCaptureFixture) -> None:
     """lm-eval takes the metrics of the first process, and looks for each in all others."""
     gathered = [
