@@ -69,6 +69,12 @@ FORMS = [
     "[100, 200, 500, 800]\n\nQuestion: next?\nAnswer: [0, 0, 10, 10]",
     "[100, 200, 500, 800] or [0, 0, 10, 10]",
     "（100，200，500，800）",
+    "[1e2, 2e2, 5e2, 8e2]",
+    "The picture has (640, 480) pixels. The box is (100, 200), (500, 800).",
+    "[64px, 96px, 320px, 384px]",
+    "(64, 96, 320, 384) in pixels",
+    "64, 96, 320, 384 px",
+    "from (100, 200) to its opposite (500, 800)",
 ]
 
 
@@ -116,6 +122,8 @@ def test_cells_of_kosmos_are_read_as_its_processor_does(first: int, last: int) -
         ("[32, 48, 160, 192]", "qwen2_5_vl", (320, 240), "auto", True),
         ('[{"bbox_2d": [32, 48, 160, 192]}]', "qwen2_5_omni_thinker", (320, 240), "auto", True),
         ("[0.1, 0.2, 0.5, 0.8]", "qwen2_5_vl", (320, 240), "auto", True),
+        ("[32, 48, 160, 192] pixels", "qwen2_5_vl", (320, 240), "auto", True),
+        ("[64, 96, 320, 384] pixels", "qwen2_vl", (320, 240), "auto", True),
         ("[100, 200, 500, 800]", "qwen2_5_vl", (320, 240), "per_mille", True),  # fine-tuned on those
         ("[100, 200, 500, 800]", "qwen2_vl", (320, 240), "auto", True),
         ("[32, 48, 160, 192]", "qwen2_vl", (320, 240), "resized", True),

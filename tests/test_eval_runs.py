@@ -18,6 +18,7 @@ from test_eval_model import CHOICES, MLLM, evaluate, png, said, saved, task
 from test_eval_tasks import load, manager
 
 from mergekit_mm.evaluation import documents, media
+from mergekit_mm.mllm.run import completed_scores
 
 TASK = "mllm_avqa_video_image_audio"
 
@@ -90,6 +91,62 @@ def test_a_cache_of_answers_does_not_mind_a_bad_picture(tmp_path: Path) -> None:
     docs = asked(png(1), cut_off())
     found = [evaluate(model(missing="wrong"), of_ours(docs), use_cache=str(tmp_path / "c")) for _ in range(2)]
     assert found[0]["results"]["mine"]["score,none"] == found[1]["results"]["mine"]["score,none"] == 0
+
+
+FILTERS = [
+    {"name": "searched", "filter": [{"function": "regex", "regex_pattern": "(.*)"}, {"function": "take_first"}]},
+    {"name": "whole", "filter": [{"function": "take_first"}]},
+]
+SAID_SOMETHING = {"process_results": lambda doc, results: {"score": float(bool(results[0]))}}
+
+
+@pytest.mark.parametrize("place", ["model", "task"])
+@pytest.mark.parametrize(("policy", "score", "counted"), [("skip", 1.0, "not at all"), ("wrong", 0.5, "wrong")])
+def test_the_policy_counts_wherever_it_is_given_and_whatever_filters_make_of_replies(
+    place: str, policy: str, score: float, counted: str
+) -> None:
+    lm = model(missing=policy if place == "model" else "error")
+    config = {"metadata": {"missing": policy}} if place == "task" else {}
+    found = evaluate(lm, of_ours(asked(png(1), cut_off()), filter_list=FILTERS, **SAID_SOMETHING, **config))
+    assert {name: found["results"]["mine"][f"score,{name}"] for name in ("searched", "whole")} == {
+        "searched": score,
+        "whole": score,
+    }
+    assert found["configs"]["mine"]["metadata"]["left_out"] == {"documents": 1, "counted": counted}
+
+
+def test_a_cache_of_answers_has_no_documents_that_were_not_asked(tmp_path: Path) -> None:
+    cache, docs = str(tmp_path / "c"), asked(png(1), {"bytes": None, "path": str(tmp_path / "late.png")})
+
+    def scored(policy: str) -> Any:
+        return evaluate(model(missing=policy), of_ours(docs, **SAID_SOMETHING), use_cache=cache)["results"]["mine"]
+
+    assert scored("skip")["score,none"] == 1
+    assert scored("wrong")["score,none"] == 0.5
+    with pytest.raises(ValueError, match="1 of 1 documents cannot be asked"):
+        scored("error")
+    (tmp_path / "late.png").write_bytes(png(2)["bytes"])
+    assert scored("error")["score,none"] == 1
+
+
+def test_a_task_without_any_document_that_can_be_asked_is_refused_with_a_cache_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no document of mine can be asked"):
+        evaluate(model(missing="skip"), of_ours(asked(cut_off())), use_cache=str(tmp_path / "c"))
+
+
+def test_scores_of_several_processes_need_not_have_the_same_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    """lm-eval takes the metrics of the first process, and looks for each in all others."""
+    gathered = [
+        {"chart": {("score", "none"): [1.0], ("human", "none"): [1.0]}},
+        {"chart": {("score", "none"): [0.0], ("thoughts", "none"): [1.0]}},
+    ]
+    whole = completed_scores(gathered)
+    assert [each["chart"]["human", "none"] for each in whole] == [[1.0], []]
+    assert [each["chart"]["score", "none"] for each in whole] == [[1.0], [0.0]]
+    assert "chart: not in the results" in caplog.text
+    assert "thoughts" in caplog.text
+    samples = [{"chart": [{"doc_id": 0}]}, {"chart": []}]
+    assert completed_scores(samples) is samples
 
 
 def test_replies_that_are_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@
 | `"box_2d": [200, 100, 800, 500]` | Gemini, Gemma | per mille, y first |
 | `{"x1": 100, "y1": 200, ...}`, xmin, left, x y width height | any | |
 | `[100, 200, 500, 800]`, `"bbox_2d": [...]`, nested, in parentheses, as two points, bare | any | |
+| `[64px, 96px, 320px, 384px]`, `(64, 96, 320, 384) pixels` | any | pixels |
 """
 
 import math
@@ -33,16 +34,20 @@ _TOKENS = (
     (re.compile(r"\s*".join([r"<(?:loc|bin)_(\d{1,4})>"] * 4)), 0.5, 1000, True),
     (re.compile(r"\{\s*" + r"\s*".join([r"<(\d{1,3})>"] * 4) + r"\s*\}"), 0, 100, True),
 )
-_N = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
+_N = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]-?\d{1,2})?"
 _ITEM = rf"[\"']?({_N})\s?(?:%|px|pixels?)?[\"']?"
 _NEXT = r"(?:\s*[,;]\s*|\s+)"
 _PAIR = _ITEM + _NEXT + _ITEM
 _FOUR = _PAIR + _NEXT + _PAIR
+_WITHIN = r"(?:[\s,;]*|[^\d()\[\].\n]{0,40})"  # one sentence
 _BETWEEN = r"(?:[\s,;]*|[^\d()\[\]]{0,40})"
-# The first three are tried first, in this order, as the peers do.
+_PIXEL_UNIT = re.compile(r"\d\s?(?:px|pixel)", re.IGNORECASE)
+_PIXELS = re.compile(r"\s*(?:in\s+|\()?(?:px|pixels?)\b", re.IGNORECASE)
+# Tried in this order, which is that of the peers for the first ones.
 _LISTS = (
     re.compile(rf"\[\s*{_FOUR}\s*,?\s*\]"),
     re.compile(rf"\(\s*{_FOUR}\s*\)"),
+    re.compile(rf"\(\s*{_PAIR}\s*\){_WITHIN}\(\s*{_PAIR}\s*\)"),
     re.compile(rf"\(\s*{_PAIR}\s*\){_BETWEEN}\(\s*{_PAIR}\s*\)"),
     re.compile(rf"\[\s*{_PAIR}\s*\]{_BETWEEN}\[\s*{_PAIR}\s*\]"),
     re.compile(rf"[{{<]\s*{_FOUR}\s*[}}>]"),
@@ -104,7 +109,7 @@ def _of_lists(text: str) -> WrittenBox | None:
     for form in _LISTS:
         if match := form.search(text):
             a, b, c, d = (float(each) for each in match.groups())
-            return WrittenBox(
-                (a, b, c, d), "percent" if "%" in match[0] else None, False if _Y_FIRST.search(text) else None
-            )
+            is_pixels = _PIXEL_UNIT.search(match[0]) or _PIXELS.match(text, match.end())
+            unit = "percent" if "%" in match[0] else "pixel" if is_pixels else None
+            return WrittenBox((a, b, c, d), unit, False if _Y_FIRST.search(text) else None)
     return None

@@ -49,6 +49,7 @@ def to_pixels(
         is_unit = all(-_HAIR <= each <= 1 + _HAIR for each in written.numbers)
         by_numbers = "unit" if is_unit else "resized" if family in _RESIZED and shown else "per_mille"
         box_unit = written.unit or by_numbers
+        box_unit = "resized" if box_unit == "pixel" and family in _RESIZED else box_unit
     wide, high = _PARTS.get(box_unit, image_width), _PARTS.get(box_unit, image_height)
     if box_unit == "resized" and shown:
         wide, high = shown

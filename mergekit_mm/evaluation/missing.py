@@ -20,11 +20,15 @@ of_task: dict[str, str] = {}  # task -> what its metadata say, for the model, wh
 
 
 class NoAnswer(str):
-    """Stands for the reply to a document that could not be asked."""
+    """Stands for the reply to a document that could not be asked. `policy`: what becomes of the document."""
+
+    policy: str = "wrong"
 
 
 class NoScore(tuple[float, bool]):
-    """Stands for the likelihood of a choice about a document that could not be asked."""
+    """Stands for the likelihood of a choice about a document that could not be asked. `policy` as of `NoAnswer`."""
+
+    policy: str = "skip"
 
 
 class Documents(dict[str, Any]):
@@ -55,6 +59,11 @@ def refusal(reasons: Sequence[str], total: int) -> EvaluationError:
     )
 
 
+def none_left(tasks: str, example: str) -> EvaluationError:
+    """For tasks without any document that can be asked."""
+    return EvaluationError(f"no document of {tasks} can be asked, for instance: {example}")
+
+
 def prepare(task: Any) -> None:
     """Make a task of lm-eval follow its `missing` option, and write into its metadata what was left out."""
     given = getattr(getattr(task, "config", None), "metadata", None)
@@ -66,18 +75,36 @@ def prepare(task: Any) -> None:
     if left := list(getattr(getattr(task, "dataset", None), "left_out", ())):
         LOG.warning("%s: %s", task.task_name, told(left, task.dataset.total))
         _record(task, policy, left)
-    original = task.process_results
+    original, filtering = task.process_results, task.apply_filters
+    counted: set[int] = set()  # stand-ins that were counted: with several filters each is scored several times
+
+    @functools.wraps(filtering)
+    def apply_filters() -> Any:
+        """Filters make other texts of replies; that there is no reply must not get lost on the way."""
+        found = filtering()
+        stand_ins = [
+            next((each for each in instance.resps if isinstance(each, (NoAnswer, NoScore))), None)
+            for instance in task.instances
+        ]
+        if stand_ins and None not in stand_ins:
+            raise none_left(task.task_name, "see the warning above")
+        for instance, stand_in in zip(task.instances, stand_ins, strict=True):
+            if stand_in is not None:
+                instance.filtered_resps = dict.fromkeys(instance.filtered_resps, stand_in)
+        return found
 
     @functools.wraps(original)
     def process_results(doc: Any, results: Any) -> Any:
-        if not any(isinstance(each, (NoAnswer, NoScore)) for each in results) and not _lacks(doc):
+        stand_in = next((each for each in results if isinstance(each, (NoAnswer, NoScore))), None)
+        if stand_in is None and not _lacks(doc):
             return original(doc, results)
-        known = of_task.get(task.task_name, policy)
-        if not _lacks(doc):  # those have been counted
+        known = of_task.get(task.task_name, policy if stand_in is None else stand_in.policy)
+        if stand_in is not None and id(stand_in) not in counted:  # what a document lacks has been counted
+            counted.add(id(stand_in))
             _record(task, known, [])
         return {} if known == "skip" else original(doc, [""])
 
-    task.process_results = process_results
+    task.process_results, task.apply_filters = process_results, apply_filters
 
 
 def _lacks(doc: Any) -> bool:

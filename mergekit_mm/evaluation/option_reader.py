@@ -56,6 +56,11 @@ _CONCLUDES = re.compile(
     r"[(\[*\"']*([A-Z])[)\]*\"'.!]*\s*$",
     re.ASCII,
 )
+_JUDGED = re.compile(
+    r"^[\W_]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?([A-Z])\b(?![^\n]*\b(?:[Nn]ot|in|In)\s?correct)[^\n]*?[:—–(-]\s*"
+    r"(?:(?:[Tt]his\s+is\s+|[Ii]s\s+)?(?:the\s+)?(?:[Cc]orrect|[Rr]ight|[Tt]rue|CORRECT|TRUE)(?:\s+(?:answer|option))?\b|✓|✔|✅)[^\w\n]*$",
+    re.MULTILINE | re.ASCII,
+)
 _NOT_BEFORE = re.compile(r"\b(?:not|n['’]t|never|neither|nor|cannot)\b[^.\n]*$", re.IGNORECASE)
 _LISTED = re.compile(r"(?:^|\n)[ \t]*\(?([A-Z])[).:][ \t]+\S[^\n]*")
 
@@ -121,6 +126,11 @@ class OptionReader:
             ):
                 return found
         return self.number(text) or self.bare_text(text)
+
+    def judged(self, text: str) -> str | None:
+        """The option of which alone a line says that it is correct: "B. blue: correct"; "" for several such lines."""
+        found = {match[1] for match in _JUDGED.finditer(text) if match[1] in self.letters}
+        return only(sorted(found)) if len(found) < 2 else ""
 
     def opening(self, text: str, strict: bool = False) -> str | None:
         """The option that `text` begins with. `strict`: only if it then ends, stops or goes on with a reason."""

@@ -15,20 +15,21 @@ def read_option(reply: str, choices: Sequence[str]) -> str | None:
     """The letter of the one option that `reply` names, or None.
 
     In this order: the reply is an option's text; what it states behind a marker ("the answer is"), the last statement
-    first; what it begins with; its last line; "B is correct", "I choose B"; exactly one capital option letter that
-    stands alone; exactly one option's text; the option of the number that it states. Options that it rules out, and a
-    list of all options, do not count; of several options none does.
+    first; the only line "B. ...: correct"; what it begins with; its last line; "B is correct", "I choose B"; exactly
+    one capital option letter that stands alone; exactly one option's text; the option of the number that it states.
+    Options that it rules out, and a list of all options, do not count; of several options none does.
     """
     text = answer_part(reply).translate(_FULL_WIDTH)
     if named := equal_text(text, choices):
         return named
     text = without_listing(without_emphasis(text), choices)
     reader = OptionReader(choices)
+    judged = reader.judged(without_emphasis(answer_part(reply)))
     for statement in statements(text):
         found = reader.statement(statement)
         if found is not None:
             return found or None
-    return reader.whole(text)
+    return reader.whole(text) if judged is None else judged or None
 
 
 def is_bare_option(reply: str, choices: Sequence[str]) -> bool:

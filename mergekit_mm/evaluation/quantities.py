@@ -74,8 +74,10 @@ _SUFFIX = (
     r"(?P<half>\s+and\s+(?:a|one)\s+half\b)?(?:\s*(?P<percent>\\?%|percent\b|per\s+cent\b)"
     r"|(?P<letter>[kK]|M|bn)\b|\s*(?P<scale>hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
+# A number may follow a letter of Chinese, Japanese or Korean, which are written without blanks, but no other letter.
+_BEGINS = r"(?<!\.)(?<![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
 _QUANTITY = re.compile(
-    rf"(?<![\w.])(?P<sign>(?:minus|negative)\s+|[-+]\s?(?=[\d.\\]))?(?:{_WRITTEN}|{_SAID}){_SUFFIX}", re.IGNORECASE
+    rf"{_BEGINS}(?P<sign>(?:minus|negative)\s+|[-+]\s?(?=[\d.\\]))?(?:{_WRITTEN}|{_SAID}){_SUFFIX}", re.IGNORECASE
 )
 _PRONOUN_BEFORE = re.compile(
     r"\b(?:the|this|that|which|each|every|any|no|another|correct|right|other|other)\s+$", re.IGNORECASE

@@ -22,15 +22,22 @@ _OPERATES = re.compile(
 _UNIT = r"(?:\s*[°%]|\s*[^\W\d_][\w/^.]{0,14}|\s*[€£¥]){0,2}"
 _STOPS = re.compile(rf"{_UNIT}\s*(?:$|\n|[.!?;)\]}}\"'”*,(—]|-\s|\b(?:because|since|as|due|for)\b)", re.IGNORECASE)
 _REASONS = re.compile(rf"{_UNIT}\s*,?\s*(?:because|since|as|which|due|given|where|for|so|\()", re.IGNORECASE)
+_NAMED = r"(?:(?!total|sum|difference|result|answer)[A-Za-z]\w{0,14}(?:\([a-z]\))?\s*[=:]\s*)?"  # "x = 2, y = 3"
 _JOINS = re.compile(
-    rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|;|\bor|\band|\bto|&|/|-|–|—|±|:|\.\.+|…)\s*[€£¥(]?\s*", re.IGNORECASE
+    rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|、|和|或|;|\bor|\band|\bto|&|/|-|–|—|±|(?<=\s):|:(?!\s)|\.\.+|…)\s*{_NAMED}[€£¥(]?\s*",
+    re.IGNORECASE,
 )
-_LISTS = re.compile(rf"{_UNIT}\s*(?:,\s*and|,|;|\band|&)\s*[€£¥(\"']?\s*", re.IGNORECASE)
+_LISTS = re.compile(
+    rf"{_UNIT}\s*(?:,\s*and|,|、|和|;|\band|\bas\s+well\s+as|&)(?:\s+also|\s+then)?\s*(?:(?:in|on|at|the|years?|number)\s+)*{_NAMED}"
+    r"[€£¥(\"']?\s*",
+    re.IGNORECASE,
+)
 _LABELS = re.compile(
     r"(?:figure|fig\.?|step|image|picture|panel|table|question|part|equation|line|row|column|option|choice|angle|∠|page)"
     r"\s*$",
     re.IGNORECASE,
 )
+_CONDITION = re.compile(r"\b(?:at|when|where|for|if|with|given|let)\s+[A-Za-z]\w?\s*=\s*$", re.IGNORECASE)
 _BOUNDS = re.compile(
     r"(?:more\s+than|less\s+than|fewer\s+than|greater\s+than|larger\s+than|smaller\s+than|at\s+least|at\s+most|up\s+to"
     r"|\bnot|n't|between|over|under|above|below|[<>≤≥≠]|\\[lg]eq?)\s*$",
@@ -39,8 +46,8 @@ _BOUNDS = re.compile(
 _DENIES = re.compile(rf"{_UNIT}\s+(?:is|are)\s+(?:not|wrong|incorrect|false|too)\b", re.IGNORECASE)
 _CUES = re.compile(
     r"(?:[=≈→:]|\\approx|\b(?:is|are|was|were|be|equals?|makes?|gives?|gave|get|gets|got|obtain|have|has|leaves|leaving|"
-    r"totals?|totaling|giving|making|yields?|yielding|becomes?|means|counted|count|so|therefore|thus|hence|i\.e\.,?|namely)\b)[\s\"'“*(€£¥,]*"
-    r"(?:(?:about|approximately|roughly|around|nearly|exactly|only|just|equal\s+to|a\s+total\s+of)\s+)?[\s€£¥(]*$",
+    r"totals?|totaling|giving|making|(?:value|total)\s+of|yields?|yielding|becomes?|means|counted|count|so|therefore|thus|hence|i\.e\.,?|namely)\b|总共有?|一共有?|等于)[\s\"'“*(€£¥,]*"
+    r"(?:(?:at|about|approximately|roughly|around|nearly|exactly|only|just|equal\s+to|a\s+total\s+of)\s+)?[\s€£¥(]*$",
     re.IGNORECASE,
 )
 _IN_TOTAL = re.compile(r"(?:\s+\w+){0,3}?\s+(?:in\s+total|altogether|in\s+all|overall|remain)\b", re.IGNORECASE)
@@ -81,7 +88,7 @@ def stated_number(reply: str) -> Quantity | None:
             return opening or (None if _is_joined(numbered, 0, first) else _concluding(first, numbered))
     text = plain(without_emphasis(answer_part(reply))).strip()
     enumerated = [int(each[1]) for each in _ENUMERATED.finditer(text)]
-    if enumerated[:2] == [1, 2]:
+    if enumerated[:2] == [1, 2] or (enumerated == [1] and quantities(_ENUMERATED.sub("", text))):
         text = _ENUMERATED.sub("", text)
     bullets = _BULLET.findall(text)
     spoken = telling(_BULLET.sub("", text) if len(bullets) > 1 else text)
@@ -124,6 +131,8 @@ def _is_joined(found: Sequence[Quantity], at: int, text: str) -> bool:
 
 def _concluding(text: str, found: Sequence[Quantity]) -> Quantity | None:
     """The number that a sentence leads to, or its only one."""
+    given = [each for each in found if _CONDITION.search(text[max(0, each.start - 16) : each.start])]
+    found = [each for each in found if each not in given] or found
     free = [each for each in found if not _is_bounded(each, text)]
     unlabelled = [each for each in free if not _LABELS.search(text[max(0, each.start - 12) : each.start])]
     joined = {each.start for at, each in enumerate(found) if _is_joined(found, at, text)}
@@ -146,7 +155,8 @@ def stated_list(reply: str) -> list[str] | None:
     """
     whole = without_emphasis(answer_part(reply)).strip()
     for text in (*statements(reply), whole):
-        if found := (last_list(text) if text is whole else first_list(text)) or _enumeration(text):
+        bracketed = last_list(text) if text is whole else first_list(text)
+        if found := bracketed or _numbers_by_line(text) or _enumeration(text):
             return found
     alone = stated_number(reply)
     return None if alone is None else [repr(alone.value)]
@@ -165,7 +175,26 @@ def last_list(text: str) -> list[str] | None:
 
 
 def _elements(inside: str) -> list[str]:
-    return [each.strip().strip("'\"") for each in inside.split(",")]
+    found = [each.strip().strip("'\"") for each in re.split("[,;]", inside)]
+    return found if len(found) > 1 else _numbers_apart(found[0])
+
+
+def _numbers_apart(text: str) -> list[str]:
+    """Numbers that only blanks separate; `text` itself if it is anything else."""
+    parts = text.split()
+    return parts if parts and all(re.fullmatch(r"-?\d+(?:\.\d+)?", each) for each in parts) else [text]
+
+
+def _numbers_by_line(text: str) -> list[str] | None:
+    """The numbers of which each has a line, with a bullet or a place in front, and of which there are several."""
+    found = []
+    for line in filter(str.strip, plain(text).split("\n")):
+        entry = _ENUMERATED.sub("", _BULLET.sub("", line)).strip()
+        numbered = quantities(entry)
+        if len(numbered) != 1 or not (_BARE.fullmatch(entry) or (entry != line.strip() and numbered[0].start == 0)):
+            return None
+        found.append(entry[numbered[0].start : numbered[0].end])
+    return found if len(found) > 1 else None
 
 
 def _enumeration(text: str) -> list[str] | None:

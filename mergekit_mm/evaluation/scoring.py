@@ -18,16 +18,21 @@ _MODALITIES = ("audio_visual", "audio", "visual")
 _LABEL = re.compile(
     r"(?:\*\*|__)?(?:(?:[Tt]he\s+)?(?:[Ff]inal\s+|[Ss]hort\s+)?[Aa]nswer|ANSWER|A)\s*(?:\*\*|__)?:(?:\*\*|__)?\s*"
 )
-_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\\boxed\{([^{}]+)\}[.]?")
+_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\$?\\boxed\{(?:\\text\{)?([^{}]+)\}{1,2}\$?[.]?")
+_REPEATED_QUESTION = re.compile(r"(?:Question|QUESTION|Q)\s*:[^\n]*\n\s*(?=(?:Answer|ANSWER|A)\s*:)")
 
 
 def _short_answer(reply: str) -> str:
     """The first line with words in it, without a label ("Answer:") in front and bold type or a box around it.
 
+    A question that the reply repeats before its label does not count.
+
     A base model often breaks the line before it answers, and goes on after it. That is not done by `until: ["\\n"]`,
     which would cut such a reply down to nothing.
     """
     text = answer_part(reply).strip()
+    if repeated := _REPEATED_QUESTION.match(text):
+        text = text[repeated.end() :]
     label = _LABEL.match(text)
     line = (text[label.end() :] or text if label else text).partition("\n")[0].strip()
     dressed = _DRESSED.fullmatch(line)

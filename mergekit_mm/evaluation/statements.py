@@ -10,10 +10,11 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _JOINS = re.compile(r"[\s$]*(?:,\s*(?:or\b|and\b)?|or\b|and\b)[\s$]*")
 _EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # of Markdown, not the power of Python
 _TO = r"(?:\s+(?:to|for|of|in|from|here|therefore|thus|then)\b[^.:=\n]{0,60}?)?(?:\s*\([^()\n]{0,30}\))?"
-_IS = r"[*_\s]*(?:(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b\s*:?|:|=)"
+_VERB = r"(?<!\w)(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b"
+_IS = rf"[*_\s]*(?:{_VERB}\s*:?|:|=)"
 # "option B is" names an option and "options:" lists them: neither is a marker
 _MARKER = re.compile(
-    rf"\b(?:(?:answer|choice|option)(?:\s+(?:choice|option|letter))?{_TO}{_IS}|answers(?:{_TO}\s+are\b|:))"
+    rf"\b(?:(?:answer|ans\.?|choice|option)(?:\s+(?:choice|option|letter))?{_TO}{_IS}|answers(?:{_TO}\s+are\b|:))"
     r"|答案\s*(?:应该|应)?\s*(?:是|为|选|[:\uff1a])|####(?!#)",
     re.IGNORECASE,
 )
@@ -24,6 +25,12 @@ _OF_ANOTHER = re.compile(
 )
 _DISMISSED = re.compile(
     r"[*_\s]*(?:(?:also|clearly|definitely|probably)\s+)?(?:wrong|incorrect|false|unknown|unclear|impossible|missing)\b",
+    re.IGNORECASE,
+)
+# A model that corrects itself: what follows counts before what it takes back.
+_RETRACTION = re.compile(
+    r"(?<=[.!?…\n,;])\s*(?:(?:but|no|oh|hmm)\W+)?(?:wait|hold\s+on|correction|scratch\s+that|sorry|actually)\b"
+    r"[^.?\n]{0,40}?\b(?:it['’]s|(?:it|that|this)\s+(?:is|should\s+be|must\s+be)|i\s+mean|i\s+meant|make\s+(?:that|it))\s+(?!not\b)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|。")
@@ -52,7 +59,8 @@ def statements(reply: str) -> list[str]:
     r"""What `reply` says is its answer, the most authoritative first; empty where it is not said.
 
     Inside the last `\boxed{...}`, then what follows each marker to the end of the reply, the last one first. A marker
-    of another answer ("the other answer is", "the answer is wrong") is none.
+    of another answer ("the other answer is", "the answer is wrong") is none. Where the model then corrects itself
+    ("wait, it's ..."), what follows the last correction comes first.
     """
     text = without_emphasis(answer_part(reply))
     if boxed := _last_box(text):
@@ -61,7 +69,9 @@ def statements(reply: str) -> list[str]:
         last = deque((match for match in marker.finditer(text) if _is_statement(match, text)), _MOST)
         found = [text[match.end() :].strip() for match in last]
         if stated := [each for each in reversed(found) if each]:
-            return stated
+            corrections = list(_RETRACTION.finditer(stated[0]))
+            corrected = [stated[0][match.end() :].strip(" \t\n,.:;!-—") for match in corrections[-1:]]
+            return [each for each in corrected if each] + stated
     return []
 
 

@@ -34,7 +34,7 @@ from mergekit_mm.mllm.completion import complete
 from mergekit_mm.mllm.inputs import Reader, pixel_limits
 from mergekit_mm.mllm.likelihood import continued, logits_of_ends
 from mergekit_mm.mllm.replies import with_pictures
-from mergekit_mm.mllm.run import Run, where
+from mergekit_mm.mllm.run import Run, completed_scores, forget_stand_ins, where
 from mergekit_mm.mllm.sounds import Window
 
 LOG = logging.getLogger(__name__)
@@ -385,6 +385,17 @@ class MLLM(HFLM):
             raise EvaluationError(f"{media.task_name}: a perplexity of a text with media is not defined")
         with self.run.kept():
             return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """As `hf`. What stood for answers in an earlier run is forgotten: the media may be there now."""
+        super().set_cache_hook(cache_hook)
+        forget_stand_ins(cache_hook.dbdict)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """As `hf`, which gathers the scores of all processes. Some metrics are those of some documents only, such as
+        of a kind of question, and lm-eval looks for every metric of the first process in all others."""
+        gathered: list[Any] | None = super().gather_object(obj, dst)
+        return gathered if gathered is None else completed_scores(gathered)
 
     def get_model_info(self) -> dict[str, Any]:
         """What `hf` tells, and what decides how media and prompts reach the model."""

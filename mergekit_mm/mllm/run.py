@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.model import CacheHook, hash_args
 
 from mergekit_mm.errors import EvaluationError
-from mergekit_mm.evaluation.missing import NoAnswer, NoScore, of_task, refusal, told
+from mergekit_mm.evaluation.missing import NoAnswer, NoScore, none_left, of_task, refusal, told
 from mergekit_mm.mllm.checks import Checks
 from mergekit_mm.mllm.inputs import by_modality
 
@@ -21,6 +21,32 @@ LOG = logging.getLogger(__name__)
 
 def where(request: Any) -> str:
     return f"{request.task_name}, document {request.doc_id}"
+
+
+def completed_scores(processes: list[Any]) -> list[Any]:
+    """Scores by task and (metric, filter) of several processes, with an empty list where a process has no score.
+
+    What the first process lacks altogether, lm-eval leaves out of the results: a warning names it.
+    """
+    tasks: list[dict[str, dict[Any, list[Any]]]] = [each for each in processes if isinstance(each, dict)]
+    if len(tasks) != len(processes) or not all(isinstance(found, dict) for each in tasks for found in each.values()):
+        return processes  # something else, such as samples
+    for task in tasks[0]:
+        metrics = dict.fromkeys(metric for each in tasks for metric in each[task])
+        if lost := [str(metric[0]) for metric in metrics if metric not in tasks[0][task]]:
+            LOG.warning(f"{task}: not in the results, as the first process has no such documents: {', '.join(lost)}")
+        for each in tasks:
+            each[task] = {metric: each[task].get(metric, []) for metric in metrics}
+    return processes
+
+
+def forget_stand_ins(cache: Any) -> None:
+    """Remove from a response cache, a mapping, what is no answer of a model: lm-eval keeps all that it is given."""
+    if cache is None:
+        return
+    for key in [key for key, answer in cache.items() if isinstance(answer, (NoAnswer, NoScore))]:
+        del cache[key]
+    cache.commit()
 
 
 class Answers(CacheHook):
@@ -86,16 +112,18 @@ class Run:
         return {n: self._stand_in(requests[n], policy) for n, policy in policies.items()}
 
     def _refuse_empty_tasks(self, requests: Sequence[Any], flaws: dict[int, str]) -> None:
+        if self._lm.cache_hook is not self.answers:  # the others may be in the cache: this is seen when all is there
+            return
         left = {request.task_name for n, request in enumerate(requests) if n not in flaws}
         if empty := sorted({request.task_name for request in requests} - left):
-            raise EvaluationError(
-                f"no document of {', '.join(empty)} can be asked, for instance: {next(iter(flaws.values()))}"
-            )
+            raise none_left(", ".join(empty), next(iter(flaws.values())))
 
     @staticmethod
     def _stand_in(request: Any, policy: str) -> Any:
         if request.request_type != "loglikelihood":
-            return NoAnswer()
+            answer = NoAnswer()
+            answer.policy = policy
+            return answer
         if policy == "wrong":
             raise EvaluationError(
                 f"{request.task_name} scores likelihoods of choices, among which none is wrong for sure: "
