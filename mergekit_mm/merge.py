@@ -35,7 +35,7 @@ from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
 from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
 from mergekit_mm.graph.executors import executor_for
-from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
+from mergekit_mm.graph.tokenizer import BuildVocabulary, require_token_rows, tokenizer_directory
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.side_files.plan import SideFiles, plan_side_files
@@ -95,10 +95,11 @@ def _run(
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
         _verify_planned(plan, targets, options)
+        not_used = plan.not_used(side_files.copies)
         needed = plan.output_bytes + side_files.nbytes
         check_room(next(iter(staging.values())), needed * len(outputs))
         if not options.quiet:
-            click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
+            click.echo(f"{plan.report()}\n{not_used}", err=True)
         built = _execute(list(dict.fromkeys(targets)), options)
         for scale, path in staging.items():
             _finish(plan, path, side_files, built, templated, options)
@@ -110,9 +111,8 @@ def _run(
                 card = model_card(plan, outputs[scale].resolve().name, recipe, hashes)
                 (path / "README.md").write_text(card, encoding="utf-8")
                 (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-        told = plan.not_used()
     if not options.quiet:
-        click.echo(told, err=True)
+        click.echo(not_used, err=True)
 
 
 def require_device(options: MergeOptions) -> None:
@@ -155,7 +155,7 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
         _verify_planned(plan, plan.planner.plan_to_disk("unused"), options)
         size = f"{plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
         beside = f"{size_of(side_files.nbytes)} in {len(side_files.copies)} files beside them"
-        return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used()])
+        return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used(side_files.copies)])
 
 
 def _verify_planned(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> None:
@@ -176,7 +176,9 @@ def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOption
     inputs, section = plan.inputs, plan.config.tokenizer
     for task in targets:
         if isinstance(task, BuildVocabulary):
-            tokens = len(task.execute().tokenizer.get_vocab())
+            vocabulary = task.execute()
+            require_token_rows((section.tokens if section else None) or {}, vocabulary)
+            tokens = len(vocabulary.tokenizer.get_vocab())
             multiple = (section.pad_to_multiple_of if section else None) or 1
             return math.ceil(tokens / multiple) * multiple
     if not options.unsafe_truncate_embeddings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,9 +85,12 @@ class Plan:
         lines += [f"  note: {note}" for note in notes]
         return "\n".join(lines)
 
-    def not_used(self) -> str:
-        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing."""
-        lines = dict.fromkeys([*unused_tensors(self.inputs, self.planner), *self.inputs.unread])
+    def not_used(self, copied: Collection[str]) -> str:
+        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing.
+
+        copied: the files that the output gets beside its weights, by their paths below its directory.
+        """
+        lines = dict.fromkeys([*unused_tensors(self.inputs, self.planner), *self.inputs.unused_beside(copied)])
         if not lines:
             return "Every tensor of every input is used."
         return "\n".join(["Not used:", *(f"  {line}" for line in lines)])
