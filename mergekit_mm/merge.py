@@ -183,7 +183,7 @@ def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOption
             return math.ceil(tokens / multiple) * multiple
     if not options.unsafe_truncate_embeddings:
         return None
-    name = inputs.base_checkpoint.backbone["embed_tokens.weight"]
+    name = inputs.base_checkpoint.embeddings
     return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
 
 
@@ -283,5 +283,5 @@ def _carry_own_adapter(plan: Plan, staging: Path, out: Path) -> None:
 def _vocabulary_size(plan: Plan, written: Mapping[str, DiskTensor]) -> int:
     """Rows of the written embeddings."""
     base = plan.inputs.base_checkpoint
-    name = base.backbone["embed_tokens.weight"]
+    name = base.embeddings
     return written[base.group_of[name].disk[0]].shape[0]

@@ -33,7 +33,7 @@ class BuildVocabulary(BuildTokenizer):
         mean its own image, video or audio tokens."""
         sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
         local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
-        rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
+        rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in sources.items()}
         base = self.base_model or self.referenced_models[0]
         wanted = self.tokenizer_source
         if (
@@ -107,7 +107,7 @@ def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: T
                 raise MergeError(f"{about}{model} has no row for it.")
             continue
         checkpoint = SOURCES[model].checkpoint
-        rows = checkpoint.tensors[checkpoint.backbone["embed_tokens.weight"]].shape[0]
+        rows = checkpoint.tensors[checkpoint.embeddings].shape[0]
         index = source.token_id
         if index is None and (index := vocabulary.original_vocabs[model].get(source.token)) is None:
             raise MergeError(f"{about}the tokenizer of {model} has no token {source.token!r}.")
