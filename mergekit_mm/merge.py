@@ -36,8 +36,10 @@ from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenize
 from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
 from mergekit_mm.graph.executors import executor_for
 from mergekit_mm.graph.tokenizer import BuildVocabulary, require_token_rows, tokenizer_directory
+from mergekit_mm.planning.inputs import as_written
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
+from mergekit_mm.side_files.model_files import is_of_model
 from mergekit_mm.side_files.plan import SideFiles, plan_side_files
 
 LOG = logging.getLogger(__name__)
@@ -203,12 +205,17 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> list[Path]:
         return [plan.inputs.base_checkpoint.directory]
     with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
         model = ModelReference.parse(wanted)
-    return [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+    found = [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+    if not any(is_of_model(path.name) for directory in found for path in directory.iterdir()):
+        raise MergeError(
+            f"parameter {SIDE_FILES}: {wanted} holds no files of a model, neither tokenizer nor processor."
+        )
+    return found
 
 
 def _side_files_name(plan: Plan) -> str:
     wanted = (plan.config.parameters or {}).get(SIDE_FILES, "base")
-    if not isinstance(wanted, str):
+    if not isinstance(wanted, str) or not wanted.strip():
         raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
     return wanted
 
@@ -216,7 +223,7 @@ def _side_files_name(plan: Plan) -> str:
 def _side_files(plan: Plan, source: list[Path], options: MergeOptions) -> SideFiles:
     """The side files of the output; what there is to say of them joins the notes of the plan."""
     wanted = _side_files_name(plan)
-    name = str(plan.inputs.base) if wanted == "base" else wanted
+    name = as_written(plan.inputs.base) if wanted == "base" else wanted
     planned = plan_side_files(plan.inputs, plan.config, source, name, options.copy_tokenizer)
     plan.inputs.notes.extend([*planned.warnings, *planned.notes])
     for warning in planned.warnings:

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import adapted, plus
-from checkpoints import altered, checkpoint, edit_json, experts, linear, merge, plugin, run, task_arithmetic, written
+from checkpoints import (
+    altered,
+    checkpoint,
+    edit_json,
+    experts,
+    linear,
+    merge,
+    plugin,
+    refused,
+    run,
+    task_arithmetic,
+    written,
+)
 from huggingface_hub import constants
 from processors import with_processor
 from safetensors.torch import save_file
@@ -137,6 +149,28 @@ def test_what_is_copied_is_not_called_unused() -> None:
     told = plugin("inspect", both[0]).output
     assert "not used" not in told
     assert all(told.count(name) == 1 for name in names)
+
+
+@pytest.mark.parametrize("source", ["", " ", "EMPTY"])
+def test_a_source_of_files_has_to_be_a_model(source: str, tmp_path: Path) -> None:
+    """An empty name is the working directory, whose files nobody wants in the output."""
+    (tmp_path / "notes.json").write_text("{}")
+    wanted = str(tmp_path) if source == "EMPTY" else source
+    config = task_arithmetic(checkpoint("llava"), experts("llava")[:1], parameters={"processor_source": wanted})
+    refused(config, "parameter processor_source: ")
+    assert plugin("check", written(config)).exit_code == 1
+
+
+def test_a_model_with_its_own_adapter_goes_by_its_name() -> None:
+    both = with_files(experts("llava")[0])
+    for file in adapted("llava", 1)[0].glob("adapter*"):
+        shutil.copy(file, both)
+    shutil.copytree(adapted("llava", 1)[0], both / "checkpoint-10")
+    said = checked(task_arithmetic(checkpoint("llava"), [both]))
+    assert f"  with {both}\n" in said
+    assert f"`parameters: {{processor_source: {both}}}`" in said
+    assert f"{both}+" not in said
+    assert not_used(said) == [f"  {both}: the adapter in checkpoint-10/"]
 
 
 def test_what_an_expert_has_beyond_the_output_is_told_once() -> None:

@@ -122,7 +122,8 @@ def unused_beside(
 def _adapters_below(place: Path, name: str, inputs: Collection[Path], copied: Collection[str]) -> Iterator[str]:
     for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
         if folder.resolve() not in inputs and f"{folder.name}/{ADAPTER_CONFIG}" not in copied:
-            yield f"the adapter in {folder.name}/, which `{name}+{folder}` would apply"
+            applied = "" if holds_adapter(place) else f", which `{name}+{folder}` would apply"
+            yield f"the adapter in {folder.name}/{applied}"
 
 
 def _left(place: Path, read: Collection[str], inventory: Inventory, copied: Collection[str]) -> Iterator[str]:
@@ -138,4 +139,4 @@ def _left(place: Path, read: Collection[str], inventory: Inventory, copied: Coll
     beyond = {f"{top}{slash}" for top, slash, _ in (n.partition("/") for n in more) if top not in tops | told}
     adapters = {f"{path.parent.name}/" for path in place.glob(f"*/{ADAPTER_CONFIG}")}
     if beyond := beyond - adapters:
-        yield f"{some(beyond)} (the model whose files the output gets has none of that name)"
+        yield f"{some(beyond)} (of which name the output gets none)"

@@ -245,6 +245,11 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
     ]
 
 
+def as_written(model: ModelReference) -> str:
+    """An input's name as in the config: a model with an adapter in its own directory is written without that."""
+    return str(model.model) if _is_embedded(model) else str(model)
+
+
 def _is_embedded(model: ModelReference) -> bool:
     """Whether an adapter lies in the directory of its model: then the two together are a fine-tune of their own."""
     return model.lora == model.model

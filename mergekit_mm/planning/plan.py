@@ -21,7 +21,7 @@ from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.lora.embedded import with_embedded_adapters
-from mergekit_mm.planning.inputs import Inputs, models_in_order, open_inputs
+from mergekit_mm.planning.inputs import Inputs, as_written, models_in_order, open_inputs
 from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.parameters import (
@@ -65,7 +65,7 @@ class Plan:
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
         method, base = self.config.merge_method, self.inputs.base
-        others = [str(model) for model in self.inputs.checkpoints if model != base]
+        others = [as_written(model) for model in self.inputs.checkpoints if model != base]
         lines = [f"{method} of {len(self.inputs.checkpoints)} models in the layout of {base}"]
         lines += [f"  with {name}" for name in others]
         if (omni := self.inputs.composition) is not None:

@@ -67,6 +67,11 @@ def is_of_tokenizer(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)
 
 
+def is_of_model(name: str) -> bool:
+    """Whether a file shows, by its name, that its directory is that of a model, or of a model's processors."""
+    return name == "config.json" or is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR)
+
+
 def is_read_as_it_is(name: str) -> bool:
     """Whether a loader may read a file that is not of the tokenizer or processor, which are compared apart."""
     last = name.rpartition("/")[2]

@@ -14,7 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit_mm.architecture.disk import read_json
 from mergekit_mm.architecture.listing import size_of, some
 from mergekit_mm.errors import MergeError
-from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.inputs import Inputs, as_written
 from mergekit_mm.side_files.comparison import compare
 from mergekit_mm.side_files.generation import GENERATION_CONFIG, stop_tokens
 from mergekit_mm.side_files.inventory import Inventory, take_inventory
@@ -107,7 +107,7 @@ def _files_of_inputs(
         held = dict(inventories[model].files)
         if model in inputs.adaptations:
             held |= take_inventory(inputs.adaptations[model].adapter.directory).files
-        files[model] = ModelFiles(str(model), checkpoint.kind, checkpoint.config, held)
+        files[model] = ModelFiles(as_written(model), checkpoint.kind, checkpoint.config, held)
     return files, inventories
 
 
@@ -131,7 +131,7 @@ def _adopt_template(output: ModelFiles, experts: Sequence[ModelFiles], texts: di
 def _tokenizer_owner(config: MergeConfiguration, files: Mapping[ModelReference, ModelFiles]) -> ModelFiles | None:
     """The input that the config's tokenizer section takes the tokenizer from, if it names one."""
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
-    return next((found for model, found in files.items() if str(model) == str(source)), None)
+    return next((found for model, found in files.items() if str(source) in (str(model), found.name)), None)
 
 
 def _stopping_as(
