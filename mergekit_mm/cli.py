@@ -202,7 +202,7 @@ def inspect(model: str, adapter_base: str | None) -> None:
     from mergekit_mm.architecture.remote import headers_only
     from mergekit_mm.lora.binding import bind_adapter, describe_adapter
     from mergekit_mm.lora.embedded import as_loaded
-    from mergekit_mm.planning.beside import own_adapter, unused_weights
+    from mergekit_mm.planning.beside import own_adapter, unused_beside
     from mergekit_mm.side_files.inventory import describe_inventory, take_inventory
 
     with headers_only() as options, system_errors(model):
@@ -213,14 +213,16 @@ def inspect(model: str, adapter_base: str | None) -> None:
         lines = list(describe(checkpoint))
         adaptations = {}
         weights = {tensor.file for tensor in checkpoint.disk.values()}
-        lines += describe_inventory(take_inventory(checkpoint.directory, weights))
+        inventory = take_inventory(checkpoint.directory, weights)
+        lines.append(describe_inventory(inventory))
         if reference.lora:
             adapter = locate(reference.lora, options)
             adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=adapter_base is not None)
             lines += describe_adapter(adaptations[reference], checkpoint)
         own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
         lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
-        lines += [f"  not used: {each}" for each in unused_weights({reference: checkpoint}, adaptations, own)]
+        unused = unused_beside({reference: checkpoint}, adaptations, own, inventory.files)
+        lines += [f"  not used: {each}" for each in unused]
     for line in lines:
         click.echo(line)
 

@@ -35,9 +35,11 @@ from mergekit_mm.finishing.omni import finish_omni
 from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
 from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
 from mergekit_mm.graph.executors import executor_for
-from mergekit_mm.graph.tokenizer import BuildVocabulary, tokenizer_directory
+from mergekit_mm.graph.tokenizer import BuildVocabulary, require_token_rows, tokenizer_directory
+from mergekit_mm.planning.inputs import as_written
 from mergekit_mm.planning.parameters import SIDE_FILES
 from mergekit_mm.planning.plan import Plan, plan_merge
+from mergekit_mm.side_files.model_files import is_of_model
 from mergekit_mm.side_files.plan import SideFiles, plan_side_files
 
 LOG = logging.getLogger(__name__)
@@ -95,10 +97,11 @@ def _run(
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         targets = [t for scale, path in staging.items() for t in plan.planner.plan_to_disk(str(path), scale)]
         _verify_planned(plan, targets, options)
+        not_used = plan.not_used(side_files.copies)
         needed = plan.output_bytes + side_files.nbytes
         check_room(next(iter(staging.values())), needed * len(outputs))
         if not options.quiet:
-            click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
+            click.echo(f"{plan.report()}\n{not_used}", err=True)
         built = _execute(list(dict.fromkeys(targets)), options)
         for scale, path in staging.items():
             _finish(plan, path, side_files, built, templated, options)
@@ -110,9 +113,8 @@ def _run(
                 card = model_card(plan, outputs[scale].resolve().name, recipe, hashes)
                 (path / "README.md").write_text(card, encoding="utf-8")
                 (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-        told = plan.not_used()
     if not options.quiet:
-        click.echo(told, err=True)
+        click.echo(not_used, err=True)
 
 
 def require_device(options: MergeOptions) -> None:
@@ -155,7 +157,7 @@ def check_merge(config: MergeConfiguration, options: MergeOptions, config_source
         _verify_planned(plan, plan.planner.plan_to_disk("unused"), options)
         size = f"{plan.output_bytes / 1e9:.3g} GB in {len(plan.planner.output)} tensors"
         beside = f"{size_of(side_files.nbytes)} in {len(side_files.copies)} files beside them"
-        return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used()])
+        return "\n".join([plan.report(), f"  output: {size}, {beside}", plan.not_used(side_files.copies)])
 
 
 def _verify_planned(plan: Plan, targets: Sequence[Task[Any]], options: MergeOptions) -> None:
@@ -176,12 +178,14 @@ def _planned_rows(plan: Plan, targets: Sequence[Task[Any]], options: MergeOption
     inputs, section = plan.inputs, plan.config.tokenizer
     for task in targets:
         if isinstance(task, BuildVocabulary):
-            tokens = len(task.execute().tokenizer.get_vocab())
+            vocabulary = task.execute()
+            require_token_rows((section.tokens if section else None) or {}, vocabulary)
+            tokens = len(vocabulary.tokenizer.get_vocab())
             multiple = (section.pad_to_multiple_of if section else None) or 1
             return math.ceil(tokens / multiple) * multiple
     if not options.unsafe_truncate_embeddings:
         return None
-    name = inputs.base_checkpoint.backbone["embed_tokens.weight"]
+    name = inputs.base_checkpoint.embeddings
     return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
 
 
@@ -201,12 +205,17 @@ def _side_files_source(plan: Plan, options: MergeOptions) -> list[Path]:
         return [plan.inputs.base_checkpoint.directory]
     with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
         model = ModelReference.parse(wanted)
-    return [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+    found = [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+    if not any(is_of_model(path.name) for directory in found for path in directory.iterdir()):
+        raise MergeError(
+            f"parameter {SIDE_FILES}: {wanted} holds no files of a model, neither tokenizer nor processor."
+        )
+    return found
 
 
 def _side_files_name(plan: Plan) -> str:
     wanted = (plan.config.parameters or {}).get(SIDE_FILES, "base")
-    if not isinstance(wanted, str):
+    if not isinstance(wanted, str) or not wanted.strip():
         raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
     return wanted
 
@@ -214,7 +223,7 @@ def _side_files_name(plan: Plan) -> str:
 def _side_files(plan: Plan, source: list[Path], options: MergeOptions) -> SideFiles:
     """The side files of the output; what there is to say of them joins the notes of the plan."""
     wanted = _side_files_name(plan)
-    name = str(plan.inputs.base) if wanted == "base" else wanted
+    name = as_written(plan.inputs.base) if wanted == "base" else wanted
     planned = plan_side_files(plan.inputs, plan.config, source, name, options.copy_tokenizer)
     plan.inputs.notes.extend([*planned.warnings, *planned.notes])
     for warning in planned.warnings:
@@ -281,5 +290,5 @@ def _carry_own_adapter(plan: Plan, staging: Path, out: Path) -> None:
 def _vocabulary_size(plan: Plan, written: Mapping[str, DiskTensor]) -> int:
     """Rows of the written embeddings."""
     base = plan.inputs.base_checkpoint
-    name = base.backbone["embed_tokens.weight"]
+    name = base.embeddings
     return written[base.group_of[name].disk[0]].shape[0]

@@ -30,6 +30,7 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.planning.deltas import plan_deltas
 from mergekit_mm.planning.plan import Plan, plan_merge
 from mergekit_mm.planning.policies import ROLE_PARAMETERS
+from mergekit_mm.side_files.inventory import take_inventory
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def merge_to_adapter(
             )
         tasks = plan_deltas(plan.planner)
         if not options.quiet:
-            click.echo(f"{plan.report()}\n{plan.not_used()}", err=True)
+            of_the_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # which an adapter goes with
+            click.echo(f"{plan.report()}\n{plan.not_used(of_the_base)}", err=True)
         with staged(out) as staging:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)

@@ -129,7 +129,7 @@ def test_a_base_whose_tower_is_loaded_from_elsewhere() -> None:
     base, others = own_code("base", drop=TOWER), [own_code(f"expert_{i}") for i in (0, 1)]
     outcome = merge(with_method("optmerge", base, others))
     assert outcome.tensors.keys() == tensors(base).keys()
-    assert f"{others[0]}: {TOWER}" in outcome.said
+    assert f"{others[0]}, {others[1]}: {TOWER}" in outcome.said
     assert f"vision_tower is kept as in {base}" in outcome.said
     refused(task_arithmetic(base, others), str(others[1]), TOWER, "ignore: [vision_model]")
     named = merge(task_arithmetic(base, others, parameters={"ignore": ["vision_model"]}))

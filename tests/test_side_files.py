@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import adapted, plus
-from checkpoints import altered, checkpoint, edit_json, experts, linear, merge, plugin, run, task_arithmetic, written
+from checkpoints import (
+    altered,
+    checkpoint,
+    edit_json,
+    experts,
+    linear,
+    merge,
+    plugin,
+    refused,
+    run,
+    task_arithmetic,
+    written,
+)
 from processors import with_processor
 from safetensors.torch import save_file
 from test_remote_code import PYTHON_FILES, remote_code_checkpoint
@@ -77,6 +89,11 @@ def checked(config: dict[str, object]) -> str:
     return result.output
 
 
+def not_used(said: str) -> list[str]:
+    """The lines of the last block of a report, on what of the inputs is not used."""
+    return said.rstrip().rpartition("Not used:\n")[2].splitlines()
+
+
 def notes(said: str, part: str) -> list[str]:
     """The notes of a report that hold some words."""
     return [line for line in said.splitlines() if line.lstrip().startswith("note:") and part in line]
@@ -105,16 +122,72 @@ def test_what_is_neither_copied_nor_a_leftover_is_named() -> None:
     (base / "lost.json").symlink_to(base / "nowhere")
     config = linear(base)
     outcome = merge(config)
-    for said in (outcome.console, checked(config)):
-        (note,) = notes(said, "Not copied from")
-        assert all(name in note for name in ("vae.safetensors", "again/", "merged/", "lost.json")), note
+    for said in (outcome.console, checked(config), checked(task_arithmetic(checkpoint("llava"), [base]))):
+        told = not_used(said)
+        for name in ("vae.safetensors (", "again/ (another", "merged/ (the output", "lost.json (a link to nothing)"):
+            assert said.count(name) == said.count("Not used:"), f"{name} is told twice: {said}"
+            assert [line for line in told if name in line and line.startswith(f"  {base}: ")], told
     assert not {"vae.safetensors", "again", "merged", "lost.json"} & {path.name for path in outcome.out.iterdir()}
-    (note,) = notes(checked(task_arithmetic(checkpoint("llava"), [base])), "Not used of")
-    assert str(base) in note
-    assert "vae.safetensors" in note
     told = plugin("inspect", base).output
-    assert "not copied: again/" in told
+    assert f"not used: {base}: vae.safetensors" in told
+    assert told.count("again/") == told.count("vae.safetensors") == 1
     assert "chat_template.jinja" in told
+
+
+def test_what_is_copied_is_not_called_unused() -> None:
+    """Also where it holds tensors, or is named as what a training leaves behind."""
+    base, expert = checkpoint("llava"), experts("llava")[0]
+    names = ("voices.pt", "speakers.npz", "scheduler_config.json", "optimizer.py")
+    both = [with_files(path, *names[1:]) for path in (base, expert)]
+    for path in both:
+        torch.save({"chelsie": torch.ones(3)}, path / "voices.pt")
+    outcome = merge(task_arithmetic(both[0], both[1:]))
+    assert {*names} <= {path.name for path in outcome.out.iterdir()}
+    assert outcome.console.rstrip().endswith("Every tensor of every input is used.")
+    told = plugin("inspect", both[0]).output
+    assert "not used" not in told
+    assert all(told.count(name) == 1 for name in names)
+
+
+@pytest.mark.parametrize("source", ["", " ", "EMPTY"])
+def test_a_source_of_files_has_to_be_a_model(source: str, tmp_path: Path) -> None:
+    """An empty name is the working directory, whose files nobody wants in the output."""
+    (tmp_path / "notes.json").write_text("{}")
+    wanted = str(tmp_path) if source == "EMPTY" else source
+    config = task_arithmetic(checkpoint("llava"), experts("llava")[:1], parameters={"processor_source": wanted})
+    refused(config, "parameter processor_source: ")
+    assert plugin("check", written(config)).exit_code == 1
+
+
+def test_a_model_with_its_own_adapter_goes_by_its_name() -> None:
+    both = with_files(experts("llava")[0])
+    for file in adapted("llava", 1)[0].glob("adapter*"):
+        shutil.copy(file, both)
+    shutil.copytree(adapted("llava", 1)[0], both / "checkpoint-10")
+    said = checked(task_arithmetic(checkpoint("llava"), [both]))
+    assert f"  with {both}\n" in said
+    assert f"`parameters: {{processor_source: {both}}}`" in said
+    assert f"{both}+" not in said
+    assert not_used(said) == [f"  {both}: the adapter in checkpoint-10/"]
+
+
+def test_what_an_expert_has_beyond_the_output_is_told_once() -> None:
+    base, expert = checkpoint("llava"), with_files(experts("llava")[0], "speakers.npz", "assets/voice.pt")
+    torch.save({"chelsie": torch.ones(3)}, expert / "voices.pt")
+    config = task_arithmetic(base, [expert])
+    for said in (checked(config), merge(config, "--quiet").said + checked(config)):
+        (line,) = not_used(said)
+        assert line.startswith(f"  {expert}: voices.pt (1 tensors: chelsie); assets/, speakers.npz (")
+        assert said.count("voices.pt") == said.count("assets/") == said.count("speakers.npz") == 1
+
+
+def test_what_many_inputs_have_alike_is_one_line() -> None:
+    many = [with_files(path, "extra.json") for path in experts("llava")]
+    said = checked(task_arithmetic(checkpoint("llava"), many, parameters={"vision_tower": "base"}))
+    towers, files = not_used(said)
+    assert "tensors of vision_tower" in towers
+    assert "extra.json" in files
+    assert all(str(path) in line for path in many for line in (towers, files))
 
 
 def test_links_are_copied_as_files_and_circles_end(tmp_path: Path) -> None:
@@ -142,7 +215,12 @@ def test_an_input_inside_the_base_is_no_folder_of_it() -> None:
     config = task_arithmetic(base, [base / "tuned"])
     outcome = merge(config)
     assert not (outcome.out / "tuned").exists()
-    assert "tuned/ (an input of the merge)" in outcome.console
+    assert outcome.console.rstrip().endswith("Every tensor of every input is used.")
+    (base / "all").mkdir()
+    (base / "tuned").rename(base / "all" / "tuned")
+    config = task_arithmetic(base, [base / "all" / "tuned"])
+    assert not (merge(config).out / "all").exists()
+    assert not_used(checked(config)) == [f"  {base}: all/ (holds an input of the merge)"]
 
 
 def test_the_disk_check_counts_what_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +390,7 @@ def test_the_processor_of_a_donor_is_taken_from_another_of_its_architecture() ->
     for said in (outcome.console, checked(config)):
         (note,) = notes(said, "has no processor")
         assert f"that of {again} was taken" in note
-        assert notes(said, "assets/")
+        assert f"  {host}: assets/ (" in said.split("Not used:")[1]
         (note,) = notes(said, "Stop tokens")
         assert "[2, 7], not 2" in note
     own = json.loads((outcome.out / "processors" / "host" / "processor_config.json").read_text())
@@ -336,8 +414,7 @@ def test_copied_weights_that_experts_have_otherwise_are_named() -> None:
     assert "2_Dense/model.safetensors" in note
     assert "config.json" not in note
     assert notes(said, "modeling_extra.py")
-    (note,) = notes(said, "projector/")
-    assert str(expert) in note
+    assert f"  {expert}: projector/ (" in said.split("Not used:")[1]
 
 
 def test_processor_settings_are_compared_by_what_they_do(tmp_path: Path) -> None:
@@ -363,5 +440,5 @@ def test_an_inventory_of_a_directory() -> None:
     base = with_files(checkpoint("llava"), "assets/voice.pt", content=b"1234")
     found = take_inventory(base, {"model.safetensors"})
     assert found.folders == {"assets": 4}
-    assert found.uncopied == ()
+    assert found.uncopied == {}
     assert "config.json" not in found.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import zoo
 from checkpoints import (
     altered,
     assert_nothing_left,
+    assert_same_bytes,
     checkpoint,
     edit_json,
     experts,
@@ -20,10 +22,12 @@ from checkpoints import (
     linear,
     load,
     merge,
+    plugin,
     refused,
     run,
     task_arithmetic,
     tensors,
+    written,
 )
 from click.testing import CliRunner
 
@@ -134,3 +138,53 @@ def test_a_vocabulary_in_which_the_image_token_has_moved() -> None:
     checked = CliRunner().invoke(cli, ["check", str(file)])
     assert (checked.exit_code, checked.output.splitlines()[-1]) == (1, outcome.console.splitlines()[-1])
     merge(task_arithmetic(checkpoint("llava"), [other], tokenizer={"source": "union"}))
+
+
+@pytest.mark.parametrize("family", ["florence2", "blip_2", "kosmos2_5"])
+def test_tables_of_places_are_no_vocabulary(family: str) -> None:
+    """Encoder-decoders, OPT and Kosmos embed places or segments too, whose numbers are none of tokens."""
+    base, expert = checkpoint(family), experts(family)[0]
+    config = task_arithmetic(base, [expert])
+    new = {**config, "tokenizer": {"source": "union"}}
+    assert plugin("check", written(new)).exit_code == 0
+    got = merge(new).tensors
+    expected = merge(config).tensors
+    tables = [n for n in got if "embed_positions" in n or "segment_emb" in n]
+    assert tables
+    assert_same_bytes(got, expected)
+
+
+@pytest.mark.parametrize("source", ["union", "base"])
+def test_tokens_that_no_model_has_a_row_for(source: str) -> None:
+    """The base has a row for the added token, which an expert knows and has none for."""
+    base, expert = grown(checkpoint("llava"), "<plus>"), altered(experts("llava")[0])
+    shutil.copy(base / "tokenizer.json", expert / "tokenizer.json")
+    shutil.copy(base / "tokenizer_config.json", expert / "tokenizer_config.json")
+    config = task_arithmetic(base, [expert], tokenizer={"source": source})
+    outcome = merge(config)
+    assert vocabulary(outcome.out) == vocabulary(base)
+    number = vocabulary(base)["<plus>"]
+    torch.testing.assert_close(embeddings(outcome.out)[number], embeddings(base)[number])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"source": {"kind": "model_token", "model": "EXPERT", "token": "<never>"}}, "has no token '<never>'"),
+        ({"source": {"kind": "model_token", "model": "EXPERT", "token_id": 9999}}, "none of number 9999"),
+        ({"source": "EXPERT"}, "has no row for it"),
+        ({"source": "/no/such/model"}, "is none of the inputs"),
+        ({"force": True}, "needs a `source`"),
+    ],
+)
+def test_rows_that_the_config_asks_for_and_no_model_has(wanted: dict[str, Any], told: str) -> None:
+    """The merge would find that out in the end; check finds it at once."""
+    base, expert = grown(checkpoint("llava"), "<plus>"), experts("llava")[0]
+    text = json.dumps(wanted).replace("EXPERT", str(expert))
+    tokenizer = {"source": "union", "tokens": {"<plus>": json.loads(text)}}
+    config = task_arithmetic(base, [expert], tokenizer=tokenizer)
+    refusal = plugin("check", written(config))
+    assert refusal.exit_code == 1
+    assert "tokenizer: tokens: <plus>: " in refusal.output
+    assert told in refusal.output
+    refused(config, told)

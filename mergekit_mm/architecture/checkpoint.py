@@ -24,6 +24,8 @@ from mergekit_mm.errors import MergeError
 
 CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
 
+_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -38,6 +40,8 @@ class TensorInfo:
     @property
     def vocabulary_axis(self) -> int | None:
         """The axis that token ids index, which may differ in length between models."""
+        if self.role is Role.EMBEDDINGS and _NOT_OF_TOKENS.search(self.name):
+            return None
         return 0 if self.role in (Role.EMBEDDINGS, Role.LM_HEAD) else None
 
 
@@ -91,6 +95,19 @@ class Checkpoint:
         """Whether the output head is the embeddings again, so that it need not be on disk."""
         embeddings = self.backbone.get("embed_tokens.weight")
         return self.skeleton is not None and embeddings in self.skeleton.aliases.values()
+
+    @property
+    def embeddings(self) -> str:
+        """The name in memory of the table that has a row for each token.
+
+        Raises:
+            MergeError: there is none that is known as such.
+        """
+        by_token = (n for n, info in self.tensors.items() if info.role is Role.EMBEDDINGS and info.vocabulary_axis == 0)
+        found = self.backbone.get("embed_tokens.weight") or next(by_token, None)
+        if found is None:
+            raise MergeError(f"{self.name} has no embeddings of tokens that are known, so its vocabulary must stay.")
+        return found
 
     @property
     def heads_all_tokens(self) -> bool:

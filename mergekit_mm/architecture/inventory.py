@@ -65,17 +65,17 @@ def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
     return found
 
 
-def unused_files(directory: Path, used: Collection[str]) -> Iterator[str]:
-    """What a directory holds beside the weights that are `used`, for people; transformers loads nothing of it."""
+def unused_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
     twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
     if any(name.endswith(".safetensors") for name in used):
         twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
-    if twins:
-        yield f"{some(twins)}: weights in other formats"
     for file in beside(directory, {*used, *twins}):
-        yield str(file)
-    if left := [path.name for path in _files(directory, used) if _matches(path, _OF_TRAINING)]:
-        yield f"{some(left)}: the state of a training"
+        yield str(file), [file.path.name]
+    if twins:
+        yield f"{some(twins)} (weights in other formats)", twins
+    if left := [path.name for path in _files(directory, {*used, *twins}) if _matches(path, _OF_TRAINING)]:
+        yield f"{some(left)} (the state of a training)", left
 
 
 def _files(directory: Path, used: Collection[str]) -> list[Path]:

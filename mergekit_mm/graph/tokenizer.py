@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from mergekit.common import ModelPath, ModelReference
 from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
+from mergekit.tokenizer.config import ModelTokenEmbedding, TokenEmbeddingConfig, ZeroEmbedding
 
 from mergekit_mm.architecture.hub import local_path
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import SOURCES
@@ -31,7 +33,7 @@ class BuildVocabulary(BuildTokenizer):
         mean its own image, video or audio tokens."""
         sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
         local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
-        rows = {local[m].model: c.tensors[c.backbone["embed_tokens.weight"]].shape[0] for m, c in sources.items()}
+        rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in sources.items()}
         base = self.base_model or self.referenced_models[0]
         wanted = self.tokenizer_source
         if (
@@ -63,7 +65,9 @@ class BuildVocabulary(BuildTokenizer):
                     f"{numbers.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
                     "`source: base`, or `union`."
                 )
-        permutations = {model: info.permutations[path] for model, path in local.items()}
+        # of tokens beyond the rows of a model's embeddings, mergekit says nothing, and misses them later
+        without = dict.fromkeys(numbers.values(), -1)
+        permutations = {model: {**without, **info.permutations[path]} for model, path in local.items()}
         return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
 
 
@@ -77,6 +81,38 @@ class PermuteRows(PermutedVocabulary):
         with refused_by(embed.__name__, about="tokenizer: tokens: "):
             rows: dict[ModelReference, torch.Tensor] = super().execute(tokenizer_info, tensors)
         return rows
+
+
+def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: TokenizerInfo) -> None:
+    """See that the rows are there which the `tokens` of a config ask for; no row is read.
+
+    Raises:
+        MergeError: a model is no input, or lacks the token or the row that is to be taken from it.
+    """
+    numbers = vocabulary.tokenizer.get_vocab()
+    for token, wanted in tokens.items():
+        number, source = numbers.get(token), wanted.source
+        if number is None or isinstance(source, ZeroEmbedding):
+            continue
+        if not wanted.force and all(rows[number] >= 0 for rows in vocabulary.permutations.values()):
+            continue  # every model has a row of its own
+        about = f"tokenizer: tokens: {token}: "
+        if source is None:
+            raise MergeError(f"{about}it needs a `source`, as not every input has a row for it, or `force` is set.")
+        model = source.model if isinstance(source, ModelTokenEmbedding) else source
+        if model not in vocabulary.permutations:
+            raise MergeError(f"{about}{model} is none of the inputs: {some(map(str, vocabulary.permutations))}.")
+        if not isinstance(source, ModelTokenEmbedding):
+            if vocabulary.permutations[model][number] < 0:
+                raise MergeError(f"{about}{model} has no row for it.")
+            continue
+        checkpoint = SOURCES[model].checkpoint
+        rows = checkpoint.tensors[checkpoint.embeddings].shape[0]
+        index = source.token_id
+        if index is None and (index := vocabulary.original_vocabs[model].get(source.token)) is None:
+            raise MergeError(f"{about}the tokenizer of {model} has no token {source.token!r}.")
+        if not 0 <= index < rows:
+            raise MergeError(f"{about}{model} has {rows} rows, and none of number {index}.")
 
 
 def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelReference]) -> BuildVocabulary | None:

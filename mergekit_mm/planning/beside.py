@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,12 @@ from mergekit.common import ModelReference
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, unused_files
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.remote import lasting_path, same_content
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation
+from mergekit_mm.side_files.inventory import Inventory, take_inventory
+from mergekit_mm.side_files.model_files import is_read_as_it_is
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,16 @@ def _same_adapter(here: Path, there: Path) -> bool:
     return configs[0] == configs[1] and ours.name == theirs.name and same_content(ours, theirs)
 
 
-def unused_weights(
+def unused_beside(
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
     carried: OwnAdapter | None,
+    copied: Collection[str],
 ) -> Iterator[str]:
-    """A line for whatever each input directory holds in weights that nothing reads."""
+    """Lines for what the input directories hold beside the tensors and is neither read, nor copied, nor compared.
+
+    copied: the files that the output gets beside its weights, by their paths below its directory.
+    """
     used: dict[Path, set[str]] = {}
     names: dict[Path, str] = {}
     for checkpoint in checkpoints.values():
@@ -100,12 +107,36 @@ def unused_weights(
             used[place].update(ADAPTER_WEIGHTS)
     for adaptation in adaptations.values():
         place = adaptation.adapter.directory.resolve()
-        used.setdefault(place, set()).update(file.name for file in adaptation.adapter.files)
+        files = (file.name for file in adaptation.adapter.files)
+        used.setdefault(place, set()).update(files, weight_files(place))  # the latter: told apart from a base's
         names.setdefault(place, adaptation.adapter.name)
-    first = next(iter(used))  # of the base, whose folders are the output's
-    for place, files in used.items():
-        for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
-            if folder.resolve() not in used and (len(used) == 1 or not (first / folder.name).is_dir()):
-                how = f"{names[place]}+{lasting_path(folder)}"
-                yield f"{names[place]}: the adapter in {folder.name}/, which `{how}` would apply"
-        yield from (f"{names[place]}: {told}" for told in unused_files(place, files))
+    lines: dict[str, list[str]] = {}
+    for place, read in used.items():
+        inventory = take_inventory(place, read, used.keys() - {place})
+        found = [*_adapters_below(place, names[place], used.keys(), copied), *_left(place, read, inventory, copied)]
+        if found:
+            lines.setdefault("; ".join(found), []).append(names[place])
+    yield from (f"{', '.join(owners)}: {told}" for told, owners in lines.items())
+
+
+def _adapters_below(place: Path, name: str, inputs: Collection[Path], copied: Collection[str]) -> Iterator[str]:
+    for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
+        if folder.resolve() not in inputs and f"{folder.name}/{ADAPTER_CONFIG}" not in copied:
+            applied = "" if holds_adapter(place) else f", which `{name}+{lasting_path(folder)}` would apply"
+            yield f"the adapter in {folder.name}/{applied}"
+
+
+def _left(place: Path, read: Collection[str], inventory: Inventory, copied: Collection[str]) -> Iterator[str]:
+    """Files and folders of one directory that are left where they are."""
+    told: set[str] = set()
+    side_files = {name for name in inventory.files if not name.endswith(".pt")}  # a .pt file may hold tensors
+    for text, names in unused_files(place, {*read, *copied, *side_files}):
+        told.update(names)
+        yield text
+    yield from (f"{name} ({reason})" for name, reason in inventory.uncopied.items() if name not in told)
+    tops = {name.partition("/")[0] for name in copied}
+    more = [name for name in inventory.files if is_read_as_it_is(name) and not name.endswith(".py")]
+    beyond = {f"{top}{slash}" for top, slash, _ in (n.partition("/") for n in more) if top not in tops | told}
+    adapters = {f"{path.parent.name}/" for path in place.glob(f"*/{ADAPTER_CONFIG}")}
+    if beyond := beyond - adapters:
+        yield f"{some(beyond)} (of which name the output gets none)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mergekit_mm.composing.layout import lay_out
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.binding import Adaptation, bind_adapter
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.planning.beside import OwnAdapter, own_adapter, require_same_folders, unused_weights
+from mergekit_mm.planning.beside import OwnAdapter, own_adapter, require_same_folders, unused_beside
 from mergekit_mm.planning.parameters import ignored, trusted_adapters
 
 
@@ -37,7 +37,6 @@ class Inputs:
     tensors: Mapping[str, TensorInfo]  # of the output, before slices: the base's, or an omni model's
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
     notes: list[str]  # what is done on purpose but may surprise
-    unread: list[str]  # lines on files of the inputs that are neither read nor copied
     matches: Mapping[ModelReference, Sequence[Match]]  # judged already only for an omni model, whose parts have to fit
     problems: list[str]  # what is wrong beside that, to be told together with it
     copies: Mapping[str, str]  # tensor that is not merged by itself -> the one that it is equal to, and stays equal to
@@ -49,6 +48,10 @@ class Inputs:
         for model, matches in self.matches.items():
             for match in matches:
                 yield from ((model, why, names) for why, names in match.unused.items())
+
+    def unused_beside(self, copied: Collection[str]) -> Iterator[str]:
+        """Lines for what lies beside the tensors and is not used; `copied` are the other files of the output."""
+        return unused_beside(self.checkpoints, self.adaptations, self.own_adapter, copied)
 
     @property
     def directories(self) -> list[Path]:
@@ -145,10 +148,9 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     tensors = {name: info for name, info in base.tensors.items() if name not in copies}
     require_same_folders(base, [c for c in checkpoints.values() if c is not base])
     own, told = own_adapter(checkpoints, adaptations, composed=False)
-    unread = list(unused_weights(checkpoints, adaptations, own))
     notes = [*_told(checkpoints, adaptations), *notes, *told]
     return Inputs(
-        models[0], checkpoints, adaptations, tensors, names, notes, unread, matches, problems, copies, own_adapter=own
+        models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
     )
 
 
@@ -185,8 +187,7 @@ def _composed(
     layout = lay_out(omni, checkpoints, left_out)
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
-    unread = list(unused_weights(checkpoints, adaptations, None))
-    found = layout.tensors, layout.names, notes, unread, layout.matches
+    found = layout.tensors, layout.names, notes, layout.matches
     return Inputs(omni.host, checkpoints, adaptations, *found, [], {}, omni)
 
 
@@ -242,6 +243,11 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
         and checkpoint.kind == base.kind
         and not _is_embedded(model)
     ]
+
+
+def as_written(model: ModelReference) -> str:
+    """An input's name as in the config: a model with an adapter in its own directory is written without that."""
+    return str(model.model) if _is_embedded(model) else str(model)
 
 
 def _is_embedded(model: ModelReference) -> bool:

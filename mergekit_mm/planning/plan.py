@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from mergekit_mm.composing.processor import omni_processor
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.graph.reading import open_sources
 from mergekit_mm.lora.embedded import with_embedded_adapters
-from mergekit_mm.planning.inputs import Inputs, models_in_order, open_inputs
+from mergekit_mm.planning.inputs import Inputs, as_written, models_in_order, open_inputs
 from mergekit_mm.planning.keys import check_keys
 from mergekit_mm.planning.modules import merge_architecture
 from mergekit_mm.planning.parameters import (
@@ -65,7 +65,7 @@ class Plan:
     def report(self) -> str:
         """What is done with the tensors of each role, and what may surprise, for people."""
         method, base = self.config.merge_method, self.inputs.base
-        others = [str(model) for model in self.inputs.checkpoints if model != base]
+        others = [as_written(model) for model in self.inputs.checkpoints if model != base]
         lines = [f"{method} of {len(self.inputs.checkpoints)} models in the layout of {base}"]
         lines += [f"  with {name}" for name in others]
         if (omni := self.inputs.composition) is not None:
@@ -85,9 +85,12 @@ class Plan:
         lines += [f"  note: {note}" for note in notes]
         return "\n".join(lines)
 
-    def not_used(self) -> str:
-        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing."""
-        lines = dict.fromkeys([*unused_tensors(self.inputs, self.planner), *self.inputs.unread])
+    def not_used(self, copied: Collection[str]) -> str:
+        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing.
+
+        copied: the files that the output gets beside its weights, by their paths below its directory.
+        """
+        lines = dict.fromkeys([*unused_tensors(self.inputs, self.planner), *self.inputs.unused_beside(copied)])
         if not lines:
             return "Every tensor of every input is used."
         return "\n".join(["Not used:", *(f"  {line}" for line in lines)])

@@ -11,6 +11,7 @@ from mergekit.graph import Task
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.ignoring import IGNORE
 from mergekit_mm.architecture.listing import some
+from mergekit_mm.architecture.roles import Role
 from mergekit_mm.graph.reading import AdaptTensor, LoadDelta, LoadTensor, without_adapter
 from mergekit_mm.planning.inputs import Inputs
 from mergekit_mm.planning.planner import MultimodalPlanner
@@ -22,10 +23,11 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
     """Lines on what of each input a merge does not use, with the reason where there is more to say than its role."""
     ledger = planner.ledger
     explained: set[tuple[ModelReference, str]] = set()
+    alike: dict[str, list[str]] = {}  # what is not used -> the inputs of which it is not
     for model, why, names in inputs.without_place():
         explained |= {(without_adapter(model), name) for name in names}
         told = ", ".join(names) if IGNORE in why or len(names) < _FEW else some(names)
-        yield f"{model.model}: {told} ({why})"
+        alike.setdefault(f"{told} ({why})", []).append(str(model.model))
     yield from ledger.left_out()
     read, adapted = _read(task for _, task, _ in planner.outputs)
     seen: set[ModelReference] = set()
@@ -39,12 +41,13 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
                 if (plain, name) not in read | explained and not _is_twin(checkpoint, plain, name, read)
             )
             if lost and (not model.lora or any(place == plain for place, _ in read)):
-                yield f"{plain}: {_counted(lost)}"
+                alike.setdefault(_counted(lost), []).append(str(plain))
         if model.lora:
             names = [*inputs.adaptations[model].names, *inputs.adaptations[model].assembled]
             roles = [checkpoint.tensors[name].role for name in names if (model, name) not in adapted]
             if lost := Counter(role.value for role in roles if (model, role) not in ledger.unused):
-                yield f"{model.lora}: its changes of {_counted(lost)}"
+                alike.setdefault(f"its changes of {_counted(lost)}", []).append(str(model.lora))
+    yield from (f"{', '.join(dict.fromkeys(models))}: {told}" for told, models in alike.items())
 
 
 def _is_twin(checkpoint: Checkpoint, model: ModelReference, name: str, read: set[tuple[ModelReference, str]]) -> bool:
@@ -54,7 +57,7 @@ def _is_twin(checkpoint: Checkpoint, model: ModelReference, name: str, read: set
 
 
 def _counted(roles: Counter[str]) -> str:
-    return ", ".join(f"{count} tensors of {role}" for role, count in roles.items())
+    return ", ".join(f"{roles[role.value]} tensors of {role.value}" for role in Role if role.value in roles)
 
 
 def _read(

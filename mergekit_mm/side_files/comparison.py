@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.remote import same_on_hub
 from mergekit_mm.side_files.generation import GENERATION_CONFIG, generation_differences, stop_tokens
-from mergekit_mm.side_files.model_files import PROCESSOR, ModelFiles, chat_template, is_of_tokenizer
+from mergekit_mm.side_files.model_files import ModelFiles, chat_template, is_read_as_it_is
 from mergekit_mm.side_files.processors import setting_differences
 from mergekit_mm.side_files.tokens import (
     TokenDifference,
@@ -25,16 +24,10 @@ from mergekit_mm.side_files.tokens import (
 _SHOWN = 6  # settings in a message
 _WHOLE = 1 << 23  # bytes up to which two files are compared whole
 _SPOTS, _SPOT = 64, 1 << 16  # of larger ones: how many places, and how many bytes in each
-# nothing that a loader reads
-_WITHOUT_EFFECT = (
-    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.txt", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif"),
-    *("*.svg", "*.webp", "Modelfile", "configuration.json", "*.yaml", "*.yml", "*.sh", "*.ipynb"),
-)
-
 
 _STOP, _SPECIAL, _VOCABULARY = "Stop tokens", "Special tokens", "Vocabulary"
 _GENERATION, _TEMPLATE, _PROCESSOR = "Generation config", "Chat template", "Processor settings"
-_CODE, _COPIED, _MORE = "Code", "Files that are copied and not merged", "More files"
+_CODE, _COPIED = "Code", "Files that are copied and not merged"
 _CHOSEN = (_STOP, _SPECIAL, _VOCABULARY, _GENERATION, _TEMPLATE, _PROCESSOR)  # what `processor_source` decides
 
 
@@ -73,7 +66,10 @@ def compare(
     for expert in experts:
         for difference in _differences(output, expert, tables, tokens):
             groups.setdefault(difference, []).append(expert.name)
-    notes = [_sentence(difference, names, owner) for difference, names in groups.items()]
+    worded: dict[tuple[str, str], list[str]] = {}
+    for difference, names in groups.items():
+        worded.setdefault((difference.kind, difference.told), []).extend(names)
+    notes = [_sentence(kind, told, names, owner) for (kind, told), names in worded.items()]
     agreed = {d.kind for d, names in groups.items() if len(names) == len(experts)} & {*_CHOSEN}
     if agreed and chooses:
         first = experts[0].name
@@ -88,11 +84,8 @@ def compare(
     return Comparison(notes, warnings)
 
 
-def _sentence(difference: Difference, names: Sequence[str], owner: str) -> str:
-    kind, told, _ = difference
+def _sentence(kind: str, told: str, names: Sequence[str], owner: str) -> str:
     who = some(names)
-    if kind == _MORE:
-        return f"Not copied, as {owner} has none of that name: {told} of {who}."
     verb = "differ from those of" if kind.endswith("s") else "differs from that of"
     return f"{kind} of {who} {verb} {owner}, which the output has{f': {told}' if told else ''}."
 
@@ -147,27 +140,17 @@ def _ids(found: Sequence[int]) -> str:
 
 
 def _file_differences(output: ModelFiles, expert: ModelFiles) -> Iterator[Difference]:
-    """Code, and files that are copied as they are: what an expert has otherwise, and what it has beyond the output."""
-    read = [name for name in expert.files if _is_read_as_it_is(name)]
+    """Code, and files that are copied as they are, of which an expert has others than the output."""
+    read = [name for name in expert.files if is_read_as_it_is(name)]
     other = [name for name in read if name in output.files and not same_file(output.files[name], expert.files[name])]
     code = [name for name in other if name.endswith(".py")]
     yield from _named(_CODE, code)
     yield from _named(_COPIED, [name for name in other if name not in code])
-    tops = {name.partition("/")[0] for name in output.files}
-    beyond = [n.partition("/")[0] + "/" * ("/" in n) for n in read if n not in output.files and not n.endswith(".py")]
-    yield from _named(_MORE, [name for name in dict.fromkeys(beyond) if name.rstrip("/") not in tops])
 
 
 def _named(kind: str, names: Sequence[str]) -> Iterator[Difference]:
     if names:
         yield Difference(kind, some(names), repr(names))
-
-
-def _is_read_as_it_is(name: str) -> bool:
-    """Whether a loader may read a file that is not of the tokenizer or processor, which are compared apart."""
-    last = name.rpartition("/")[2]
-    apart = "/" not in name and (is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR))
-    return not apart and not any(fnmatch(last, pattern) for pattern in _WITHOUT_EFFECT)
 
 
 def same_file(ours: Path, theirs: Path) -> bool:

@@ -48,7 +48,7 @@ class Inventory:
     """The side files of one directory."""
 
     files: dict[str, Path]  # path below the directory, with forward slashes -> where it is
-    uncopied: tuple[str, ...]  # entries that are no side files of the model, nor known leftovers, each with the reason
+    uncopied: dict[str, str]  # name -> reason, of what is no side file of the model, nor a known leftover of training
 
     @cached_property
     def folders(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
     config = _config(directory)
     places = {path.resolve() for path in inputs}
     files: dict[str, Path] = {}
-    uncopied: list[str] = []
+    uncopied: dict[str, str] = {}
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             fate, reason = _folder_fate(path, config.get("model_type"), places)
@@ -82,17 +82,15 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
             if fate is _Fate.COPIED:
                 files[path.name] = path
         if fate is _Fate.NAMED:
-            uncopied.append(f"{path.name}{'/' if path.is_dir() else ''} ({reason})")
-    return Inventory(files, tuple(uncopied))
+            uncopied[f"{path.name}{'/' if path.is_dir() else ''}"] = reason
+    return Inventory(files, uncopied)
 
 
-def describe_inventory(inventory: Inventory) -> Iterator[str]:
-    """Lines of text: the files that a merge over this model would copy, and those that it would not."""
+def describe_inventory(inventory: Inventory) -> str:
+    """A line of text: the files that a merge over this model would copy."""
     single = [name for name in inventory.files if "/" not in name]
     folders = [f"{name}/ ({size_of(size)})" for name, size in inventory.folders.items()]
-    yield f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
-    if inventory.uncopied:
-        yield f"  not copied: {', '.join(inventory.uncopied)}"
+    return f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:
@@ -115,7 +113,7 @@ def _file_fate(path: Path, weights: Collection[str]) -> tuple[_Fate, str]:
     if not path.is_file():
         return _Fate.NAMED, "a link to nothing"
     if matches(name, _WEIGHTS):
-        return _Fate.NAMED, "tensors that are not those of the checkpoint"
+        return _Fate.NAMED, "no tensors of the checkpoint"
     return _Fate.COPIED, ""
 
 
@@ -126,8 +124,10 @@ def _is_leftover(name: str) -> bool:
 
 def _folder_fate(path: Path, model_type: object, inputs: Collection[Path]) -> tuple[_Fate, str]:
     place = path.resolve()
-    if any(place == each or place in each.parents for each in inputs):
-        return _Fate.NAMED, "an input of the merge"
+    if place in inputs:
+        return _Fate.LEFT, ""
+    if any(place in each.parents for each in inputs):
+        return _Fate.NAMED, "holds an input of the merge"
     if _is_left(path) or matches(path.name, _FORMAT_FOLDERS):
         return _Fate.LEFT, ""
     if (path / "mergekit_config.yml").exists():

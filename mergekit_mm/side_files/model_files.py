@@ -14,6 +14,11 @@ TOKENIZER = (
     *("tekken.json", "spiece.model", "sentencepiece*.model", "spm*.model"),
 )
 PROCESSOR = ("*processor_config.json", "chat_template.*", "generation_config.json")
+# nothing that a loader reads
+_WITHOUT_EFFECT = (
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.txt", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif"),
+    *("*.svg", "*.webp", "Modelfile", "configuration.json", "*.yaml", "*.yml", "*.sh", "*.ipynb"),
+)
 _WITHOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
@@ -60,6 +65,18 @@ class ModelFiles:
 def is_of_tokenizer(name: str) -> bool:
     """Whether a file belongs to a tokenizer, by its name."""
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file shows, by its name, that its directory is that of a model, or of a model's processors."""
+    return name == "config.json" or is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR)
+
+
+def is_read_as_it_is(name: str) -> bool:
+    """Whether a loader may read a file that is not of the tokenizer or processor, which are compared apart."""
+    last = name.rpartition("/")[2]
+    apart = "/" not in name and (is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR))
+    return not apart and not any(fnmatch(last, pattern) for pattern in _WITHOUT_EFFECT)
 
 
 def chat_template(files: ModelFiles) -> str | None:

@@ -14,7 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit_mm.architecture.disk import read_json
 from mergekit_mm.architecture.listing import size_of, some
 from mergekit_mm.errors import MergeError
-from mergekit_mm.planning.inputs import Inputs
+from mergekit_mm.planning.inputs import Inputs, as_written
 from mergekit_mm.side_files.comparison import compare
 from mergekit_mm.side_files.generation import GENERATION_CONFIG, stop_tokens
 from mergekit_mm.side_files.inventory import Inventory, take_inventory
@@ -52,7 +52,7 @@ def plan_side_files(
     """
     files, inventories = _files_of_inputs(inputs)
     if inputs.composition is not None:
-        return _of_omni_model(inputs, files, inventories)
+        return _of_omni_model(inputs, files)
     base = files[inputs.base]
     is_base = [path.resolve() for path in source] == [inputs.base_checkpoint.directory.resolve()]
     taken = inventories[inputs.base] if is_base else _overlaid(source, inputs)
@@ -75,7 +75,7 @@ def plan_side_files(
     compared = tables if with_tokenizer and not has_tokenizer_section else None
     others = [model for model in experts if model.name != chosen.name]
     found = compare(output, others, chosen.name, compared, chooses=is_base)
-    notes += [*found.notes, *_about_folders(chosen.name, taken), *_unread(chosen.name, inputs, inventories)]
+    notes += [*found.notes, *_about_folders(chosen.name, taken)]
     if broken := sorted(output.damaged):
         raise MergeError(f"{some(map(str, broken))}: damaged, and it would be copied into the output. Repair it first.")
     notes += _damaged([*files.values(), chosen])
@@ -107,7 +107,7 @@ def _files_of_inputs(
         held = dict(inventories[model].files)
         if model in inputs.adaptations:
             held |= take_inventory(inputs.adaptations[model].adapter.directory).files
-        files[model] = ModelFiles(str(model), checkpoint.kind, checkpoint.config, held)
+        files[model] = ModelFiles(as_written(model), checkpoint.kind, checkpoint.config, held)
     return files, inventories
 
 
@@ -131,7 +131,7 @@ def _adopt_template(output: ModelFiles, experts: Sequence[ModelFiles], texts: di
 def _tokenizer_owner(config: MergeConfiguration, files: Mapping[ModelReference, ModelFiles]) -> ModelFiles | None:
     """The input that the config's tokenizer section takes the tokenizer from, if it names one."""
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
-    return next((found for model, found in files.items() if str(model) == str(source)), None)
+    return next((found for model, found in files.items() if str(source) in (str(model), found.name)), None)
 
 
 def _stopping_as(
@@ -150,22 +150,9 @@ def _stopping_as(
 
 
 def _about_folders(name: str, taken: Inventory) -> list[str]:
-    """What of a model's directory is copied that may be large, and what is not."""
-    notes = []
-    if taken.folders:
-        sizes = ", ".join(f"{folder}/ ({size_of(size)})" for folder, size in taken.folders.items())
-        notes.append(f"Folders of {name} that are copied with its files: {sizes}.")
-    if taken.uncopied:
-        notes.append(f"Not copied from {name}: {', '.join(taken.uncopied)}.")
-    return notes
-
-
-def _unread(chosen: str, inputs: Inputs, inventories: Mapping[ModelReference, Inventory]) -> list[str]:
-    """What lies beside the weights of the other inputs and is neither read nor compared."""
-    others = {inputs.checkpoints[model].directory: model for model in inventories if str(model) != chosen}
-    others.pop(inputs.base_checkpoint.directory, None)
-    named = [(model, inventories[model].uncopied) for model in others.values()]
-    return [f"Not used of {model}: {', '.join(uncopied)}." for model, uncopied in named if uncopied]
+    """What of a model's directory is copied that may be large."""
+    sizes = ", ".join(f"{folder}/ ({size_of(size)})" for folder, size in taken.folders.items())
+    return [f"Folders of {name} that are copied with its files: {sizes}."] if sizes else []
 
 
 def _damaged(models: Sequence[ModelFiles]) -> list[str]:
@@ -173,18 +160,10 @@ def _damaged(models: Sequence[ModelFiles]) -> list[str]:
     return [f"Damaged, so not compared: {some(found)}."] if found else []
 
 
-def _of_omni_model(
-    inputs: Inputs, files: Mapping[ModelReference, ModelFiles], inventories: Mapping[ModelReference, Inventory]
-) -> SideFiles:
+def _of_omni_model(inputs: Inputs, files: Mapping[ModelReference, ModelFiles]) -> SideFiles:
     """An omni model has tokenizer, processors and code of its own; of its host's files only the generation config."""
-    assert inputs.composition is not None
     host = files[inputs.base]
     copies = {name: host.files[name] for name in (GENERATION_CONFIG,) if name in host.files}
     output = ModelFiles(host.name, "", host.config, copies)  # no input is of its architecture
     notes = compare(output, [m for m in files.values() if m is not host], host.name, None, chooses=False).notes
-    for model in (inputs.composition.host, *inputs.composition.guests.values()):
-        left = [f"{folder}/" for folder in inventories[model].folders if folder != "additional_chat_templates"]
-        left += [n for n in files[model].files if "/" not in n and n.endswith((".pt", ".npy", ".npz"))]
-        if left:
-            notes.append(f"Not copied from {model}, as an omni model has no use for it: {some(left)}.")
     return SideFiles(copies, {}, notes)
