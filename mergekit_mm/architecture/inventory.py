@@ -49,6 +49,11 @@ def holds_weights(directory: Path) -> bool:
     return bool(weight_files(directory))
 
 
+def holds_model(directory: Path) -> bool:
+    """Whether a directory is a model by itself; weights without a config are a part of one, as of an adapter."""
+    return holds_weights(directory) and (directory / "config.json").is_file()
+
+
 def holds_adapter(directory: Path) -> bool:
     """Whether a directory holds a PEFT adapter."""
     return (directory / ADAPTER_CONFIG).is_file() and any((directory / name).is_file() for name in ADAPTER_WEIGHTS)
@@ -68,7 +73,7 @@ def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
 def unused_files(directory: Path, used: Collection[str]) -> Iterator[str]:
     """What a directory holds beside the weights that are `used`, for people; transformers loads nothing of it."""
     twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
-    if any(name.endswith(".safetensors") for name in used):
+    if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
         twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
     if twins:
         yield f"{some(twins)}: weights in other formats"

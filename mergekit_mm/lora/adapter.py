@@ -20,16 +20,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergekit_mm.architecture.disk import file_headers, read_json, unpickled
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_weights
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
 from mergekit_mm.architecture.quantization import is_index
 from mergekit_mm.architecture.wrapping import lora_scaling, part_of, unwrapped
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
-_PREFIX = "base_model.model."
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^module\.")
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.(?=[^.]+$)")
+_WRAPPED = re.compile(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.[^.]+$)")
+_ORIGINAL = ".original_module."  # the copy of a module from before the training, which PEFT keeps
 
 # features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
 _REFUSED = {
@@ -216,7 +215,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     """
     own, config, changes, shapes = None, {}, {}, {}  # type: ignore[var-annotated]
     # beside the weights of a whole model, no loader reads more than the adapter
-    files = [] if holds_weights(directory) else beside(directory, ADAPTER_WEIGHTS)
+    files = [] if holds_model(directory) else beside(directory, ADAPTER_WEIGHTS)
     if (directory / ADAPTER_CONFIG).is_file():
         config = read_json(directory / ADAPTER_CONFIG)
         _require_plain(name, config)
@@ -286,17 +285,22 @@ def _add_trained(
             "move it away."
         )
     for tensor in file.tensors.values():
-        if is_index(tensor.name) and not tensor.dtype.is_floating_point:
+        if (is_index(tensor.name) and not tensor.dtype.is_floating_point) or _ORIGINAL in tensor.name:
             continue
-        path = unwrapped(tensor.name.removeprefix("module."))
+        path = _trained_name(tensor.name)
         if part_of(path) is not None or "lora_" in path:
             raise MergeError(
                 f"{name} holds {file}, which are parts of another adapter than {ADAPTER_WEIGHTS[0]}: move that file "
                 "away, or into a directory of its own."
             )
         key = f"{file.path.name}:{tensor.name}"
-        own = _WRAPPED.sub(".", path)
+        own = _WRAPPED.sub("", path)
         change = changes.setdefault(own, Change())
+        if change.a is not None and own == path:
+            raise MergeError(
+                f"{name} holds factors of {own}, and {file.path.name} the whole of it, as a model has it into which "
+                "the adapter is merged: move that file away, or name the merged model alone."
+            )
         if change.replacement is not None:
             copies.append((own, change.replacement, key))
         change.replacement = change.replacement or key
@@ -343,15 +347,13 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
         return
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
         raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
-    changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
+    if _ORIGINAL not in path:
+        changes.setdefault(_WRAPPED.sub("", path), Change()).replacement = key
 
 
 def _trained_name(key: str) -> str:
     """The name of a tensor in the model that was trained, without what PEFT and the wrappers of trainers put in."""
-    path = _WRAPPERS.sub("", key)
-    while path.startswith(_PREFIX):
-        path = path.removeprefix(_PREFIX)
-    return path
+    return unwrapped(unwrapped(key).removeprefix("module."))
 
 
 def _is_bare(config: Mapping[str, Any], tensor: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> bool:

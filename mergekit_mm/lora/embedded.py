@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.architecture.disk import read_config, read_json
 from mergekit_mm.architecture.hub import locate
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, holds_adapter, holds_weights
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, holds_adapter, holds_model
 from mergekit_mm.architecture.quantization import without_quantization
 from mergekit_mm.architecture.skeleton import skeleton_of
 from mergekit_mm.errors import MergeError
@@ -46,7 +46,7 @@ def as_loaded(
         return model, []
     if not (directory / ADAPTER_CONFIG).is_file():
         return model, []
-    if not holds_weights(directory):
+    if not holds_model(directory):
         return _on_its_base(model, directory, options, base)
     if not holds_adapter(directory):
         return model, [f"{model} holds an {ADAPTER_CONFIG} but no weights of an adapter: it is taken without one."]
@@ -115,7 +115,7 @@ def _replaced(value: Any, models: dict[ModelReference, ModelReference]) -> Any:
 def _require_one_adapter(model: ModelReference, directory: Path, options: MergeOptions) -> None:
     """Refuse `model+adapter` where transformers would load the model with another adapter already."""
     assert model.lora is not None
-    if not (holds_weights(directory) and holds_adapter(directory)):
+    if not (holds_model(directory) and holds_adapter(directory)):
         return
     try:
         other = locate(model.lora, options)
