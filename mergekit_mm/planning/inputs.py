@@ -106,7 +106,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         MergeError: listing all inputs that cannot be opened; or donors that do not make an omni model.
     """
     models = models_in_order(config)
-    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
+    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config), ignored(config))
     if not problems and is_composed(checkpoints):
         own_adapter(checkpoints, adaptations, composed=True)
         return _composed(compose(config, checkpoints), checkpoints, adaptations, ignored(config))
@@ -128,7 +128,8 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
                 f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
                 "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
             )
-    problems += ignored(config).problems(base, [match for found in matches.values() for match in found])
+    found = [match for each in matches.values() for match in each]
+    problems += ignored(config).problems(base, found, _left_out(adaptations))
     if base.unknown:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
@@ -148,6 +149,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     return Inputs(
         models[0], checkpoints, adaptations, tensors, names, notes, unread, matches, problems, copies, own_adapter=own
     )
+
+
+def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
+    """What adapters hold and the models they are put on have no place for, by the adapters' own names."""
+    return [name for adaptation in adaptations.values() for names in adaptation.left_out.values() for name in names]
 
 
 def _copies(
@@ -182,7 +188,7 @@ def _composed(
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
     for checkpoint in checkpoints.values():
         require_complete(checkpoint)
-    layout = lay_out(omni, checkpoints, left_out)
+    layout = lay_out(omni, checkpoints, left_out, _left_out(adaptations))
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
     unread = list(unused_weights(checkpoints, adaptations, None))
@@ -208,7 +214,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _open_all(
-    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference]
+    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference], left_out: Ignored
 ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
     """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
@@ -225,7 +231,8 @@ def _open_all(
         opened[model] = checkpoint
         try:
             if model.lora:
-                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint, model in trusted)
+                where = locate(model.lora, options)
+                adaptations[model] = bind_adapter(model, where, checkpoint, model in trusted, left_out)
         except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))

@@ -89,7 +89,8 @@ class MultimodalPlanner(MergePlanner):
             for index, part in enumerate(module.slices):
                 counts = Counter(self.inputs.place(source.model) for source in part.sources)
                 if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
-                    raise MergeError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
+                    again = f", again as {twice[1]}" if twice[1] != twice[0] else " under two spellings"
+                    raise MergeError(f"{twice[0]} is listed twice{again}; name each input once.")
                 self._require_contract(name, module, index)
 
     def _require_contract(self, name: str, module: OutputModuleDefinition, index: int) -> None:

@@ -26,6 +26,9 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
         explained |= {(without_adapter(model), name) for name in names}
         told = ", ".join(names) if IGNORE in why or len(names) < _FEW else some(names)
         yield f"{model.model}: {told} ({why})"
+    for model, adaptation in inputs.adaptations.items():
+        for why, names in adaptation.left_out.items():
+            yield f"{model.lora}: {', '.join(names)} ({why})"
     yield from ledger.left_out()
     read, adapted = _read(task for _, task, _ in planner.outputs)
     seen: set[ModelReference] = set()
