@@ -145,6 +145,14 @@ def test_an_adapter_named_alone_is_put_on_its_base() -> None:
     refused(task_arithmetic(base, [with_config]), "names no base", f"BASE+{with_config}")
 
 
+def test_a_folder_of_adapters_is_not_one_of_them() -> None:
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    run = fresh("run")
+    shutil.copytree(adapter, run / "checkpoint-100")
+    refused(task_arithmetic(base, [run]), "Name one of the adapters in it: checkpoint-100")
+    refused(task_arithmetic(base, [plus(base, run)]), "name one of them", "checkpoint-100")
+
+
 def test_an_adapter_that_is_no_lora_is_refused_not_dropped() -> None:
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     refused(task_arithmetic(base, [beside(base, adapter, peft_type="IA3")]), "IA3")

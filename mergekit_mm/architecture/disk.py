@@ -93,7 +93,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         below = sorted(found.parent.name for found in directory.glob("*/config.json"))
+        adapters = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" Name one of the models in it: {', '.join(below)}." if below else ""
+        hint += f" Name one of the adapters in it: {', '.join(adapters)}." if adapters else ""
         raise MergeError(
             f"{directory} holds no config.json, so it is not a transformers checkpoint.{_if_adapter(directory) or hint}"
         )

@@ -134,8 +134,8 @@ def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator
         kinds = Counter(_kind(adaptation, memory) for memory in names)
         if names:
             yield f"  {role.value:<15} {len(names):>7}  " + ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
-    for why, names in adaptation.left_out.items():
-        yield f"  not used: {', '.join(names)} ({why})"
+    for why, left_out in adaptation.left_out.items():
+        yield f"  not used: {', '.join(left_out)} ({why})"
     for note in adaptation.notes:
         yield f"  note: {note}"
 

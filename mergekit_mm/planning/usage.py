@@ -27,8 +27,8 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
         told = ", ".join(names) if IGNORE in why or len(names) < _FEW else some(names)
         yield f"{model.model}: {told} ({why})"
     for model, adaptation in inputs.adaptations.items():
-        for why, names in adaptation.left_out.items():
-            yield f"{model.lora}: {', '.join(names)} ({why})"
+        for why, left_out in adaptation.left_out.items():
+            yield f"{model.lora}: {', '.join(left_out)} ({why})"
     yield from ledger.left_out()
     read, adapted = _read(task for _, task, _ in planner.outputs)
     seen: set[ModelReference] = set()
