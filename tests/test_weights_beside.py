@@ -327,6 +327,34 @@ def test_parts_that_fit_nowhere_are_refused_by_name() -> None:
     refused(task_arithmetic(base, [plus(base, adapter)]), "linear_1", "(3, 3)")
 
 
+def test_empty_tensors_are_those_of_a_sharded_training() -> None:
+    base, adapter = with_part("non_lora_trainables.bin", {"multi_modal_projector.linear_1.bias": torch.zeros(0)})
+    refused(task_arithmetic(base, [plus(base, adapter)]), "non_lora_trainables.bin:multi_modal", "ZeRO-3")
+    base, adapter = with_part("nothing.bin", {})
+    found = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: torch.zeros(0) for name in found}, adapter / "adapter_model.safetensors")
+    refused(task_arithmetic(base, [plus(base, adapter)]), "without any values", "ZeRO-3")
+
+
+def test_a_base_that_is_no_name() -> None:
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    both = fresh("adapter")
+    shutil.copytree(adapter, both)
+    edit_json(both / "adapter_config.json", base_model_name_or_path=["a", "b"])
+    refused(task_arithmetic(base, [plus(base, both)]), "['a', 'b']", "no name of a model")
+    refused(task_arithmetic(base, [both]), "names no base")
+
+
+@pytest.mark.parametrize("folder", ["pytorch_model.bin", "pytorch_model"])
+def test_weights_in_a_folder_below_the_model(folder: str) -> None:
+    """zero_to_fp32.py of newer versions of DeepSpeed makes a directory of the name that it is given for a file."""
+    base, expert = checkpoint("llava"), altered(checkpoint("llava", tag="expert_0"))
+    (expert / folder).mkdir()
+    torch.save(tensors(expert), expert / folder / "pytorch_model.bin")
+    (expert / "model.safetensors").unlink()
+    refused(task_arithmetic(base, [expert]), f"{folder}/ in it does", "move what is in")
+
+
 def test_two_copies_of_a_part_have_to_agree() -> None:
     name = "model.multi_modal_projector.linear_1.bias"
     base, adapter = with_part("mm_projector.bin", {name: torch.ones(64)})

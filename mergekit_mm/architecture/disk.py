@@ -155,6 +155,14 @@ def weight_files(directory: Path) -> frozenset[str]:
     return frozenset()
 
 
+def _weights_below(directory: Path) -> str:
+    """A folder with the weights that a directory lacks; empty if it has weights, or no such folder."""
+    if any((directory / name).is_file() for name in weight_files(directory)):
+        return ""
+    folders = (found.name for found in sorted(directory.iterdir()) if found.is_dir() and weight_files(found))
+    return next((name for name in folders if not (directory / name / "config.json").is_file()), "")
+
+
 def read_headers(directory: Path) -> dict[str, DiskTensor]:
     """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
 
@@ -162,6 +170,11 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
         MergeError: no weights, or two sets of them; a shard named by the index is missing or damaged,
             or the index and the shards disagree about a tensor, or about where it is.
     """
+    if below := _weights_below(directory):
+        raise MergeError(
+            f"{directory} holds no weights, but {below}/ in it does, as scripts that gather the shards of a training "
+            f"leave them: move what is in {below}/ up into the directory of the model."
+        )
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
     except Exception as error:

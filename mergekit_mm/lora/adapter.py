@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mergekit_mm.architecture.disk import file_headers, read_json, unpickled
 from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.quantization import is_index
 from mergekit_mm.architecture.wrapping import lora_scaling, part_of, unwrapped
 from mergekit_mm.errors import MergeError
@@ -231,6 +232,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         _add_trained(name, file, changes, shapes, trained, copies)
     if not changes:
         raise MergeError(f"{name} holds no tensors.")
+    _require_values(name, shapes)
     adapter = Adapter(name, directory, config, changes, shapes, own, trained)
     for tensor, key, copy in copies:
         if not adapter.same_values(key, copy):
@@ -247,6 +249,7 @@ def _changes(
         shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
     except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
         raise MergeError(f"{weights} cannot be read: {error}") from error
+    _require_values(name, shapes)
     for key in shapes:
         _sort(name, key, changes)
     for tensor, change in changes.items():
@@ -311,6 +314,15 @@ def _within(file: WeightFile, key: str) -> str:
     return key.removeprefix(f"{file.path.name}:")
 
 
+def _require_values(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """MergeError where tensors are empty."""
+    if empty := [key for key, shape in shapes.items() if 0 in shape]:
+        raise MergeError(
+            f"{name} holds {len(empty)} tensors without any values ({some(empty)}), as DeepSpeed ZeRO-3 leaves them "
+            "where weights are saved before they are gathered: save them once more, after that."
+        )
+
+
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -318,6 +330,8 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     for key, what in _REFUSED.items():
         if config.get(key):
             raise MergeError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
+    if not isinstance(base := config.get("base_model_name_or_path"), (str, type(None))):
+        raise MergeError(f"{name}: {ADAPTER_CONFIG} gives {base!r} as the base, which is no name of a model.")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and _BASE_CHANGING.search(start):
         raise MergeError(

@@ -134,7 +134,7 @@ def _on_its_base(
     """An adapter that is named alone, on the base that it was trained on."""
     how = f"write the model it belongs to before it, as in BASE+{model}"
     named = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not named:
+    if not named or not isinstance(named, str):
         raise MergeError(f"{model} is an adapter whose {ADAPTER_CONFIG} names no base: {how}.")
     if base is not None and _belongs_to(base, model, directory, options):
         over = base.model
