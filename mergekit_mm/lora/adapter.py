@@ -164,7 +164,7 @@ class Adapter:
         `needs_base` says so. float32 or wider.
         """
         change = self.changes[name]
-        if change.bias is not None:
+        if change.bias is not None and change.replacement is None:
             return TaskVector(self._wide(change.bias) * change.scaling)
         factors = self._factors(change) if change.a is not None else None
         if not self.needs_base(name):
@@ -177,6 +177,8 @@ class Adapter:
             if change.replacement and torch.equal(tuned.to(wide), wide):
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
+        if change.bias is not None:  # of lora_B, beside a bias of the layer itself that was trained as well
+            tuned = tuned + self._wide(change.bias) * change.scaling
         if change.magnitude is not None:
             tuned = with_row_lengths(tuned, self._wide(change.magnitude))
         return TaskVector(tuned, base=base)
@@ -261,11 +263,11 @@ def _changes(
                 module = tensor.removesuffix(".weight")
                 a, b = shapes[change.a], shapes[change.b]
                 change.scaling = lora_scaling(name, config, module, a, b, ADAPTER_CONFIG)
-        elif change.bias is not None:
-            weight = changes.get(tensor.removesuffix(".bias") + ".weight")
-            change.scaling = weight.scaling if weight else 1.0
         if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
             raise MergeError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
+    for tensor, change in changes.items():  # after all weights, whose scalings these are
+        if change.bias is not None and (weight := changes.get(tensor.removesuffix(".bias") + ".weight")):
+            change.scaling = weight.scaling
     return changes, shapes
 
 
