@@ -76,7 +76,7 @@ def system_errors(place: Path | str | None = None) -> Iterator[None]:
 
 def _of_the_system(error: Exception, place: Path | str | None) -> str | None:
     """One sentence for an error of the operating system that is no bug; None for any other error."""
-    if isinstance(error, shutil.Error):  # of copying a folder: (source, target, reason) of each file
+    if isinstance(error, shutil.Error):  # raised by copying a folder: (source, target, reason) of each file
         return "; ".join(f"{source} cannot be copied to {target}: {why}" for source, target, why in error.args[0])
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (rust := re.search(r"\(os error (\d+)\)", str(error))):

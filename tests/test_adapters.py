@@ -173,6 +173,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
     "convolution": {"target_modules": ["patch_embedding", "q_proj"]},
     "biases": {"target_modules": r".*vision_tower.*(q_proj|fc1)", "bias": "lora_only"},
+    "both biases": {
+        "target_modules": r".*vision_tower.*(q_proj|fc1)",
+        "bias": "lora_only",
+        "lora_bias": True,
+    },
     "bias of the adapter": {"target_modules": r".*vision_tower.*(q_proj|fc1)", "lora_bias": True},
     "DoRA": {"use_dora": True},
 }

@@ -48,6 +48,12 @@ FORMATS: dict[str, dict[str, torch.Tensor]] = {
     "fp8": {"weight": torch.ones(128, 64).to(torch.float8_e4m3fn), "weight_scale_inv": torch.rand(1, 1)},
     "fp8 without scales": {"weight": torch.ones(128, 64).to(torch.float8_e5m2)},
     "quanto": {"weight._data": torch.ones(128, 64, dtype=torch.int8), "weight._scale": torch.rand(128, 1)},
+    "marlin": {"B": INT32, "s": torch.rand(1, 8).half(), "workspace": INT32[0]},
+    "mlx": {
+        "weight": torch.ones(128, 8, dtype=torch.uint32),
+        "scales": torch.rand(128, 1),
+        "biases": torch.rand(128, 1),
+    },
     "mxfp4": {"weight_blocks": torch.ones(8, 8, dtype=torch.uint8), "weight_scales": torch.ones(8, dtype=torch.uint8)},
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from adapters import adapted, plus, wide
+from adapters import adapted, delta, factors, plus, wide, written_adapter
 from checkpoints import (
     Tensors,
     altered,
@@ -32,6 +32,7 @@ from checkpoints import (
     with_tensor,
     written,
 )
+from safetensors.torch import load_file, save_file
 
 SPEECH = "tts.model.layers.0.mlp.up_proj.weight"  # of a part that speaks, as exports of fine-tunes leave it out
 TOWER = "vision_model."
@@ -171,6 +172,50 @@ def test_what_is_named_is_left_out(pattern: str) -> None:
 def test_patterns_that_name_nothing_to_leave_out(patterns: list[str], told: list[str]) -> None:
     extra = with_tensor(experts(FAMILY)[0], "model.mystery_adapter.weight", torch.ones(3, 4))
     refused(task_arithmetic(checkpoint(FAMILY), [extra], parameters={"ignore": patterns}), *told)
+
+
+def adapter_with(base: Path, **more: torch.Tensor) -> tuple[Path, Path]:
+    """An adapter whose file holds further tensors, and what PEFT merges it into without them."""
+    adapter, whole = adapted(FAMILY, 4, path=base)
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {f"base_model.model.{name}": tensor for name, tensor in more.items()}, file)
+    return adapter, whole
+
+
+def test_heads_of_training_in_adapters_and_beside_them_are_left_out() -> None:
+    base = checkpoint(FAMILY)
+    adapter, whole = adapter_with(base, **{"score.weight": torch.ones(1, 64)})
+    save_file({"v_head.summary.weight": torch.ones(1, 64)}, adapter / "value_head.safetensors")
+    outcome = merge(task_arithmetic(base, [plus(base, adapter)], weight=1.0))
+    assert_close(outcome.tensors, wide(tensors(whole)))
+    told = f"{adapter}: score.weight, v_head.summary.weight (a head of training"
+    assert told in outcome.said.split("Not used:")[1]
+    assert "not used: score.weight, v_head.summary.weight" in plugin("inspect", plus(base, adapter)).output
+
+
+def test_what_is_named_is_left_out_of_adapters() -> None:
+    base = checkpoint(FAMILY)
+    extra = {"mystery.lora_A.weight": torch.ones(4, 64), "mystery.lora_B.weight": torch.ones(64, 4)}
+    adapter, whole = adapter_with(base, **extra)
+    refused(task_arithmetic(base, [plus(base, adapter)]), "mystery.weight: the model has no such tensor", "ignore:")
+    config = task_arithmetic(base, [plus(base, adapter)], weight=1.0, parameters={"ignore": "mystery"})
+    outcome = merge(config)
+    assert_close(outcome.tensors, wide(tensors(whole)))
+    assert f"{adapter}: mystery.weight (named by `ignore`)" in outcome.said.split("Not used:")[1]
+    config["parameters"]["ignore"] = ["mystery", "layers.1"]
+    refused(config, "'layers.1' names tensors that", "has")
+
+
+def test_an_adapter_of_a_full_omni_model_on_its_thinker() -> None:
+    base = checkpoint("qwen2_5_omni_thinker")
+    layer = "model.layers.0.self_attn.q_proj"
+    found = factors({f"thinker.{layer}": (64, 64), "talker.model.layers.0.self_attn.q_proj": (32, 32)})
+    adapter = plus(base, written_adapter(base, found))
+    refused(task_arithmetic(base, [adapter]), "talker.model.layers.0.self_attn.q_proj.weight")
+    got = merge(task_arithmetic(base, [adapter], weight=1.0, parameters={"ignore": "talker"})).tensors
+    expected = wide(tensors(base))
+    expected[f"{layer}.weight"] = expected[f"{layer}.weight"] + delta(found, f"thinker.{layer}")
+    assert_close(got, expected)
 
 
 def test_ignore_is_for_the_whole_merge() -> None:

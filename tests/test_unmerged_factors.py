@@ -6,6 +6,7 @@ The right values are those of the model into which PEFT itself merges the adapte
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,25 @@ def test_a_prefix_alone_is_taken_off() -> None:
     )
     got = merge(task_arithmetic(base, [prefixed])).tensors
     assert_close(got, sum_of_deltas(tensors(base), [tensors(checkpoint("llava", tag="expert_0"))]))
+
+
+WRAPPERS: dict[str, Callable[[str], str]] = {
+    "gradient checkpointing": lambda n: re.sub(r"(layers\.\d+)\.", r"\1._checkpoint_wrapped_module.", n),
+    "FSDP": lambda n: "_fsdp_wrapped_module." + re.sub(r"(layers\.\d+)\.", r"\1._fsdp_wrapped_module.", n),
+    "compiled layers": lambda n: re.sub(r"(layers\.\d+)\.", r"\1._orig_mod.", n),
+    "a compiled DistributedDataParallel": lambda n: f"_orig_mod.module.{n}",
+    "Lightning": lambda n: f"_forward_module.{n}",
+}
+
+
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+def test_the_wrappers_of_trainers_are_taken_off(wrapper: str) -> None:
+    base, expert = checkpoint("llava"), checkpoint("llava", tag="expert_0")
+    rename = WRAPPERS[wrapper]
+    path = altered(expert, lambda found: {rename(name): tensor for name, tensor in found.items()})
+    outcome = merge(task_arithmetic(base, [path]))
+    assert_close(outcome.tensors, sum_of_deltas(tensors(base), [tensors(expert)]))
+    assert f"{path} was saved with a trainer's wrapper around the model" in outcome.said
 
 
 def half_a_pair(found: Tensors) -> Tensors:

@@ -145,6 +145,14 @@ def test_an_adapter_named_alone_is_put_on_its_base() -> None:
     refused(task_arithmetic(base, [with_config]), "names no base", f"BASE+{with_config}")
 
 
+def test_a_folder_of_adapters_is_not_one_of_them() -> None:
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    run = fresh("run")
+    shutil.copytree(adapter, run / "checkpoint-100")
+    refused(task_arithmetic(base, [run]), "Name one of the adapters in it: checkpoint-100")
+    refused(task_arithmetic(base, [plus(base, run)]), "name one of them", "checkpoint-100")
+
+
 def test_an_adapter_that_is_no_lora_is_refused_not_dropped() -> None:
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     refused(task_arithmetic(base, [beside(base, adapter, peft_type="IA3")]), "IA3")
@@ -230,6 +238,13 @@ def in_a_training_state(found: Tensors) -> Any:
     return {"model": found, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "epoch": 2}
 
 
+def saved_by_peft(found: Tensors) -> Tensors:
+    """Under PEFT a module that is trained whole has its copy from before the training beside it."""
+    names = {name: f"base_model.model.{name.replace('.merger', '.merger.modules_to_save.default')}" for name in found}
+    before = {path.replace("modules_to_save.default", "original_module"): found[n] - 1 for n, path in names.items()}
+    return {path: found[name] for name, path in names.items()} | before
+
+
 PARTS: dict[str, tuple[str, Callable[[Tensors], Any]]] = {
     "LLaVA": ("non_lora_trainables.bin", lambda f: {f"base_model.model.{n}": t for n, t in f.items()}),
     "LLaVA's first stage": ("mm_projector.bin", lambda f: f),
@@ -242,6 +257,14 @@ PARTS: dict[str, tuple[str, Callable[[Tensors], Any]]] = {
     "without the outer prefix": ("connector.pth", lambda f: {n.removeprefix("model."): t for n, t in f.items()}),
     "DistributedDataParallel": ("projector.ckpt", lambda f: {f"module.{n}": t for n, t in f.items()}),
     "a state of a training": ("last.pt", in_a_training_state),
+    "modules that PEFT saves": ("non_lora_trainables.bin", saved_by_peft),
+    "torch.compile": ("connector.pt", lambda f: {f"_orig_mod.base_model.model.{n}": t for n, t in f.items()}),
+    "FSDP": (
+        "tower.bin",
+        lambda f: {f"_fsdp_wrapped_module.{n.replace('merger', 'merger._orig_mod')}": t for n, t in f.items()},
+    ),
+    "under the name of a model": ("model.safetensors", lambda f: f),
+    "under the older name of a model": ("pytorch_model.bin", lambda f: f),
 }
 
 
@@ -256,8 +279,9 @@ def test_parts_that_were_trained_whole_are_used(how: str) -> None:
     saved(change(trained), adapter / file)
     outcome = merge(task_arithmetic(base, [plus(base, adapter)], weight=1.0))
     assert_close(outcome.tensors, expected)
-    assert f"{file} ({len(trained)} tensors" in outcome.said
-    assert f"with {file} ({len(trained)} tensors" in plugin("inspect", plus(base, adapter)).output
+    count = len(trained) * 2 if change is saved_by_peft else len(trained)
+    assert f"{file} ({count} tensors" in outcome.said
+    assert f"with {file} ({count} tensors" in plugin("inspect", plus(base, adapter)).output
 
 
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
@@ -303,6 +327,34 @@ def test_parts_that_fit_nowhere_are_refused_by_name() -> None:
     refused(task_arithmetic(base, [plus(base, adapter)]), "linear_1", "(3, 3)")
 
 
+def test_empty_tensors_are_those_of_a_sharded_training() -> None:
+    base, adapter = with_part("non_lora_trainables.bin", {"multi_modal_projector.linear_1.bias": torch.zeros(0)})
+    refused(task_arithmetic(base, [plus(base, adapter)]), "non_lora_trainables.bin:multi_modal", "ZeRO-3")
+    base, adapter = with_part("nothing.bin", {})
+    found = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: torch.zeros(0) for name in found}, adapter / "adapter_model.safetensors")
+    refused(task_arithmetic(base, [plus(base, adapter)]), "without any values", "ZeRO-3")
+
+
+def test_a_base_that_is_no_name() -> None:
+    base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
+    both = fresh("adapter")
+    shutil.copytree(adapter, both)
+    edit_json(both / "adapter_config.json", base_model_name_or_path=["a", "b"])
+    refused(task_arithmetic(base, [plus(base, both)]), "['a', 'b']", "no name of a model")
+    refused(task_arithmetic(base, [both]), "names no base")
+
+
+@pytest.mark.parametrize("folder", ["pytorch_model.bin", "pytorch_model"])
+def test_weights_in_a_folder_below_the_model(folder: str) -> None:
+    """zero_to_fp32.py of newer versions of DeepSpeed makes a directory of the name that it is given for a file."""
+    base, expert = checkpoint("llava"), altered(checkpoint("llava", tag="expert_0"))
+    (expert / folder).mkdir()
+    torch.save(tensors(expert), expert / folder / "pytorch_model.bin")
+    (expert / "model.safetensors").unlink()
+    refused(task_arithmetic(base, [expert]), f"{folder}/ in it does", "move what is in")
+
+
 def test_two_copies_of_a_part_have_to_agree() -> None:
     name = "model.multi_modal_projector.linear_1.bias"
     base, adapter = with_part("mm_projector.bin", {name: torch.ones(64)})
@@ -310,6 +362,24 @@ def test_two_copies_of_a_part_have_to_agree() -> None:
     merge(task_arithmetic(base, [plus(base, adapter)]))
     saved({f"base_model.model.{name}": torch.zeros(64)}, adapter / "non_lora_trainables.bin")
     refused(task_arithmetic(base, [plus(base, adapter)]), "two values", "mm_projector.bin", "non_lora_trainables.bin")
+
+
+@pytest.mark.parametrize("file", ["merged.safetensors", "last.pt", "pytorch_model.bin"])
+def test_an_adapter_is_not_put_on_what_it_is_merged_into(file: str) -> None:
+    base, ((adapter, whole), _) = checkpoint("llava"), pair("llava")
+    both = fresh("adapter")
+    shutil.copytree(adapter, both)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(whole)
+    saved(model.state_dict(), both / file)
+    refused(task_arithmetic(base, [plus(base, both)]), file, "into which the adapter is merged")
+
+
+def test_pickled_weights_beside_an_adapter_with_a_config_are_named_by_their_tensors() -> None:
+    name = "multi_modal_projector.linear_1.bias"
+    base, adapter = with_part("pytorch_model.bin", {name: torch.ones(64)})
+    shutil.copy(base / "config.json", adapter)
+    outcome = merge(task_arithmetic(base, [plus(base, adapter)]))
+    assert f"{adapter}: pytorch_model.bin (1 tensors: {name})" in outcome.said
 
 
 def test_the_state_of_a_training_is_no_part_of_an_adapter() -> None:

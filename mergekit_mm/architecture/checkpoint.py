@@ -51,14 +51,14 @@ class Checkpoint:
 
     name: str  # as the user wrote it
     directory: Path
-    config: Mapping[str, Any]  # as config.json has it, without what it says of weights that are stored otherwise
+    config: Mapping[str, Any]  # the parsed config.json, without keys about how the weights are packed
     skeleton: Skeleton | None  # None for remote code, which is known by its names on disk alone
-    disk: Mapping[str, DiskTensor]  # by the names that the model itself gives them on disk
+    disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
     groups: tuple[Group, ...]
     unknown: frozenset[str]  # on disk, but the model has no place for them
     tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
-    files: tuple[str, ...]  # that hold its tensors
-    notes: tuple[str, ...] = ()  # what was made of the stored tensors, where that may surprise
+    files: tuple[str, ...]  # the files that hold the tensors
+    notes: tuple[str, ...] = ()  # surprising steps taken while the files were read
 
     @cached_property
     def is_headers_only(self) -> bool:

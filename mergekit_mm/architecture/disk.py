@@ -21,6 +21,9 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "I16": torch.int16,
     "I32": torch.int32,
     "I64": torch.int64,
@@ -43,8 +46,8 @@ class Stored:
     whole: str  # the tensor before the adapter, or in its place
     a: str | None = None
     b: str | None = None
-    bias: str | None = None  # what lora_B adds to a bias
-    magnitude: str | None = None  # of DoRA
+    bias: str | None = None  # the key of the term that lora_B adds to a bias
+    magnitude: str | None = None  # the key of DoRA's row lengths
     scaling: float = 1.0
     transposed: bool = False
 
@@ -90,7 +93,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         below = sorted(found.parent.name for found in directory.glob("*/config.json"))
+        adapters = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
         hint = f" Name one of the models in it: {', '.join(below)}." if below else ""
+        hint += f" Name one of the adapters in it: {', '.join(adapters)}." if adapters else ""
         raise MergeError(
             f"{directory} holds no config.json, so it is not a transformers checkpoint.{_if_adapter(directory) or hint}"
         )
@@ -150,6 +155,14 @@ def weight_files(directory: Path) -> frozenset[str]:
     return frozenset()
 
 
+def _weights_below(directory: Path) -> str:
+    """A folder with the weights that a directory lacks; empty if it has weights, or no such folder."""
+    if any((directory / name).is_file() for name in weight_files(directory)):
+        return ""
+    folders = (found.name for found in sorted(directory.iterdir()) if found.is_dir() and weight_files(found))
+    return next((name for name in folders if not (directory / name / "config.json").is_file()), "")
+
+
 def read_headers(directory: Path) -> dict[str, DiskTensor]:
     """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
 
@@ -157,6 +170,11 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
         MergeError: no weights, or two sets of them; a shard named by the index is missing or damaged,
             or the index and the shards disagree about a tensor, or about where it is.
     """
+    if below := _weights_below(directory):
+        raise MergeError(
+            f"{directory} holds no weights, but {below}/ in it does, as scripts that gather the shards of a training "
+            f"leave them: move what is in {below}/ up into the directory of the model."
+        )
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
     except Exception as error:

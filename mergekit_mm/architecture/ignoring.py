@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -23,13 +23,21 @@ class Ignored:
 
     patterns: tuple[str, ...] = ()
 
+    def among(self, names: Iterable[str]) -> Iterator[str]:
+        """Those of `names` that are named, where a tensor has no other name."""
+        yield from (name for name in names if any(_fits(pattern, name) for pattern in self.patterns))
+
     def reason(self, checkpoint: Checkpoint, tensor: str) -> str | None:
         """Why a tensor is left out; None if it is not named: by its name in memory, or one of those on disk."""
         named = any(_is_named(pattern, checkpoint, tensor) for pattern in self.patterns)
         return f"named by `{IGNORE}`" if named else None
 
-    def problems(self, base: Checkpoint, matches: Iterable[Match]) -> list[str]:
-        """What is wrong with patterns that name nothing which could be left out."""
+    def problems(self, base: Checkpoint, matches: Iterable[Match], left_out: Iterable[str] = ()) -> list[str]:
+        """What is wrong with patterns that name nothing which could be left out.
+
+        left_out: what has been left out already, of adapters.
+        """
+        named = list(left_out)
         beyond = [
             (match.other, name)
             for match in matches
@@ -40,6 +48,7 @@ class Ignored:
             self._problem(pattern, base, sorted({name for _, name in beyond}))
             for pattern in self.patterns
             if not any(_is_named(pattern, checkpoint, name) for checkpoint, name in beyond)
+            and not any(_fits(pattern, name) for name in named)
         ]
 
     def _problem(self, pattern: str, base: Checkpoint, beyond: list[str]) -> str:
@@ -60,4 +69,8 @@ class Ignored:
 
 def _is_named(pattern: str, checkpoint: Checkpoint, tensor: str) -> bool:
     group = checkpoint.group_of.get(tensor)
-    return any(fnmatchcase(name, f"*{pattern}*") for name in (tensor, *(group.disk if group else ())))
+    return any(_fits(pattern, name) for name in (tensor, *(group.disk if group else ())))
+
+
+def _fits(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, f"*{pattern}*")

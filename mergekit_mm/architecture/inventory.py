@@ -18,13 +18,16 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the o
 
 _WITH_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OF_OTHER_FORMATS = ("*.gguf", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.npz", "*.mlpackage", "consolidated*")
-_PICKLED_TWINS = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")  # of weights that are there as safetensors too
-# what Trainer, Accelerate, DeepSpeed and FSDP save to go on from
+_PICKLED_TWINS = (
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+)  # pickled copies of weights that are there as safetensors too
+# States that Trainer, Accelerate, DeepSpeed and FSDP save to continue a training.
 _OF_TRAINING = (
     *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states_*", "training_args.bin", "*_optim_states.pt"),
     *("*_model_states.pt", "pytorch_model_fsdp*", "sampler*.bin", "dl_state_dict*", "custom_checkpoint_*", "*.distcp"),
 )
-_OF_THE_MODEL = ("spk_dict.pt",)  # that the model's class reads by itself: Qwen2.5-Omni's voices
+_OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
 # under which trainers put a state dict into a larger file
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -49,6 +52,11 @@ def holds_weights(directory: Path) -> bool:
     return bool(weight_files(directory))
 
 
+def holds_model(directory: Path) -> bool:
+    """Whether a directory is a model by itself; weights without a config are a part of one, as of an adapter."""
+    return holds_weights(directory) and (directory / "config.json").is_file()
+
+
 def holds_adapter(directory: Path) -> bool:
     """Whether a directory holds a PEFT adapter."""
     return (directory / ADAPTER_CONFIG).is_file() and any((directory / name).is_file() for name in ADAPTER_WEIGHTS)
@@ -68,7 +76,7 @@ def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
 def unused_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
     twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
-    if any(name.endswith(".safetensors") for name in used):
+    if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
         twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
     for file in beside(directory, {*used, *twins}):
         yield str(file), [file.path.name]
@@ -91,7 +99,7 @@ def _opened(path: Path) -> WeightFile:
         if path.suffix == ".safetensors":
             return WeightFile(path, {tensor.name: tensor for tensor in file_headers(path, path.name)})
         held = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
+    except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
         return WeightFile(path, {}, unreadable=str(error).strip().splitlines()[0].rstrip(".:"))
     within, state = _state_dict(held)
     tensors = {name: DiskTensor(name, path.name, tuple(t.shape), t.dtype) for name, t in state.items()}

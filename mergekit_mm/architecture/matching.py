@@ -16,7 +16,8 @@ from mergekit_mm.architecture.values import same_values
 
 # Heads that trainers put on a model: value heads of reinforcement learning, and those of reward models and classifiers.
 # They stand beside the model, not inside it, and the model itself is used without them.
-_TRAINING_HEAD = re.compile(r"(v_head|value_head|reward_head|rm_head|score|classifier)\.")
+TRAINING_HEAD = re.compile(r"(v_head|value_head|reward_head|rm_head|score|classifier)\.")
+OF_TRAINING = "a head of training, which the model itself has no place for"
 
 
 @dataclass
@@ -147,8 +148,8 @@ class Match:
                     self.untied.append(name)
             elif any(re.search(pattern, name) for pattern in ignored):
                 self._leave_out("transformers ignores it when it loads the model", name)
-            elif _TRAINING_HEAD.match(name) and name not in self._of_other_model:
-                self._leave_out("a head of training, which the model itself has no place for", name)
+            elif TRAINING_HEAD.match(name) and name not in self._of_other_model:
+                self._leave_out(OF_TRAINING, name)
             else:
                 self.beyond.append(name)
         return found

@@ -39,7 +39,9 @@ class Group:
     disk: tuple[str, ...]
     memory: tuple[str, ...]
     conversion: Conversion | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # on disk, of a group that no disk has told
+    shapes: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # shapes on disk, for a group that was derived without any file
 
     def to_memory(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Disk tensors by name -> memory tensors by name. Values are moved, never cast."""
@@ -121,8 +123,8 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
 class Place:
     """Which tensor in memory a name means: that tensor, or a part of what one group of names is converted to."""
 
-    memory: str  # for a part, the first tensor that the group makes
-    shape: tuple[int, ...]  # of what goes by the name
+    memory: str  # the tensor in memory; for a part of a group, the first one that the group makes
+    shape: tuple[int, ...]  # the shape of the named tensor or part
     group: Group | None = None
     member: str = ""  # the group's own name for the part
 

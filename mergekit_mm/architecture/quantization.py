@@ -22,6 +22,8 @@ _PACKED = re.compile(
     r"|quant_state(\.[^.]+)?|SCB|W_q|qdata)$|\.weight\._data$|\.codebooks$"
 )
 _NARROW = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
+# of which kernels read several values at once; no buffer of a model is a matrix of these
+_WORDS = {torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64}
 # by these transformers quantizes plain weights while it loads them, so such a config may stand beside plain weights
 _ON_THE_FLY = frozenset(
     (
@@ -93,7 +95,7 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(said: Mapping[str, Any]) -> str:
-    inner = said.get("quantization")  # of hf_quant_config.json
+    inner = said.get("quantization")  # the key of hf_quant_config.json
     found = said.get("quant_method") or said.get("quant_algo") or said.get("quant_type")
     return str(found or (_method(inner) if isinstance(inner, dict) else "") or "").lower()
 
@@ -106,8 +108,9 @@ def _tells(tensor: DiskTensor, modelled: Mapping[str, Any], said: bool) -> bool:
         return bool(_PACKED.search(tensor.name))
     if is_index(tensor.name) or tensor.dtype is torch.bool:
         return False
-    is_weight = tensor.name.endswith("weight") and len(tensor.shape) > 1
-    narrow = tensor.dtype in _NARROW and len(tensor.shape) > 1
+    is_matrix = len(tensor.shape) > 1
+    is_weight = is_matrix and (tensor.name.endswith("weight") or tensor.dtype in _WORDS)
+    narrow = is_matrix and tensor.dtype in _NARROW
     named = _PACKED.search(tensor.name) or re.search(r"\.g_idx$|_(blocks|scales)$", tensor.name)
     return bool(is_weight or named or (narrow and (said or tensor.dtype.is_floating_point)))
 

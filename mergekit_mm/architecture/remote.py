@@ -78,7 +78,7 @@ def lay_out(name: str, commit: str, files: list[RepoSibling], snapshot: Path, vi
     view = views / f"models--{name.replace('/', '--')}" / "snapshots" / commit
     if is_headers_only(view):
         return view
-    shutil.rmtree(view, ignore_errors=True)  # of an attempt that a broken connection ended
+    shutil.rmtree(view, ignore_errors=True)  # a broken connection may have ended an earlier attempt
     for file in snapshot.rglob("*"):
         if file.is_file():
             link = view / file.relative_to(snapshot)
@@ -156,7 +156,7 @@ def same_on_hub(one: Path, other: Path) -> bool | None:
 
 
 def _hash_on_hub(path: Path) -> str | None:
-    if path.is_symlink():  # to a small file
+    if path.is_symlink():  # the link leads to a small file
         return None
     for directory in path.parents:
         if is_headers_only(directory):

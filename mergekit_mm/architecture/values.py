@@ -32,6 +32,16 @@ def same_values(checkpoint: Checkpoint, one: str, other: str) -> bool:
         return all(torch.equal(a.double(), b.double()) for a, b in blocks)
 
 
+def holds_value(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> bool:
+    """Whether a tensor, by its name in memory, has these values; one that is stored converted has none."""
+    if checkpoint.tensors[name].shape != tuple(value.shape) or not _is_plain(checkpoint, name):
+        return False
+    with ExitStack() as files:
+        stored = _open(checkpoint, name, files)
+        blocks = ((stored[i : i + _ROWS], value[i : i + _ROWS]) for i in range(0, value.shape[0], _ROWS))
+        return all(torch.equal(a.double(), b.double()) for a, b in blocks)
+
+
 def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
     """Whether a tensor is stored as it is in memory, not converted and with no adapter around it."""
     return checkpoint.group_of[name].conversion is None and not checkpoint.is_folded(name)

@@ -31,7 +31,11 @@ _REPLACED = re.compile(r"\.modules_to_save\.[^.]+\.")  # the trained copy of a m
 _ORIGINAL = re.compile(r"\.original_module\.")  # the copy before the training
 _BASE_LAYER = re.compile(r"\.base_layer\.(?=[^.]+$)")
 _OF_LAYER = ("weight", "bias", "base_layer.weight", "base_layer.bias")
-_EVERYWHERE = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+# what PEFT, torch.compile, FSDP and gradient checkpointing put into the path of any module that they wrap
+_WRAPPERS = re.compile(
+    r"(?<![^.])(base_model\.model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_checkpoint_module)\."
+)
+_EVERYWHERE = ("module.", "_forward_module.")  # what DistributedDataParallel and Lightning put before every name
 
 # InternVL's own code wraps a part of the model when its config gives a rank, with an alpha of twice that
 _RANK_IN_CONFIG = {"language_model.": "use_llm_lora", "vision_model.": "use_backbone_lora"}
@@ -66,8 +70,8 @@ def is_alpha(name: str) -> bool:
 
 
 def unwrapped(name: str) -> str:
-    """A name without the prefix of PEFT's model, which stands before the part of a model that was wrapped."""
-    return re.sub(r"(^|\.)base_model\.model\.", r"\1", name)
+    """A name without what PEFT and the wrappers of trainers put before the part of a model that they wrap."""
+    return _WRAPPERS.sub("", name)
 
 
 def lora_scaling(
@@ -163,8 +167,9 @@ def unwrap(
     scalings = _Scalings(name, directory, config, disk)
     for module, layer in layers.items():
         _fold(name, module, layer, result, disk, scalings)
+    wrapper = "PEFT" if layers or any("base_model.model." in key for key in disk) else "a trainer's wrapper"
     notes = [
-        f"{name} was saved with PEFT, or another wrapper of training, around the model: its names are taken off"
+        f"{name} was saved with {wrapper} around the model: its names are taken off"
         + (
             f", and the LoRA factors of {len(layers)} layers are added to their weights (scaling "
             f"{', '.join(f'{s:g}' for s in sorted(scalings.used))}, by {', '.join(sorted(scalings.where))})."
@@ -172,18 +177,23 @@ def unwrap(
             else "."
         )
     ]
-    ranks = {key: 0 for key in _RANK_IN_CONFIG.values() if config.get(key)}  # or its code would wrap the plain model
+    ranks = {
+        key: 0 for key in _RANK_IN_CONFIG.values() if config.get(key)
+    }  # a rank left in the config would make the model's code wrap the plain model
     return Unwrapped(result, {**config, **ranks}, notes)
 
 
 def _plain_names(disk: Mapping[str, DiskTensor], known: Collection[str]) -> dict[str, str]:
     """Key in the file -> the name without what wraps the whole model or a part of it."""
     names = {key: key if key in known else unwrapped(key) for key in disk}
-    for prefix in _EVERYWHERE:
-        if names and all(plain.startswith(prefix) for plain in names.values()):
-            names = {key: plain.removeprefix(prefix) for key, plain in names.items()}
-            names = {key: unwrapped(plain) for key, plain in names.items()}
+    while names and (prefix := _common_prefix(names.values())):
+        names = {key: unwrapped(plain.removeprefix(prefix)) for key, plain in names.items()}
     return names
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """What a wrapper of the whole model has put before all names; empty if there is nothing like that."""
+    return next((prefix for prefix in _EVERYWHERE if all(name.startswith(prefix) for name in names)), "")
 
 
 def _layers(name: str, names: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, _Layer], set[str]]:

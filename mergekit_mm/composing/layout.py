@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mergekit.common import ModelReference
@@ -26,10 +26,17 @@ class OmniLayout:
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name -> the model's own name in memory
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    matches: Mapping[ModelReference, list[Match]] = field(default_factory=dict)  # of language models, and of towers
+    matches: Mapping[ModelReference, list[Match]] = field(
+        default_factory=dict
+    )  # matches of the language models and of the towers
 
 
-def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint], ignored: Ignored) -> OmniLayout:
+def lay_out(
+    omni: Composition,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    ignored: Ignored,
+    left_out: Collection[str] = (),
+) -> OmniLayout:
     """Match every input's language model with the host's, and its towers with those of the donor they are like."""
     host = checkpoints[omni.host]
     tensors = dict(_host_tensors(omni, host))
@@ -74,7 +81,7 @@ def lay_out(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint],
             problems += match.problems
             notes += match.notes
     notes += [*_unused(omni, checkpoints), *_flattened(omni, checkpoints), *_marked(omni)]
-    problems += ignored.problems(host, [match for found in matches.values() for match in found])
+    problems += ignored.problems(host, [match for found in matches.values() for match in found], left_out)
     return OmniLayout(tensors, names, list(dict.fromkeys(problems)), notes, matches)
 
 

@@ -27,7 +27,7 @@ class WrittenBox(NamedTuple):
     is_x_first: bool | None = None  # None: the form does not tell, and x is first but for some families
 
 
-_CELLS = 32  # of Kosmos-2, on each side
+_CELLS = 32  # cells of Kosmos-2's grid on each side
 _PATCHES = re.compile(r"<patch_index_(\d{1,4})>\s*<patch_index_(\d{1,4})>")
 _TOKENS = (
     (re.compile(r"\s*".join([r"<loc(\d{4})>"] * 4)), 0, 1024, False),
@@ -76,7 +76,7 @@ def _of_tokens(text: str) -> WrittenBox | None:
     if match := _PATCHES.search(text):
         first, last = int(match[1]), int(match[2])
         (top, left), (bottom, right) = divmod(first, _CELLS), divmod(last, _CELLS)
-        # of two cells their middles, but the whole of cells that are in one row or column
+        # A box goes from the middle of one cell to the middle of the other; cells in one row or column count whole.
         start, end = (0.0, 1.0) if top == bottom or left == right else (0.5, 0.5)
         corners = (left + start, top + start, right + end, bottom + end)
         a, b, c, d = (each / _CELLS for each in corners)

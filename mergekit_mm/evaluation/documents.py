@@ -22,7 +22,7 @@ from mergekit_mm.evaluation.sources import loader, read_table, refuse_misspelt
 
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
-_MARK = "<image>"  # with which the prompts begin
+_MARK = "<image>"  # the placeholder that the prompts begin with
 _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
 
 

@@ -21,7 +21,7 @@ def pictures(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 def upright_truth(doc: Mapping[str, Any]) -> tuple[Sequence[float], int, int]:
     """The document's box (left, top, right, bottom) in pixels of the upright picture, and its width and height."""
-    picture = open_picture(doc["image"])  # of the file: no pixel is read
+    picture = open_picture(doc["image"])  # only the header of the file is read, no pixel
     (width, height), orientation = picture.size, _orientation(picture)
     box = turned(doc["box"], width, height, orientation)
     return (box, height, width) if orientation > 4 else (box, width, height)

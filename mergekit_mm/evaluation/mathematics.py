@@ -20,7 +20,7 @@ from mergekit_mm.evaluation.statements import sentences, statements, without_emp
 
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
-_OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]")  # with one, a single number is not yet the answer
+_OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]")  # an operator beside a single number makes it a formula, not an answer
 _ASIDE = re.compile(r"\s\([^()]*\)")
 _COPULA = re.compile(r"\s(?:is|are|equals|=)\s")
 _COEFFICIENT = re.compile(r"\d[xyz](?![a-z])")

@@ -8,7 +8,7 @@ from mergekit_mm.evaluation.option_reader import OptionReader, equal_text, only,
 from mergekit_mm.evaluation.replies import answer_part
 from mergekit_mm.evaluation.statements import statements, without_emphasis
 
-_FULL_WIDTH = {at: at - 0xFEE0 for at in range(0xFF01, 0xFF5F)}  # to ASCII
+_FULL_WIDTH = {at: at - 0xFEE0 for at in range(0xFF01, 0xFF5F)}  # full-width characters -> ASCII
 
 
 def read_option(reply: str, choices: Sequence[str]) -> str | None:

@@ -75,6 +75,6 @@ def _flaw_of(data: bytes) -> str | None:
             picture.load()
     except UnidentifiedImageError:
         return "it is no picture that Pillow knows"
-    except Exception as error:  # what the readers of the many formats raise is not agreed on
+    except Exception as error:  # the readers of the many formats raise errors of any type
         return str(error) or type(error).__name__
     return None if min(picture.size) else "it has no pixels"

@@ -21,7 +21,14 @@ from mergekit_mm.errors import EvaluationError
 _OF_THE_HUB = HfHubHTTPError.__bases__  # the errors of the library that it speaks HTTP by, and OSError
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
 
-_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames", "missing")  # of all tasks, by --metadata
+_OPTIONS = (
+    "prompt_style",
+    "box_unit",
+    "judge",
+    "sources",
+    "num_frames",
+    "missing",
+)  # options of all tasks, given by --metadata
 
 
 class DataNotFound(EvaluationError, FileNotFoundError):
@@ -60,7 +67,9 @@ def loader(load: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             errors.append(error)
             nothing = {"prompt": "", "answer": "", "image": None}
-            return {"test": datasets.Dataset.from_list([nothing])}  # for lm-eval to go on with the next task
+            return {
+                "test": datasets.Dataset.from_list([nothing])
+            }  # a stand-in with which lm-eval goes on to the next task
 
     return loaded
 

@@ -8,7 +8,7 @@ from mergekit_mm.evaluation.replies import answer_part
 _MOST = 8  # statements of one reply that are looked at, the last ones: models that loop write thousands
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _JOINS = re.compile(r"[\s$]*(?:,\s*(?:or\b|and\b)?|or\b|and\b)[\s$]*")
-_EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # of Markdown, not the power of Python
+_EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # emphasis of Markdown, not Python's power operator
 _TO = r"(?:\s+(?:to|for|of|in|from|here|therefore|thus|then)\b[^.:=\n]{0,60}?)?(?:\s*\([^()\n]{0,30}\))?"
 _VERB = r"(?<!\w)(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b"
 _IS = rf"[*_\s]*(?:{_VERB}\s*:?|:|=)"

@@ -44,7 +44,7 @@ class MergeTensors(ExecuteMergeMethodTask):
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
     ) -> torch.Tensor | None:
-        if self.method_name in DRAWING:  # from wherever they are stored
+        if self.method_name in DRAWING:  # the inputs may be stored on a GPU
             tensors = {model: tensor.to("cpu") for model, tensor in tensors.items()}
         keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
         kept, name = tensors[keeper], self.output_weight.name
@@ -99,7 +99,7 @@ class MergeTensors(ExecuteMergeMethodTask):
             ) from error
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor | TaskVector]) -> torch.Tensor | None:
-        # what mergekit's methods say of values, as of weights under which all vectors cancel
+        # mergekit's own refusals of values, such as weights under which all vectors cancel
         with refused_by(*_REFUSING, about=f"{self.method_name} cannot merge {self.output_weight.name}: "):
             merged: torch.Tensor | None = super().execute(tensors)
         return merged

@@ -51,7 +51,7 @@ class ShardWriter(TensorWriter):
             with system_errors(shard_path):
                 super()._write_shard_task(shard_data, shard_index, shard_path)
         except RuntimeError as error:
-            if "inline_container" not in str(error):  # in torch's writer of pickles, which drops the system's reason
+            if "inline_container" not in str(error):  # torch's writer of pickles drops the system's reason
                 raise
             raise MergeError(f"{shard_path} cannot be written to its end, as on a full disk: {error}") from error
 

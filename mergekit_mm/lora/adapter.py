@@ -20,16 +20,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergekit_mm.architecture.disk import file_headers, read_json, unpickled
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_weights
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
+from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.quantization import is_index
 from mergekit_mm.architecture.wrapping import lora_scaling, part_of, unwrapped
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
-_PREFIX = "base_model.model."
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^module\.")
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.(?=[^.]+$)")
+_WRAPPED = re.compile(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.[^.]+$)")
+_ORIGINAL = ".original_module."  # the copy of a module from before the training, which PEFT keeps
 
 # features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
 _REFUSED = {
@@ -56,7 +56,7 @@ class Change:
     replacement: str | None = None
     scaling: float = 1.0
     is_embedding: bool = False
-    is_bare: bool = False  # of a parameter without a module of its own, whose name and scaling the model has to tell
+    is_bare: bool = False  # factors of a bare parameter; only the model tells its name and scaling
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Adapter:
     changes: Mapping[str, Change] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key
     weights: Path | None  # the adapter's own file; None for a directory of tensors that were trained whole
-    trained: Mapping[str, WeightFile] = field(repr=False)  # by key: in which of the files beside it a tensor is
+    trained: Mapping[str, WeightFile] = field(repr=False)  # key -> the file beside the adapter that holds the tensor
 
     @property
     def base(self) -> str | None:
@@ -164,7 +164,7 @@ class Adapter:
         `needs_base` says so. float32 or wider.
         """
         change = self.changes[name]
-        if change.bias is not None:
+        if change.bias is not None and change.replacement is None:
             return TaskVector(self._wide(change.bias) * change.scaling)
         factors = self._factors(change) if change.a is not None else None
         if not self.needs_base(name):
@@ -177,6 +177,8 @@ class Adapter:
             if change.replacement and torch.equal(tuned.to(wide), wide):
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
+        if change.bias is not None:  # of lora_B, beside a bias of the layer itself that was trained as well
+            tuned = tuned + self._wide(change.bias) * change.scaling
         if change.magnitude is not None:
             tuned = with_row_lengths(tuned, self._wide(change.magnitude))
         return TaskVector(tuned, base=base)
@@ -216,7 +218,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     """
     own, config, changes, shapes = None, {}, {}, {}  # type: ignore[var-annotated]
     # beside the weights of a whole model, no loader reads more than the adapter
-    files = [] if holds_weights(directory) else beside(directory, ADAPTER_WEIGHTS)
+    files = [] if holds_model(directory) else beside(directory, ADAPTER_WEIGHTS)
     if (directory / ADAPTER_CONFIG).is_file():
         config = read_json(directory / ADAPTER_CONFIG)
         _require_plain(name, config)
@@ -232,6 +234,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         _add_trained(name, file, changes, shapes, trained, copies)
     if not changes:
         raise MergeError(f"{name} holds no tensors.")
+    _require_values(name, shapes)
     adapter = Adapter(name, directory, config, changes, shapes, own, trained)
     for tensor, key, copy in copies:
         if not adapter.same_values(key, copy):
@@ -246,8 +249,9 @@ def _changes(
     changes: dict[str, Change] = {}
     try:
         shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
-    except Exception as error:  # of safetensors, of pickle, or of what a damaged file makes of them
+    except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
         raise MergeError(f"{weights} cannot be read: {error}") from error
+    _require_values(name, shapes)
     for key in shapes:
         _sort(name, key, changes)
     for tensor, change in changes.items():
@@ -259,11 +263,11 @@ def _changes(
                 module = tensor.removesuffix(".weight")
                 a, b = shapes[change.a], shapes[change.b]
                 change.scaling = lora_scaling(name, config, module, a, b, ADAPTER_CONFIG)
-        elif change.bias is not None:
-            weight = changes.get(tensor.removesuffix(".bias") + ".weight")
-            change.scaling = weight.scaling if weight else 1.0
         if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
             raise MergeError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
+    for tensor, change in changes.items():  # after all weights, whose scalings these are
+        if change.bias is not None and (weight := changes.get(tensor.removesuffix(".bias") + ".weight")):
+            change.scaling = weight.scaling
     return changes, shapes
 
 
@@ -286,17 +290,22 @@ def _add_trained(
             "move it away."
         )
     for tensor in file.tensors.values():
-        if is_index(tensor.name) and not tensor.dtype.is_floating_point:
+        if (is_index(tensor.name) and not tensor.dtype.is_floating_point) or _ORIGINAL in tensor.name:
             continue
-        path = unwrapped(tensor.name.removeprefix("module."))
+        path = _trained_name(tensor.name)
         if part_of(path) is not None or "lora_" in path:
             raise MergeError(
                 f"{name} holds {file}, which are parts of another adapter than {ADAPTER_WEIGHTS[0]}: move that file "
                 "away, or into a directory of its own."
             )
         key = f"{file.path.name}:{tensor.name}"
-        own = _WRAPPED.sub(".", path)
+        own = _WRAPPED.sub("", path)
         change = changes.setdefault(own, Change())
+        if change.a is not None and own == path:
+            raise MergeError(
+                f"{name} holds factors of {own}, and {file.path.name} the whole of it, as a model has it into which "
+                "the adapter is merged: move that file away, or name the merged model alone."
+            )
         if change.replacement is not None:
             copies.append((own, change.replacement, key))
         change.replacement = change.replacement or key
@@ -307,6 +316,15 @@ def _within(file: WeightFile, key: str) -> str:
     return key.removeprefix(f"{file.path.name}:")
 
 
+def _require_values(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """MergeError where tensors are empty."""
+    if empty := [key for key, shape in shapes.items() if 0 in shape]:
+        raise MergeError(
+            f"{name} holds {len(empty)} tensors without any values ({some(empty)}), as DeepSpeed ZeRO-3 leaves them "
+            "where weights are saved before they are gathered: save them once more, after that."
+        )
+
+
 def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -314,6 +332,8 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
     for key, what in _REFUSED.items():
         if config.get(key):
             raise MergeError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
+    if not isinstance(base := config.get("base_model_name_or_path"), (str, type(None))):
+        raise MergeError(f"{name}: {ADAPTER_CONFIG} gives {base!r} as the base, which is no name of a model.")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and _BASE_CHANGING.search(start):
         raise MergeError(
@@ -343,15 +363,13 @@ def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
         return
     if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
         raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
-    changes.setdefault(_WRAPPED.sub(".", path), Change()).replacement = key
+    if _ORIGINAL not in path:
+        changes.setdefault(_WRAPPED.sub("", path), Change()).replacement = key
 
 
 def _trained_name(key: str) -> str:
     """The name of a tensor in the model that was trained, without what PEFT and the wrappers of trainers put in."""
-    path = _WRAPPERS.sub("", key)
-    while path.startswith(_PREFIX):
-        path = path.removeprefix(_PREFIX)
-    return path
+    return unwrapped(unwrapped(key).removeprefix("module."))
 
 
 def _is_bare(config: Mapping[str, Any], tensor: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -126,8 +126,8 @@ class Parts:
 class _Rows(NamedTuple):
     """Where each row of a converted tensor comes from; (matrices, rows) each, one matrix unless it is a stack."""
 
-    member: Tensor  # which of the group's members
-    row: Tensor  # which row of that
+    member: Tensor  # for each element, which member of the group it comes from
+    row: Tensor  # for each element, its row in that member
     stacked: bool
     turned: bool  # rows of members are columns of the tensor
 

@@ -22,7 +22,7 @@ _QUANTIZED = re.compile(
     r"|(nv|mx)?fp[48]|e4m3|dynamic|block|per-?tensor)$"
 )
 _SIXTEEN_BITS = re.compile(r"[-_.](bf16|fp16|16-?bit)$")  # the weights that every merge reads, under another name
-_CACHED = re.compile(r"(?:^|/)(?:models--)?([^/]+)/snapshots(?:/|$)")  # of huggingface_hub and of ModelScope
+_CACHED = re.compile(r"(?:^|/)(?:models--)?([^/]+)/snapshots(?:/|$)")  # caches of huggingface_hub and of ModelScope
 _STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")  # says nothing without the run that it belongs to
 
 

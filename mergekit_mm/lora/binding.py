@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +12,17 @@ from mergekit.common import ModelReference
 from torch import Tensor
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
+from mergekit_mm.architecture.ignoring import IGNORE, Ignored
 from mergekit_mm.architecture.inventory import holds_weights
 from mergekit_mm.architecture.listing import indented, some
+from mergekit_mm.architecture.matching import OF_TRAINING, TRAINING_HEAD
 from mergekit_mm.architecture.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.lora.adapter import Adapter, open_adapter
 from mergekit_mm.lora.assembly import BareParameter, Parts
 from mergekit_mm.lora.base_names import is_trained_on, same_weights
 from mergekit_mm.lora.naming import Naming, find_names
+from mergekit_mm.lora.tied import settle_ties
 from mergekit_mm.numerics.task_vector import TaskVector
 
 ADAPTER_BASE, TRUST = "adapter_base", "trust"  # the parameter by which a user vouches for the base of an adapter
@@ -32,8 +35,11 @@ class Adaptation:
 
     adapter: Adapter
     names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
-    assembled: Mapping[str, Parts | BareParameter] = field(repr=False)  # of what it changes otherwise
-    notes: tuple[str, ...] = ()  # what is taken for granted but may surprise
+    assembled: Mapping[str, Parts | BareParameter] = field(
+        repr=False
+    )  # changes that are put together from parts or belong to bare parameters
+    notes: tuple[str, ...] = ()  # assumptions that may surprise
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # why -> the adapter's names without a place
 
     def changes(self, tensor: str) -> bool:
         return tensor in self.names or tensor in self.assembled
@@ -69,10 +75,17 @@ class Adaptation:
         return self.adapter.task_vector(self.names[tensor], base)
 
 
-def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint, trusted: bool = False) -> Adaptation:
+def bind_adapter(
+    model: ModelReference,
+    directory: Path,
+    checkpoint: Checkpoint,
+    trusted: bool = False,
+    ignored: Ignored | None = None,
+) -> Adaptation:
     """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
 
     trusted: the user says that this model is one to put it on, whatever name the adapter gives its base.
+    ignored: what to leave out of it, if the model has no place for that.
 
     Raises:
         MergeError: no adapter that can be merged, one of another base, or one that changes tensors which the
@@ -94,12 +107,19 @@ def bind_adapter(model: ModelReference, directory: Path, checkpoint: Checkpoint,
         notes.append(f"{adapter.name} was trained on {adapter.base}; by `{ADAPTER_BASE}` it is put on {model.model}.")
     elif verdict.note:
         notes.append(f"{adapter.name} {verdict.note}")
-    naming = find_names(adapter, checkpoint)
+    spare = dict.fromkeys((name for name in adapter.changes if TRAINING_HEAD.match(name)), OF_TRAINING)
+    spare |= dict.fromkeys(ignored.among(adapter.changes) if ignored else (), f"named by `{IGNORE}`")
+    naming = find_names(adapter, checkpoint, spare)
+    left_out: dict[str, list[str]] = {}
+    for name in (name for name in naming.lost if name in spare):
+        left_out.setdefault(spare[name], []).append(name)
+    naming.lost = [name for name in naming.lost if name not in spare]
+    settle_ties(naming, adapter, checkpoint)
     if problems := _problems(naming, adapter, checkpoint):
         raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
     if naming.told:
         notes.append(f"{adapter.name} has the names of {naming.told}: they are matched with those of {model.model}.")
-    return Adaptation(adapter, naming.names, naming.assembled, tuple(notes))
+    return Adaptation(adapter, naming.names, naming.assembled, tuple(notes), left_out)
 
 
 def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator[str]:
@@ -116,6 +136,8 @@ def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator
         kinds = Counter(_kind(adaptation, memory) for memory in names)
         if names:
             yield f"  {role.value:<15} {len(names):>7}  " + ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
+    for why, left_out in adaptation.left_out.items():
+        yield f"  not used: {', '.join(left_out)} ({why})"
     for note in adaptation.notes:
         yield f"  note: {note}"
 
@@ -135,8 +157,9 @@ def _kind(adaptation: Adaptation, memory: str) -> str:
 
 def _problems(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> list[str]:
     fused = "; transformers keeps these experts in one tensor that does not come apart into them. Merge it with PEFT"
+    way_out = f"; to leave it out, name it (`parameters: {{{IGNORE}: [...]}}`)"
     problems = [
-        f"{name}: the model has no such tensor{fused if re.search(_EXPERT, name) else ''}"
+        f"{name}: the model has no such tensor{fused if re.search(_EXPERT, name) else way_out}"
         for name in naming.lost
         if adapter.trained_in(name) is None
     ]
@@ -144,11 +167,11 @@ def _problems(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> list[
         without = [name for name in naming.lost if adapter.trained_in(name) is file]
         problems.append(
             f"{file.path.name} holds {len(without)} tensors that the model has no place for ({some(without)}); if they "
-            "are no part of it, move that file away"
+            f"are no part of it, name them (`parameters: {{{IGNORE}: [...]}}`), or move that file away"
         )
     for memory in naming.memory if checkpoint.skeleton else ():
         assert checkpoint.skeleton is not None
-        if partners := sorted(checkpoint.skeleton.tied_to(memory)):
+        if (partners := sorted(checkpoint.skeleton.tied_to(memory))) and memory not in naming.settled:
             problems.append(
                 f"{naming.names.get(memory, memory)}: the model ties it to {', '.join(partners)}, which would change "
                 "with it; merge that adapter with PEFT and untie the two"

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from mergekit_mm.architecture.checkpoint import open_checkpoint
 from mergekit_mm.architecture.disk import read_config, read_json
 from mergekit_mm.architecture.hub import locate
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, holds_adapter, holds_weights
+from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, holds_adapter, holds_model
 from mergekit_mm.architecture.quantization import without_quantization
 from mergekit_mm.architecture.skeleton import skeleton_of
 from mergekit_mm.errors import MergeError
@@ -46,13 +46,15 @@ def as_loaded(
         return model, []
     if not (directory / ADAPTER_CONFIG).is_file():
         return model, []
-    if not holds_weights(directory):
+    if not holds_model(directory):
         return _on_its_base(model, directory, options, base)
     if not holds_adapter(directory):
         return model, [f"{model} holds an {ADAPTER_CONFIG} but no weights of an adapter: it is taken without one."]
     if has_switched_adapter(directory):
         return model, []
-    if not Path(model.model.path).expanduser().is_dir():  # of the hub, where transformers goes by the adapter
+    if (
+        not Path(model.model.path).expanduser().is_dir()
+    ):  # on the hub, transformers takes the base that the adapter names
         return _on_its_base(model, directory, options, base)
     over = model.model
     if base is not None and base.model != over and _is_base_directory(base, directory, options):
@@ -115,7 +117,7 @@ def _replaced(value: Any, models: dict[ModelReference, ModelReference]) -> Any:
 def _require_one_adapter(model: ModelReference, directory: Path, options: MergeOptions) -> None:
     """Refuse `model+adapter` where transformers would load the model with another adapter already."""
     assert model.lora is not None
-    if not (holds_weights(directory) and holds_adapter(directory)):
+    if not (holds_model(directory) and holds_adapter(directory)):
         return
     try:
         other = locate(model.lora, options)
@@ -134,7 +136,7 @@ def _on_its_base(
     """An adapter that is named alone, on the base that it was trained on."""
     how = f"write the model it belongs to before it, as in BASE+{model}"
     named = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not named:
+    if not named or not isinstance(named, str):
         raise MergeError(f"{model} is an adapter whose {ADAPTER_CONFIG} names no base: {how}.")
     if base is not None and _belongs_to(base, model, directory, options):
         over = base.model

@@ -7,7 +7,7 @@ every version of transformers that it can load.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
@@ -31,7 +31,8 @@ class Naming:
     names: dict[str, str] = field(default_factory=dict)  # name in memory -> the adapter's
     assembled: dict[str, Parts | BareParameter] = field(default_factory=dict)  # name in memory -> what it is made of
     lost: list[str] = field(default_factory=list)  # the adapter's names that mean nothing
-    problems: list[str] = field(default_factory=list)  # what does not fit
+    problems: list[str] = field(default_factory=list)  # descriptions of misfits
+    settled: set[str] = field(default_factory=set)  # in memory: changed together with all that they are tied to
 
     @property
     def memory(self) -> list[str]:
@@ -39,20 +40,27 @@ class Naming:
         return [*self.names, *self.assembled]
 
 
-def find_names(adapter: Adapter, checkpoint: Checkpoint) -> Naming:
-    """The naming that fits an adapter best: the first in which all of its names have a place and all shapes agree."""
+def find_names(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str] = ()) -> Naming:
+    """The naming that fits an adapter best: the first in which all of its names have a place and all shapes agree.
+
+    spare: names of the adapter that need not have a place.
+    """
     best: Naming | None = None
-    for found in _namings(adapter, checkpoint):
+
+    def misfit(found: Naming) -> tuple[int, int, int]:
+        return len(set(found.lost).difference(spare)), len(found.problems), len(found.lost)
+
+    for found in _namings(adapter, checkpoint, spare):
         if not found.lost and not found.problems:
             return found
-        if best is None or (len(found.lost), len(found.problems)) < (len(best.lost), len(best.problems)):
+        if best is None or misfit(found) < misfit(best):
             best = found
     assert best is not None
     return best
 
 
-def _namings(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Naming]:
-    forms = _forms(list(adapter.changes), checkpoint)
+def _namings(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str]) -> Iterator[Naming]:
+    forms = _forms(list(adapter.changes), checkpoint, spare)
     if checkpoint.skeleton is None:
         for form in forms:
             yield from (_by_disk(adapter, checkpoint, form, start) for start in _prefixes(checkpoint, form))
@@ -61,21 +69,21 @@ def _namings(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Naming]:
     for form in forms:
         for view in known or views(checkpoint):
             own = form is forms[0] and view.skeleton is checkpoint.skeleton
-            if own or _fits_sample(adapter, view, form):
+            if own or _fits_sample(adapter, view, {name: each for name, each in form.items() if name not in spare}):
                 yield _Reading(adapter, checkpoint, view, form, None if own else view.told).naming
             if form is forms[0]:
                 known.append(view)
 
 
-def _forms(trained: list[str], checkpoint: Checkpoint) -> list[dict[str, str]]:
+def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -> list[dict[str, str]]:
     """The adapter's names as they are, and without what stands before all of them and is no part of this model."""
     own = {part for name in checkpoint.tensors for part in name.split(".")}
     forms = [{name: name for name in trained}]
     while len(forms) <= _DROPPED:
-        first = {form.partition(".")[0] for form in forms[-1].values()}
+        first = {form.partition(".")[0] for name, form in forms[-1].items() if name not in spare}
         if len(first) != 1 or first <= own:
             break
-        forms.append({name: form.partition(".")[2] for name, form in forms[-1].items()})
+        forms.append({n: f if n in spare else f.partition(".")[2] for n, f in forms[-1].items()})
     return forms
 
 

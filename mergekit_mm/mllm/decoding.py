@@ -86,7 +86,7 @@ def seconds(given: Mapping[str, Any]) -> float:
 
         with source() as content:
             return float(soundfile.info(content).duration)
-    except (ImportError, RuntimeError):  # not there, or it does not know the format
+    except (ImportError, RuntimeError):  # the library is missing, or does not know the format
         with source() as content:
             return float(sound_seconds(content, name))
 

@@ -24,7 +24,7 @@ from mergekit_mm.architecture.disk import read_headers
 from mergekit_mm.errors import EvaluationError
 
 MODEL_TYPE = "internvl_chat"
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and standard deviation of ImageNet's channels
 _TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 # The defaults of the original `InternVisionConfig`, which count where a config does not say.
 _VISION = {
@@ -41,7 +41,7 @@ _VISION = {
     "qkv_bias": False,
     "qk_normalization": True,
 }
-_RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}  # in transformers' config
+_RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}  # InternVL's key -> transformers' key
 _LANGUAGE = {"InternLM2ForCausalLM": "llama"}  # the same model under other names
 _NAMES = [
     (r"^vision_model\.embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),

@@ -26,13 +26,15 @@ def picture(given: Any) -> Image.Image:
 
 def _on_white(source: Image.Image) -> Image.Image:
     """RGB, as a viewer shows the picture: what is transparent lets a white page through."""
-    clear = source.info.get("transparency")  # of PNG and GIF: a colour, or the opacity of each colour of a palette
+    clear = source.info.get(
+        "transparency"
+    )  # in PNG and GIF: one transparent colour, or the opacity of each colour of a palette
     if source.mode.startswith("I"):  # Pillow would cut 16 bits off at 255: a white picture
         values = np.asarray(source)
         shades = np.asarray(values >> 8 if source.mode != "I" or values.max(initial=0) > 255 else values, np.uint8)
         opaque = np.full(values.shape, 255, np.uint8) if clear is None else np.where(values == clear, 0, 255)
         source = Image.merge("LA", [Image.fromarray(shades), Image.fromarray(opaque.astype(np.uint8))])
-    elif isinstance(clear, tuple) and max(clear) > 255:  # of a picture of 16 bits a channel, of which Pillow keeps 8
+    elif isinstance(clear, tuple) and max(clear) > 255:  # the colour has 16 bits a channel, Pillow keeps 8 of them
         source = source.copy()
         source.info["transparency"] = tuple(value >> 8 for value in clear)
     if not source.has_transparency_data:

@@ -61,7 +61,7 @@ class Sampling:
             )
         wanted = self.num_frames or (round(total / known.fps * self.fps) if self.fps else total)
         wanted = min(max(wanted, self.min_frames or 1), self.max_frames or total, total)
-        if self.fps and wanted < total:  # from the first on, as transformers does
+        if self.fps and wanted < total:  # frames are counted from the first one, as transformers does
             return [int(at) for at in np.arange(wanted) * total / wanted]
         return sorted({round(at) for at in np.linspace(0, total - 1, wanted)})
 

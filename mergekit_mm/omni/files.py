@@ -89,7 +89,7 @@ def load_frame_at(source: str, share: float) -> Any:
             times = sorted(packet.pts for packet in file.demux(stream) if packet.size and packet.pts is not None)
             if times:
                 wanted = times[int(len(times) * share)]
-                file.seek(wanted, stream=stream)  # to the last frame up to there that needs no other
+                file.seek(wanted, stream=stream)  # seeks to the last key frame before the wanted one
                 for frame in file.decode(stream):
                     if frame.pts is not None and frame.pts >= wanted:
                         return _rgb(frame)
@@ -107,7 +107,7 @@ def _what_is_known(file: Any, name: str) -> Any:
     if not file.streams.video:
         raise ValueError(f"{name} has no pictures in it.")
     stream = file.streams.video[0]
-    # not every container says; then the packets are counted, which decodes nothing
+    # Where a container does not tell its length, packets are counted, which decodes nothing.
     count = stream.frames or sum(packet.size > 0 for packet in file.demux(stream))
     fps = float(stream.average_rate or 0) or None
     return VideoMetadata(

@@ -39,7 +39,7 @@ def _delta(over: ModelReference, name: str, task: Task) -> Task[TaskVector] | No
         return LoadDelta(model=task.model, tensor=task.tensor, base=task.base)
     if isinstance(task, AddDelta):
         return task.delta
-    # of another model, as by a module of its own or a method that takes one model
+    # The tensor is another model's, taken over by a module or by a method that takes one model.
     foreign = isinstance(task, (LoadTensor, AdaptTensor))
     if foreign or (task.method_name not in SUMS and not is_own_method(task.method_name)):
         return Difference(merged=task, base=LoadTensor(model=over, tensor=name, label=task.group_label() or ""))

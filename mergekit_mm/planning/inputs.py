@@ -38,10 +38,10 @@ class Inputs:
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
     notes: list[str]  # what is done on purpose but may surprise
     matches: Mapping[ModelReference, Sequence[Match]]  # judged already only for an omni model, whose parts have to fit
-    problems: list[str]  # what is wrong beside that, to be told together with it
+    problems: list[str]  # other problems, reported together with those of the matches
     copies: Mapping[str, str]  # tensor that is not merged by itself -> the one that it is equal to, and stays equal to
     composition: Composition | None = None  # of an omni model; `base` is then its host
-    own_adapter: OwnAdapter | None = None  # that the output gets as it is
+    own_adapter: OwnAdapter | None = None  # the adapter that the output gets unchanged
 
     def without_place(self) -> Iterator[tuple[ModelReference, str, list[str]]]:
         """Input, reason and names in memory of what it holds and the output has no place for, once that is settled."""
@@ -109,7 +109,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         MergeError: listing all inputs that cannot be opened; or donors that do not make an omni model.
     """
     models = models_in_order(config)
-    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config))
+    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config), ignored(config))
     if not problems and is_composed(checkpoints):
         for checkpoint in checkpoints.values():  # an incomplete one may be of another kind than its config says
             require_complete(checkpoint)
@@ -133,7 +133,8 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
                 f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
                 "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
             )
-    problems += ignored(config).problems(base, [match for found in matches.values() for match in found])
+    found = [match for each in matches.values() for match in each]
+    problems += ignored(config).problems(base, found, _left_out(adaptations))
     if base.unknown:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
@@ -152,6 +153,11 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     return Inputs(
         models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
     )
+
+
+def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
+    """What adapters hold and the models they are put on have no place for, by the adapters' own names."""
+    return [name for adaptation in adaptations.values() for names in adaptation.left_out.values() for name in names]
 
 
 def _copies(
@@ -184,7 +190,7 @@ def _composed(
     left_out: Ignored,
 ) -> Inputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints, left_out)
+    layout = lay_out(omni, checkpoints, left_out, _left_out(adaptations))
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
     found = layout.tensors, layout.names, notes, layout.matches
@@ -209,7 +215,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _open_all(
-    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference]
+    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference], left_out: Ignored
 ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
     """All checkpoints and adapters that can be opened, and what is wrong with the others."""
     opened: dict[ModelReference, Checkpoint] = {}
@@ -226,7 +232,8 @@ def _open_all(
         opened[model] = checkpoint
         try:
             if model.lora:
-                adaptations[model] = bind_adapter(model, locate(model.lora, options), checkpoint, model in trusted)
+                where = locate(model.lora, options)
+                adaptations[model] = bind_adapter(model, where, checkpoint, model in trusted, left_out)
         except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))

@@ -37,7 +37,7 @@ from mergekit_mm.planning.usage import unused_tensors
 
 LOG = logging.getLogger(__name__)
 
-# that a merge can have
+# The dtypes that a merge can have.
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -45,7 +45,7 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 class Plan:
     """What a merge will do."""
 
-    config: MergeConfiguration  # as the user gave it, with models that transformers loads with an adapter as `a+b`
+    config: MergeConfiguration  # the user's config, with models that hold an adapter written as `a+b`
     inputs: Inputs
     planner: MultimodalPlanner
 

@@ -65,7 +65,9 @@ class MultimodalPlanner(MergePlanner):
         self._bases: dict[str, Task] = {}  # output tensor -> what its merged delta is added to
         self._undefined: dict[str, str] = {}  # role -> why the method is not defined on it
         self._like: dict[str, TensorInfo] = {}  # output tensor -> the one of the layout that it is, or is like
-        self._asked: dict[ModelReference, set[str]] = {model: set() for model in inputs.names}  # for which tensors
+        self._asked: dict[ModelReference, set[str]] = {
+            model: set() for model in inputs.names
+        }  # the tensors that the merge asks each input for
         # the modules that the config lists; None if it lists models, which are those of every module
         self._listed = {ALIASES.get(name, name) for name in config.modules} if config.modules else None
         self.ledger = Ledger()
@@ -89,7 +91,8 @@ class MultimodalPlanner(MergePlanner):
             for index, part in enumerate(module.slices):
                 counts = Counter(self.inputs.place(source.model) for source in part.sources)
                 if twice := [str(s.model) for s in part.sources if counts[self.inputs.place(s.model)] > 1]:
-                    raise MergeError(f"{twice[0]} is listed twice, again as {twice[1]}; name each input once.")
+                    again = f", again as {twice[1]}" if twice[1] != twice[0] else " under two spellings"
+                    raise MergeError(f"{twice[0]} is listed twice{again}; name each input once.")
                 self._require_contract(name, module, index)
 
     def _require_contract(self, name: str, module: OutputModuleDefinition, index: int) -> None:

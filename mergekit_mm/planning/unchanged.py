@@ -105,7 +105,7 @@ def _equal(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | 
             a.shape != b.shape or a.dtype != b.dtype or a.is_folded or b.is_folded
             for a, b in zip(ours, theirs, strict=True)
         ):
-            return None  # in another layout or precision, or with factors: not the same files in any case
+            return None  # another layout or precision, or factors: these are not copies of one file
         pairs += list(zip(ours, theirs, strict=True))
     pairs = sorted({(a.name, b.name): (a, b) for a, b in pairs}.values(), key=lambda pair: pair[0].name)
     if not pairs:

@@ -28,6 +28,9 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
         explained |= {(without_adapter(model), name) for name in names}
         told = ", ".join(names) if IGNORE in why or len(names) < _FEW else some(names)
         alike.setdefault(f"{told} ({why})", []).append(str(model.model))
+    for model, adaptation in inputs.adaptations.items():
+        for why, left_out in adaptation.left_out.items():
+            alike.setdefault(f"{', '.join(left_out)} ({why})", []).append(str(model.lora))
     yield from ledger.left_out()
     read, adapted = _read(task for _, task, _ in planner.outputs)
     seen: set[ModelReference] = set()
@@ -67,7 +70,10 @@ def _read(
     read: set[tuple[ModelReference, str]] = set()
     adapted: set[tuple[ModelReference, str]] = set()
     todo: list[Task] = list(tasks)
-    known: dict[int, Task] = {}  # by identity, as comparing by value would go through all below; kept alive for that
+    known: dict[
+        int, Task
+        # Tasks by identity, since comparing by value would walk the whole graph below; held so that ids stay unique.
+    ] = {}
     while todo:
         task = todo.pop()
         if id(task) in known:

@@ -24,7 +24,15 @@ from mergekit_mm.errors import UserError
 
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
-_NAMES = ("peft", "delta", "pretrained", "model", "model_version", "path", "engine")  # as lm-eval looks for a name
+_NAMES = (
+    "peft",
+    "delta",
+    "pretrained",
+    "model",
+    "model_version",
+    "path",
+    "engine",
+)  # the order in which lm-eval looks for a model's name
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
 _LOWER_IS_BETTER = {
     "ppl",
@@ -147,7 +155,7 @@ def read_run(path: Path) -> Run:
     """Read a result file. ReportError: it is none, of another tool, or holds no task."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what is no UTF-8
+    except ValueError as error:  # UnicodeDecodeError is a ValueError too
         hint = "; samples_*.jsonl hold single replies, results_*.json the scores" if path.suffix == ".jsonl" else ""
         hint = "; the tables of VLMEvalKit are not read" if path.suffix in (".csv", ".xlsx", ".tsv") else hint
         raise ReportError(f"{path} is not a result file of lm-eval: no JSON{hint}") from error

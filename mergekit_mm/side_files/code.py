@@ -29,7 +29,7 @@ def modules_named(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 def _references(auto_map: Any) -> Iterator[str]:
     for value in auto_map.values() if isinstance(auto_map, Mapping) else ():
-        for reference in value if isinstance(value, list) else [value]:  # of a tokenizer: slow and fast
+        for reference in value if isinstance(value, list) else [value]:  # a tokenizer names two classes, slow and fast
             if isinstance(reference, str) and "." in reference:
                 yield reference
 
@@ -45,6 +45,6 @@ def imported(name: str, file: Path) -> Iterator[str]:
         return
     folder = name.rpartition("/")[0]
     for module in sorted(modules):
-        if not module.startswith("."):  # of a package around it
+        if not module.startswith("."):  # the module belongs to a package outside of the repository
             path = module.replace(".", "/")
             yield f"{folder}/{path}.py" if folder else f"{path}.py"

@@ -23,12 +23,19 @@ from mergekit_mm.side_files.tokens import (
 
 _SHOWN = 6  # settings in a message
 _WHOLE = 1 << 23  # bytes up to which two files are compared whole
-_SPOTS, _SPOT = 64, 1 << 16  # of larger ones: how many places, and how many bytes in each
+_SPOTS, _SPOT = 64, 1 << 16  # sampling of larger files: number of places, bytes at each place
 
 _STOP, _SPECIAL, _VOCABULARY = "Stop tokens", "Special tokens", "Vocabulary"
 _GENERATION, _TEMPLATE, _PROCESSOR = "Generation config", "Chat template", "Processor settings"
 _CODE, _COPIED = "Code", "Files that are copied and not merged"
-_CHOSEN = (_STOP, _SPECIAL, _VOCABULARY, _GENERATION, _TEMPLATE, _PROCESSOR)  # what `processor_source` decides
+_CHOSEN = (
+    _STOP,
+    _SPECIAL,
+    _VOCABULARY,
+    _GENERATION,
+    _TEMPLATE,
+    _PROCESSOR,
+)  # the kinds of differences that `processor_source` decides
 
 
 class Difference(NamedTuple):

@@ -9,7 +9,7 @@ from mergekit_mm.side_files.model_files import ModelFiles
 
 GENERATION_CONFIG = "generation_config.json"
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
-# what transformers does where a key is absent
+# The defaults of transformers for absent keys.
 _DEFAULTS: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,

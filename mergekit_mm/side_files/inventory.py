@@ -40,7 +40,7 @@ _OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer*", "schedu
 class _Fate(Enum):
     COPIED = auto()
     LEFT = auto()  # known to be no part of the model
-    NAMED = auto()  # not copied, and the user should know
+    NAMED = auto()  # left out, and named in a note
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ _WITHOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "adde
 class ModelFiles:
     """The files of an input, those of an adapter before its model's; or those that are planned for an output."""
 
-    name: str  # for messages
+    name: str  # the name to use in messages
     model_type: str  # transformers' name of the architecture
     config: Mapping[str, Any]  # config.json
     files: Mapping[str, Path]  # path below the model's directory -> file

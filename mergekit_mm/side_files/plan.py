@@ -28,7 +28,7 @@ class SideFiles:
     """What an output has beside its weights and config, by path below its directory."""
 
     copies: Mapping[str, Path]  # byte for byte
-    texts: Mapping[str, str] = field(default_factory=dict)  # in place of a copy, or new
+    texts: Mapping[str, str] = field(default_factory=dict)  # contents of files that are new or replace a copy
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()  # notes on what a merge damages
 

@@ -21,7 +21,7 @@ class TokenTable:
     """The vocabulary of a tokenizer."""
 
     tokens: Mapping[int, str]  # id -> token
-    splitting: Mapping[str, str]  # what else decides how a text is split: section of tokenizer.json -> its content
+    splitting: Mapping[str, str]  # sections of tokenizer.json that decide how a text is split -> content
 
 
 @dataclass(frozen=True)
