@@ -147,7 +147,7 @@ def tokens_of_nobody() -> dict[str, Any]:
     ("config", "told"),
     [
         (antipodal, "multislerp cannot merge"),
-        (tokens_of_nobody, "'<not there>' not found in model"),
+        (tokens_of_nobody, "has no token '<not there>'"),
         (
             lambda: {**with_method("della", checkpoint("llava"), experts("llava")), "parameters": {"density": 0.05}},
             "epsilon",

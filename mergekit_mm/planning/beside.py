@@ -10,10 +10,17 @@ from mergekit.common import ModelReference
 
 from mergekit_mm.architecture.checkpoint import Checkpoint
 from mergekit_mm.architecture.disk import read_json, weight_files
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, unused_files
+from mergekit_mm.architecture.inventory import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    holds_adapter,
+    holds_weights,
+    unused_files,
+)
 from mergekit_mm.architecture.listing import some
 from mergekit_mm.architecture.remote import lasting_path, same_content
 from mergekit_mm.errors import MergeError
+from mergekit_mm.lora.base_names import same_weights
 from mergekit_mm.lora.binding import Adaptation
 from mergekit_mm.side_files.inventory import Inventory, take_inventory
 from mergekit_mm.side_files.model_files import is_read_as_it_is
@@ -105,10 +112,11 @@ def unused_beside(
         names.setdefault(place, checkpoint.name)
         if carried and checkpoint.has_own_adapter:
             used[place].update(ADAPTER_WEIGHTS)
-    for adaptation in adaptations.values():
+    for model, adaptation in adaptations.items():
         place = adaptation.adapter.directory.resolve()
-        files = (file.name for file in adaptation.adapter.files)
-        used.setdefault(place, set()).update(files, weight_files(place))  # the latter: told apart from a base's
+        used.setdefault(place, set()).update(file.name for file in adaptation.adapter.files)
+        if holds_weights(place) and same_weights(place, checkpoints[model].directory):
+            used[place].update(weight_files(place))  # a copy of the model that the adapter is put on
         names.setdefault(place, adaptation.adapter.name)
     lines: dict[str, list[str]] = {}
     for place, read in used.items():
