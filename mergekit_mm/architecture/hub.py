@@ -80,7 +80,7 @@ def _gated(model: ModelPath) -> str:
 
 def _no_model(model: ModelPath, path: Path, error: Exception) -> str:
     """Why a name is that of no model."""
-    if isinstance(error, HFValidationError):  # its own advice is for callers of the hub's library
+    if isinstance(error, HFValidationError):  # The error's own advice is for callers of the hub's library.
         why = "the id of a model on the hub."
     elif isinstance(error, RepositoryNotFoundError):
         why = f"a public model on the hub. If it is a private one, {_LOGIN}."

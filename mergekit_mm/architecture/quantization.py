@@ -22,9 +22,9 @@ _PACKED = re.compile(
     r"|quant_state(\.[^.]+)?|SCB|W_q|qdata)$|\.weight\._data$|\.codebooks$"
 )
 _NARROW = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
-# of which kernels read several values at once; no buffer of a model is a matrix of these
+# Integer types into which kernels pack several values; no buffer of a model is a matrix of these.
 _WORDS = {torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64}
-# by these transformers quantizes plain weights while it loads them, so such a config may stand beside plain weights
+# Methods that transformers applies while loading, so that such a config may stand beside plain weights.
 _ON_THE_FLY = frozenset(
     (
         "bitsandbytes",

@@ -31,11 +31,11 @@ _REPLACED = re.compile(r"\.modules_to_save\.[^.]+\.")  # the trained copy of a m
 _ORIGINAL = re.compile(r"\.original_module\.")  # the copy before the training
 _BASE_LAYER = re.compile(r"\.base_layer\.(?=[^.]+$)")
 _OF_LAYER = ("weight", "bias", "base_layer.weight", "base_layer.bias")
-# what PEFT, torch.compile, FSDP and gradient checkpointing put into the path of any module that they wrap
+# Parts of paths that PEFT, torch.compile, FSDP and gradient checkpointing insert at the modules that they wrap.
 _WRAPPERS = re.compile(
     r"(?<![^.])(base_model\.model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_checkpoint_module)\."
 )
-_EVERYWHERE = ("module.", "_forward_module.")  # what DistributedDataParallel and Lightning put before every name
+_EVERYWHERE = ("module.", "_forward_module.")  # prefixes of DistributedDataParallel and Lightning before every name
 
 # InternVL's own code wraps a part of the model when its config gives a rank, with an alpha of twice that
 _RANK_IN_CONFIG = {"language_model.": "use_llm_lora", "vision_model.": "use_backbone_lora"}

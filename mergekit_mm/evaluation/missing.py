@@ -99,7 +99,7 @@ def prepare(task: Any) -> None:
         if stand_in is None and not _lacks(doc):
             return original(doc, results)
         known = of_task.get(task.task_name, policy if stand_in is None else stand_in.policy)
-        if stand_in is not None and id(stand_in) not in counted:  # what a document lacks has been counted
+        if stand_in is not None and id(stand_in) not in counted:  # those without media are counted before
             counted.add(id(stand_in))
             _record(task, known, [])
         return {} if known == "skip" else original(doc, [""])

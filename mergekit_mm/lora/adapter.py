@@ -177,7 +177,7 @@ class Adapter:
             if change.replacement and torch.equal(tuned.to(wide), wide):
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
-        if change.bias is not None:  # of lora_B, beside a bias of the layer itself that was trained as well
+        if change.bias is not None:  # the bias of lora_B, which may come with a trained bias of the layer itself
             tuned = tuned + self._wide(change.bias) * change.scaling
         if change.magnitude is not None:
             tuned = with_row_lengths(tuned, self._wide(change.magnitude))
@@ -216,7 +216,10 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         MergeError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent; or a
             file beside it cannot be read.
     """
-    own, config, changes, shapes = None, {}, {}, {}  # type: ignore[var-annotated]
+    own: Path | None = None
+    config: Mapping[str, Any] = {}
+    changes: dict[str, Change] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     # beside the weights of a whole model, no loader reads more than the adapter
     files = [] if holds_model(directory) else beside(directory, ADAPTER_WEIGHTS)
     if (directory / ADAPTER_CONFIG).is_file():
