@@ -172,7 +172,7 @@ def check(config: str) -> None:
     Of models on the hub, headers and small files are downloaded. Exits with 1 and the reasons if mergekit-yaml would
     refuse the merge.
     """
-    from mergekit_mm.architecture.remote import headers_only
+    from mergekit_mm.checkpoints.remote import headers_only
     from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
 
@@ -196,14 +196,14 @@ def inspect(model: str, adapter_base: str | None) -> None:
     """
     from mergekit.common import ModelReference
 
-    from mergekit_mm.architecture.checkpoint import open_checkpoint
-    from mergekit_mm.architecture.describe import describe
-    from mergekit_mm.architecture.hub import locate
-    from mergekit_mm.architecture.remote import headers_only
-    from mergekit_mm.lora.binding import bind_adapter, describe_adapter
-    from mergekit_mm.lora.embedded import as_loaded
-    from mergekit_mm.planning.beside import own_adapter, unused_beside
-    from mergekit_mm.side_files.inventory import describe_inventory, take_inventory
+    from mergekit_mm.checkpoints.adapters.binding import bind_adapter, describe_adapter
+    from mergekit_mm.checkpoints.adapters.embedded import as_loaded
+    from mergekit_mm.checkpoints.checkpoint import open_checkpoint
+    from mergekit_mm.checkpoints.describe import describe
+    from mergekit_mm.checkpoints.hub import locate
+    from mergekit_mm.checkpoints.remote import headers_only
+    from mergekit_mm.checkpoints.side_files.inventory import describe_inventory, take_inventory
+    from mergekit_mm.plan.beside import own_adapter, unused_beside
 
     with headers_only() as options, system_errors(model):
         with refused_by("mergekit.common"):
@@ -286,12 +286,12 @@ def report(
     mergekit-mm report results --base Qwen/Qwen2-VL-7B \\
         --expert '*-OCR=TextVQA,OCRVQA' --expert '*-Chart=ChartQA' --out report/
     """
-    from mergekit_mm.report.figure import draw
-    from mergekit_mm.report.notes import notes
-    from mergekit_mm.report.render import Style, as_csv, as_markdown, as_text, write_files
-    from mergekit_mm.report.results import collect
-    from mergekit_mm.report.roles import participants
-    from mergekit_mm.report.table import build
+    from mergekit_mm.evaluation.report.figure import draw
+    from mergekit_mm.evaluation.report.notes import notes
+    from mergekit_mm.evaluation.report.render import Style, as_csv, as_markdown, as_text, write_files
+    from mergekit_mm.evaluation.report.results import collect
+    from mergekit_mm.evaluation.report.roles import participants
+    from mergekit_mm.evaluation.report.table import build
 
     columns = {model: own.split(",") if own else [] for model, _, own in (each.partition("=") for each in experts)}
     labels = {model: label for model, _, label in (each.partition("=") for each in names)}

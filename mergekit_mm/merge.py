@@ -22,25 +22,25 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
-from mergekit_mm.architecture.disk import DiskTensor, read_headers, read_json
-from mergekit_mm.architecture.hub import locate
-from mergekit_mm.architecture.inventory import ADAPTER_CONFIG
-from mergekit_mm.architecture.listing import size_of
-from mergekit_mm.architecture.tokenizer import load_tokenizer
+from mergekit_mm.checkpoints.disk import DiskTensor, read_headers, read_json
+from mergekit_mm.checkpoints.hub import locate
+from mergekit_mm.checkpoints.listing import size_of
+from mergekit_mm.checkpoints.side_files.model_files import is_of_model
+from mergekit_mm.checkpoints.tokenizer import load_tokenizer
+from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
 from mergekit_mm.errors import MergeError, refused_by, system_errors
-from mergekit_mm.finishing.card import hash_inputs, model_card
-from mergekit_mm.finishing.config_json import write_config
-from mergekit_mm.finishing.directory import check_output, check_room, staged
-from mergekit_mm.finishing.omni import finish_omni
-from mergekit_mm.finishing.side_files import drop_chat_template, linked_tokenizer, write_side_files
-from mergekit_mm.finishing.verify import planned_tensors, require_as_planned, verified_config, verified_omni
-from mergekit_mm.graph.executors import executor_for
-from mergekit_mm.graph.tokenizer import BuildVocabulary, require_token_rows, tokenizer_directory
-from mergekit_mm.planning.inputs import as_written
-from mergekit_mm.planning.parameters import SIDE_FILES
-from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.side_files.model_files import is_of_model
-from mergekit_mm.side_files.plan import SideFiles, plan_side_files
+from mergekit_mm.output.card import hash_inputs, model_card
+from mergekit_mm.output.config_json import write_config
+from mergekit_mm.output.directory import check_output, check_room, staged
+from mergekit_mm.output.omni import finish_omni
+from mergekit_mm.output.side_files import drop_chat_template, linked_tokenizer, write_side_files
+from mergekit_mm.output.verify import planned_tensors, require_as_planned, verified_config, verified_omni
+from mergekit_mm.plan.inputs import as_written
+from mergekit_mm.plan.parameters import SIDE_FILES
+from mergekit_mm.plan.plan import Plan, plan_merge
+from mergekit_mm.plan.side_files import SideFiles, plan_side_files
+from mergekit_mm.tasks.executors import executor_for
+from mergekit_mm.tasks.tokenizer import BuildVocabulary, require_token_rows, tokenizer_directory
 
 LOG = logging.getLogger(__name__)
 

@@ -14,23 +14,23 @@ from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
 from mergekit.options import MergeOptions
 
-from mergekit_mm.architecture.checkpoint import Checkpoint
-from mergekit_mm.architecture.listing import indented
+from mergekit_mm.checkpoints.adapters.whole import module_paths, saved_modules, tensors_of
+from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.listing import indented
+from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 from mergekit_mm.errors import MergeError, system_errors
-from mergekit_mm.finishing.card import hash_inputs, model_card
-from mergekit_mm.finishing.directory import check_output, staged
-from mergekit_mm.graph.deltas import Changed
-from mergekit_mm.graph.executors import executor_for
-from mergekit_mm.graph.reading import LoadTensor, without_adapter
-from mergekit_mm.lora.whole import module_paths, saved_modules, tensors_of
-from mergekit_mm.lora.write import write_adapter
 from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.planning.deltas import plan_deltas
-from mergekit_mm.planning.plan import Plan, plan_merge
-from mergekit_mm.planning.policies import ROLE_PARAMETERS
-from mergekit_mm.side_files.inventory import take_inventory
+from mergekit_mm.output.adapter_files import write_adapter
+from mergekit_mm.output.card import hash_inputs, model_card
+from mergekit_mm.output.directory import check_output, staged
+from mergekit_mm.plan.deltas import plan_deltas
+from mergekit_mm.plan.plan import Plan, plan_merge
+from mergekit_mm.plan.policies import ROLE_PARAMETERS
+from mergekit_mm.tasks.deltas import Changed
+from mergekit_mm.tasks.executors import executor_for
+from mergekit_mm.tasks.reading import LoadTensor, without_adapter
 
 LOG = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergekit_mm.architecture.skeleton import skeleton_of
+from mergekit_mm.checkpoints.meta_model import skeleton_of
 
 RANK, ALPHA, EXPERTS = 16, 32, 5
 SHARD = 1 << 30  # bytes per file

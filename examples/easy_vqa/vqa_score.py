@@ -64,8 +64,8 @@ def score(
     from lm_eval.evaluator import evaluate  # slow to import, and `run.py` calls the command
     from lm_eval.tasks import TaskManager
 
+    from mergekit_mm.evaluation.model.mllm import MLLM
     from mergekit_mm.hosts.lm_eval_tasks import task_directory
-    from mergekit_mm.mllm.model import MLLM
 
     manager = TaskManager(include_path=str(task_directory()), include_defaults=False, metadata=SPLITS[split])
     model = MLLM(**model_arguments(directory, base), batch_size=BATCH)

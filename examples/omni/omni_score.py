@@ -117,8 +117,8 @@ def score(path: Path, split: str, count: int) -> dict[str, Score]:
     from lm_eval.evaluator import evaluate  # slow to import, and `run.py` calls the command
     from lm_eval.tasks import TaskManager
 
+    from mergekit_mm.evaluation.model.mllm import MLLM
     from mergekit_mm.hosts.lm_eval_tasks import task_directory
-    from mergekit_mm.mllm.model import MLLM
 
     with tempfile.TemporaryDirectory() as folder:
         write_questions(split, count, Path(folder))

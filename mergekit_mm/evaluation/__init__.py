@@ -1,1 +1,1 @@
-"""What the tasks in `eval_tasks` are made of: documents, prompts and metrics."""
+"""Evaluation of multimodal models by lm-eval: tasks and metrics, the model `mllm`, and reports of results."""

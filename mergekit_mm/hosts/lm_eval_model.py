@@ -1,6 +1,6 @@
 """lm-eval 0.4.13 learns of the model `mllm`, by its public registry; nothing is imported before `--model mllm` asks."""
 
-NAME, TARGET = "mllm", "mergekit_mm.mllm.model:MLLM"
+NAME, TARGET = "mllm", "mergekit_mm.evaluation.model.mllm:MLLM"
 
 
 def register() -> None:

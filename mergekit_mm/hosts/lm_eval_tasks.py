@@ -40,7 +40,7 @@ def install() -> None:
 
     @functools.wraps(load)
     def load_prepared(self: Any, *arguments: Any, **options: Any) -> Any:
-        from mergekit_mm.evaluation import missing, sources  # local: most users of lm-eval never need them
+        from mergekit_mm.evaluation.tasks import missing, sources  # local: most users of lm-eval never need them
 
         with sources.gathered():
             found = load(self, *arguments, **options)

@@ -1,0 +1,280 @@
+"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and how to get at them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_mm.checkpoints.disk import DiskTensor, read_config, read_headers
+from mergekit_mm.checkpoints.meta_model import Skeleton, skeleton_of
+from mergekit_mm.checkpoints.mismatch import explain
+from mergekit_mm.checkpoints.quantization import require_plain, without_quantization
+from mergekit_mm.checkpoints.remote import is_headers_only
+from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
+from mergekit_mm.checkpoints.weight_files import holds_adapter
+from mergekit_mm.checkpoints.weight_names import Group, group_names
+from mergekit_mm.checkpoints.wrapping import unwrap
+from mergekit_mm.errors import MergeError
+
+CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
+
+_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the model in memory has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: Role
+    is_convolution: bool = False
+
+    @property
+    def vocabulary_axis(self) -> int | None:
+        """The axis that token ids index, which may differ in length between models."""
+        if self.role is Role.EMBEDDINGS and _NOT_OF_TOKENS.search(self.name):
+            return None
+        return 0 if self.role in (Role.EMBEDDINGS, Role.LM_HEAD) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The inventory of one checkpoint directory. Only headers have been read."""
+
+    name: str  # as the user wrote it
+    directory: Path
+    config: Mapping[str, Any]  # the parsed config.json, without keys about how the weights are packed
+    skeleton: Skeleton | None  # None for remote code, which is known by its names on disk alone
+    disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
+    groups: tuple[Group, ...]
+    unknown: frozenset[str]  # on disk, but the model has no place for them
+    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
+    files: tuple[str, ...]  # the files that hold the tensors
+    notes: tuple[str, ...] = ()  # surprising steps taken while the files were read
+
+    @cached_property
+    def is_headers_only(self) -> bool:
+        """Whether its tensors have no values here, as those of a model on the hub that is looked at."""
+        return is_headers_only(self.directory)
+
+    @property
+    def has_own_adapter(self) -> bool:
+        """Whether there is an adapter that the model's own class loads, and switches on for one medium alone."""
+        switches = self.skeleton is not None and getattr(self.skeleton.model.config, "has_lora_adapter", False)
+        return bool(switches) and holds_adapter(self.directory)
+
+    def is_folded(self, name: str) -> bool:
+        """Whether a tensor, by its name in memory, has unmerged factors on disk, so that it is read in float32."""
+        return any(self.disk[part].is_folded for part in self.group_of[name].disk)
+
+    @property
+    def kind(self) -> str:
+        """The architecture: transformers' model type."""
+        return str(self.config.get("model_type"))
+
+    @cached_property
+    def group_of(self) -> Mapping[str, Group]:
+        """The group that makes each memory tensor."""
+        return {name: group for group in self.groups for name in group.memory}
+
+    def present(self, name: str) -> str | None:
+        """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
+        tied = self.skeleton.tied_to(name) if self.skeleton else ()
+        return next((n for n in (name, *tied) if n in self.tensors), None)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the output head is the embeddings again, so that it need not be on disk."""
+        embeddings = self.backbone.get("embed_tokens.weight")
+        return self.skeleton is not None and embeddings in self.skeleton.aliases.values()
+
+    @property
+    def embeddings(self) -> str:
+        """The name in memory of the table that has a row for each token.
+
+        Raises:
+            MergeError: there is none that is known as such.
+        """
+        by_token = (n for n, info in self.tensors.items() if info.role is Role.EMBEDDINGS and info.vocabulary_axis == 0)
+        found = self.backbone.get("embed_tokens.weight") or next(by_token, None)
+        if found is None:
+            raise MergeError(f"{self.name} has no embeddings of tokens that are known, so its vocabulary must stay.")
+        return found
+
+    @property
+    def heads_all_tokens(self) -> bool:
+        """Whether the output head has a row for each one of the embeddings; Mllama's has none for its image token."""
+        names = [self.backbone.get(n) for n in ("embed_tokens.weight", "lm_head.weight")]
+        return len({self.tensors[name].shape[0] for name in names if name}) < 2
+
+    @property
+    def is_multimodal(self) -> bool:
+        return any(info.role in TOWERS or info.role is Role.PROJECTOR for info in self.tensors.values())
+
+    @cached_property
+    def backbone(self) -> Mapping[str, str]:
+        """The language model in names that do not depend on what surrounds it: neutral name -> name in memory.
+
+        The text-only twin of a multimodal model's decoder gives the same neutral names:
+        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. Layers that attend to media alone are
+        not counted, as the twin has none: `cross_attention.3.mlp.up_proj.weight`, with their own number.
+        """
+        return neutral_names({n: info.role for n, info in self.tensors.items() if n not in self.unknown})
+
+
+def neutral_names(roles: Mapping[str, Role]) -> dict[str, str]:
+    """`Checkpoint.backbone` of tensors whose roles are known."""
+    names = [n for n, role in roles.items() if role in LANGUAGE_ROLES]
+    stack = layer_stack(names)
+    parent = stack.rpartition(".")[0] + "." if "." in stack else ""
+    result = {}
+    for name in names:
+        if roles[name] is Role.LM_HEAD:
+            neutral = "lm_head." + name.rpartition(".")[2]
+        else:
+            neutral = name.removeprefix(parent)
+        result[neutral] = name
+    return _numbered_as_in_twin(result)
+
+
+def _numbered_as_in_twin(backbone: Mapping[str, str]) -> dict[str, str]:
+    attending = {
+        kind: {int(found[1]) for name in backbone if (found := re.match(rf"layers\.(\d+)\.{kind}_att", name))}
+        for kind in ("self", "cross")
+    }
+    only_cross = attending["cross"] - attending["self"]
+
+    def renumbered(layer: re.Match[str]) -> str:
+        index = int(layer[1])
+        if index in only_cross:
+            return f"{CROSS_ATTENTION}{index}"
+        return f"layers.{index - sum(before < index for before in only_cross)}"
+
+    return {re.sub(r"^layers\.(\d+)", renumbered, neutral): name for neutral, name in backbone.items()}
+
+
+def layer_stack(names: list[str]) -> str:
+    """The path of the module list that holds most of these tensors: `model.language_model.layers`; "" if none does."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if match := re.search(r"\.\d+\.", name):
+            counts[name[: match.start()]] = counts.get(name[: match.start()], 0) + 1
+    return max(counts, key=lambda path: (counts[path], path), default="")
+
+
+def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoint:
+    """Take the inventory of a checkpoint directory; if it has to be `whole`, it must hold all that its model needs.
+
+    Raises:
+        MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
+            tensor under two names.
+    """
+    config = read_config(directory)
+    if not config.get("model_type") and "auto_map" not in config:
+        raise MergeError(
+            f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
+            "has lost it. Put the config.json of the model that this one was made from there."
+        )
+    checkpoint = take_inventory(name, directory, config, read_headers(directory))
+    if whole:
+        require_complete(checkpoint)
+    _require_untied(checkpoint)
+    return checkpoint
+
+
+def take_inventory(
+    name: str, directory: Path, config: Mapping[str, Any], stored: Mapping[str, DiskTensor]
+) -> Checkpoint:
+    """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
+
+    Raises:
+        MergeError: as for `open_checkpoint`, but for what is missing.
+    """
+    skeleton = skeleton_of(without_quantization(config))
+    known = skeleton.tensors if skeleton else {}
+    config, speaks = require_plain(name, directory, config, stored, known)
+    disk, config, wrapped = unwrap(name, directory, config, stored, known)
+    if skeleton is None:
+        groups = [Group((tensor,), (tensor,)) for tensor in disk]
+        unknown: list[str] = []
+    else:
+        groups, unknown = group_names(skeleton, disk)
+        groups += [Group((tensor,), (tensor,)) for tensor in unknown]
+    tensors = _inventory(name, skeleton, disk, groups)
+    return Checkpoint(
+        name,
+        directory,
+        config,
+        skeleton,
+        disk,
+        tuple(groups),
+        frozenset(unknown),
+        tensors,
+        tuple(sorted({tensor.file for tensor in stored.values()})),
+        (*speaks, *wrapped),
+    )
+
+
+def _inventory(
+    name: str, skeleton: Skeleton | None, disk: Mapping[str, DiskTensor], groups: list[Group]
+) -> dict[str, TensorInfo]:
+    roles = classify_names(disk) | (classify(skeleton) if skeleton else {})
+    found: dict[str, TensorInfo] = {}
+    makers: dict[str, Group] = {}
+    wrong: list[str] = []
+    for group in groups:
+        made = group.to_memory({n: torch.empty(disk[n].shape, dtype=disk[n].dtype, device="meta") for n in group.disk})
+        for memory, tensor in made.items():
+            expected = skeleton.tensors.get(memory) if skeleton else None
+            if expected is not None and expected.shape != tensor.shape:
+                wrong.append(f"{', '.join(group.disk[:2])}: {tuple(tensor.shape)}, not {tuple(expected.shape)}")
+            if (other := makers.setdefault(memory, group)) is not group:
+                raise MergeError(
+                    f"{name} holds {other.disk[0]} and {group.disk[0]}, which are both {memory} once the model is "
+                    "loaded: remove what is out of date."
+                )
+            convolution = skeleton is not None and memory in skeleton.convolutions
+            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
+    if wrong:
+        raise MergeError(
+            f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
+            + "\n  ".join(wrong[:10])
+        )
+    if skeleton is None:
+        return found
+    order = {memory: i for i, memory in enumerate(skeleton.tensors)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def require_complete(checkpoint: Checkpoint) -> None:
+    """MergeError where tensors of the checkpoint's own model are missing."""
+    skeleton = checkpoint.skeleton
+    if skeleton is None:
+        return
+    absent = [n for n in skeleton.tensors if checkpoint.present(n) is None and not skeleton.may_be_absent(n)]
+    if absent:
+        present = checkpoint.tensors.keys() - checkpoint.unknown
+        raise MergeError(
+            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.kind}), which transformers "
+            f"would fill with random values.{explain(checkpoint.kind, absent, checkpoint.unknown, present)}\n  "
+            + "\n  ".join(absent[:10])
+        )
+
+
+def _require_untied(checkpoint: Checkpoint) -> None:
+    """Refuse factors of a tensor that the model ties to another, which would change with it."""
+    for name in checkpoint.tensors:
+        tied = checkpoint.skeleton.tied_to(name) if checkpoint.skeleton else []
+        if tied and checkpoint.is_folded(name):
+            raise MergeError(
+                f"{checkpoint.name} holds LoRA factors of {name}, which the model ties to {', '.join(tied)}: that "
+                "would change with it. Merge them with PEFT and untie the two."
+            )

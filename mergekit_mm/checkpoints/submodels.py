@@ -1,0 +1,170 @@
+"""Models inside of a model: the thinker of an omni model, the model under a head, a tower.
+
+transformers builds large models of smaller ones, each a class of its own that can be trained and saved by itself. Which
+module of one checkpoint's model is the other checkpoint's whole model is seen by the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from mergekit_mm.checkpoints.checkpoint import Checkpoint, neutral_names
+from mergekit_mm.checkpoints.meta_model import Skeleton
+from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role, classify
+from mergekit_mm.errors import MergeError
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A class through which a model, or a part of it, can be loaded: what that calls the model's tensors."""
+
+    skeleton: Skeleton
+    names: dict[str, str]  # name in the memory of this class -> in that of the whole model
+    told: str
+
+
+def common_part(base: Checkpoint, other: Checkpoint) -> tuple[str, str] | None:
+    """The paths in two models at which they are one class, where one model is a part of the other; "" is the whole.
+
+    None for two models of one class, for two of which neither is a part of the other, and for a language model: that
+    is matched by its layers, whatever surrounds them.
+
+    Raises:
+        MergeError: the one model is in the other more than once.
+    """
+    if base.skeleton is None or other.skeleton is None or type(base.skeleton.model) is type(other.skeleton.model):
+        return None
+    for whole, part in ((base, other), (other, base)):
+        assert whole.skeleton is not None
+        assert part.skeleton is not None
+        cls = type(part.skeleton.model)
+        paths = [path for path, module in _models_in(whole.skeleton) if type(module) is cls]
+        if len(paths) > 1:
+            raise MergeError(
+                f"{part.name} is a {cls.__name__}, of which {whole.name} has {len(paths)}: {', '.join(paths)}."
+            )
+        if paths and not _is_language_model(whole, paths[0]):
+            return (paths[0], "") if whole is base else ("", paths[0])
+    return None
+
+
+def are_related(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are of one architecture, or one is a part of the other."""
+    return one.kind == other.kind or common_part(one, other) is not None
+
+
+def share_language_model(base: Checkpoint, other: Checkpoint) -> bool:
+    """Whether what is merged of two checkpoints has a language model in it, and is not a tower alone."""
+    if (paths := common_part(base, other)) is None:
+        return True
+    whole, path = (base, paths[0]) if paths[0] else (other, paths[1])
+    return not _holds_no_language_model(whole, path)
+
+
+def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
+    """The inventory of one module as that of a checkpoint of its own, without its path before the names."""
+    if not path:
+        return checkpoint
+    assert checkpoint.skeleton is not None
+    model = checkpoint.skeleton.model.get_submodule(path)
+    assert isinstance(model, PreTrainedModel)
+    start = f"{path}."
+    inside = {n.removeprefix(start): info for n, info in checkpoint.tensors.items() if n.startswith(start)}
+    return replace(
+        checkpoint,
+        name=f"{checkpoint.name} ({path})",
+        config={"model_type": model.config.model_type},
+        skeleton=Skeleton(model),
+        groups=tuple(
+            replace(group, memory=tuple(name.removeprefix(start) for name in group.memory))
+            for group in checkpoint.groups
+            if all(name.startswith(start) for name in group.memory)
+        ),
+        unknown=frozenset(n.removeprefix(start) for n in checkpoint.unknown if n.startswith(start)),
+        tensors={name: replace(info, name=name) for name, info in inside.items()},
+    )
+
+
+def parts_beyond(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """The modules that one model has beside what it understands with, and another of its class has not by its config.
+
+    A talker and its vocoder, which some models can be loaded and saved without. Without a tower, or with fewer layers,
+    a model is another one.
+    """
+    if one.skeleton is None or other.skeleton is None:
+        return []
+    theirs = {path for path, _ in other.skeleton.model.named_modules()}
+    return [
+        path
+        for path, _ in one.skeleton.model.named_modules()
+        if path not in theirs and path.rpartition(".")[0] in theirs and _roles_in(one, path) == {Role.OTHER}
+    ]
+
+
+def views(checkpoint: Checkpoint) -> Iterator[View]:
+    """The classes through which a checkpoint may have been trained, the likeliest first.
+
+    The checkpoint's own, then the models inside of it: those that hold the language model come first and those that
+    speak last. Before the language model itself comes its text class, which has a head where the module has none.
+    """
+    if checkpoint.skeleton is None:
+        return
+    whole = checkpoint.skeleton
+    yield View(whole, {name: name for name in whole.tensors}, type(whole.model).__name__)
+    inside = sorted(_models_in(whole), key=lambda item: _distance(_roles_in(checkpoint, item[0])))
+    language = next((path for path, _ in inside if _is_language_model(checkpoint, path)), None)
+    for path, model in inside:
+        if path == language and (text := _text_class(checkpoint)) is not None:
+            yield text
+        skeleton = Skeleton(model)
+        names = {name: f"{path}.{name}" for name in skeleton.tensors}
+        yield View(skeleton, names, f"{type(model).__name__}, its {path}")
+
+
+def _text_class(checkpoint: Checkpoint) -> View | None:
+    """The text-only class of a multimodal model: transformers loads the language model by it as a model of its own."""
+    assert checkpoint.skeleton is not None
+    whole = checkpoint.skeleton.model
+    text = whole.config.get_text_config(decoder=True)
+    # the text config names the class, or, as Mllama's, the config around it
+    found = (MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) for config in (text, whole.config))
+    cls = next((cls for cls in found if cls not in (None, type(whole))), None)
+    if cls is None:
+        return None
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = cls(deepcopy(text))
+        model.tie_weights()
+    except Exception:  # a config that serves as a part only
+        return None
+    skeleton = Skeleton(model)
+    theirs, ours = (neutral_names(classify(each)) for each in (skeleton, checkpoint.skeleton))
+    names = {name: ours[neutral] for neutral, name in theirs.items() if neutral in ours}
+    return View(skeleton, names, f"{cls.__name__}, its language model")
+
+
+def _models_in(skeleton: Skeleton) -> list[tuple[str, PreTrainedModel]]:
+    return [(n, m) for n, m in skeleton.model.named_modules() if n and isinstance(m, PreTrainedModel)]
+
+
+def _roles_in(checkpoint: Checkpoint, path: str) -> set[Role]:
+    return {info.role for name, info in checkpoint.tensors.items() if name.startswith(f"{path}.")}
+
+
+def _distance(roles: set[Role]) -> int:
+    return 2 if roles <= {Role.OTHER} else 1 if LANGUAGE_ROLES.isdisjoint(roles) else 0
+
+
+def _is_language_model(checkpoint: Checkpoint, path: str) -> bool:
+    return _roles_in(checkpoint, path) <= LANGUAGE_ROLES
+
+
+def _holds_no_language_model(checkpoint: Checkpoint, path: str) -> bool:
+    return LANGUAGE_ROLES.isdisjoint(_roles_in(checkpoint, path))

@@ -1,0 +1,56 @@
+"""Whether two tensors of one checkpoint are the same, block by block, so that neither is ever in memory as a whole."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from mergekit_mm.checkpoints.checkpoint import Checkpoint
+
+_ROWS = 4096
+
+
+def same_values(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors, by their names in memory, hold the same values; different ones are told by the first block.
+
+    Only tensors that are stored as they are in memory are read; one that is stored converted is equal to none. Where
+    only headers are at hand, two of one shape and dtype are taken for equal.
+    """
+    shapes = [checkpoint.tensors[name].shape for name in (one, other)]
+    if shapes[0] != shapes[1] or any(not _is_plain(checkpoint, name) for name in (one, other)):
+        return False
+    if checkpoint.is_headers_only:
+        return checkpoint.tensors[one].dtype == checkpoint.tensors[other].dtype
+    with ExitStack() as files:
+        first, second = (_open(checkpoint, name, files) for name in (one, other))
+        if not shapes[0]:
+            return torch.equal(first[...], second[...])
+        blocks = ((first[i : i + _ROWS], second[i : i + _ROWS]) for i in range(0, shapes[0][0], _ROWS))
+        return all(torch.equal(a.double(), b.double()) for a, b in blocks)
+
+
+def holds_value(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> bool:
+    """Whether a tensor, by its name in memory, has these values; one that is stored converted has none."""
+    if checkpoint.tensors[name].shape != tuple(value.shape) or not _is_plain(checkpoint, name):
+        return False
+    with ExitStack() as files:
+        stored = _open(checkpoint, name, files)
+        blocks = ((stored[i : i + _ROWS], value[i : i + _ROWS]) for i in range(0, value.shape[0], _ROWS))
+        return all(torch.equal(a.double(), b.double()) for a, b in blocks)
+
+
+def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is stored as it is in memory, not converted and with no adapter around it."""
+    return checkpoint.group_of[name].conversion is None and not checkpoint.is_folded(name)
+
+
+def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
+    """A tensor that is read when it is sliced."""
+    tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
+    path = checkpoint.directory / tensor.file
+    if path.suffix == ".safetensors":
+        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(tensor.key)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[tensor.key]

@@ -1,0 +1,120 @@
+"""The files of weights in a directory: those that are loaded, adapters, what lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, weight_files
+from mergekit_mm.checkpoints.listing import some
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which PEFT looks for them
+
+_WITH_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_OF_OTHER_FORMATS = ("*.gguf", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.npz", "*.mlpackage", "consolidated*")
+_PICKLED_TWINS = (
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+)  # pickled copies of weights that are there as safetensors too
+# States that Trainer, Accelerate, DeepSpeed and FSDP save to continue a training.
+_OF_TRAINING = (
+    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states_*", "training_args.bin", "*_optim_states.pt"),
+    *("*_model_states.pt", "pytorch_model_fsdp*", "sampler*.bin", "dl_state_dict*", "custom_checkpoint_*", "*.distcp"),
+)
+_OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
+# under which trainers put a state dict into a larger file
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFile:
+    """A file of weights that is not one of those a model is loaded from. Only its header has been read."""
+
+    path: Path
+    tensors: Mapping[str, DiskTensor]
+    within: str = ""  # the key of the state dict, if that is a part of a larger file
+    unreadable: str = ""  # why nothing is known of it
+
+    def __str__(self) -> str:
+        if self.unreadable:
+            return f"{self.path.name} (cannot be read: {self.unreadable})"
+        return f"{self.path.name} ({len(self.tensors)} tensors: {some(self.tensors)})"
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether a directory holds the weights of a whole model, as transformers looks for them."""
+    return bool(weight_files(directory))
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a directory is a model by itself; weights without a config are a part of one, as of an adapter."""
+    return holds_weights(directory) and (directory / "config.json").is_file()
+
+
+def holds_adapter(directory: Path) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (directory / ADAPTER_CONFIG).is_file() and any((directory / name).is_file() for name in ADAPTER_WEIGHTS)
+
+
+def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
+    """Files in a directory that hold tensors and are neither `used` nor the state of a training, with their tensors."""
+    found = []
+    for path in _files(directory, used):
+        if path.suffix in _WITH_TENSORS and not _matches(path, (*_OF_TRAINING, *_OF_OTHER_FORMATS, *_OF_THE_MODEL)):
+            file = _opened(path)
+            if file.tensors or file.unreadable:
+                found.append(file)
+    return found
+
+
+def unused_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
+    twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
+    if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
+        twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
+    for file in beside(directory, {*used, *twins}):
+        yield str(file), [file.path.name]
+    if twins:
+        yield f"{some(twins)} (weights in other formats)", twins
+    if left := [path.name for path in _files(directory, {*used, *twins}) if _matches(path, _OF_TRAINING)]:
+        yield f"{some(left)} (the state of a training)", left
+
+
+def _files(directory: Path, used: Collection[str]) -> list[Path]:
+    return [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in used]
+
+
+def _matches(path: Path, patterns: Collection[str]) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def _opened(path: Path) -> WeightFile:
+    try:
+        if path.suffix == ".safetensors":
+            return WeightFile(path, {tensor.name: tensor for tensor in file_headers(path, path.name)})
+        held = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
+        return WeightFile(path, {}, unreadable=str(error).strip().splitlines()[0].rstrip(".:"))
+    within, state = _state_dict(held)
+    tensors = {name: DiskTensor(name, path.name, tuple(t.shape), t.dtype) for name, t in state.items()}
+    return WeightFile(path, tensors, within)
+
+
+def _state_dict(held: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    """The tensors by name in what a pickle holds, and under which of its keys they are."""
+    if not isinstance(held, dict):
+        return "", {}
+    for key in _STATE_KEYS:
+        if isinstance(held.get(key), dict) and (found := _tensors(held[key])):
+            return key, found
+    return "", _tensors(held)
+
+
+def _tensors(held: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}

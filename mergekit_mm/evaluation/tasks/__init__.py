@@ -1,0 +1,1 @@
+"""What the tasks in `eval_tasks` are made of: documents, prompts and metrics."""

@@ -1,0 +1,87 @@
+"""What of a document goes to the model: `doc_to_image` and `doc_to_audio` of the tasks.
+
+lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
+"path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
+is `{"path": ...}` or `{"bytes": ...}`, not decoded. `mllm.decoding` opens them for the model `mllm`.
+"""
+
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mergekit_mm.evaluation.tasks.pictures import Later, Unreadable, flaw_of
+
+_OF_A_VIDEO = ("fps", "timestamps", "num_frames", "min_frames", "max_frames")
+
+
+def open_picture(stored: Mapping[str, Any]) -> Image.Image:
+    """The picture, its pixels not read yet (stock models want PIL objects; all requests exist before the first run).
+
+    A file is read and closed: so many as a data set has could not be open at once. With `middle_of_video`, the path
+    is that of a video, and the picture is its middle frame.
+    """
+    if stored.get("middle_of_video"):
+        path = str(stored["path"])
+        return Later(partial(_middle_frame, path), partial(_look_at_video, path))
+    return Image.open(io.BytesIO(_content(stored)))
+
+
+def _content(stored: Mapping[str, Any]) -> bytes:
+    content = stored.get("bytes")
+    return Path(stored["path"]).read_bytes() if content is None else content
+
+
+def _middle_frame(path: str) -> Image.Image:
+    from mergekit_mm.omni.files import load_frame_at  # local: it loads transformers
+
+    return Image.fromarray(load_frame_at(path, 0.5))
+
+
+def _look_at_video(path: str) -> None:
+    from mergekit_mm.omni.files import video_facts
+
+    video_facts(path, path)
+
+
+def shown(stored: Mapping[str, Any]) -> Image.Image:
+    """The picture, or what stands for one that cannot be read: a model that looks at that says why, before the run."""
+    if stored.get("middle_of_video"):
+        return open_picture(stored)
+    name = stored.get("path") or "a picture given as bytes"
+    try:
+        content = _content(stored)
+    except OSError as error:
+        return Unreadable(f"{name}: {error.strerror or error}")
+    flaw = flaw_of(content)
+    return Unreadable(f"{name}: {flaw}") if flaw else Image.open(io.BytesIO(content))
+
+
+def images(doc: Mapping[str, Any]) -> list[Image.Image]:
+    """`doc_to_image` of the image tasks."""
+    return [shown(doc["image"])]
+
+
+def visuals(doc: Mapping[str, Any]) -> list[Any]:
+    """`doc_to_image` of the omni tasks: the video, then the picture, where the document has them."""
+    found: list[Any] = []
+    if video := doc.get("video"):
+        asked = {key: video[key] for key in _OF_A_VIDEO if video.get(key) is not None}
+        if frames := video.get("frames"):
+            found.append({"type": "video", "frames": [shown(frame) for frame in frames], **asked})
+        else:
+            default = {} if "fps" in asked else {"num_frames": doc.get("num_frames")}
+            stored = {key: video[key] for key in ("path", "bytes") if video.get(key) is not None}
+            found.append({"type": "video", **stored, **default, **asked})
+    if doc.get("image"):
+        found.append(shown(doc["image"]))
+    return found
+
+
+def sounds(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`doc_to_audio` of the omni tasks."""
+    audio = doc.get("audio")
+    return [{key: value for key, value in audio.items() if value is not None}] if audio else []

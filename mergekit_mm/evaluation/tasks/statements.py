@@ -1,0 +1,126 @@
+"""The parts of a reply that state its answer, and its sentences."""
+
+import re
+from collections import deque
+
+from mergekit_mm.evaluation.tasks.replies import answer_part
+
+_MOST = 8  # statements of one reply that are looked at, the last ones: models that loop write thousands
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_JOINS = re.compile(r"[\s$]*(?:,\s*(?:or\b|and\b)?|or\b|and\b)[\s$]*")
+_EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # emphasis of Markdown, not Python's power operator
+_TO = r"(?:\s+(?:to|for|of|in|from|here|therefore|thus|then)\b[^.:=\n]{0,60}?)?(?:\s*\([^()\n]{0,30}\))?"
+_VERB = r"(?<!\w)(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b"
+_IS = rf"[*_\s]*(?:{_VERB}\s*:?|:|=)"
+# "option B is" names an option and "options:" lists them: neither is a marker
+_MARKER = re.compile(
+    rf"\b(?:(?:answer|ans\.?|choice|option)(?:\s+(?:choice|option|letter))?{_TO}{_IS}|answers(?:{_TO}\s+are\b|:))"
+    r"|答案\s*(?:应该|应)?\s*(?:是|为|选|[:\uff1a])|####(?!#)",
+    re.IGNORECASE,
+)
+_WEAK_MARKER = re.compile(rf"\b(?:result|solution|conclusion){_TO}{_IS}", re.IGNORECASE)
+_OF_ANOTHER = re.compile(
+    r"\b(?:other|another|wrong|incorrect|false|alternative|possible|any|each|every|no|first|second|third|last)\s+$",
+    re.IGNORECASE,
+)
+_DISMISSED = re.compile(
+    r"[*_\s]*(?:(?:also|clearly|definitely|probably)\s+)?(?:wrong|incorrect|false|unknown|unclear|impossible|missing)\b",
+    re.IGNORECASE,
+)
+# A model that corrects itself: what follows counts before what it takes back.
+_RETRACTION = re.compile(
+    r"(?<=[.!?…\n,;])\s*(?:(?:but|no|oh|hmm)\W+)?(?:wait|hold\s+on|correction|scratch\s+that|sorry|actually)\b"
+    r"[^.?\n]{0,40}?\b(?:it['’]s|(?:it|that|this)\s+(?:is|should\s+be|must\s+be)|i\s+mean|i\s+meant|make\s+(?:that|it))\s+(?!not\b)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|。")
+_REASON = re.compile(
+    r"\b(?:because|since|due\s+to|given\s+that|which\s+(?:is|means|gives|makes)|as\s+(?=\S+\s+(?:is|are|has|have)\b))",
+    re.IGNORECASE,
+)
+_NOTE = re.compile(
+    r"[\s*_#>(-]*(?:note|notes|explanation|reason|reasoning|rationale|because|since|justification|verification|check"
+    r"|however|here'?s\s+why)\b",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:can(?:no|')t|cannot|unable|impossible|not\s+possible|do(?:es)?n(?:o|')t\s+know|don[o']?t\s+know|insufficient"
+    r"|not\s+enough|unclear|unanswerable|not\s+visible|not\s+sure|sorry)\b",
+    re.IGNORECASE,
+)
+
+
+def without_emphasis(text: str) -> str:
+    """`text` without the ** and __ of Markdown."""
+    return _EMPHASIS.sub("", text)
+
+
+def statements(reply: str) -> list[str]:
+    r"""What `reply` says is its answer, the most authoritative first; empty where it is not said.
+
+    Inside the last `\boxed{...}`, then what follows each marker to the end of the reply, the last one first. A marker
+    of another answer ("the other answer is", "the answer is wrong") is none. Where the model then corrects itself
+    ("wait, it's ..."), what follows the last correction comes first.
+    """
+    text = without_emphasis(answer_part(reply))
+    if boxed := _last_box(text):
+        return [boxed]
+    for marker in (_MARKER, _WEAK_MARKER):
+        last = deque((match for match in marker.finditer(text) if _is_statement(match, text)), _MOST)
+        found = [text[match.end() :].strip() for match in last]
+        if stated := [each for each in reversed(found) if each]:
+            corrections = list(_RETRACTION.finditer(stated[0]))
+            corrected = [stated[0][match.end() :].strip(" \t\n,.:;!-—") for match in corrections[-1:]]
+            return [each for each in corrected if each] + stated
+    return []
+
+
+def _last_box(text: str) -> str:
+    r"""What is in the last `\boxed{...}`, or in the last ones, joined by a comma, "and" or "or"; empty without any."""
+    found, end = "", 0
+    for match in deque(_BOXED.finditer(text), _MOST):
+        content = braced(text, match.end())
+        if content.strip():
+            joins = _JOINS.fullmatch(text, end, match.start()) if found else None
+            found = found + joins[0] + content.strip() if joins else content.strip()
+            end = match.end() + len(content) + 1
+    return found
+
+
+def _is_statement(match: re.Match[str], text: str) -> bool:
+    before = text[max(0, match.start() - 20) : match.start()]
+    return not _OF_ANOTHER.search(before) and not _DISMISSED.match(text, match.end())
+
+
+def braced(text: str, start: int) -> str:
+    """What stands between the brace that was opened before `start` and its end, or the end of `text`."""
+    depth = 1
+    for at in range(start, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return text[start:at]
+    return text[start:]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of `text` that have words in them, in order."""
+    return [each.strip() for each in _SENTENCE_END.split(text) if re.search(r"\w", each)]
+
+
+def telling(text: str) -> list[str]:
+    """The sentences of `text` that may state an answer: no notes and reasons behind it, no refusals."""
+    found = sentences(text)
+    kept = [each for at, each in enumerate(found) if not (at and _NOTE.match(each))]
+    return [each for each in kept if not _REFUSAL.search(each)]
+
+
+def refuses(text: str) -> bool:
+    """Whether `text` has the words of a refusal."""
+    return bool(_REFUSAL.search(text))
+
+
+def without_reason(text: str) -> str:
+    """`text` up to a "because", "since" or the like; `text` if it begins with that."""
+    match = _REASON.search(text)
+    before = text[: match.start()].rstrip(" \t\n,;:(*—-") if match else ""
+    return before if re.search(r"\w", before) else text

@@ -1,0 +1,96 @@
+"""The model card of a merge: method, parameters, what was done with each role, inputs and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import yaml
+from mergekit.card import method_md
+from tqdm import tqdm
+
+from mergekit_mm import __version__
+from mergekit_mm.checkpoints.hub import local_path
+from mergekit_mm.omni.configuration import OmniConfig
+from mergekit_mm.plan.plan import Plan
+
+_CARD = """---
+{metadata}---
+# {name}
+
+A merge of multimodal models, made with [mergekit](https://github.com/arcee-ai/mergekit) {mergekit} and
+mergekit-mm {version} (torch {torch}, transformers {transformers}) by the method {method}.
+
+## What was done
+
+```text
+{report}
+```
+
+## Inputs
+
+| model | file | sha256 |
+|---|---|---|
+{inputs}
+
+## Configuration
+
+```yaml
+{yaml}
+```
+"""
+
+
+def model_card(
+    plan: Plan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
+) -> str:
+    """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
+    models = plan.inputs.checkpoints
+    on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
+    metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
+    if plan.inputs.composition or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
+        metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it
+    if on_hub:
+        metadata["base_model"] = on_hub
+    return _CARD.format(
+        metadata=yaml.safe_dump(metadata),
+        name=name,
+        version=__version__,
+        **{package: version_of(package) for package in ("mergekit", "torch", "transformers")},
+        method=method_md(plan.config.merge_method),
+        report=plan.report(),
+        inputs="\n".join(f"| {model} | {file} | `{digest}` |" for (model, file), digest in hashes.items()),
+        yaml=config_yaml.rstrip(),
+    )
+
+
+def hash_inputs(plan: Plan, quiet: bool) -> dict[tuple[str, str], str]:
+    """(model or adapter, file) -> SHA-256 of every weight file of every input, with a progress bar."""
+    files = {
+        (str(model.model), file): checkpoint.directory / file
+        for model, checkpoint in plan.inputs.checkpoints.items()
+        for file in checkpoint.files
+    }
+    for model, found in plan.inputs.adaptations.items():
+        files |= {(str(model.lora), file.name): file for file in found.adapter.files}
+    total = sum(path.stat().st_size for path in files.values())
+    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
+        return {key: _sha256(path, bar) for key, path in files.items()}
+
+
+def _sha256(path: Path, bar: tqdm) -> str:
+    # the hub's cache names a file by its hash and links to it
+    blob = os.path.basename(os.path.realpath(path))
+    if re.fullmatch(r"[0-9a-f]{64}", blob):
+        bar.update(path.stat().st_size)
+        return blob
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

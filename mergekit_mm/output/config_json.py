@@ -1,0 +1,93 @@
+"""The output's config.json: the base's own, with only what the merge changed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_mm.checkpoints.disk import DiskTensor
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+_KEYS_OF_INDICES = ("cross_attention_layers", "moe_layers", "mlp_only_layers")  # lists of layers of some kind
+
+
+def output_config(
+    base: Mapping[str, Any],
+    written: Mapping[str, DiskTensor],
+    layers: Sequence[int] | None,
+    vocab_size: int | None,
+) -> dict[str, Any]:
+    """The base's raw config with the dtype that was written and, where they changed, layer count and vocabulary.
+
+    Args:
+        layers: for each layer of the output's language model, the index of the base's layer that it came from; None
+            if all are where they were.
+        vocab_size: rows of the output's embeddings; None if they are the base's.
+    """
+    config = deepcopy(dict(base))
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in written.values():
+        if tensor.dtype.is_floating_point:
+            sizes[tensor.dtype] += tensor.nbytes
+    if sizes:
+        _set_dtype(config, str(sizes.most_common(1)[0][0]).removeprefix("torch."))
+    text = _text_config(config)
+    if vocab_size is not None:
+        for part in (config, text):
+            if "vocab_size" in part:
+                part["vocab_size"] = vocab_size
+        text["vocab_size"] = vocab_size
+    if layers is not None:
+        _set_layers(text, layers)
+    return config
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    if old := {config[key] for key in _DTYPE_KEYS if key in config}:
+        _replace(config, old, dtype)
+    elif dtype != "float32":  # which a config without a dtype means
+        config["dtype"] = dtype
+
+
+def _replace(config: dict[str, Any], old: set[Any], dtype: str) -> None:
+    """Change the dtype here and in every sub-config that had the same one."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _replace(value, old, dtype)
+        elif key in _DTYPE_KEYS and value in old:
+            config[key] = dtype
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    thinker = config.get("thinker_config", config.get("host", config))  # of the full Qwen-Omni; of an omni model
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(thinker.get(key), dict):
+            text: dict[str, Any] = thinker[key]
+            return text
+    return config
+
+
+def _set_layers(text: dict[str, Any], layers: Sequence[int]) -> None:
+    old = next((text[key] for key in _LAYER_KEYS if key in text), None)
+    for key in _LAYER_KEYS:
+        if key in text:
+            text[key] = len(layers)
+    for key, value in text.items():
+        if key in _KEYS_OF_INDICES and isinstance(value, list):
+            text[key] = [new for new, index in enumerate(layers) if index in value]
+        elif isinstance(value, list) and len(value) == old:  # one entry per layer, e.g. layer_types
+            text[key] = [value[index] for index in layers]
+    if isinstance(own := text.get("per_layer_config"), dict):  # what some layers have of their own, by their index
+        of_layer = {int(key): value for key, value in own.items()}
+        text["per_layer_config"] = {str(i): of_layer[index] for i, index in enumerate(layers) if index in of_layer}
+
+
+def write_config(config: Mapping[str, Any], directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

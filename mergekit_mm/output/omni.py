@@ -1,0 +1,30 @@
+"""What makes the weights of an omni model a model: its config, its code, one tokenizer, each donor's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.omni.export import copy_code
+from mergekit_mm.output.verify import verified_omni
+from mergekit_mm.plan.omni.processor import omni_processor
+from mergekit_mm.plan.plan import Plan
+
+
+def finish_omni(plan: Plan, written: Mapping[str, DiskTensor], directory: Path) -> None:
+    """Write everything beside the weights, and check these against the config.
+
+    Raises:
+        MergeError: the written tensors are not those of the model that the config describes.
+    """
+    omni, checkpoints = plan.inputs.composition, plan.inputs.checkpoints
+    assert omni is not None
+    config = verified_omni(plan, written)
+    config.auto_map = copy_code(directory)
+    config.save_pretrained(directory)
+    omni.vocabulary.tokenizer.save_pretrained(directory)
+    processor, _ = omni_processor(omni, checkpoints, config)
+    if processor is not None:
+        processor.auto_map = {"AutoProcessor": config.auto_map["AutoProcessor"]}
+        processor.save_pretrained(directory)

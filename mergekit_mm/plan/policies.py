@@ -1,0 +1,73 @@
+"""What is done with the tensors of each role: kept at the base, averaged over the experts, or merged."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import ConfigReader, evaluate_setting
+from mergekit.merge_methods import MergeMethod
+
+from mergekit_mm.checkpoints.roles import Role
+from mergekit_mm.errors import MergeError
+from mergekit_mm.methods import is_own_method
+
+
+class Policy(str, Enum):
+    """Where the tensors of a role come from."""
+
+    BASE = "base"
+    AVERAGE = "average"  # the mean of the experts, the base left out
+    MERGE = "merge"  # the merge method
+
+
+ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
+
+
+def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Policy:
+    """The policy that a config sets for a tensor, or the method's default.
+
+    The plugin's methods merge the matrices of the language model and keep the rest at the base, as the OptMerge
+    paper does; mergekit's own methods merge everything, as they do without the plugin.
+    """
+    for scope in reader.parameter_sources():
+        if role is not Role.LANGUAGE_MODEL and scope and role.value in scope:
+            value = evaluate_setting(tensor, scope[role.value], reader.t, validate=lambda v: _parse(role, v))
+            if value is not None:
+                return Policy(value)
+    if role is Role.LANGUAGE_MODEL or not is_own_method(method):
+        return Policy.MERGE
+    return Policy.BASE
+
+
+def _parse(role: Role, value: Any) -> Policy:
+    try:
+        return Policy(value)
+    except ValueError as error:
+        choices = " | ".join(policy.value for policy in Policy)
+        raise MergeError(
+            f"parameter {role.value}: {value!r} is not a policy; choose {choices} (or, for an omni model, one of its "
+            "donors, spelled as under `models:`)."
+        ) from error
+
+
+def why_undefined(
+    method: MergeMethod,
+    role: Role,
+    inputs: list[ModelReference],
+    base_model: ModelReference | None,
+    bringer: ModelReference,
+) -> str | None:
+    """Why a method does not take these inputs, which alone have a tensor of a role, or None.
+
+    In an omni model, say, deltas of towers are over nothing if the base model has none of their kind.
+    """
+    try:
+        method.validate_inputs(inputs, base_model if base_model in inputs else None)
+    except ValueError as error:
+        return (
+            f"{method.spec.name} cannot merge the {role.value} of {', '.join(map(str, inputs))}: {error} of the same "
+            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {bringer}."
+        )
+    return None

@@ -1,0 +1,69 @@
+"""What the owners of media have of their own in a matrix of an omni model (DAMC), as factors in one basis."""
+
+from __future__ import annotations
+
+import torch
+from mergekit.graph import Task
+
+from mergekit_mm.errors import MergeError
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.tasks.deltas import MergeDelta
+from mergekit_mm.tasks.reading import LoadDelta
+from mergekit_mm.tasks.step import Step
+
+
+class SameTensor(Step[torch.Tensor]):
+    """The base's tensor, once it is known that the models under the adapters have the same."""
+
+    base: Task
+    twins: tuple[tuple[str, Task], ...]
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, **dict(self.twins)}
+
+    def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
+        others = [name for name, tensor in twins.items() if not equal_values(base, tensor)]
+        if others:
+            raise MergeError(
+                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
+                "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
+                "(merge_and_unload), save that and name it instead."
+            )
+        return base
+
+
+class SharedFactors(Step[dict[str, torch.Tensor]]):
+    """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
+
+    The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
+    an orthonormal basis: r is the sum of the ranks. Computed in float64, given in float32.
+    """
+
+    merged: MergeDelta
+    experts: tuple[LoadDelta, ...]
+    owners: tuple[tuple[str, int], ...]
+    scale: float  # of the merged delta
+
+    def arguments(self) -> dict[str, Task]:
+        return {"merged": self.merged, **{str(i): delta for i, delta in enumerate(self.experts)}}
+
+    def uses_accelerator(self) -> bool:
+        return True
+
+    def execute(self, merged: TaskVector, **deltas: TaskVector) -> dict[str, torch.Tensor]:
+        experts = [deltas[str(i)] for i in range(len(deltas))]
+        rights = torch.cat([delta.right.double() for delta in experts if delta.right is not None])
+        basis = torch.linalg.qr(rights.T).Q.T
+
+        def along(delta: TaskVector) -> torch.Tensor:
+            assert delta.right is not None
+            return delta.left.double() @ (delta.right.double() @ basis.T)
+
+        text = along(merged) * self.scale
+        own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
+        return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
+
+
+def equal_values(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same but for their dtype."""
+    return a.shape == b.shape and torch.equal(a.float(), b.float())

@@ -1,0 +1,137 @@
+"""The tokenizer section of a merge config: mergekit's builder, told what it does not find out of multimodal models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.common import ModelPath, ModelReference
+from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
+from mergekit.tokenizer.config import ModelTokenEmbedding, TokenEmbeddingConfig, ZeroEmbedding
+
+from mergekit_mm.checkpoints.hub import local_path
+from mergekit_mm.checkpoints.listing import some
+from mergekit_mm.checkpoints.tokenizer import load_tokenizer
+from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.tasks.reading import SOURCES
+
+_BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
+
+
+class BuildVocabulary(BuildTokenizer):
+    """The output's tokenizer, from those in the directories of the inputs.
+
+    mergekit looks for `vocab_size` where most multimodal configs do not have it, and without it leaves out tokens that
+    were added to a tokenizer; here it is told how many rows the embeddings have.
+    """
+
+    def execute(self, **_kwargs: object) -> TokenizerInfo:
+        """Raises MergeError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
+        mean its own image, video or audio tokens."""
+        sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
+        local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
+        rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in sources.items()}
+        base = self.base_model or self.referenced_models[0]
+        wanted = self.tokenizer_source
+        if (
+            wanted == "base" and self.add_tokens
+        ):  # mergekit adds new tokens to its only copy, and then takes them for old
+            wanted = base
+        for needed in dict.fromkeys([local[base], *([local.get(wanted, wanted)] if wanted not in _BY_RULE else [])]):
+            load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
+        original = build.get_vocab_size
+        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
+        try:
+            with refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "):
+                info = build.build_tokenizer(
+                    base_model=local[base],
+                    referenced_models=list(dict.fromkeys(local.values())),
+                    tokenizer_source=local.get(wanted, wanted),
+                    trust_remote_code=self.trust_remote_code,
+                    add_tokens=list(self.add_tokens or ()),
+                )
+        finally:
+            build.get_vocab_size = original
+        known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
+        numbers = info.tokenizer.get_vocab()
+        for key, number in _media_tokens(sources[base].config):
+            token = next((token for token, index in known[base].items() if index == number), None)
+            if token is not None and numbers.get(token) != number:
+                raise MergeError(
+                    f"{key} is {number} in the config of {base}, its token {token!r}, which is "
+                    f"{numbers.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
+                    "`source: base`, or `union`."
+                )
+        # of tokens beyond the rows of a model's embeddings, mergekit says nothing, and misses them later
+        without = dict.fromkeys(numbers.values(), -1)
+        permutations = {model: {**without, **info.permutations[path]} for model, path in local.items()}
+        return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
+
+
+class PermuteRows(PermutedVocabulary):
+    """Rows of embeddings and heads in the order of the output's tokenizer."""
+
+    def execute(
+        self, tokenizer_info: TokenizerInfo, tensors: dict[ModelReference, torch.Tensor]
+    ) -> dict[ModelReference, torch.Tensor]:
+        """Raises MergeError for what the `tokens` of the config ask for and no model has."""
+        with refused_by(embed.__name__, about="tokenizer: tokens: "):
+            rows: dict[ModelReference, torch.Tensor] = super().execute(tokenizer_info, tensors)
+        return rows
+
+
+def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: TokenizerInfo) -> None:
+    """See that the rows are there which the `tokens` of a config ask for; no row is read.
+
+    Raises:
+        MergeError: a model is no input, or lacks the token or the row that is to be taken from it.
+    """
+    numbers = vocabulary.tokenizer.get_vocab()
+    for token, wanted in tokens.items():
+        number, source = numbers.get(token), wanted.source
+        if number is None or isinstance(source, ZeroEmbedding):
+            continue
+        if not wanted.force and all(rows[number] >= 0 for rows in vocabulary.permutations.values()):
+            continue  # every model has a row of its own
+        about = f"tokenizer: tokens: {token}: "
+        if source is None:
+            raise MergeError(f"{about}it needs a `source`, as not every input has a row for it, or `force` is set.")
+        model = source.model if isinstance(source, ModelTokenEmbedding) else source
+        if model not in vocabulary.permutations:
+            raise MergeError(f"{about}{model} is none of the inputs: {some(map(str, vocabulary.permutations))}.")
+        if not isinstance(source, ModelTokenEmbedding):
+            if vocabulary.permutations[model][number] < 0:
+                raise MergeError(f"{about}{model} has no row for it.")
+            continue
+        checkpoint = SOURCES[model].checkpoint
+        rows = checkpoint.tensors[checkpoint.embeddings].shape[0]
+        index = source.token_id
+        if index is None and (index := vocabulary.original_vocabs[model].get(source.token)) is None:
+            raise MergeError(f"{about}the tokenizer of {model} has no token {source.token!r}.")
+        if not 0 <= index < rows:
+            raise MergeError(f"{about}{model} has {rows} rows, and none of number {index}.")
+
+
+def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelReference]) -> BuildVocabulary | None:
+    """In place of the builder that mergekit's planner has made; `models` have an order, unlike there."""
+    return BuildVocabulary(**{**dict(planned), "referenced_models": tuple(models)}) if planned else None
+
+
+def tokenizer_directory(source: object) -> list[Path]:
+    """Where the tokenizer is that a config takes from a model of its own, if that is on this machine."""
+    path = local_path(source.model.path) if isinstance(source, ModelReference) else None
+    return [path] if path and path.is_dir() else []
+
+
+def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The numbers of tokens that stand for media, or around them, at any depth of a config."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _media_tokens(value)
+        elif isinstance(value, int) and re.search(
+            r"(image|video|vision|audio|\bbo[ia]|\beo[ia]).*_token_(id|index)$", key
+        ):
+            yield key, value

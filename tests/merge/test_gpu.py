@@ -1,0 +1,55 @@
+"""Every kind of merge on a real GPU, against the CPU: `python -m pytest -m gpu tests/merge/test_gpu.py`, some minutes.
+
+test_devices.py runs the same merges on a device that is pretended, and needs no GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from checkpoints import Tensors, assert_close, assert_same_bytes
+from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
+
+from mergekit_mm.tasks.merging import DRAWING
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+TOLERANCE = 1e-5  # of values up to 0.3: another order of sums, and other routines for eigenvectors
+
+
+@functools.cache
+def case_of(kind: str) -> Case:
+    return {**KINDS, **COMMANDS}[kind]()
+
+
+@functools.cache
+def on_cpu(kind: str) -> Tensors:
+    return made(case_of(kind))
+
+
+@functools.cache
+def of_method_on_cpu(method: str) -> Tensors:
+    return made(Case(of_method(method)), "--random-seed", "7")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, way: str) -> None:
+    got, expected = made(Case(of_method(method)), "--random-seed", "7", *WAYS[way]), of_method_on_cpu(method)
+    if method in DRAWING:
+        assert_same_bytes(got, expected)
+    else:
+        assert_close(got, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_merge(kind: str, way: str) -> None:
+    assert_close(made(case_of(kind), *WAYS[way]), on_cpu(kind), TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_the_plugins_own_commands(kind: str) -> None:
+    assert_close(made(case_of(kind), "--cuda"), on_cpu(kind), TOLERANCE)
