@@ -112,7 +112,7 @@ def merge_to_adapter(
                 )
             results = [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
             name = str(plan.inputs.base.model.path)
-            model_class = type(base.skeleton.model) if base.skeleton else None
+            model_class = type(base.meta_model.model) if base.meta_model else None
             paths = module_paths(base)
             written = factors or _nothing(base, linear, inside)
             write_adapter(staging, written, embeddings & factors.keys(), paths, name, model_class, dtype, whole, saved)
@@ -208,10 +208,10 @@ def _run(tasks: Mapping[str, Task[Any]], options: MergeOptions) -> Iterator[tupl
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
     """Paths of the linear layers and of the embeddings that PEFT can adapt; tied ones are left out."""
-    if base.skeleton is None:  # remote code: a matrix of that name is a linear layer
+    if base.meta_model is None:  # remote code: a matrix of that name is a linear layer
         matrices = [n for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
         return {n.removesuffix(".weight") for n in matrices}, set()
-    modules = base.skeleton.model.named_modules()
-    fit = {p: m for p, m in modules if not base.skeleton.tied_to(f"{p}.weight")}
+    modules = base.meta_model.model.named_modules()
+    fit = {p: m for p, m in modules if not base.meta_model.tied_to(f"{p}.weight")}
     linear = {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}
     return linear, {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}

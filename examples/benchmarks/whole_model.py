@@ -27,7 +27,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergekit_mm.checkpoints.meta_model import skeleton_of
+from mergekit_mm.checkpoints.meta_model import meta_model_of
 
 RANK, ALPHA, EXPERTS = 16, 32, 5
 SHARD = 1 << 30  # bytes per file
@@ -83,10 +83,10 @@ class Shards:
 def write_inputs(root: Path, layers: int) -> None:
     """base/, adapter_i/ and merged_i/."""
     config = qwen2_vl_2b(layers)
-    skeleton = skeleton_of(config)
-    assert skeleton is not None
+    meta_model = meta_model_of(config)
+    assert meta_model is not None
     generator = torch.Generator().manual_seed(0)
-    on_disk = revert_weight_conversion(skeleton.model, dict(skeleton.model.state_dict()))
+    on_disk = revert_weight_conversion(meta_model.model, dict(meta_model.model.state_dict()))
     factors = [{} for _ in range(EXPERTS)]  # type: list[dict[str, torch.Tensor]]
     base = Shards(root / "base", config)
     whole = [Shards(root / f"merged_{i}", config) for i in range(EXPERTS)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mergekit_mm.checkpoints.disk import DiskTensor, read_config, read_headers
-from mergekit_mm.checkpoints.meta_model import Skeleton, skeleton_of
+from mergekit_mm.checkpoints.meta_model import MetaModel, meta_model_of
 from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.quantization import require_plain, without_quantization
 from mergekit_mm.checkpoints.remote import is_headers_only
@@ -52,7 +52,7 @@ class Checkpoint:
     name: str  # as the user wrote it
     directory: Path
     config: Mapping[str, Any]  # the parsed config.json, without keys about how the weights are packed
-    skeleton: Skeleton | None  # None for remote code, which is known by its names on disk alone
+    meta_model: MetaModel | None  # None for remote code, which is known by its names on disk alone
     disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
     groups: tuple[Group, ...]
     unknown: frozenset[str]  # on disk, but the model has no place for them
@@ -68,7 +68,7 @@ class Checkpoint:
     @property
     def has_own_adapter(self) -> bool:
         """Whether there is an adapter that the model's own class loads, and switches on for one medium alone."""
-        switches = self.skeleton is not None and getattr(self.skeleton.model.config, "has_lora_adapter", False)
+        switches = self.meta_model is not None and getattr(self.meta_model.model.config, "has_lora_adapter", False)
         return bool(switches) and holds_adapter(self.directory)
 
     def is_folded(self, name: str) -> bool:
@@ -87,14 +87,14 @@ class Checkpoint:
 
     def present(self, name: str) -> str | None:
         """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
-        tied = self.skeleton.tied_to(name) if self.skeleton else ()
+        tied = self.meta_model.tied_to(name) if self.meta_model else ()
         return next((n for n in (name, *tied) if n in self.tensors), None)
 
     @property
     def ties_head(self) -> bool:
         """Whether the output head is the embeddings again, so that it need not be on disk."""
         embeddings = self.backbone.get("embed_tokens.weight")
-        return self.skeleton is not None and embeddings in self.skeleton.aliases.values()
+        return self.meta_model is not None and embeddings in self.meta_model.aliases.values()
 
     @property
     def embeddings(self) -> str:
@@ -198,22 +198,22 @@ def take_inventory(
     Raises:
         MergeError: as for `open_checkpoint`, but for what is missing.
     """
-    skeleton = skeleton_of(without_quantization(config))
-    known = skeleton.tensors if skeleton else {}
+    meta_model = meta_model_of(without_quantization(config))
+    known = meta_model.tensors if meta_model else {}
     config, speaks = require_plain(name, directory, config, stored, known)
     disk, config, wrapped = unwrap(name, directory, config, stored, known)
-    if skeleton is None:
+    if meta_model is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
         unknown: list[str] = []
     else:
-        groups, unknown = group_names(skeleton, disk)
+        groups, unknown = group_names(meta_model, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
-    tensors = _inventory(name, skeleton, disk, groups)
+    tensors = _inventory(name, meta_model, disk, groups)
     return Checkpoint(
         name,
         directory,
         config,
-        skeleton,
+        meta_model,
         disk,
         tuple(groups),
         frozenset(unknown),
@@ -224,16 +224,16 @@ def take_inventory(
 
 
 def _inventory(
-    name: str, skeleton: Skeleton | None, disk: Mapping[str, DiskTensor], groups: list[Group]
+    name: str, meta_model: MetaModel | None, disk: Mapping[str, DiskTensor], groups: list[Group]
 ) -> dict[str, TensorInfo]:
-    roles = classify_names(disk) | (classify(skeleton) if skeleton else {})
+    roles = classify_names(disk) | (classify(meta_model) if meta_model else {})
     found: dict[str, TensorInfo] = {}
     makers: dict[str, Group] = {}
     wrong: list[str] = []
     for group in groups:
         made = group.to_memory({n: torch.empty(disk[n].shape, dtype=disk[n].dtype, device="meta") for n in group.disk})
         for memory, tensor in made.items():
-            expected = skeleton.tensors.get(memory) if skeleton else None
+            expected = meta_model.tensors.get(memory) if meta_model else None
             if expected is not None and expected.shape != tensor.shape:
                 wrong.append(f"{', '.join(group.disk[:2])}: {tuple(tensor.shape)}, not {tuple(expected.shape)}")
             if (other := makers.setdefault(memory, group)) is not group:
@@ -241,25 +241,25 @@ def _inventory(
                     f"{name} holds {other.disk[0]} and {group.disk[0]}, which are both {memory} once the model is "
                     "loaded: remove what is out of date."
                 )
-            convolution = skeleton is not None and memory in skeleton.convolutions
+            convolution = meta_model is not None and memory in meta_model.convolutions
             found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
     if wrong:
         raise MergeError(
             f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
             + "\n  ".join(wrong[:10])
         )
-    if skeleton is None:
+    if meta_model is None:
         return found
-    order = {memory: i for i, memory in enumerate(skeleton.tensors)}
+    order = {memory: i for i, memory in enumerate(meta_model.tensors)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def require_complete(checkpoint: Checkpoint) -> None:
     """MergeError where tensors of the checkpoint's own model are missing."""
-    skeleton = checkpoint.skeleton
-    if skeleton is None:
+    meta_model = checkpoint.meta_model
+    if meta_model is None:
         return
-    absent = [n for n in skeleton.tensors if checkpoint.present(n) is None and not skeleton.may_be_absent(n)]
+    absent = [n for n in meta_model.tensors if checkpoint.present(n) is None and not meta_model.may_be_absent(n)]
     if absent:
         present = checkpoint.tensors.keys() - checkpoint.unknown
         raise MergeError(
@@ -272,7 +272,7 @@ def require_complete(checkpoint: Checkpoint) -> None:
 def _require_untied(checkpoint: Checkpoint) -> None:
     """Refuse factors of a tensor that the model ties to another, which would change with it."""
     for name in checkpoint.tensors:
-        tied = checkpoint.skeleton.tied_to(name) if checkpoint.skeleton else []
+        tied = checkpoint.meta_model.tied_to(name) if checkpoint.meta_model else []
         if tied and checkpoint.is_folded(name):
             raise MergeError(
                 f"{checkpoint.name} holds LoRA factors of {name}, which the model ties to {', '.join(tied)}: that "

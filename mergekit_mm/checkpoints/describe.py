@@ -12,7 +12,7 @@ from mergekit_mm.checkpoints.roles import Role
 def describe(checkpoint: Checkpoint) -> Iterator[str]:
     """Lines of text: roles with counts and sizes, layout on disk, tied and unknown tensors."""
     config = checkpoint.config
-    known = "built by transformers" if checkpoint.skeleton else "not transformers' own: known by its names on disk"
+    known = "built by transformers" if checkpoint.meta_model else "not transformers' own: known by its names on disk"
     yield f"{checkpoint.name}: {config.get('model_type')} {config.get('architectures')} ({known})"
     size = sum(tensor.nbytes for tensor in checkpoint.disk.values())
     yield f"  {len(checkpoint.disk)} tensors in {len(checkpoint.files)} files, {size / 1e9:.3g} GB"
@@ -32,8 +32,8 @@ def describe(checkpoint: Checkpoint) -> Iterator[str]:
             f"  names on disk differ from those in memory for {sum(len(g.disk) for g in renamed)} tensors, "
             f"e.g. {renamed[0].disk[0]} -> {renamed[0].memory[0]}; {len(converted)} groups are stored converted"
         )
-    if checkpoint.skeleton:
-        for name, source in checkpoint.skeleton.aliases.items():
+    if checkpoint.meta_model:
+        for name, source in checkpoint.meta_model.aliases.items():
             yield f"  tied: {name} = {source}"
     for name in sorted(checkpoint.unknown):
         yield f"  unknown to the model: {name}"

@@ -33,9 +33,9 @@ _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 def settings(checkpoint: Checkpoint) -> Settings | None:
     """The settings of a checkpoint's language model; None for remote code."""
-    if checkpoint.skeleton is None:
+    if checkpoint.meta_model is None:
         return None
-    layers = [vars(_settings(layer)) for layer in _layers(_text(checkpoint.skeleton.model.config))]
+    layers = [vars(_settings(layer)) for layer in _layers(_text(checkpoint.meta_model.model.config))]
     each = {key: tuple(layer[key] for layer in layers) for key in layers[0]}
     return Settings(**{key: v[0] if all(one == v[0] for one in v) else v for key, v in each.items()})
 
@@ -69,16 +69,16 @@ def _settings(text: PreTrainedConfig) -> Settings:
 
 def window(checkpoint: Checkpoint) -> int | None:
     """How many tokens back the layers with the shortest sight attend; None for all, and for remote code."""
-    if checkpoint.skeleton is None:
+    if checkpoint.meta_model is None:
         return None
-    text = _text(checkpoint.skeleton.model.config)
+    text = _text(checkpoint.meta_model.model.config)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     slides = getattr(text, "use_sliding_window", True) and "sliding_attention" in kinds
     widths = [getattr(layer, "sliding_window", None) for layer in _layers(text)]
     return min((width for width in widths if width is not None), default=None) if slides else None
 
 
-def told_apart(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:
+def compare_language_models(base: Checkpoint, other: Checkpoint) -> tuple[list[str], list[str]]:
     """How another language model of the same shapes computes otherwise: problems of a merge, and notes on it."""
     ours, theirs = settings(base), settings(other)
     problems: list[str] = []

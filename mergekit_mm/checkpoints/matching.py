@@ -129,9 +129,11 @@ class Match:
 
     def _by_name(self, ours: list[str], theirs: list[str]) -> dict[str, str]:
         found = {name: own for name in ours if (own := self.other.present(name))}
-        skeleton = self.base.skeleton
+        meta_model = self.base.meta_model
         absent = [name for name in ours if name not in found]
-        spared = {n for n in absent if n in self.base.unknown or (skeleton is not None and skeleton.may_be_absent(n))}
+        spared = {
+            n for n in absent if n in self.base.unknown or (meta_model is not None and meta_model.may_be_absent(n))
+        }
         if spared:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
         self.lacking += [name for name in absent if name not in spared]
@@ -160,7 +162,7 @@ class Match:
     @cached_property
     def _of_other_model(self) -> Container[str]:
         """Names of the tensors that the other's own model is known to use."""
-        return self.other.skeleton.tensors if self.other.skeleton else ()
+        return self.other.meta_model.tensors if self.other.meta_model else ()
 
     def _by_backbone(self) -> dict[str, str]:
         """Match language models of different architectures: a text-only LLM and a multimodal one around its twin."""
@@ -237,7 +239,7 @@ def tower_names(checkpoint: Checkpoint) -> list[str]:
 def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
     # buffers that older versions of transformers saved, and that newer ones drop for every model
     dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
-    own = checkpoint.skeleton.model._keys_to_ignore_on_load_unexpected if checkpoint.skeleton else None
+    own = checkpoint.meta_model.model._keys_to_ignore_on_load_unexpected if checkpoint.meta_model else None
     return [*dropped, *(own or ())]
 
 

@@ -24,7 +24,7 @@ from mergekit_mm.omni.configuration import OmniConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Skeleton:
+class MetaModel:
     """A model on the meta device, and what its modules say of each tensor of its state dict."""
 
     model: PreTrainedModel
@@ -78,7 +78,7 @@ class Skeleton:
         return name in self.buffers or any(re.search(pattern, name) for pattern in ignored)
 
 
-def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
+def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
     """Instantiate the model of a `config.json` on the meta device.
 
     Returns None for a checkpoint whose modelling code does not come with transformers (remote code):
@@ -101,7 +101,7 @@ def skeleton_of(raw_config: Mapping[str, Any]) -> Skeleton | None:
 
 # experts of one base have the same config but for a path or a version, so one instance serves them all
 @lru_cache(maxsize=16)
-def _build(config_json: str) -> Skeleton:
+def _build(config_json: str) -> MetaModel:
     raw = PreTrainedConfig._decode_special_floats(json.loads(config_json))  # JSON has no infinity
     model_type = raw.pop("model_type")
     # an attention implementation may need a package that merging does not
@@ -118,7 +118,7 @@ def _build(config_json: str) -> Skeleton:
             f"transformers {transformers.__version__} cannot instantiate the {model_type} model of this config: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return Skeleton(model)
+    return MetaModel(model)
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -14,7 +14,7 @@ from enum import Enum
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mergekit_mm.checkpoints.meta_model import Skeleton
+from mergekit_mm.checkpoints.meta_model import MetaModel
 
 
 class Role(str, Enum):
@@ -63,9 +63,9 @@ _CONNECTOR_IN_TOWER = re.compile(
 _CONNECTOR_IN_DECODER = {"phi4_multimodal": re.compile(r"model\.embed_tokens_extend\.")}
 
 
-def classify(skeleton: Skeleton) -> dict[str, Role]:
+def classify(meta_model: MetaModel) -> dict[str, Role]:
     """The role of each tensor of a model's state dict."""
-    model = skeleton.model
+    model = meta_model.model
     keys = dict(_sub_config_keys(model.config))
     # name of a module built from a sub-config -> its role, None for a mere container; "" is the model itself
     built: dict[str, Role | None] = {
@@ -75,8 +75,8 @@ def classify(skeleton: Skeleton) -> dict[str, Role]:
     }
     built[""] = None if Role.LANGUAGE_MODEL in built.values() else Role.LANGUAGE_MODEL
     vocabulary = _vocabulary(model, built)
-    roles = {name: vocabulary.get(name) or _role(name, model, built) for name in skeleton.tensors}
-    for pair in skeleton.aliases.items():  # tied: what the sub-config of either says holds for both
+    roles = {name: vocabulary.get(name) or _role(name, model, built) for name in meta_model.tensors}
+    for pair in meta_model.aliases.items():  # tied: what the sub-config of either says holds for both
         if described := [roles[name] for name in pair if roles[name] is not Role.PROJECTOR]:
             roles |= {name: described[0] for name in pair if roles[name] is Role.PROJECTOR}
     return roles

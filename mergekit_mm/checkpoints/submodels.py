@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, neutral_names
-from mergekit_mm.checkpoints.meta_model import Skeleton
+from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role, classify
 from mergekit_mm.errors import MergeError
 
@@ -25,7 +25,7 @@ from mergekit_mm.errors import MergeError
 class View:
     """A class through which a model, or a part of it, can be loaded: what that calls the model's tensors."""
 
-    skeleton: Skeleton
+    meta_model: MetaModel
     names: dict[str, str]  # name in the memory of this class -> in that of the whole model
     told: str
 
@@ -39,13 +39,17 @@ def common_part(base: Checkpoint, other: Checkpoint) -> tuple[str, str] | None:
     Raises:
         MergeError: the one model is in the other more than once.
     """
-    if base.skeleton is None or other.skeleton is None or type(base.skeleton.model) is type(other.skeleton.model):
+    if (
+        base.meta_model is None
+        or other.meta_model is None
+        or type(base.meta_model.model) is type(other.meta_model.model)
+    ):
         return None
     for whole, part in ((base, other), (other, base)):
-        assert whole.skeleton is not None
-        assert part.skeleton is not None
-        cls = type(part.skeleton.model)
-        paths = [path for path, module in _models_in(whole.skeleton) if type(module) is cls]
+        assert whole.meta_model is not None
+        assert part.meta_model is not None
+        cls = type(part.meta_model.model)
+        paths = [path for path, module in _models_in(whole.meta_model) if type(module) is cls]
         if len(paths) > 1:
             raise MergeError(
                 f"{part.name} is a {cls.__name__}, of which {whole.name} has {len(paths)}: {', '.join(paths)}."
@@ -72,8 +76,8 @@ def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
     """The inventory of one module as that of a checkpoint of its own, without its path before the names."""
     if not path:
         return checkpoint
-    assert checkpoint.skeleton is not None
-    model = checkpoint.skeleton.model.get_submodule(path)
+    assert checkpoint.meta_model is not None
+    model = checkpoint.meta_model.model.get_submodule(path)
     assert isinstance(model, PreTrainedModel)
     start = f"{path}."
     inside = {n.removeprefix(start): info for n, info in checkpoint.tensors.items() if n.startswith(start)}
@@ -81,7 +85,7 @@ def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
         checkpoint,
         name=f"{checkpoint.name} ({path})",
         config={"model_type": model.config.model_type},
-        skeleton=Skeleton(model),
+        meta_model=MetaModel(model),
         groups=tuple(
             replace(group, memory=tuple(name.removeprefix(start) for name in group.memory))
             for group in checkpoint.groups
@@ -98,12 +102,12 @@ def parts_beyond(one: Checkpoint, other: Checkpoint) -> list[str]:
     A talker and its vocoder, which some models can be loaded and saved without. Without a tower, or with fewer layers,
     a model is another one.
     """
-    if one.skeleton is None or other.skeleton is None:
+    if one.meta_model is None or other.meta_model is None:
         return []
-    theirs = {path for path, _ in other.skeleton.model.named_modules()}
+    theirs = {path for path, _ in other.meta_model.model.named_modules()}
     return [
         path
-        for path, _ in one.skeleton.model.named_modules()
+        for path, _ in one.meta_model.model.named_modules()
         if path not in theirs and path.rpartition(".")[0] in theirs and _roles_in(one, path) == {Role.OTHER}
     ]
 
@@ -114,24 +118,24 @@ def views(checkpoint: Checkpoint) -> Iterator[View]:
     The checkpoint's own, then the models inside of it: those that hold the language model come first and those that
     speak last. Before the language model itself comes its text class, which has a head where the module has none.
     """
-    if checkpoint.skeleton is None:
+    if checkpoint.meta_model is None:
         return
-    whole = checkpoint.skeleton
+    whole = checkpoint.meta_model
     yield View(whole, {name: name for name in whole.tensors}, type(whole.model).__name__)
     inside = sorted(_models_in(whole), key=lambda item: _distance(_roles_in(checkpoint, item[0])))
     language = next((path for path, _ in inside if _is_language_model(checkpoint, path)), None)
     for path, model in inside:
         if path == language and (text := _text_class(checkpoint)) is not None:
             yield text
-        skeleton = Skeleton(model)
-        names = {name: f"{path}.{name}" for name in skeleton.tensors}
-        yield View(skeleton, names, f"{type(model).__name__}, its {path}")
+        meta_model = MetaModel(model)
+        names = {name: f"{path}.{name}" for name in meta_model.tensors}
+        yield View(meta_model, names, f"{type(model).__name__}, its {path}")
 
 
 def _text_class(checkpoint: Checkpoint) -> View | None:
     """The text-only class of a multimodal model: transformers loads the language model by it as a model of its own."""
-    assert checkpoint.skeleton is not None
-    whole = checkpoint.skeleton.model
+    assert checkpoint.meta_model is not None
+    whole = checkpoint.meta_model.model
     text = whole.config.get_text_config(decoder=True)
     # the text config names the class, or, as Mllama's, the config around it
     found = (MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) for config in (text, whole.config))
@@ -144,14 +148,14 @@ def _text_class(checkpoint: Checkpoint) -> View | None:
         model.tie_weights()
     except Exception:  # a config that serves as a part only
         return None
-    skeleton = Skeleton(model)
-    theirs, ours = (neutral_names(classify(each)) for each in (skeleton, checkpoint.skeleton))
+    meta_model = MetaModel(model)
+    theirs, ours = (neutral_names(classify(each)) for each in (meta_model, checkpoint.meta_model))
     names = {name: ours[neutral] for neutral, name in theirs.items() if neutral in ours}
-    return View(skeleton, names, f"{cls.__name__}, its language model")
+    return View(meta_model, names, f"{cls.__name__}, its language model")
 
 
-def _models_in(skeleton: Skeleton) -> list[tuple[str, PreTrainedModel]]:
-    return [(n, m) for n, m in skeleton.model.named_modules() if n and isinstance(m, PreTrainedModel)]
+def _models_in(meta_model: MetaModel) -> list[tuple[str, PreTrainedModel]]:
+    return [(n, m) for n, m in meta_model.model.named_modules() if n and isinstance(m, PreTrainedModel)]
 
 
 def _roles_in(checkpoint: Checkpoint, path: str) -> set[Role]:

@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 )
 
 from mergekit_mm.checkpoints.disk import DiskTensor
-from mergekit_mm.checkpoints.meta_model import Skeleton
+from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.errors import MergeError
 
 
@@ -87,7 +87,7 @@ def _convert(converter: WeightConverter, target: str, model: PreTrainedModel) ->
     return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
-def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[list[Group], list[str]]:
+def group_names(meta_model: MetaModel, disk: Mapping[str, DiskTensor]) -> tuple[list[Group], list[str]]:
     """Group the tensors of one checkpoint by what they become in memory.
 
     Returns the groups and the names on disk that the model has no place for.
@@ -95,16 +95,16 @@ def group_names(skeleton: Skeleton, disk: Mapping[str, DiskTensor]) -> tuple[lis
     Raises:
         MergeError: a conversion cannot be run, or not be undone, on the tensors that are there.
     """
-    model = skeleton.model
+    model = meta_model.model
     renamings, converters = _transforms(model)
     groups: list[Group] = []
     unknown: list[str] = []
     collected: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(disk, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, skeleton.tensors)
-        if target not in skeleton.tensors and name in skeleton.tensors:
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, meta_model.tensors)
+        if target not in meta_model.tensors and name in meta_model.tensors:
             target, pattern = name, None  # already a name in memory, which a renaming would spoil
-        if target not in skeleton.tensors:
+        if target not in meta_model.tensors:
             unknown.append(name)
         elif pattern is None:
             groups.append(Group((name,), (target,)))
@@ -129,58 +129,58 @@ class Place:
     member: str = ""  # the group's own name for the part
 
 
-def find_places(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Place]:
+def find_places(meta_model: MetaModel, names: Iterable[str]) -> dict[str, Place]:
     """Where each of these names is in memory, in whichever of the layouts that load they are written.
 
     Names of single experts have a place also where transformers itself has no conversion for them. Names that mean
     nothing in this model are left out.
     """
-    model = skeleton.model
+    model = meta_model.model
     renamings, converters = _transforms(model)
     converters = [*converters, *expert_converters(model, converters)]
     found: dict[str, Place] = {}
     groups: dict[str, Group | None] = {}
     for name in names:
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, skeleton.tensors)
-        if name in skeleton.tensors:
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, meta_model.tensors)
+        if name in meta_model.tensors:
             target, pattern = name, None  # already a name in memory, which a renaming would spoil
-        if target not in skeleton.tensors:
+        if target not in meta_model.tensors:
             continue
         if pattern is None:
-            found[name] = Place(target, tuple(skeleton.tensors[target].shape))
+            found[name] = Place(target, tuple(meta_model.tensors[target].shape))
             continue
         stems = _stems(name, renamings, model.base_model_prefix)
         if target not in groups:
             converter = next(c for stem in stems for c in converters if c.rename_source_key(stem)[1] is not None)
-            groups[target] = _whole_group(skeleton, converter, target)
+            groups[target] = _whole_group(meta_model, converter, target)
         if (group := groups[target]) is not None and (member := next((s for s in stems if s in group.shapes), None)):
             found[name] = Place(group.memory[0], group.shapes[member], group, member)
     return found
 
 
-def _whole_group(skeleton: Skeleton, converter: WeightConverter, target: str) -> Group | None:
+def _whole_group(meta_model: MetaModel, converter: WeightConverter, target: str) -> Group | None:
     """All names that are converted to a tensor together; None if the conversion cannot be undone.
 
     The inverse of the conversion tells them, so that they need not be on the disk of any checkpoint.
     """
     first = converter.target_patterns[0]
     memory = [target.replace(first, other, 1) for other in converter.target_patterns]
-    if any(name not in skeleton.tensors for name in memory):
+    if any(name not in meta_model.tensors for name in memory):
         return None
     inverse, made_from = converter.reverse_transform(), ""
     try:
         for name in memory:
             renamed, pattern = inverse.rename_source_key(name)
             made_from = made_from or renamed
-            inverse.add_tensor(renamed, name, pattern, skeleton.tensors[name])
-        parts = _convert(inverse, made_from, skeleton.model)
+            inverse.add_tensor(renamed, name, pattern, meta_model.tensors[name])
+        parts = _convert(inverse, made_from, meta_model.model)
     except Exception:  # whatever an operation makes of shapes that it was not written for
         return None
     names = sorted(parts, key=dot_natural_key)
     patterns = {name: pattern for name in names if (pattern := converter.rename_source_key(name)[1]) is not None}
     if len(patterns) < len(names):
         return None
-    conversion = Conversion(converter, skeleton.model, target, patterns, {name: name for name in names})
+    conversion = Conversion(converter, meta_model.model, target, patterns, {name: name for name in names})
     return Group(tuple(names), tuple(memory), conversion, {name: tuple(parts[name].shape) for name in names})
 
 

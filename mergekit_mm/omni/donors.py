@@ -2,7 +2,7 @@
 
 Every family of transformers embeds its media inside its inner model's forward, in front of its language model, by its
 own rules: which keyword goes where, how features are packed and counted, where they are put. A guest runs that forward
-as it is; what stands in for its language model (`Doorstep`) hands back the embeddings it is given.
+as it is; what stands in for its language model (`IdentityDecoder`) hands back the embeddings it is given.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _NoEmbeddings(nn.Module):
         return torch.zeros(*input_ids.shape, self.hidden_size, dtype=self.like.dtype, device=input_ids.device)
 
 
-class Doorstep(nn.Module):
+class IdentityDecoder(nn.Module):
     """Stands where a guest's language model was: gives back the embeddings (batch, sequence, hidden) it is given."""
 
     def __init__(self, config: Any) -> None:
@@ -183,7 +183,7 @@ def build_guest(name: str, config: Any, hidden_size: int) -> Any:
         raise ValueError(f"guest {name!r}: its language model is {text.hidden_size} wide, the host's {hidden_size}.")
     if hasattr(inner, "get_rope_index"):
         logger.warning(f"guest {name!r}: {cls} places its media in two or three dimensions; as a guest's, one by one.")
-    setattr(inner, place[0], Doorstep(text))
+    setattr(inner, place[0], IdentityDecoder(text))
     return inner
 
 

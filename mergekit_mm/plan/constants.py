@@ -30,10 +30,10 @@ class Constants:
         if len(job.held) < 2:
             return False
         tensors = {model: self.inputs.checkpoints[model].tensors[name] for model, name in job.held.items()}
-        skeleton = self.inputs.base_checkpoint.skeleton
-        factor = skeleton is None and is_factor(job.info.name)
+        meta_model = self.inputs.base_checkpoint.meta_model
+        factor = meta_model is None and is_factor(job.info.name)
         integer = any(not info.dtype.is_floating_point for info in tensors.values())
-        known = is_index(job.info.name) or (skeleton is not None and job.info.name in skeleton.buffers)
+        known = is_index(job.info.name) or (meta_model is not None and job.info.name in meta_model.buffers)
         if not factor and (not integer or known):
             return False
         places = {without_adapter(model): name for model, name in job.held.items()}

@@ -53,13 +53,13 @@ class Decoupling:
     """
 
     def __init__(self, inputs: Inputs, config: MergeConfiguration, stack: str, gathering: Gathering) -> None:
-        omni, skeleton = inputs.composition, inputs.base_checkpoint.skeleton
+        omni, meta_model = inputs.composition, inputs.base_checkpoint.meta_model
         assert omni is not None
-        assert skeleton is not None
+        assert meta_model is not None
         self.inputs, self.stack, self.gathering = inputs, stack, gathering
         self.base, self.method = config.base_model, config.merge_method
         self.owners = {omni.owner(modality): donor for modality, donor in omni.modalities.items()}
-        self.linear = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
+        self.linear = {name for name, module in meta_model.model.named_modules() if isinstance(module, nn.Linear)}
         self.adapters = self._adapters_of_base()
         self._own: dict[str, dict[str, Task]] = {}  # merged tensor -> owner -> its donor's
         self._biases: dict[str, dict[str, Task]] = {}  # the same of biases that a policy keeps out of the merge

@@ -13,7 +13,7 @@ from mergekit.options import MergeOptions
 from mergekit_mm.checkpoints.adapters.binding import Adaptation, bind_adapter
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint, require_complete
 from mergekit_mm.checkpoints.hub import locate
-from mergekit_mm.checkpoints.hyperparameters import told_apart
+from mergekit_mm.checkpoints.hyperparameters import compare_language_models
 from mergekit_mm.checkpoints.ignoring import Ignored
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.matching import Match
@@ -82,9 +82,9 @@ class Inputs:
         parts = (self.composition.host, *self.composition.guests.values()) if self.composition else ()
         return {m: self.names[m][tensor] for m in dict.fromkeys((*parts, *self.names)) if tensor in self.names[m]}
 
-    def bringer(self, tensor: str) -> ModelReference:
+    def source_model(self, tensor: str) -> ModelReference:
         """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
-        return self.composition.bringer(tensor) if self.composition else self.base
+        return self.composition.source_model(tensor) if self.composition else self.base
 
 
 def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
@@ -126,7 +126,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         match = Match(base, checkpoint, keeps_vocabulary)
         names[model], matches[model] = match.names(), [match]
         if share_language_model(base, checkpoint):
-            match.computing, known = told_apart(base, checkpoint)
+            match.computing, known = compare_language_models(base, checkpoint)
             notes += known
         if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
             problems.append(
@@ -171,8 +171,8 @@ def _copies(
     two tensors, as it is in the model that transformers loads.
     """
     copies: dict[str, str] = {}
-    for alias in base.skeleton.aliases if base.skeleton else ():
-        first = base.skeleton.first_of(alias, base.tensors) if base.skeleton else alias
+    for alias in base.meta_model.aliases if base.meta_model else ():
+        first = base.meta_model.first_of(alias, base.tensors) if base.meta_model else alias
         own = {(checkpoints[m], found.get(alias), found.get(first)) for m, found in names.items()}
         if alias in base.tensors and alias != first and all(one == two or _equal(c, one, two) for c, one, two in own):
             copies[alias] = first

@@ -40,8 +40,8 @@ class Ledger:
                 f"{count} tensors of {role.value} that {model.lora} changes are left out: a policy "
                 f"(`parameters: {role.value}: merge`) would merge them."
             )
-        for (name, keeper), others in self.overruled.items():
+        for (name, kept_model), others in self.overruled.items():
             yield (
-                f"{name} is that of {keeper}; {', '.join(map(str, others))} has one of the same kind, which is not "
+                f"{name} is that of {kept_model}; {', '.join(map(str, others))} has one of the same kind, which is not "
                 f"used. `parameters: {name}: average` would merge them, the name of a donor takes another."
             )

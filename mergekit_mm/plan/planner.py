@@ -210,8 +210,8 @@ class MultimodalPlanner(MergePlanner):
         if policy is Policy.MERGE:
             if len(held) < min(listed, 2) or self._untouched(job):
                 return Policy.BASE
-            bringer = self.inputs.bringer(job.info.name)
-            if len(held) < listed and (why := why_undefined(self._method, role, list(held), job.base, bringer)):
+            source_model = self.inputs.source_model(job.info.name)
+            if len(held) < listed and (why := why_undefined(self._method, role, list(held), job.base, source_model)):
                 self._undefined[role.value] = why
                 return Policy.BASE
         return policy
@@ -224,16 +224,18 @@ class MultimodalPlanner(MergePlanner):
 
     def _keep(self, job: Job) -> Task:
         """The base model's tensor; without one that has it, that of the donor that leads."""
-        role, bringer = job.info.role, self.inputs.bringer(job.info.name)
-        keeper = next((model for model in (job.base, bringer) if model in job.held), next(iter(job.held), bringer))
-        others = [model for model in job.held if model != keeper]
-        if others and keeper != job.base and self.inputs.composition:
-            self.ledger.overruled[role.value, keeper] = others
-        self.ledger.kept[role.value, keeper] += 1
+        role, source_model = job.info.role, self.inputs.source_model(job.info.name)
+        kept_model = next(
+            (model for model in (job.base, source_model) if model in job.held), next(iter(job.held), source_model)
+        )
+        others = [model for model in job.held if model != kept_model]
+        if others and kept_model != job.base and self.inputs.composition:
+            self.ledger.overruled[role.value, kept_model] = others
+        self.ledger.kept[role.value, kept_model] += 1
         self.ledger.unused.update((model, role) for model in job.adapted(others))
-        if keeper not in job.held:
-            job = replace(job, held={**job.held, keeper: self.inputs.names[keeper][job.info.name]})
-        return self.gathering.one(job, keeper)
+        if kept_model not in job.held:
+            job = replace(job, held={**job.held, kept_model: self.inputs.names[kept_model][job.info.name]})
+        return self.gathering.one(job, kept_model)
 
     def _average(self, job: Job) -> Task:
         experts = job.experts

@@ -57,7 +57,7 @@ def why_undefined(
     role: Role,
     inputs: list[ModelReference],
     base_model: ModelReference | None,
-    bringer: ModelReference,
+    source_model: ModelReference,
 ) -> str | None:
     """Why a method does not take these inputs, which alone have a tensor of a role, or None.
 
@@ -68,6 +68,6 @@ def why_undefined(
     except ValueError as error:
         return (
             f"{method.spec.name} cannot merge the {role.value} of {', '.join(map(str, inputs))}: {error} of the same "
-            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {bringer}."
+            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {source_model}."
         )
     return None

@@ -61,7 +61,7 @@ def plan_side_files(
     alike = [model for model in files.values() if model.model_type == base.model_type]
     has_tokenizer_section = bool(config.tokenizer or config.tokenizer_source)
     tables = TokenTables()
-    is_native = inputs.base_checkpoint.skeleton is not None
+    is_native = inputs.base_checkpoint.meta_model is not None
     completion = Completion(chosen.name, base, alike, is_native, inputs.base_checkpoint.is_multimodal, copies)
     completion.complete(with_tokenizer and not has_tokenizer_section, tables)
     output, notes = completion.output(), completion.notes

@@ -55,7 +55,7 @@ def unused_tensors(inputs: Inputs, planner: MultimodalPlanner) -> Iterator[str]:
 
 def _is_twin(checkpoint: Checkpoint, model: ModelReference, name: str, read: set[tuple[ModelReference, str]]) -> bool:
     """Whether a tensor is stored a second time under the name of one that it is tied to."""
-    tied = checkpoint.skeleton.tied_to(name) if checkpoint.skeleton else []
+    tied = checkpoint.meta_model.tied_to(name) if checkpoint.meta_model else []
     return any((model, other) in read for other in tied)
 
 

@@ -46,15 +46,15 @@ class MergeTensors(ExecuteMergeMethodTask):
     ) -> torch.Tensor | None:
         if self.method_name in DRAWING:  # the inputs may be stored on a GPU
             tensors = {model: tensor.to("cpu") for model, tensor in tensors.items()}
-        keeper = self.base_model if self.base_model in self.model_order else self.model_order[0]
-        kept, name = tensors[keeper], self.output_weight.name
+        kept_model = self.base_model if self.base_model in self.model_order else self.model_order[0]
+        kept, name = tensors[kept_model], self.output_weight.name
         assert isinstance(kept, torch.Tensor)
         plain = [t for model in self.model_order if isinstance(t := tensors[model], torch.Tensor)]
         if kept.numel() == 0:
             return kept
         if not all(t.is_floating_point() for t in plain):
             if any(t.dtype != kept.dtype or not torch.equal(t, kept) for t in plain):
-                LOG.warning("Buffer %s (%s) differs between the inputs; %s's is kept.", name, kept.dtype, keeper)
+                LOG.warning("Buffer %s (%s) differs between the inputs; %s's is kept.", name, kept.dtype, kept_model)
             return kept
         broken = [str(model) for model in self.model_order if not is_finite(tensors[model])]
         if broken:

@@ -13,7 +13,7 @@ import pytest
 import transformers
 import zoo
 
-from mergekit_mm.checkpoints.meta_model import skeleton_of
+from mergekit_mm.checkpoints.meta_model import meta_model_of
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role, classify, classify_names
 
 L, V, A, D, P, OTHER = (
@@ -244,9 +244,9 @@ def test_roles_beside_the_zoo(case: str) -> None:
 
 
 def check(cls: str, config: Any, table: dict[str, object]) -> None:
-    skeleton = skeleton_of(config.to_dict() | {"architectures": [cls]})
-    assert skeleton is not None
-    for name, role in classify(skeleton).items():
+    meta_model = meta_model_of(config.to_dict() | {"architectures": [cls]})
+    assert meta_model is not None
+    for name, role in classify(meta_model).items():
         path = max((p for p in table if name == p or name.startswith(p + ".")), key=len, default=None)
         assert path is not None, f"{name} is in no line of the table"
         if table[path] == L:
@@ -275,9 +275,9 @@ def test_text_only_model_is_all_language() -> None:
     config = transformers.Qwen3Config(
         vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
     )
-    skeleton = skeleton_of(config.to_dict() | {"architectures": ["Qwen3ForCausalLM"]})
-    assert skeleton is not None
-    roles = classify(skeleton)
+    meta_model = meta_model_of(config.to_dict() | {"architectures": ["Qwen3ForCausalLM"]})
+    assert meta_model is not None
+    roles = classify(meta_model)
     assert set(roles.values()) == {Role.LANGUAGE_MODEL, Role.EMBEDDINGS, Role.LM_HEAD, Role.NORMS}
     assert roles["model.layers.0.self_attn.q_norm.weight"] is Role.NORMS
 

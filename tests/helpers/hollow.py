@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergekit_mm.checkpoints.meta_model import skeleton_of
+from mergekit_mm.checkpoints.meta_model import meta_model_of
 
 _SHORT = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
@@ -37,10 +37,10 @@ def sparse_checkpoint(directory: Path, config: Mapping[str, object], dtype: torc
     """A checkpoint of a transformers config, named as `save_pretrained` names it, without values."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
-    skeleton = skeleton_of(config)
-    assert skeleton is not None, "transformers does not know this model type"
-    state = {name: t for name, t in skeleton.tensors.items() if name not in skeleton.aliases}
-    disk = revert_weight_conversion(skeleton.model, dict(state))
+    meta_model = meta_model_of(config)
+    assert meta_model is not None, "transformers does not know this model type"
+    state = {name: t for name, t in meta_model.tensors.items() if name not in meta_model.aliases}
+    disk = revert_weight_conversion(meta_model.model, dict(state))
     shapes = {n: (tuple(t.shape), dtype if t.is_floating_point() else t.dtype) for n, t in disk.items()}
     _write_shards(directory, shapes)
     return directory

@@ -169,9 +169,9 @@ def _problems(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> list[
             f"{file.path.name} holds {len(without)} tensors that the model has no place for ({some(without)}); if they "
             f"are no part of it, name them (`parameters: {{{IGNORE}: [...]}}`), or move that file away"
         )
-    for memory in naming.memory if checkpoint.skeleton else ():
-        assert checkpoint.skeleton is not None
-        if (partners := sorted(checkpoint.skeleton.tied_to(memory))) and memory not in naming.settled:
+    for memory in naming.memory if checkpoint.meta_model else ():
+        assert checkpoint.meta_model is not None
+        if (partners := sorted(checkpoint.meta_model.tied_to(memory))) and memory not in naming.settled:
             problems.append(
                 f"{naming.names.get(memory, memory)}: the model ties it to {', '.join(partners)}, which would change "
                 "with it; merge that adapter with PEFT and untie the two"

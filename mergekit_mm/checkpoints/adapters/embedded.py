@@ -20,7 +20,7 @@ from mergekit_mm.checkpoints.adapters.base_names import is_trained_on, same_weig
 from mergekit_mm.checkpoints.checkpoint import open_checkpoint
 from mergekit_mm.checkpoints.disk import read_config, read_json
 from mergekit_mm.checkpoints.hub import locate
-from mergekit_mm.checkpoints.meta_model import skeleton_of
+from mergekit_mm.checkpoints.meta_model import meta_model_of
 from mergekit_mm.checkpoints.quantization import without_quantization
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG, holds_adapter, holds_model
 from mergekit_mm.errors import MergeError
@@ -67,10 +67,10 @@ def as_loaded(
 def has_switched_adapter(directory: Path) -> bool:
     """Whether a directory's adapter is the model's own, which its class switches on for one medium (Granite Speech)."""
     try:
-        skeleton = skeleton_of(without_quantization(read_config(directory)))
+        meta_model = meta_model_of(without_quantization(read_config(directory)))
     except MergeError:
         return False  # told when it is opened
-    return bool(skeleton and getattr(skeleton.model.config, "has_lora_adapter", False)) and holds_adapter(directory)
+    return bool(meta_model and getattr(meta_model.model.config, "has_lora_adapter", False)) and holds_adapter(directory)
 
 
 def with_embedded_adapters(

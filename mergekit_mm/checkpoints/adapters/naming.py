@@ -61,14 +61,14 @@ def find_names(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str] 
 
 def _namings(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str]) -> Iterator[Naming]:
     forms = _forms(list(adapter.changes), checkpoint, spare)
-    if checkpoint.skeleton is None:
+    if checkpoint.meta_model is None:
         for form in forms:
             yield from (_by_disk(adapter, checkpoint, form, start) for start in _prefixes(checkpoint, form))
         return
     known: list[View] = []
     for form in forms:
         for view in known or views(checkpoint):
-            own = form is forms[0] and view.skeleton is checkpoint.skeleton
+            own = form is forms[0] and view.meta_model is checkpoint.meta_model
             if own or _fits_sample(adapter, view, {name: each for name, each in form.items() if name not in spare}):
                 yield _Reading(adapter, checkpoint, view, form, None if own else view.told).naming
             if form is forms[0]:
@@ -90,7 +90,7 @@ def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -
 def _fits_sample(adapter: Adapter, view: View, form: Mapping[str, str]) -> bool:
     """Whether one name of each kind has a place. Names of bare parameters tell nothing before they are looked for."""
     kinds = {re.sub(r"\d+", "0", name): name for own, name in form.items() if not adapter.changes[own].is_bare}
-    return len(find_places(view.skeleton, kinds.values())) == len(kinds)
+    return len(find_places(view.meta_model, kinds.values())) == len(kinds)
 
 
 def _module_of(name: str) -> tuple[str, int]:
@@ -146,7 +146,7 @@ class _Reading:
         self.adapter, self.checkpoint, self.view = adapter, checkpoint, view
         self.naming = Naming(told)
         bare = {own: name for own, name in form.items() if adapter.changes[own].is_bare}
-        places = find_places(view.skeleton, (name for own, name in form.items() if own not in bare))
+        places = find_places(view.meta_model, (name for own, name in form.items() if own not in bare))
         parts: dict[int, dict[str, Place]] = {}
         for own, name in form.items():
             if own in bare:
@@ -167,7 +167,7 @@ class _Reading:
         outside of the part of the model that has the prefix."""
         if self.adapter.trained_in(own) is None:
             return None
-        found = find_places(self.view.skeleton, _spellings(name))
+        found = find_places(self.view.meta_model, _spellings(name))
         return next(iter(found.values()), None)
 
     def _whole(self, own: str, memory: str) -> None:
@@ -212,10 +212,10 @@ class _Reading:
         wanted = tuple(self.adapter.config.get("target_parameters") or ())
         paths = [f"{module}.{p}" for module in modules for p in {target.rpartition(".")[2] for target in wanted}]
         places = find_places(
-            self.view.skeleton,
+            self.view.meta_model,
             (path for path in paths if any(path == target or path.endswith(f".{target}") for target in wanted)),
         )
-        order = {name: i for i, name in enumerate(self.view.skeleton.tensors)}
+        order = {name: i for i, name in enumerate(self.view.meta_model.tensors)}
         for module, levels in modules.items():
             found = {places[p].memory: p for p in paths if p in places and p.rpartition(".")[0] == module}
             # PEFT wraps the parameters in the order of the module: the first is the innermost
@@ -231,7 +231,7 @@ class _Reading:
         if memory is None:
             self.naming.lost.append(own)
             return
-        shape = tuple(self.view.skeleton.tensors[target].shape)
+        shape = tuple(self.view.meta_model.tensors[target].shape)
         matrices = shape[0] if len(shape) == 3 else 1
         (_, columns), (rows, _) = a, b = self.adapter.factor_shapes(own)
         try:
@@ -245,7 +245,7 @@ class _Reading:
             return
         if rows == columns:  # then only PEFT's own rule tells
             turned = bool(
-                getattr(self.view.skeleton.model.get_submodule(target.rpartition(".")[0]), "is_transposed", False)
+                getattr(self.view.meta_model.model.get_submodule(target.rpartition(".")[0]), "is_transposed", False)
             )
         self._assembled(memory, BareParameter(self.adapter, own, shape, turned, strength), own)
 

@@ -14,12 +14,12 @@ def settle_ties(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> Non
     Copies of the model's own values change nothing. The same new values for all tensors that are tied are new values
     for the one that the model's files hold. Everything else stays, and cannot be put on a tied model.
     """
-    if checkpoint.skeleton is None:
+    if checkpoint.meta_model is None:
         return
     names = naming.names
     whole = {m for m, own in names.items() if adapter.replaces(own) and not adapter.changes[own].a}
     for memory in sorted(whole):
-        tied = checkpoint.skeleton.tied_to(memory)
+        tied = checkpoint.meta_model.tied_to(memory)
         held = checkpoint.present(memory)
         if not tied or held is None or memory not in names:
             continue

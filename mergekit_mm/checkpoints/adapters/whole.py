@@ -15,15 +15,15 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 def module_paths(base: Checkpoint) -> set[str]:
     """Paths of all modules, by which PEFT finds those that a config names."""
-    if base.skeleton is not None:
-        return {path for path, _ in base.skeleton.model.named_modules() if path}
+    if base.meta_model is not None:
+        return {path for path, _ in base.meta_model.model.named_modules() if path}
     parts = [name.split(".") for name in base.tensors]
     return {".".join(each[:i]) for each in parts for i in range(1, len(each))}
 
 
 def tensors_of(base: Checkpoint, module: str) -> list[str]:
     """Names in memory of all tensors in a module, as PEFT asks for them when it loads a module that was saved whole."""
-    names: Iterable[str] = base.skeleton.tensors if base.skeleton is not None else base.tensors
+    names: Iterable[str] = base.meta_model.tensors if base.meta_model is not None else base.tensors
     return [name for name in names if name.startswith(f"{module}.")]
 
 
@@ -59,11 +59,11 @@ def _why_not(base: Checkpoint, owner: str, paths: Collection[str]) -> str | None
     """
     if not owner:
         return "it belongs to the model itself and to no module"
-    skeleton, names = base.skeleton, tensors_of(base, owner)
-    if skeleton is not None:
-        if isinstance(skeleton.model.get_submodule(owner), _CONTAINERS):
+    meta_model, names = base.meta_model, tensors_of(base, owner)
+    if meta_model is not None:
+        if isinstance(meta_model.model.get_submodule(owner), _CONTAINERS):
             return f"{owner} is a list of parameters, which PEFT cannot save"
-        if tied := next((other for name in names for other in skeleton.tied_to(name)), None):
+        if tied := next((other for name in names for other in meta_model.tied_to(name)), None):
             return f"{owner} is tied to {tied}, which an adapter would take apart"
     if absent := [name for name in names if name not in base.tensors]:
         return f"PEFT saves {owner} with {absent[0]}, which {base.name} does not hold"

@@ -59,7 +59,7 @@ class Composition:
         lead = next(leads, None)
         return lead if lead == model or lead not in self.named else None
 
-    def bringer(self, tensor: str) -> ModelReference:
+    def source_model(self, tensor: str) -> ModelReference:
         """The donor whose tensor one of the output is, or is like; by its name in the output."""
         return next((lead for name, lead in self.guests.items() if tensor.startswith(f"guests.{name}.")), self.host)
 
@@ -134,8 +134,8 @@ def _markers(
     """
     found: dict[int, Marker] = {}
     for modality, owner in modalities.items():
-        kind, skeleton = checkpoints[owner].kind, checkpoints[owner].skeleton
-        for key, value in vars(skeleton.model.config).items() if skeleton else ():
+        kind, meta_model = checkpoints[owner].kind, checkpoints[owner].meta_model
+        for key, value in vars(meta_model.model.config).items() if meta_model else ():
             if re.fullmatch(_MARKER[modality], key) and isinstance(value, int):
                 united = vocabulary.id_of(checkpoints[owner].directory, value)
                 others = tuple(m for m, c in checkpoints.items() if c.kind != kind)
@@ -160,7 +160,7 @@ def is_decoupled(config: MergeConfiguration) -> bool:
 
 def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, Checkpoint]) -> None:
     """Refuse donors that cannot be parts, and what a config asks for that no omni model has."""
-    unbuilt = [c for c in donors.values() if c.skeleton is None]
+    unbuilt = [c for c in donors.values() if c.meta_model is None]
     for kind, cannot in (
         ("brings its own code", [c.name for c in unbuilt if "auto_map" in c.config]),
         ("is of a type that transformers does not know here", [c.name for c in unbuilt]),
@@ -183,7 +183,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
 
 def _lacks_embeddings(donor: Checkpoint) -> bool:
     """Whether the language model is none that reads its own embeddings alone, as one of an encoder and a decoder."""
-    return donor.skeleton is not None and "embed_tokens.weight" not in donor.backbone
+    return donor.meta_model is not None and "embed_tokens.weight" not in donor.backbone
 
 
 def _chosen(
@@ -219,11 +219,11 @@ def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
 
 def placeholder(modality: str, donor: Checkpoint) -> int | None:
     """The id of the donor's placeholder token of a modality; None if it does not take it."""
-    if donor.skeleton is None:
+    if donor.meta_model is None:
         return None
-    declared = donor.skeleton.model.input_modalities  # just "text": nothing, as PaddleOCR-VL in transformers 5.20
+    declared = donor.meta_model.model.input_modalities  # just "text": nothing, as PaddleOCR-VL in transformers 5.20
     if declared != "text" and modality not in declared:
         return None
-    config = donor.skeleton.model.config
+    config = donor.meta_model.model.config
     found = (getattr(config, f"{modality}_token_{end}", None) for end in ("id", "index"))
     return next((token for token in found if isinstance(token, int)), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from mergekit.common import ModelReference
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo
-from mergekit_mm.checkpoints.hyperparameters import told_apart, window
+from mergekit_mm.checkpoints.hyperparameters import compare_language_models, window
 from mergekit_mm.checkpoints.ignoring import Ignored
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.matching import Match, tower_names
@@ -52,7 +52,7 @@ def lay_out(
         if omni.unties_head and head is not None:
             found[HEAD] = head
         names[model] = found
-        match.computing, known = told_apart(checkpoints[omni.start], checkpoint)
+        match.computing, known = compare_language_models(checkpoints[omni.start], checkpoint)
         _judge(match, ignored)
         matches[model] = [match]
         problems += match.problems
@@ -92,8 +92,8 @@ def _judge(match: Match, ignored: Ignored) -> None:
 
 def _host_tensors(omni: Composition, host: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
     """The host's own, with a head of its own if that of any input is not its embeddings again."""
-    assert host.skeleton is not None
-    aliases = host.skeleton.aliases
+    assert host.meta_model is not None
+    aliases = host.meta_model.aliases
     for name, info in host.tensors.items():
         if name not in host.unknown and aliases.get(name) not in host.tensors:  # files of old hold tied ones twice
             yield name, info
@@ -122,8 +122,8 @@ def _choice(omni: Composition, lead: ModelReference) -> str:
 
 def _flattened(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:
     for model in omni.guests.values():
-        skeleton = checkpoints[model].skeleton
-        if skeleton is not None and hasattr(getattr(skeleton.model, "model", None), "get_rope_index"):
+        meta_model = checkpoints[model].meta_model
+        if meta_model is not None and hasattr(getattr(meta_model.model, "model", None), "get_rope_index"):
             yield (
                 f"{model} places its media in two or three dimensions (M-RoPE); as a guest's they are placed one by "
                 f"one, like text. `parameters: host: {model}` keeps them as they were trained."
