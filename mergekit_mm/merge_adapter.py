@@ -25,12 +25,12 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.output.adapter_files import write_adapter
 from mergekit_mm.output.card import hash_inputs, model_card
 from mergekit_mm.output.directory import check_output, staged
-from mergekit_mm.plan.deltas import plan_deltas
-from mergekit_mm.plan.plan import Plan, plan_merge
+from mergekit_mm.plan.build import build_plan
+from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
+from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.deltas import Changed
 from mergekit_mm.tasks.executors import executor_for
-from mergekit_mm.tasks.reading import LoadTensor, without_adapter
 
 LOG = logging.getLogger(__name__)
 
@@ -74,11 +74,8 @@ def merge_to_adapter(
     require_device(options)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
-    with (
-        system_errors(out),
-        enough_memory(options.device),
-        plan_merge(config, options, source=config_source) as plan,
-    ):
+    with system_errors(out), enough_memory(options.device):
+        plan = build_plan(config, options, config_source)
         check_output(out, plan.inputs.directories)
         if (over := plan.inputs.base).lora and plan.inputs.adaptations[over].adapter.directory.samefile(
             plan.inputs.base_checkpoint.directory
@@ -87,15 +84,16 @@ def merge_to_adapter(
                 f"{over.model} holds an adapter of its own, which transformers would load under the new one: save "
                 "the two as one model, and name that as the base."
             )
-        tasks = plan_deltas(plan.planner)
+        compiler = Compiler(plan, options)
+        tasks = compiler.to_deltas()
         if not options.quiet:
-            of_the_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # which an adapter goes with
-            click.echo(f"{plan.report()}\n{plan.not_used(of_the_base)}", err=True)
+            files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
+            click.echo(f"{plan.report()}\n{plan.not_used(files_of_base)}", err=True)
         with staged(out) as staging:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)
             # first what is whole: its refusals need not wait for decompositions, which may take hours
-            saved, whole = _whole(plan, tasks, linear, linear | embeddings, options)
+            saved, whole = _whole(compiler, tasks, linear, linear | embeddings, options)
             inside = tuple(f"{module}." for module in saved)
             fit = {
                 name: path
@@ -126,7 +124,11 @@ def merge_to_adapter(
 
 
 def _whole(
-    plan: Plan, tasks: Mapping[str, Task[TaskVector]], linear: set[str], adaptable: set[str], options: MergeOptions
+    compiler: Compiler,
+    tasks: Mapping[str, Task[TaskVector | None]],
+    linear: set[str],
+    adaptable: set[str],
+    options: MergeOptions,
 ) -> tuple[list[str], dict[str, torch.Tensor]]:
     """The modules that are written whole; and name in memory -> value of all their tensors, and of other biases.
 
@@ -136,19 +138,14 @@ def _whole(
     Raises:
         MergeError: a change in a module that PEFT cannot save.
     """
-    base, planner = plan.inputs.base_checkpoint, plan.planner
+    plan, base = compiler.plan, compiler.inputs.base_checkpoint
     replaced = [name for name in tasks if any(found.replaces(name) for found in plan.inputs.adaptations.values())]
     # PEFT saves embeddings that it adapts whole too, changed or not: then the factors say it all
     factored = [name for name in replaced if _all_add_factors(plan, name)]
-    dense = [n for n, d in _run({n: tasks[n] for n in factored}, options) if d.right is None]
+    dense = [n for n, d in _run({n: tasks[n] for n in factored}, options) if d is not None and d.right is None]
     apart = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
-    over = without_adapter(plan.inputs.base)
     tests: dict[str, Task[torch.Tensor | None]] = {
-        name: Changed(
-            merged=planner.finished(name), base=LoadTensor(model=over, tensor=name, label=task.group_label() or name)
-        )
-        for name, task in tasks.items()
-        if name in apart
+        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name])) for name in apart
     }
     changed = {name: value for name, value in _run(tests, options) if value is not None}
     biases = {name for name in changed if name.endswith(".bias") and name.removesuffix(".bias") in linear}
@@ -162,12 +159,15 @@ def _whole(
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
     more = {
-        name: planner.finished(name) for module in saved for name in tensors_of(base, module) if name not in changed
+        name: compiler.written(plan[name])
+        for module in saved
+        for name in tensors_of(base, module)
+        if name not in changed
     }
     return saved, changed | dict(_run(more, options))
 
 
-def _all_add_factors(plan: Plan, name: str) -> bool:
+def _all_add_factors(plan: MergePlan, name: str) -> bool:
     """Whether every adapter that holds a tensor whole has factors for it as well."""
     holding = [found for found in plan.inputs.adaptations.values() if found.replaces(name)]
     return all(found.adds_factors(name) for found in holding)
@@ -184,7 +184,7 @@ def _nothing(base: Checkpoint, linear: set[str], inside: tuple[str, ...]) -> dic
 
 
 def _factorised(
-    tasks: Mapping[str, Task[TaskVector]], paths: Mapping[str, str], rank: int | None, options: MergeOptions
+    tasks: Mapping[str, Task[TaskVector | None]], paths: Mapping[str, str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
     """(module path, factors) of every matrix that changes; only factors are kept.
 
@@ -192,6 +192,8 @@ def _factorised(
         MergeError: a change of full rank without a rank to cut it to.
     """
     for name, delta in _run(tasks, options):
+        if delta is None:
+            continue
         if delta.right is None and rank is None and delta.dense(torch.float32).any():
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."

@@ -1,7 +1,8 @@
-"""Whether two tensors of one checkpoint are the same, block by block, so that neither is ever in memory as a whole."""
+"""Values of a checkpoint's tensors: one read as a whole, or two compared block by block without either in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from safetensors import safe_open
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.numerics.low_rank import widened
 
 _ROWS = 4096
 
@@ -32,6 +35,31 @@ def same_values(checkpoint: Checkpoint, one: str, other: str) -> bool:
         return all(torch.equal(a.double(), b.double()) for a, b in blocks)
 
 
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """One tensor, by its name in memory, in the dtype of its file; in float32 or wider if factors are folded in."""
+    with ExitStack() as files:
+        return read_group(checkpoint, name, lambda tensor: _read(checkpoint, tensor, files))[name]
+
+
+def read_group(
+    checkpoint: Checkpoint, name: str, read: Callable[[DiskTensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """All tensors, by their names in memory, that are stored together with the one of this name.
+
+    read: gives the value of one tensor on disk.
+    """
+    group = checkpoint.group_of[name]
+    tensors = {key: read(checkpoint.disk[key]) for key in group.disk}
+    if checkpoint.is_folded(name):  # A group may have some tensors with factors, which are wider, and some without.
+        tensors = {key: widened(t) if t.is_floating_point() else t for key, t in tensors.items()}
+    return group.to_memory(tensors)
+
+
+def equal_values(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same but for their dtype."""
+    return a.shape == b.shape and torch.equal(a.float(), b.float())
+
+
 def holds_value(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> bool:
     """Whether a tensor, by its name in memory, has these values; one that is stored converted has none."""
     if checkpoint.tensors[name].shape != tuple(value.shape) or not _is_plain(checkpoint, name):
@@ -50,7 +78,19 @@ def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
 def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
     """A tensor that is read when it is sliced."""
     tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
-    path = checkpoint.directory / tensor.file
+    return _slice(checkpoint, tensor.file, tensor.key, files)
+
+
+def _read(checkpoint: Checkpoint, tensor: DiskTensor, files: ExitStack) -> torch.Tensor:
+    def value(key: str) -> torch.Tensor:
+        found: torch.Tensor = _slice(checkpoint, tensor.file, key, files)[...]
+        return found.detach()
+
+    return value(tensor.name) if tensor.stored is None else tensor.stored.value(value)
+
+
+def _slice(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any:
+    path = checkpoint.directory / file
     if path.suffix == ".safetensors":
-        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(tensor.key)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[tensor.key]
+        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(key)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[key]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mergekit_mm import __version__
 from mergekit_mm.checkpoints.hub import local_path
 from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.plan.plan import Plan
+from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 
 _CARD = """---
 {metadata}---
@@ -46,13 +46,13 @@ mergekit-mm {version} (torch {torch}, transformers {transformers}) by the method
 
 
 def model_card(
-    plan: Plan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
+    plan: MergePlan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
 ) -> str:
     """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
     metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
-    if plan.inputs.composition or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
+    if isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
         metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it
     if on_hub:
         metadata["base_model"] = on_hub
@@ -68,7 +68,7 @@ def model_card(
     )
 
 
-def hash_inputs(plan: Plan, quiet: bool) -> dict[tuple[str, str], str]:
+def hash_inputs(plan: MergePlan, quiet: bool) -> dict[tuple[str, str], str]:
     """(model or adapter, file) -> SHA-256 of every weight file of every input, with a progress bar."""
     files = {
         (str(model.model), file): checkpoint.directory / file

@@ -8,18 +8,17 @@ from pathlib import Path
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.omni.export import copy_code
 from mergekit_mm.output.verify import verified_omni
+from mergekit_mm.plan.merge_plan import OmniPlan
 from mergekit_mm.plan.omni.processor import omni_processor
-from mergekit_mm.plan.plan import Plan
 
 
-def finish_omni(plan: Plan, written: Mapping[str, DiskTensor], directory: Path) -> None:
+def finish_omni(plan: OmniPlan, written: Mapping[str, DiskTensor], directory: Path) -> None:
     """Write everything beside the weights, and check these against the config.
 
     Raises:
         MergeError: the written tensors are not those of the model that the config describes.
     """
     omni, checkpoints = plan.inputs.composition, plan.inputs.checkpoints
-    assert omni is not None
     config = verified_omni(plan, written)
     config.auto_map = copy_code(directory)
     config.save_pretrained(directory)

@@ -1,38 +1,72 @@
-"""Would transformers load exactly this? Asked of what a merge plans, before it is run, and of what it has written."""
+"""Whether transformers would load exactly what a merge plans, before it is run, and what it has written."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from mergekit.options import MergeOptions
 
 from mergekit_mm.checkpoints.checkpoint import require_complete, take_inventory
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.output.config_json import output_config
+from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.omni.model import omni_model
-from mergekit_mm.plan.plan import Plan
+from mergekit_mm.tasks.tokenizer import BuildVocabulary, require_token_rows
 
 
-def planned_tensors(plan: Plan, rows: int | None) -> dict[str, DiskTensor]:
+def verify_planned(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> None:
+    """Build what the merge will end in, tokenizer and config, and see that its tensors are those of a model.
+
+    vocabulary: the task that makes the tokenizer that the config asks for, if it asks for one.
+
+    Raises:
+        MergeError: they are not.
+    """
+    if isinstance(plan, OmniPlan):
+        verified_omni(plan, planned_tensors(plan, plan.inputs.composition.vocabulary.size))
+        return
+    rows = _planned_rows(plan, vocabulary, options)
+    verified_config(plan, planned_tensors(plan, rows), Path(), rows)
+
+
+def _planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
+    """Rows of the output's embeddings where the merge changes the vocabulary; else None."""
+    inputs, section = plan.inputs, plan.config.tokenizer
+    if vocabulary is not None:
+        built = vocabulary.execute()
+        require_token_rows((section.tokens if section else None) or {}, built, inputs.checkpoints)
+        tokens = len(built.tokenizer.get_vocab())
+        multiple = (section.pad_to_multiple_of if section else None) or 1
+        return math.ceil(tokens / multiple) * multiple
+    if not options.unsafe_truncate_embeddings:
+        return None
+    name = inputs.base_checkpoint.embeddings
+    return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
+
+
+def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:
     """What the merge will write: name on disk -> shape and dtype. rows: of the embeddings, where they change."""
-    base, omni = plan.inputs.base_checkpoint, plan.inputs.composition
-    if omni is not None:
+    base = plan.inputs.base_checkpoint
+    if isinstance(plan, OmniPlan):
         resized = {name for name, info in plan.inputs.tensors.items() if info.vocabulary_axis is not None}
     else:
         by_token = [name for name, info in base.tensors.items() if info.vocabulary_axis is not None]
         resized = {name for tensor in by_token for name in base.group_of[tensor].disk}
-    found = {
-        name: replace(like, name=name, dtype=plan.written_dtype(like)) for name, like in plan.planner.output.items()
-    }
+    found = {name: replace(like, name=name, dtype=plan.written_dtype(like)) for name, like in plan.layout.items()}
     if rows is None:
         return found
     return {n: replace(t, shape=(rows, *t.shape[1:])) if n in resized else t for n, t in found.items()}
 
 
-def verified_config(plan: Plan, tensors: Mapping[str, DiskTensor], directory: Path, rows: int | None) -> dict[str, Any]:
+def verified_config(
+    plan: MergePlan, tensors: Mapping[str, DiskTensor], directory: Path, rows: int | None
+) -> dict[str, Any]:
     """The output's `config.json`, once `tensors` are seen to be those of the model that it describes.
 
     directory: where the tensors are, or will be. rows: as of `planned_tensors`.
@@ -42,12 +76,12 @@ def verified_config(plan: Plan, tensors: Mapping[str, DiskTensor], directory: Pa
             shape than in that model.
     """
     base = plan.inputs.base_checkpoint
-    layers = plan.planner.layer_sources()
+    layers = plan.layers
     config = output_config(base.config, tensors, layers, rows)
     try:
         model = take_inventory("The merged model", directory, config, tensors)
         require_complete(model)
-        known = {name for name, like in plan.planner.output.items() if like.name in base.unknown}
+        known = {name for name, like in plan.layout.items() if like.name in base.unknown}
         if extra := sorted(model.unknown - known):
             raise MergeError(f"The merged model would have no place for {len(extra)} tensors: {extra[:5]}.")
     except MergeError as error:
@@ -57,18 +91,15 @@ def verified_config(plan: Plan, tensors: Mapping[str, DiskTensor], directory: Pa
     return config
 
 
-def verified_omni(plan: Plan, tensors: Mapping[str, DiskTensor]) -> OmniConfig:
+def verified_omni(plan: OmniPlan, tensors: Mapping[str, DiskTensor]) -> OmniConfig:
     """The config of an omni model, once `tensors` are seen to be those of the model that it describes.
 
     Raises:
         MergeError: the tensors are not those of that model, by names or shapes.
     """
-    omni = plan.inputs.composition
-    assert omni is not None
-    host = plan.inputs.base_checkpoint
-    own = output_config(host.config, tensors, plan.planner.layer_sources(), omni.vocabulary.size)
-    routed = plan.planner.decoupling.forms if plan.planner.decoupling else {}
-    config, expected = omni_model(omni, plan.inputs.checkpoints, own, routed)
+    omni, host = plan.inputs.composition, plan.inputs.base_checkpoint
+    own = output_config(host.config, tensors, plan.layers, omni.vocabulary.size)
+    config, expected = omni_model(omni, plan.inputs.checkpoints, own, plan.routed)
     held = {name: tensor.shape for name, tensor in tensors.items()}
     missing = [name for name in expected if name not in held]
     extra = [name for name in held if name not in expected]

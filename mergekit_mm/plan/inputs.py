@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from mergekit.common import ModelPath, ModelReference
@@ -34,13 +35,12 @@ class Inputs:
     base: ModelReference  # its layout, config and side files are the output's
     checkpoints: Mapping[ModelReference, Checkpoint]  # of a model with an adapter, that of the model alone
     adaptations: Mapping[ModelReference, Adaptation]
-    tensors: Mapping[str, TensorInfo]  # of the output, before slices: the base's, or an omni model's
+    tensors: Mapping[str, TensorInfo]  # of the output, before slices
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
-    notes: list[str]  # what is done on purpose but may surprise
-    matches: Mapping[ModelReference, Sequence[Match]]  # judged already only for an omni model, whose parts have to fit
-    problems: list[str]  # other problems, reported together with those of the matches
-    copies: Mapping[str, str]  # tensor that is not merged by itself -> the one that it is equal to, and stays equal to
-    composition: Composition | None = None  # of an omni model; `base` is then its host
+    notes: Sequence[str]  # what is done on purpose but may surprise
+    matches: Mapping[ModelReference, Sequence[Match]]
+    problems: Sequence[str] = ()  # other problems, reported together with those of the matches
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensor that is not merged by itself -> the one it equals
     own_adapter: OwnAdapter | None = None  # the adapter that the output gets unchanged
 
     def without_place(self) -> Iterator[tuple[ModelReference, str, list[str]]]:
@@ -64,6 +64,30 @@ class Inputs:
         adapters = [self.adaptations[model].adapter.directory] if model.lora else []
         return tuple(path.resolve() for path in (self.checkpoints[model].directory, *adapters))
 
+    def plain(self, model: ModelReference) -> ModelReference:
+        """The model of an input without its adapter, under the first name that its directory was given."""
+        return self._plain[model] if model.lora else model
+
+    @cached_property
+    def _plain(self) -> Mapping[ModelReference, ModelReference]:
+        first: dict[Path, ModelReference] = {}
+        return {
+            model: first.setdefault(checkpoint.directory.resolve(), model.model_copy(update={"lora": None}))
+            for model, checkpoint in self.checkpoints.items()
+        }
+
+    def adapts(self, model: ModelReference, tensor: str) -> bool:
+        """Whether an input's adapter changes a tensor, by the input's own name in memory."""
+        return model in self.adaptations and self.adaptations[model].changes(tensor)
+
+    def adapter_rank(self, model: ModelReference, tensor: str) -> int | None:
+        """As `Adaptation.rank`; 0 for a model without an adapter."""
+        return self.adaptations[model].rank(tensor) if model in self.adaptations else 0
+
+    def is_widened(self, model: ModelReference, tensor: str) -> bool:
+        """Whether an input gives a tensor in float32 or wider, as an adapter has been applied to it."""
+        return self.adapts(model, tensor) or self.checkpoints[model].is_folded(tensor)
+
     @property
     def widens(self) -> bool:
         """Whether any input gives tensors in float32 or wider, as an adapter has been applied to them."""
@@ -74,17 +98,32 @@ class Inputs:
     def base_checkpoint(self) -> Checkpoint:
         return self.checkpoints[self.base]
 
-    def holders(self, tensor: str) -> dict[ModelReference, str]:
-        """All models that have a tensor of an omni model, with their names for it; those that it is composed of first.
+    def row_donors(self, _tensor: str) -> dict[ModelReference, str]:
+        """Models whose rows fill in for rows that others lack, with their names for a tensor that token ids index."""
+        return {}
+
+    def source_model(self, _tensor: str) -> ModelReference:
+        """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
+        return self.base
+
+
+@dataclass(frozen=True, eq=False)
+class OmniInputs(Inputs):
+    """The donors of an omni model. Names are the omni model's, `base` is its host, `tensors` are those of the whole."""
+
+    composition: Composition = field(kw_only=True)
+
+    def row_donors(self, tensor: str) -> dict[ModelReference, str]:
+        """All models that have a tensor of the omni model; those that it is composed of first.
 
         A vocabulary needs the rows of each, also if it takes no part in a merge of them: it may have tokens of its own.
         """
-        parts = (self.composition.host, *self.composition.guests.values()) if self.composition else ()
+        parts = (self.composition.host, *self.composition.guests.values())
         return {m: self.names[m][tensor] for m in dict.fromkeys((*parts, *self.names)) if tensor in self.names[m]}
 
     def source_model(self, tensor: str) -> ModelReference:
-        """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
-        return self.composition.source_model(tensor) if self.composition else self.base
+        """The donor that leads those of the same architecture."""
+        return self.composition.source_model(tensor)
 
 
 def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
@@ -188,13 +227,13 @@ def _composed(
     checkpoints: Mapping[ModelReference, Checkpoint],
     adaptations: Mapping[ModelReference, Adaptation],
     left_out: Ignored,
-) -> Inputs:
+) -> OmniInputs:
     """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
     layout = lay_out(omni, checkpoints, left_out, _left_out(adaptations))
     _refuse(layout.problems)
     notes = [*_told(checkpoints, adaptations), *layout.notes]
     found = layout.tensors, layout.names, notes, layout.matches
-    return Inputs(omni.host, checkpoints, adaptations, *found, [], {}, omni)
+    return OmniInputs(omni.host, checkpoints, adaptations, *found, composition=omni)
 
 
 def _told(

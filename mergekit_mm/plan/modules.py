@@ -1,29 +1,33 @@
-"""The modules of a model (`modules:` in a mergekit config) as mergekit's planner wants them, made from roles."""
+"""The modules of the output (`modules:` of a merge config), made from the roles of its tensors, and their slices."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import dropwhile, takewhile
 
-from mergekit.architecture import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
-from transformers import PreTrainedConfig
+from mergekit.common import ModelReference
+from mergekit.config import (
+    InputModelDefinition,
+    InputSliceDefinition,
+    MergeConfiguration,
+    OutputModuleDefinition,
+    OutputSliceDefinition,
+)
 
-from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo, layer_stack
+from mergekit_mm.checkpoints.checkpoint import TensorInfo, layer_stack
 
-# names that mergekit's own definitions of multimodal families use
+# Names that mergekit's own definitions of multimodal families use.
 ALIASES = {"text_decoder": "language_model", "multi_modal_projector": "projector", "vision_model": "vision_tower"}
 
 
-class RoleModule(ModuleArchitecture):
-    """All tensors of one module, those of its main stack of layers told apart from the rest.
+@dataclass(frozen=True, eq=False)
+class Module:
+    """All tensors of one module, those of its main stack of layers told from the rest. Names are the output's."""
 
-    Names are the output's in memory. The config that mergekit passes is not needed: the tensors are known.
-    """
-
-    def __init__(self, tensors: Sequence[TensorInfo]):
-        self.tensors = {info.name: info for info in tensors}
+    tensors: Mapping[str, TensorInfo]
 
     @cached_property
     def stack(self) -> str:
@@ -32,7 +36,7 @@ class RoleModule(ModuleArchitecture):
         return path + "." if path else ""
 
     @cached_property
-    def layers(self) -> list[list[str]]:
+    def layers(self) -> Sequence[Sequence[str]]:
         """For each layer, the names of its tensors after the layer's index."""
         found: dict[int, list[str]] = {}
         for name in self.tensors:
@@ -43,36 +47,77 @@ class RoleModule(ModuleArchitecture):
     def name_at(self, index: int, suffix: str) -> str:
         return f"{self.stack}{index}.{suffix}"
 
-    def weight(self, name: str, like: str | None = None) -> WeightInfo:
-        return WeightInfo(name=name, vocabulary_axis=self.tensors[like or name].vocabulary_axis)
+    @property
+    def before_layers(self) -> list[str]:
+        return list(takewhile(lambda name: not self._in_stack(name), self.tensors))
 
-    def num_layers_config_key(self) -> str:
-        return ""  # the output's config.json is edited by the plugin
-
-    def num_layers(self, config: PreTrainedConfig) -> int:
-        return len(self.layers)
-
-    def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        return [self.weight(n) for n in takewhile(lambda n: not self._in_stack(n), self.tensors)]
-
-    def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
-        return [self.weight(self.name_at(index, suffix)) for suffix in self.layers[index]]
-
-    def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        rest = dropwhile(lambda n: not self._in_stack(n), self.tensors)
-        return [self.weight(n) for n in rest if not self._in_stack(n)]
+    @property
+    def after_layers(self) -> list[str]:
+        rest = dropwhile(lambda name: not self._in_stack(name), self.tensors)
+        return [name for name in rest if not self._in_stack(name)]
 
     def _in_stack(self, name: str) -> bool:
         return bool(self.stack) and re.match(re.escape(self.stack) + r"\d+\.", name) is not None
 
 
-def merge_architecture(base: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ModelArchitecture:
-    """The output's tensors as mergekit modules: `language_model`, `vision_tower`, `projector`, ..."""
-    modules: dict[str, list[TensorInfo]] = {}
-    for info in tensors.values():
-        modules.setdefault(info.role.module, []).append(info)
-    return ModelArchitecture(
-        modules={name: ModuleDefinition(architecture=RoleModule(infos)) for name, infos in modules.items()},
-        architectures=base.config.get("architectures") or [],
-        model_type=base.config.get("model_type", ""),
-    )
+def modules_of(tensors: Iterable[TensorInfo]) -> dict[str, Module]:
+    """`language_model`, `vision_tower`, `projector`, ... -> the tensors of that module, in the order of the layout."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for info in tensors:
+        modules.setdefault(info.role.module, {})[info.name] = info
+    return {name: Module(infos) for name, infos in modules.items()}
+
+
+def module_definitions(
+    config: MergeConfiguration, modules: Mapping[str, Module], layout: ModelReference
+) -> dict[str, OutputModuleDefinition]:
+    """`models:`, `slices:` and `modules:` of a config in one form: module -> its slices.
+
+    A module that the config does not list is sliced from `layout` alone, the model whose layout the output has.
+    """
+    given: dict[str, OutputModuleDefinition]
+    if config.slices:
+        given = {"language_model": OutputModuleDefinition(slices=config.slices)}
+    elif config.models:
+        given = {name: OutputModuleDefinition(models=config.models) for name in modules}
+    else:
+        given = {ALIASES.get(name, name): module for name, module in (config.modules or {}).items()}
+    for name in modules:
+        given.setdefault(name, OutputModuleDefinition(models=[InputModelDefinition(model=layout)]))
+    return {name: _in_slices(given[name], len(modules[name].layers), config.base_model) for name in given}
+
+
+def unlisted_modules(config: MergeConfiguration, modules: Iterable[str]) -> list[str]:
+    """The modules that a config with `modules:` or `slices:` does not list."""
+    if config.models:
+        return []
+    listed = {"language_model"} if config.slices else {ALIASES.get(name, name) for name in config.modules or ()}
+    return [name for name in modules if name not in listed]
+
+
+def layers_of(module: OutputModuleDefinition) -> list[int]:
+    """For each layer of a module in the output, the input's layer that it comes from."""
+    ranges = [part.sources[0].layer_range for part in module.slices or ()]
+    return [index for low, high in ranges for index in range(low, high)]
+
+
+def moved_layers(
+    modules: Mapping[str, Module], definitions: Mapping[str, OutputModuleDefinition]
+) -> tuple[int, ...] | None:
+    """For each layer of the output's language model, the layer it comes from; None if all are where they were."""
+    if "language_model" not in modules:
+        return None
+    layers = layers_of(definitions["language_model"])
+    return None if layers == list(range(len(modules["language_model"].layers))) else tuple(layers)
+
+
+def _in_slices(module: OutputModuleDefinition, layers: int, base: ModelReference | None) -> OutputModuleDefinition:
+    if not module.models:
+        return module
+    sources = [
+        InputSliceDefinition(model=each.model, layer_range=(0, layers), parameters=each.parameters)
+        for each in module.models
+    ]
+    if base and all(source.model != base for source in sources):
+        sources.append(InputSliceDefinition(model=base, layer_range=(0, layers)))
+    return OutputModuleDefinition(slices=[OutputSliceDefinition(sources=sources)], parameters=module.parameters)

@@ -1,78 +1,82 @@
-"""Under which names merged tensors are written: those of the base on disk, or an omni model's own."""
+"""Under which names the planned tensors are written: those of the base on disk, or an omni model's own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from mergekit.common import ModelReference
-from mergekit.graph import Task
-
-from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo
+from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.weight_names import Group
 from mergekit_mm.errors import MergeError
-from mergekit_mm.plan.modules import RoleModule
-from mergekit_mm.tasks.writing import ConvertToDisk, PickTensor
+from mergekit_mm.plan.modules import Module
+from mergekit_mm.plan.tensor_plan import TensorPlan
 
 
-class Output(NamedTuple):
-    """One tensor of the output: its name on disk, what makes it, and the input's tensor that it is like."""
+class Piece(Enum):
+    """Which part of a planned tensor is written under a name."""
+
+    WHOLE = "whole"
+    CONVERTED = "converted"  # one of the tensors on disk that a group of tensors in memory is converted to
+    OWNER = "owner"  # the tensor through which the tokens of one owner go (DAMC)
+    BASIS = "basis"  # the right factor that all owners share (DAMC)
+    FACTOR = "factor"  # the left factor of one owner (DAMC)
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the output on disk."""
 
     name: str
-    task: Task
-    like: DiskTensor
+    like: DiskTensor  # the input's tensor on disk whose shape and dtype it has
+    tensor: str  # the planned tensor it is made from, by its name in memory; any one of a converted group
+    piece: Piece = Piece.WHOLE
+    owner: str = ""  # of a piece that is one owner's
 
 
-def as_base(
-    model: ModelReference,
-    base: Checkpoint,
-    made: Mapping[str, Task],
-    modules: Mapping[str, RoleModule],
-    like: Mapping[str, TensorInfo],
-    moved: bool,
-) -> Iterator[Output]:
-    """The layout of the base `model` has on disk, and layers beyond its own under names like theirs.
+def outputs_like_base(
+    base: Checkpoint, tensors: Mapping[str, TensorPlan], modules: Mapping[str, Module], moved: bool
+) -> Iterator[OutputTensor]:
+    """The layout that the base has on disk; layers beyond its own get names like theirs.
 
-    made: name in memory -> task. like: that name -> the base's tensor that it is, or is like; by default that of the
-    same name. moved: whether slices move, repeat or leave out layers; a layer of another kind may then stand where the
-    base has one.
+    tensors: every planned tensor by its name in memory. moved: whether slices move, repeat or leave out layers; a layer
+    of another kind may then stand where the base has one.
 
     Raises:
         MergeError: a tensor of the base that nothing makes, or a layer that has no name.
     """
-    left = dict(made)
+    left = dict.fromkeys(tensors)
 
-    def source(name: str) -> Group:
-        return base.group_of[like[name].name if name in like else name]
+    def origin(name: str) -> Group:
+        """The base's group of tensors that the planned one is, or is like."""
+        return base.group_of[tensors[name].info.name]
 
     for group in base.groups:
-        tasks = {name: made[name] for name in group.memory if name in made}
-        if len(tasks) < len(group.memory):
+        made = [name for name in group.memory if name in tensors]
+        if len(made) < len(group.memory):
             stack = modules[base.tensors[group.memory[0]].role.module].stack
-            if moved and not tasks and stack and all(name.startswith(stack) for name in group.memory):
+            if moved and not made and stack and all(name.startswith(stack) for name in group.memory):
                 continue
-            raise MergeError(f"Nothing in this merge makes {', '.join(group.memory)} of {model}.")
-        for name in tasks:
+            raise MergeError(f"Nothing in this merge makes {', '.join(group.memory)} of {base.name}.")
+        for name in made:
             left.pop(name, None)
-        if group.conversion is None:
-            yield Output(group.disk[0], tasks[group.memory[0]], base.disk[source(group.memory[0]).disk[0]])
-            continue
-        back = ConvertToDisk(model=model, tensor=group.memory[0], merged=tuple(tasks.items()))
-        for name, origin in zip(group.disk, source(group.memory[0]).disk, strict=True):
-            yield Output(name, PickTensor(group=back, key=name), base.disk[origin])
-    for name, task in left.items():
-        yield Output(_name_beyond(name, base, modules), task, base.disk[source(name).disk[0]])
+        first = group.memory[0]
+        piece = Piece.WHOLE if group.conversion is None else Piece.CONVERTED
+        for name, like in zip(group.disk, origin(first).disk, strict=True):
+            yield OutputTensor(name, base.disk[like], first, piece)
+    for name in left:
+        yield OutputTensor(_name_beyond(name, base, modules), base.disk[origin(name).disk[0]], name)
 
 
-def as_omni(made: Mapping[str, Task], like: Mapping[str, TensorInfo]) -> Iterator[Output]:
-    """Every tensor under its name in memory; `like`: that name -> the tensor it is, or is like."""
-    for name, task in made.items():
-        yield Output(name, task, DiskTensor(name, "", like[name].shape, like[name].dtype))
+def outputs_in_memory(tensors: Sequence[TensorPlan]) -> Iterator[OutputTensor]:
+    """Every tensor under its name in memory."""
+    for tensor in tensors:
+        yield OutputTensor(tensor.name, DiskTensor(tensor.name, "", tensor.info.shape, tensor.info.dtype), tensor.name)
 
 
-def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, RoleModule]) -> str:
+def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, Module]) -> str:
     """The name on disk of a layer that the base does not have, from one that it has."""
     module = next(m for m in modules.values() if m.stack and name.startswith(m.stack))
     index, _, suffix = name[len(module.stack) :].partition(".")

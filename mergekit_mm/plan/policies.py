@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, evaluate_setting
@@ -22,10 +22,17 @@ class Policy(str, Enum):
     MERGE = "merge"  # the merge method
 
 
+class ChosenPolicy(NamedTuple):
+    """A policy, and why it holds."""
+
+    policy: Policy
+    reason: str
+
+
 ROLE_PARAMETERS = tuple(role.value for role in Role if role is not Role.LANGUAGE_MODEL)
 
 
-def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Policy:
+def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> ChosenPolicy:
     """The policy that a config sets for a tensor, or the method's default.
 
     The plugin's methods merge the matrices of the language model and keep the rest at the base, as the OptMerge
@@ -35,10 +42,10 @@ def policy_of(role: Role, tensor: str, method: str, reader: ConfigReader) -> Pol
         if role is not Role.LANGUAGE_MODEL and scope and role.value in scope:
             value = evaluate_setting(tensor, scope[role.value], reader.t, validate=lambda v: _parse(role, v))
             if value is not None:
-                return Policy(value)
+                return ChosenPolicy(Policy(value), f"the config has `{role.value}: {Policy(value).value}`")
     if role is Role.LANGUAGE_MODEL or not is_own_method(method):
-        return Policy.MERGE
-    return Policy.BASE
+        return ChosenPolicy(Policy.MERGE, "")
+    return ChosenPolicy(Policy.BASE, f"{method} merges only the language model unless `{role.value}` says otherwise")
 
 
 def _parse(role: Role, value: Any) -> Policy:
@@ -61,7 +68,7 @@ def why_undefined(
 ) -> str | None:
     """Why a method does not take these inputs, which alone have a tensor of a role, or None.
 
-    In an omni model, say, deltas of towers are over nothing if the base model has none of their kind.
+    In an omni model, for example, the base model may have no tower of that kind, over which deltas could be taken.
     """
     try:
         method.validate_inputs(inputs, base_model if base_model in inputs else None)

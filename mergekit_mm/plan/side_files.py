@@ -10,17 +10,20 @@ from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
 
 from mergekit_mm.checkpoints.disk import read_json
+from mergekit_mm.checkpoints.hub import locate
 from mergekit_mm.checkpoints.listing import size_of, some
 from mergekit_mm.checkpoints.side_files.comparison import compare
 from mergekit_mm.checkpoints.side_files.generation import GENERATION_CONFIG, stop_tokens
 from mergekit_mm.checkpoints.side_files.inventory import Inventory, take_inventory
-from mergekit_mm.checkpoints.side_files.model_files import ModelFiles, chat_template, is_of_tokenizer
+from mergekit_mm.checkpoints.side_files.model_files import ModelFiles, chat_template, is_of_model, is_of_tokenizer
 from mergekit_mm.checkpoints.side_files.needs import Completion
 from mergekit_mm.checkpoints.side_files.tokens import TokenTables
-from mergekit_mm.errors import MergeError
-from mergekit_mm.plan.inputs import Inputs, as_written
+from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.plan.inputs import Inputs, OmniInputs, as_written
+from mergekit_mm.plan.parameters import SIDE_FILES
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,8 @@ class SideFiles:
     texts: Mapping[str, str] = field(default_factory=dict)  # contents of files that are new or replace a copy
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()  # notes on what a merge damages
+    source_name: str = ""  # the model whose files these are, for messages
+    sources: Sequence[Path] = ()  # the directories of that model, and of an adapter on it
 
     @property
     def nbytes(self) -> int:
@@ -38,21 +43,20 @@ class SideFiles:
         return sum(path.stat().st_size for path in self.copies.values())
 
 
-def plan_side_files(
-    inputs: Inputs, config: MergeConfiguration, source: Sequence[Path], source_name: str, with_tokenizer: bool
-) -> SideFiles:
+def plan_side_files(inputs: Inputs, config: MergeConfiguration, options: MergeOptions) -> SideFiles:
     """Settle the side files of an output.
 
-    Args:
-        source: the directories of the model whose files the output gets, and of an adapter on it.
-        source_name: the same for messages.
-
     Raises:
+        MergeError: the config takes them from a model that has none, or one of them is damaged.
         OSError: a directory or file cannot be read.
     """
     files, inventories = _files_of_inputs(inputs)
-    if inputs.composition is not None:
+    if isinstance(inputs, OmniInputs):
         return _of_omni_model(inputs, files)
+    wanted = _source_of(config)
+    source = _directories(wanted, inputs, options)
+    source_name = as_written(inputs.base) if wanted == "base" else wanted
+    with_tokenizer = options.copy_tokenizer
     base = files[inputs.base]
     is_base = [path.resolve() for path in source] == [inputs.base_checkpoint.directory.resolve()]
     taken = inventories[inputs.base] if is_base else _overlaid(source, inputs)
@@ -79,7 +83,29 @@ def plan_side_files(
     if broken := sorted(output.damaged):
         raise MergeError(f"{some(map(str, broken))}: damaged, and it would be copied into the output. Repair it first.")
     notes += _damaged([*files.values(), chosen])
-    return SideFiles(copies, texts, notes, found.warnings)
+    return SideFiles(copies, texts, notes, found.warnings, source_name, source)
+
+
+def _source_of(config: MergeConfiguration) -> str:
+    """The model whose tokenizer and processor files the output gets, as the config has it: `base`, or a model."""
+    wanted = (config.parameters or {}).get(SIDE_FILES, "base")
+    if not isinstance(wanted, str) or not wanted.strip():
+        raise MergeError(f"parameter {SIDE_FILES}: {wanted!r} is not a model; write `base` or a model's path.")
+    return wanted
+
+
+def _directories(wanted: str, inputs: Inputs, options: MergeOptions) -> list[Path]:
+    """The directories of that model, and of an adapter on it."""
+    if wanted == "base":
+        return [inputs.base_checkpoint.directory]
+    with refused_by("mergekit.common", about=f"parameter {SIDE_FILES}: "):
+        model = ModelReference.parse(wanted)
+    found = [locate(model.model, options), *([locate(model.lora, options)] if model.lora else [])]
+    if not any(is_of_model(path.name) for directory in found for path in directory.iterdir()):
+        raise MergeError(
+            f"parameter {SIDE_FILES}: {wanted} holds no files of a model, neither tokenizer nor processor."
+        )
+    return found
 
 
 def _overlaid(source: Sequence[Path], inputs: Inputs) -> Inventory:
@@ -160,10 +186,10 @@ def _damaged(models: Sequence[ModelFiles]) -> list[str]:
     return [f"Damaged, so not compared: {some(found)}."] if found else []
 
 
-def _of_omni_model(inputs: Inputs, files: Mapping[ModelReference, ModelFiles]) -> SideFiles:
+def _of_omni_model(inputs: OmniInputs, files: Mapping[ModelReference, ModelFiles]) -> SideFiles:
     """An omni model has tokenizer, processors and code of its own; of its host's files only the generation config."""
     host = files[inputs.base]
     copies = {name: host.files[name] for name in (GENERATION_CONFIG,) if name in host.files}
     output = ModelFiles(host.name, "", host.config, copies)  # no input is of its architecture
     notes = compare(output, [m for m in files.values() if m is not host], host.name, None, chooses=False).notes
-    return SideFiles(copies, {}, notes)
+    return SideFiles(copies, {}, notes, source_name=host.name, sources=[inputs.base_checkpoint.directory])

@@ -22,7 +22,7 @@ from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.remote import same_content
-from mergekit_mm.plan.inputs import Inputs
+from mergekit_mm.plan.inputs import Inputs, OmniInputs
 
 _SAMPLED = 4096  # values of each tensor
 _READ_WHOLE = 1 << 30  # bytes of a model up to which equal samples are followed by a look at everything
@@ -38,7 +38,7 @@ def unchanged(inputs: Inputs, has_base: bool) -> Iterator[str]:
         if (why := _adds_nothing(adaptation.adapter)) is not None:
             null.add(model)
             yield f"{model.lora} adds nothing to the merge: {why}."
-    if inputs.composition is None:
+    if not isinstance(inputs, OmniInputs):
         yield from _equal_models(inputs, has_base)
     yield from _equal_adapters(inputs, null)
 

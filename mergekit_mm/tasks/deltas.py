@@ -1,101 +1,97 @@
-"""What a merge changes of a base: made as a delta, taken from a merged tensor, added to the base, rescaled."""
+"""The road of a delta: inputs, their task vectors, the merged delta, the base with a share of it.
+
+A method of the plugin takes this road for dense experts, adapters, adapters of a fine-tune, each strength of a sweep,
+and adapters as output; so does a weighted sum of adapters. mergekit's other methods make a tensor, whose difference
+from the base is a delta where one is asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from mergekit.common import ModelReference
+from mergekit.common import ImmutableMap, ModelReference
 from mergekit.graph import Task
 
-from mergekit_mm.errors import MergeError
-from mergekit_mm.methods import is_own_method, method_named
-from mergekit_mm.methods.apply import is_finite
-from mergekit_mm.numerics.deltas import mean_delta, working_dtype
+from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.deltas import working_dtype
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.tasks.merging import MergeTensors, require_finite
+from mergekit_mm.tasks.drawing import stream_of
+from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 from mergekit_mm.tasks.step import Step
 
-# mergekit's methods whose result is a weighted sum of the deltas, whatever these are
-SUMS = ("linear", "task_arithmetic")
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
-class MergeDelta(MergeTensors):
-    """What a merge method makes of the deltas of one tensor over the model `over`; factors stay factors where they can.
+class MergeDelta(Step[TaskVector | None]):
+    """The merged delta of one tensor over the model `over`; factors stay factors where the method keeps them.
 
-    For the plugin's methods, which give task vectors by themselves, and those of mergekit that add up weighted tensors:
-    they are run over a base of zero, and asked for their weights by running them on unit vectors. Where the merge's
-    base is `over` with an adapter, deltas are taken over both, and that adapter's is part of the result.
+    None where the base's tensor is the result: it is empty, no floating tensor, or has infinite bounds that all share.
+    Where the merge's base is `over` with an adapter, the experts' deltas are taken over both, and the adapter's own is
+    part of the result.
     """
 
+    tensors: Task  # gives a tensor or a task vector of each expert, and `over`'s tensor if an expert has a tensor
+    method: str
+    experts: tuple[ModelReference, ...]
+    base: ModelReference | None  # of the merge
     over: ModelReference
+    parameters: ImmutableMap[str, Any] = ImmutableMap({})  # of a method of the plugin, without `scaling`
+    weights: tuple[float, ...] = ()  # of the experts in a weighted sum
+    scaling: float = 1.0  # of the merged delta over the merge's base
+    name: str
+    is_vector: bool = False  # merged as one vector: the kernel of a convolution is no stack of matrices
+    seed: int = 0
 
-    def execute(  # type: ignore[override]  # a task vector instead of a tensor
-        self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object
-    ) -> TaskVector:
+    def arguments(self) -> dict[str, Task]:
+        return {"tensors": self.tensors}
+
+    def uses_accelerator(self) -> bool:
+        return True
+
+    def execute(self, tensors: dict[ModelReference, torch.Tensor | TaskVector], **_kwargs: object) -> TaskVector | None:
+        if is_kept(tensors, list(tensors), self.over, self.name):
+            return None
         base = tensors.get(self.over)
         assert not isinstance(base, TaskVector)
         deltas = {
-            model: value if isinstance(value := tensors[model], TaskVector) else TaskVector(value, base=base)
-            for model in self.model_order
-            if model != self.over or model != self.base_model
+            model: value if isinstance(value, TaskVector) else TaskVector(value, base=base)
+            for model, value in tensors.items()
+            if model in self.experts or (model == self.base and model != self.over)
         }
-        broken = [str(m) for m, delta in deltas.items() if not is_finite(delta)]
-        if broken:
-            raise MergeError(f"Tensor {self.output_weight.name} holds NaN or Inf in {', '.join(broken)}.")
-        adapted = deltas.pop(self.base_model, None) if self.base_model else None
-        with self._stream(tensors):
+        with torch.no_grad(), stream_of(self.seed, self.name, list(tensors.values())):
+            adapted = deltas.pop(self.base, None) if self.base else None
             if adapted is None:
-                return self._of(deltas)
-            over_adapted = {model: _sum([delta, adapted], [1.0, -1.0]) for model, delta in deltas.items()}
-            return _sum([self._of(over_adapted), adapted], [1.0, 1.0])
+                return self._scaled(self._merged([deltas[model] for model in self.experts]))
+            experts = [weighted_sum([deltas[model], adapted], [1.0, -1.0]) for model in self.experts]
+            return weighted_sum([self._merged(experts), adapted], [self.scaling, 1.0])
 
-    def _of(self, deltas: dict[ModelReference, TaskVector]) -> TaskVector:
-        """The merged delta, without that of the base."""
-        if is_own_method(self.method_name):
-            return self._solved(list(deltas.values()))
-        self._require_base_kept(list(deltas))
-        if self.method_name in SUMS and all(d.is_factored for d in deltas.values()):
-            weights = self._run(dict(zip(deltas, torch.eye(len(deltas)), strict=True)))
-            return _sum(list(deltas.values()), weights.tolist())
-        return TaskVector(self._run({model: d.dense(torch.float32) for model, d in deltas.items()}))
+    def _merged(self, deltas: list[TaskVector]) -> TaskVector:
+        if self.weights:
+            return weighted_sum(deltas, self.weights)
+        method, label = method_named(self.method), f"tensor {self.name!r}"
+        if not self.is_vector:
+            return method.delta(deltas, label, **dict(self.parameters.items()))
+        dtype = working_dtype(deltas[0].left.dtype)
+        flat = [TaskVector(delta.dense(dtype).reshape(-1)) for delta in deltas]
+        merged = method.delta(flat, label, **dict(self.parameters.items()))
+        return TaskVector(merged.left.reshape(deltas[0].shape))
 
-    def _solved(self, deltas: list[TaskVector]) -> TaskVector:
-        parameters = dict(self.parameters.items())
-        scaling = parameters.pop("scaling")
-        if len(deltas[0].shape) != 2:
-            return TaskVector(mean_delta(deltas) * scaling)
-        merged = method_named(self.method_name).solve(deltas, **parameters)
-        if merged.right is None:
-            return TaskVector(merged.dense(torch.float32) * scaling)
-        return TaskVector(merged.left * scaling, right=merged.right)
-
-    def _run(self, values: dict[ModelReference, torch.Tensor], of_base: float = 0.0) -> torch.Tensor:
-        """mergekit's method on tensors of any shape, over a constant base."""
-        if self.base_model is not None:
-            values = {**values, self.base_model: torch.full_like(next(iter(values.values())), of_base)}
-        merged = self._merged(dict(values))
-        assert merged is not None
-        return merged
-
-    def _require_base_kept(self, experts: list[ModelReference]) -> None:
-        """A sum whose weights are not one in all scales the base itself."""
-        if self.method_name != "linear":
-            return
-        total = float(self._run({model: torch.ones(1) for model in experts}, of_base=1.0))
-        if abs(total - 1.0) > 1e-6:
-            raise MergeError(
-                f"The weights of this linear merge add up to {total:g}, which scales the base itself; no adapter can. "
-                "Let them add up to 1, or leave `normalize` on."
-            )
+    def _scaled(self, delta: TaskVector) -> TaskVector:
+        if self.scaling == 1.0:
+            return delta
+        if delta.right is None:
+            return TaskVector(delta.dense(torch.float32) * self.scaling)
+        return TaskVector(delta.left * self.scaling, right=delta.right)
 
 
 class AddDelta(Step[torch.Tensor]):
-    """base + delta in float32 or wider; factors are not written out first."""
+    """base + scale * delta in float32 or wider; factors are not written out first."""
 
     base: Task
     delta: MergeDelta
+    scale: float
 
     def arguments(self) -> dict[str, Task]:
         return {"base": self.base, "delta": self.delta}
@@ -103,14 +99,19 @@ class AddDelta(Step[torch.Tensor]):
     def uses_accelerator(self) -> bool:
         return True
 
-    def execute(self, base: torch.Tensor, delta: TaskVector, **_kwargs: object) -> torch.Tensor:
-        merged = delta.added_to(base.to(working_dtype(base.dtype)))
-        require_finite(merged, self.delta.output_weight.name, self.delta.method_name)
+    def execute(self, base: torch.Tensor, delta: TaskVector | None, **_kwargs: object) -> torch.Tensor:
+        if delta is None:
+            return base
+        wide = base.to(working_dtype(base.dtype))
+        if self.scale == 0.0:
+            return wide
+        merged = delta.added_to(wide, self.scale)
+        require_finite_result(merged, self.delta.name, self.delta.method)
         return merged
 
 
 class RescaleDelta(Step[torch.Tensor]):
-    """base + scale * (merged - base) in float32 or wider: one solution of a merge serves every strength of it."""
+    """base + scale * (merged - base) in float32 or wider, for one solution of a method that makes tensors."""
 
     base: Task
     merged: Task
@@ -123,7 +124,7 @@ class RescaleDelta(Step[torch.Tensor]):
         if self.scale == 1.0 or not merged.is_floating_point():
             return merged
         wide = base.to(working_dtype(merged.dtype))
-        # equal infinities, which masks hold, differ by nothing
+        # Equal infinities, which masks hold, differ by nothing.
         return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
 
 
@@ -160,8 +161,8 @@ class Changed(Step[torch.Tensor | None]):
         return None if torch.equal(base.to(merged), merged) else merged
 
 
-def _sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
-    """The weighted sum of deltas, as factors if all of them are."""
+def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
+    """The weighted sum of deltas, as factors if all of them are; else in float32."""
     rights = [d.right for d in deltas if d.right is not None]
     if len(rights) == len(deltas):
         left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mergekit_mm.numerics.task_vector import TaskVector
 
 _DRAWING = threading.Lock()  # torch's own generator serves the whole process
 
@@ -52,6 +55,19 @@ class OwnStream(TorchFunctionMode):
             finally:
                 self._state = torch.get_rng_state()
                 torch.set_rng_state(before)
+
+
+def stream_of(seed: int, name: str, values: Sequence[torch.Tensor | TaskVector]) -> OwnStream:
+    """The stream of one tensor, by seed, name and the first values of each input.
+
+    Experts that are merged one by one get masks of their own, whatever their paths and the order of the work.
+    """
+    state = zlib.crc32(f"{seed} {name}".encode())
+    for value in values:
+        tensor = value.left if isinstance(value, TaskVector) else value
+        first = tensor.reshape(-1)[:256].to("cpu", torch.float32).contiguous()
+        state = zlib.crc32(first.numpy().tobytes(), state)
+    return OwnStream(state)
 
 
 @cache

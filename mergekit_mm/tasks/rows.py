@@ -7,19 +7,10 @@ from pathlib import Path
 import torch
 from mergekit.common import ModelReference
 from mergekit.graph import Task
+from pydantic import InstanceOf
 
 from mergekit_mm.plan.omni.vocabulary import Marker, Vocabulary
 from mergekit_mm.tasks.step import Step
-
-_VOCABULARIES: dict[int, Vocabulary] = {}  # what tasks, which are compared by value, stand for
-
-
-def remember(vocabulary: Vocabulary) -> int:
-    """A number by which `UniteRows` finds a vocabulary; the last one remembered is the only one kept."""
-    if id(vocabulary) not in _VOCABULARIES:
-        _VOCABULARIES.clear()
-        _VOCABULARIES[id(vocabulary)] = vocabulary
-    return id(vocabulary)
 
 
 class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
@@ -29,9 +20,9 @@ class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
     row in all of them, and keeps it under any method. So does a marker that only its owner was trained on.
     """
 
-    vocabulary: int
+    vocabulary: InstanceOf[Vocabulary]
     tensors: Task
-    models: tuple[ModelReference, ...]  # whose tensors are wanted; others' are there for their rows
+    models: tuple[ModelReference, ...]  # The result has these; other inputs are read to fill rows that these lack.
     directories: tuple[tuple[ModelReference, str], ...]  # in the order in which missing rows are looked for
     markers: tuple[Marker, ...] = ()
 
@@ -41,7 +32,7 @@ class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: object
     ) -> dict[ModelReference, torch.Tensor]:
-        vocabulary = _VOCABULARIES[self.vocabulary]
+        vocabulary = self.vocabulary
         rows = {m: vocabulary.rows(Path(d), len(tensors[m])) for m, d in self.directories if m in tensors}
         united = {}
         for model in self.models:

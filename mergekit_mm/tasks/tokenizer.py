@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mergekit.common import ModelPath, ModelReference
+from mergekit.config import MergeConfiguration
 from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
 from mergekit.tokenizer.config import ModelTokenEmbedding, TokenEmbeddingConfig, ZeroEmbedding
+from pydantic import InstanceOf
 
+from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.hub import local_path
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by
-from mergekit_mm.tasks.reading import SOURCES
+from mergekit_mm.tasks.sources import Sources
 
 _BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
 
@@ -28,10 +31,12 @@ class BuildVocabulary(BuildTokenizer):
     were added to a tokenizer; here it is told how many rows the embeddings have.
     """
 
+    sources: InstanceOf[Sources]
+
     def execute(self, **_kwargs: object) -> TokenizerInfo:
         """Raises MergeError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
         mean its own image, video or audio tokens."""
-        sources = {model: SOURCES[model].checkpoint for model in self.referenced_models}
+        sources = {model: self.sources.models[model].checkpoint for model in self.referenced_models}
         local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
         rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in sources.items()}
         base = self.base_model or self.referenced_models[0]
@@ -83,7 +88,11 @@ class PermuteRows(PermutedVocabulary):
         return rows
 
 
-def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: TokenizerInfo) -> None:
+def require_token_rows(
+    tokens: Mapping[str, TokenEmbeddingConfig],
+    vocabulary: TokenizerInfo,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+) -> None:
     """See that the rows are there which the `tokens` of a config ask for; no row is read.
 
     Raises:
@@ -106,7 +115,7 @@ def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: T
             if vocabulary.permutations[model][number] < 0:
                 raise MergeError(f"{about}{model} has no row for it.")
             continue
-        checkpoint = SOURCES[model].checkpoint
+        checkpoint = checkpoints[model]
         rows = checkpoint.tensors[checkpoint.embeddings].shape[0]
         index = source.token_id
         if index is None and (index := vocabulary.original_vocabs[model].get(source.token)) is None:
@@ -115,9 +124,20 @@ def require_token_rows(tokens: Mapping[str, TokenEmbeddingConfig], vocabulary: T
             raise MergeError(f"{about}{model} has {rows} rows, and none of number {index}.")
 
 
-def vocabulary_builder(planned: BuildTokenizer | None, models: Iterable[ModelReference]) -> BuildVocabulary | None:
-    """In place of the builder that mergekit's planner has made; `models` have an order, unlike there."""
-    return BuildVocabulary(**{**dict(planned), "referenced_models": tuple(models)}) if planned else None
+def vocabulary_builder(config: MergeConfiguration, sources: Sources, trust_remote_code: bool) -> BuildVocabulary | None:
+    """The task that makes the tokenizer of a config's tokenizer section; None if it has none."""
+    section = config.tokenizer
+    wanted = section.source if section else config.tokenizer_source
+    if wanted is None:
+        return None
+    return BuildVocabulary(
+        base_model=config.base_model,
+        referenced_models=tuple(sources.models),
+        tokenizer_source=wanted,
+        trust_remote_code=trust_remote_code,
+        add_tokens=tuple((section.tokens if section else None) or ()),
+        sources=sources,
+    )
 
 
 def tokenizer_directory(source: object) -> list[Path]:

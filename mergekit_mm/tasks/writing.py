@@ -7,27 +7,29 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.io.tasks import TensorWriterTask
 from mergekit.io.tensor_writer import TensorWriter
+from pydantic import InstanceOf
 
+from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.errors import MergeError, system_errors
-from mergekit_mm.tasks.reading import SOURCES, cast
+from mergekit_mm.tasks.loading import cast
 from mergekit_mm.tasks.step import Step
 
 
 class ConvertToDisk(Task[dict[str, torch.Tensor]]):
     """Merged memory tensors of one group back to the base's tensors on disk."""
 
-    model: ModelReference
-    tensor: str  # any memory name of the group
+    checkpoint: InstanceOf[Checkpoint]  # the base's, whose layout on disk the output has
+    tensor: str  # any name in memory of the group
     merged: tuple[tuple[str, Task], ...]  # memory name -> the task that makes it
 
     def arguments(self) -> dict[str, Task]:
         return dict(self.merged)
 
     def group_label(self) -> str | None:
-        return SOURCES[self.model].checkpoint.group_of[self.tensor].disk[0]
+        return self.checkpoint.group_of[self.tensor].disk[0]
 
     def execute(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        return SOURCES[self.model].checkpoint.group_of[self.tensor].to_disk(tensors)
+        return self.checkpoint.group_of[self.tensor].to_disk(tensors)
 
 
 class PickTensor(Step[torch.Tensor]):

@@ -26,7 +26,7 @@ from pretend_device import PretendTensor, pretend_devices
 
 from mergekit_mm.tasks.drawing import OwnStream
 from mergekit_mm.tasks.executors import DevicesExecutor
-from mergekit_mm.tasks.merging import DRAWING
+from mergekit_mm.methods.declarations import DRAWING
 
 TOLERANCE = 1e-6
 GPU = torch.device("cuda", 0)

@@ -12,7 +12,7 @@ import torch
 from checkpoints import Tensors, assert_close, assert_same_bytes
 from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
 
-from mergekit_mm.tasks.merging import DRAWING
+from mergekit_mm.methods.declarations import DRAWING
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

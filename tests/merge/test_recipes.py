@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -47,8 +48,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from mergekit_mm.errors import MergeError
 from mergekit_mm.merge import check_merge
 from mergekit_mm.methods.optmerge import PRESETS
-from mergekit_mm.plan.plan import Plan, plan_merge
-from mergekit_mm.tasks.merging import MergeTensors
+from mergekit_mm.plan.build import build_plan
+from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.tensor_plan import Average, Keep, Merge
 
 RECIPES = Path(__file__).parents[2] / "merge_yamls"
 Recipe = dict[str, Any]
@@ -128,21 +130,22 @@ def test_every_recipe_is_tested() -> None:
 
 
 @functools.cache
-def planned(name: str) -> Plan:
+def planned(name: str) -> MergePlan:
     """The plan of a recipe over its models at full size."""
-    config = MergeConfiguration.model_validate(over(recipe(name), full_size))
-    with plan_merge(config, MergeOptions()) as plan:
-        plan.planner.plan_to_disk("unused")
-        return plan
+    return build_plan(MergeConfiguration.model_validate(over(recipe(name), full_size)), MergeOptions())
+
+
+POLICIES = {Keep: "base", Average: "average", Merge: "merge"}
 
 
 @pytest.mark.parametrize("name", ROLES)
 def test_plan_at_full_size(name: str) -> None:
     plan = planned(name)
-    assert dict(plan.planner.ledger.done) == ROLES[name]
-    assert sum(plan.planner.ledger.done.values()) == len(plan.inputs.base_checkpoint.tensors)
+    done = Counter((tensor.info.role.value, POLICIES[type(tensor.action)]) for tensor in plan)
+    assert done == ROLES[name]
+    assert len(plan) == len(plan.inputs.base_checkpoint.tensors)
     disk = plan.inputs.base_checkpoint.disk
-    assert sorted(plan.planner.output) == sorted(disk)
+    assert sorted(plan.layout) == sorted(disk)
     assert sum(math.prod(tensor.shape) for tensor in disk.values()) == PARAMETERS[name]
     assert plan.output_bytes == 2 * PARAMETERS[name]
     assert str(plan.inputs.base) == str(full_size(recipe(name)["base_model"]))
@@ -167,13 +170,13 @@ def test_full_size_names_are_those_on_the_hub(name: str, published: set[str]) ->
 )
 def test_settings_of_the_released_code(name: str, preset: str, scaling: float) -> None:
     """300 steps, rank min(out, in) / 5 for five experts; SGD from the mean for adapters, Adam from the sum else."""
-    merges = [task for task in planned(name).planner.tensors.values() if isinstance(task, MergeTensors)]
+    merges = [tensor for tensor in planned(name) if isinstance(tensor.action, Merge)]
     assert len(merges) == sum(count for (_, policy), count in ROLES[name].items() if policy == "merge")
-    for task in merges:
-        given = {key: value for key, value in task.parameters.items() if value is not None}
-        assert (task.method_name, given) == ("optmerge", {"preset": preset, "scaling": scaling})
-        assert task.base_model == planned(name).inputs.base
-        assert set(task.model_order) == set(planned(name).inputs.checkpoints)
+    for tensor in merges:
+        given = {key: value for key, value in tensor.parameters.items() if value is not None}
+        assert (tensor.action, given) == (Merge("optmerge"), {"preset": preset, "scaling": scaling})
+        assert tensor.base == planned(name).inputs.base
+        assert set(tensor.inputs) == set(planned(name).inputs.checkpoints)
     settings = PRESETS[preset]
     assert settings.iterations == 300
     assert settings.rank((3584, 18944), 5) == 3584 // 5

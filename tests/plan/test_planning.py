@@ -15,8 +15,9 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.checkpoints.checkpoint import open_checkpoint
 from mergekit_mm.merge import check_merge
-from mergekit_mm.plan.plan import plan_merge
-from mergekit_mm.tasks.reading import LoadTensor
+from mergekit_mm.plan.build import build_plan
+from mergekit_mm.tasks.compile import Compiler
+from mergekit_mm.tasks.loading import LoadTensor
 
 QWEN2_VL_72B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -66,15 +67,15 @@ def test_inputs_of_one_output_are_read_together(base_layout: str, expert_layout:
     would be read one whole model after the other, all held in memory at once."""
     models = experts("llava", expert_layout)
     base = checkpoint("llava", base_layout)
-    with plan_merge(config(base, models), MergeOptions()) as plan:
-        schedule = Executor(targets=plan.planner.plan_to_disk("unused")).schedule
+    plan = build_plan(config(base, models), MergeOptions())
+    schedule = Executor(targets=Compiler(plan, MergeOptions()).to_model("unused")).schedule
     largest = max(tensor.nbytes for tensor in open_checkpoint("base", base).disk.values())
     held: dict[Any, int] = {}
     peak = 0
     for index, handle in enumerate(schedule.tasks):
         task = handle.task()
         if isinstance(task, LoadTensor):
-            shape = plan.inputs.checkpoints[task.model].tensors[task.tensor].shape
+            shape = task.source.checkpoint.tensors[task.tensor].shape
             held[handle] = 4 * math.prod(shape)
         peak = max(peak, sum(held.values()))
         held = {h: size for h, size in held.items() if schedule.last_use_index[h] > index}

@@ -1,14 +1,15 @@
-"""What the owners of media have of their own in a matrix of an omni model (DAMC), as factors in one basis."""
+"""What the owners of modalities keep of their own beside a shared matrix of an omni model (DAMC)."""
 
 from __future__ import annotations
 
 import torch
 from mergekit.graph import Task
 
+from mergekit_mm.checkpoints.values import equal_values
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.tasks.deltas import MergeDelta
-from mergekit_mm.tasks.reading import LoadDelta
+from mergekit_mm.tasks.loading import LoadDelta
 from mergekit_mm.tasks.step import Step
 
 
@@ -41,7 +42,7 @@ class SharedFactors(Step[dict[str, torch.Tensor]]):
 
     merged: MergeDelta
     experts: tuple[LoadDelta, ...]
-    owners: tuple[tuple[str, int], ...]
+    owners: tuple[tuple[str, int], ...]  # owner -> which of the experts is its donor; -1 for the base
     scale: float  # of the merged delta
 
     def arguments(self) -> dict[str, Task]:
@@ -62,8 +63,3 @@ class SharedFactors(Step[dict[str, torch.Tensor]]):
         text = along(merged) * self.scale
         own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
         return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
-
-
-def equal_values(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are the same but for their dtype."""
-    return a.shape == b.shape and torch.equal(a.float(), b.float())

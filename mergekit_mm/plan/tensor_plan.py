@@ -1,0 +1,120 @@
+"""What is done with one tensor of the output, as data: what it is made from, how, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergekit.common import ModelReference
+
+from mergekit_mm.checkpoints.checkpoint import TensorInfo
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The tensor of one input is taken as it is."""
+
+    model: ModelReference
+
+    def __str__(self) -> str:
+        return f"kept as in {self.model}"
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of the experts' tensors; the base model's is left out."""
+
+    def __str__(self) -> str:
+        return "mean of the experts"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge method makes it of the tensors of all inputs that have it."""
+
+    method: str
+
+    def __str__(self) -> str:
+        return f"merged by {self.method}"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """It is written a second time, equal to another tensor of the output, to which the base model ties it."""
+
+    of: str  # name in memory of the other tensor
+
+    def __str__(self) -> str:
+        return f"a copy of {self.of}"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Tokens of each modality go through a tensor of their owner's, all other tokens through the `shared` one (DAMC).
+
+    rank: None if each owner keeps its donor's whole tensor; else the rank of the factors that each owner keeps beside
+    the shared matrix, 0 if all donors agree on that matrix.
+    """
+
+    shared: Keep | Average | Merge
+    owners: tuple[tuple[str, ModelReference], ...]  # `host` or the name of a guest -> the donor whose tensor it keeps
+    rank: int | None
+
+    def __str__(self) -> str:
+        form = "whole matrices" if self.rank is None else f"factors of rank {self.rank}"
+        owners = ", ".join(f"{owner} ({donor})" for owner, donor in self.owners)
+        return f"{self.shared}; beside it {form} for the tokens of {owners}"
+
+
+Action = Keep | Average | Merge | Copy | Route
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output. Names are those in memory, and the output's are those of its layout.
+
+    Two plans are equal if they would make the same tensor from the same inputs in the same way.
+    """
+
+    name: str
+    info: TensorInfo  # shape, dtype and role of the layout's tensor that it is; of a repeated layer, of its original
+    inputs: Mapping[ModelReference, str] = field(hash=False)  # the inputs that have it -> their own names for it
+    action: Action
+    base: ModelReference | None  # the model over which deltas are taken here; it need not be one of the inputs
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the method, for all inputs
+    input_parameters: Mapping[ModelReference, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    reason: str = ""  # why the action is not the merge method's
+
+    @property
+    def experts(self) -> list[ModelReference]:
+        """The inputs that have the tensor, without the base model."""
+        return [model for model in self.inputs if model != self.base]
+
+    @property
+    def shared_action(self) -> Keep | Average | Merge | Copy:
+        """The action itself; of a route, that for the tokens that no owner has."""
+        return self.action.shared if isinstance(self.action, Route) else self.action
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.info.shape)) or "scalar"
+        lines = [f"{self.name}  ({self.info.role.value}, {shape}, {short_dtype(self.info)})"]
+        lines.append(f"  {self.action}" + (f": {self.reason}" if self.reason else ""))
+        if self.parameters:
+            lines.append(f"  parameters: {_listed(self.parameters.items())}")
+        for model, name in self.inputs.items():
+            told = " (base model)" if model == self.base else ""
+            own = f" as {name}" if name != self.name else ""
+            given = self.input_parameters.get(model)
+            values = f": {_listed(given.items())}" if given else ""
+            lines.append(f"  from {model}{told}{own}{values}")
+        return "\n".join(lines)
+
+
+def short_dtype(info: TensorInfo) -> str:
+    """`bfloat16` instead of `torch.bfloat16`."""
+    return str(info.dtype).removeprefix("torch.")
+
+
+def _listed(values: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values if value is not None)

@@ -1,0 +1,381 @@
+"""A plan compiled to mergekit's task graph: to a model on disk, at any strength, or to what it changes of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.graph import Task
+from mergekit.io.tasks import FinalizeModel, SaveTensor
+from mergekit.options import MergeOptions
+from mergekit.tokenizer.truncate import TruncatedVocabulary
+
+from mergekit_mm.checkpoints.roles import Role
+from mergekit_mm.errors import MergeError
+from mergekit_mm.methods import is_own_method
+from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
+from mergekit_mm.plan.outputs import OutputTensor, Piece
+from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
+from mergekit_mm.tasks.damc import SameTensor, SharedFactors
+from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.loading import Reader
+from mergekit_mm.tasks.merging import MergeTensors, rehearse
+from mergekit_mm.tasks.rows import UniteRows
+from mergekit_mm.tasks.sources import open_sources
+from mergekit_mm.tasks.tokenizer import BuildVocabulary, PermuteRows, vocabulary_builder
+from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, CopyTensor, PickTensor, WriteShards
+
+
+class Compiler:
+    """Makes the tasks of one plan. Nothing is decided here, and nothing read but indexes of files.
+
+    sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
+    scaled, and equal tasks of all strengths are run once.
+    """
+
+    def __init__(self, plan: MergePlan, options: MergeOptions, sweep: bool = False) -> None:
+        self.plan, self.options, self.sweep = plan, options, sweep
+        self.inputs, self.config = plan.inputs, plan.config
+        sources = open_sources(plan.inputs, options.lazy_unpickle)
+        self.read = Reader(sources, options.device if options.read_to_gpu else None)
+        self.vocabulary: BuildVocabulary | None = None
+        if not isinstance(plan, OmniPlan):
+            self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
+        self._made: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
+        self._rehearsed: set[str] = set()  # parameters and kinds of shapes on which mergekit's method works
+
+    # ------------------------------------------------------------------------------------------ to a model
+
+    def to_model(self, out_path: str, scale: float = 1.0) -> list[Task]:
+        """The tasks that write the model, with every merged delta times `scale`.
+
+        Raises:
+            MergeError: mergekit's method does not take its parameters together, or a shape.
+        """
+        writer = WriteShards(
+            out_path=out_path,
+            max_shard_size=self.options.out_shard_size,
+            safe_serialization=self.options.safe_serialization,
+            use_async=self.options.async_write,
+            max_write_threads=self.options.write_threads,
+        )
+        saves = tuple(
+            SaveTensor(
+                tensor_name=output.name,
+                tensor_task=self._written(self._piece(output, scale), output.like.dtype),
+                writer_task=writer,
+                clone=self.options.clone_tensors,
+            )
+            for output in self.plan.outputs
+        )
+        targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
+        return [*targets, self.vocabulary] if self.vocabulary else targets
+
+    def written(self, tensor: TensorPlan) -> Task[torch.Tensor]:
+        """The task that makes one planned tensor in the dtype in which a merge writes it."""
+        return self._written(self._tensor(tensor, 1.0), tensor.info.dtype)
+
+    def _written(self, task: Task, own: torch.dtype) -> Task:
+        """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
+        wanted = self.config.out_dtype or self.config.dtype
+        if wanted is None and (self.sweep or self.inputs.widens or is_own_method(self.config.merge_method)):
+            wanted = str(own).removeprefix("torch.")
+            if not own.is_floating_point:
+                return task
+        return CastTensor(tensor=task, dtype=wanted) if wanted else task
+
+    def _piece(self, output: OutputTensor, scale: float) -> Task:
+        """The task that makes one tensor on disk, before its cast."""
+        tensor = self.plan[output.tensor]
+        if output.piece is Piece.CONVERTED:
+            base = self.inputs.base_checkpoint
+            names = base.group_of[output.tensor].memory
+            merged = tuple((name, self._tensor(self.plan[name], scale)) for name in names)
+            back = ConvertToDisk(checkpoint=base, tensor=output.tensor, merged=merged)
+            return PickTensor(group=back, key=output.name)
+        if output.piece is Piece.OWNER:
+            return self._owners_tensor(tensor, output.owner, scale)
+        if output.piece is Piece.BASIS:
+            return PickTensor(group=self._factors(tensor, scale), key="shared")
+        if output.piece is Piece.FACTOR:
+            return PickTensor(group=self._factors(tensor, scale), key=f"media.{output.owner}")
+        return self._tensor(tensor, scale)
+
+    def _tensor(self, tensor: TensorPlan, scale: float) -> Task:
+        if (tensor.name, scale) not in self._made:
+            self._made[tensor.name, scale] = self._make(tensor, scale)
+        return self._made[tensor.name, scale]
+
+    def _make(self, tensor: TensorPlan, scale: float) -> Task:
+        match tensor.action:
+            case Copy(of):
+                return CopyTensor(tensor=self._tensor(self.plan[of], scale))
+            case Route(_, _, 0):
+                return self._base_of_all(tensor)
+            case Route(_, _, int()):
+                return self._add(tensor, self._base_of_all(tensor), scale)
+        match tensor.shared_action:
+            case Keep(model):
+                return self._one(tensor, model)
+            case Average():
+                return self._average(tensor)
+            case _:
+                return self._merge(tensor, scale)
+
+    def _merge(self, tensor: TensorPlan, scale: float) -> Task:
+        """Over a base, a method that merges deltas adds the merged one; other methods of mergekit make the tensor."""
+        dtype = self._dtype(tensor, tensor.inputs)
+        is_sum = self.config.merge_method in WEIGHTED_SUMS and merges_deltas(self.config.merge_method)
+        adapters = self._adapters_of(tensor, tensor.base)
+        # A sum of adapters is added to the base as one pair of factors, and no adapted copy of it is made.
+        if is_own_method(self.config.merge_method) or (is_sum and adapters and len(adapters) == len(tensor.experts)):
+            assert tensor.base is not None
+            return self._add(tensor, self._one(tensor, tensor.base, dtype), scale)
+        merged = MergeTensors(
+            method_name=self.config.merge_method,
+            gather_tensors=self._together(tensor, tensor.inputs, dtype),
+            model_order=tuple(tensor.inputs),
+            parameters=tensor.parameters,
+            input_parameters=tensor.input_parameters,
+            base_model=tensor.base,
+            output_weight=self._weight(tensor),
+            seed=self._seed,
+        )
+        if tensor.info.dtype.is_floating_point:
+            self._rehearse(merged, tensor.info.shape)
+        if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
+            return merged
+        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+
+    def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
+        assert tensor.base is not None
+        return AddDelta(base=base, delta=self._delta(tensor, tensor.base), scale=_scaling(tensor) * scale)
+
+    def _average(self, tensor: TensorPlan) -> Task:
+        experts = tensor.experts
+        return MergeTensors(
+            method_name="linear",
+            gather_tensors=self._together(tensor, experts, self._dtype(tensor, experts)),
+            model_order=tuple(experts),
+            parameters={"normalize": True},
+            input_parameters={model: {"weight": 1.0} for model in experts},
+            base_model=None,
+            output_weight=self._weight(tensor),
+        )
+
+    def _rehearse(self, task: MergeTensors, shape: tuple[int, ...]) -> None:
+        """Once for all tensors that are alike to the method: with the same parameters and axes of length one."""
+        inputs = [(model == task.base_model, task.input_parameters[model]) for model in task.model_order]
+        given = repr((task.parameters, inputs, [min(length, 2) for length in shape]))
+        if given not in self._rehearsed:
+            rehearse(task, shape)
+            self._rehearsed.add(given)
+
+    # ------------------------------------------------------------------------------------------- to deltas
+
+    def to_deltas(self) -> dict[str, Task[TaskVector | None]]:
+        """Name in memory -> the task that gives what the merge changes of its base; what stays there is left out.
+
+        Raises:
+            MergeError: the merge changes its base in ways that are no deltas.
+        """
+        if isinstance(self.plan, OmniPlan):
+            raise MergeError(
+                "These inputs make an omni model, and no adapter can hold towers: write it by mergekit-yaml."
+            )
+        if self.vocabulary is not None:
+            raise MergeError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
+        if self.plan.layers is not None:
+            raise MergeError(
+                "An adapter cannot move layers: leave `slices` out, or let them keep every layer in place."
+            )
+        found = {tensor.name: self._delta_over_layout(tensor) for tensor in self.plan.merged_tensors}
+        return {name: task for name, task in found.items() if task is not None}
+
+    def base_tensor(self, tensor: TensorPlan) -> Task[torch.Tensor]:
+        """The task that reads what the deltas are over: the tensor of the layout's model, without its adapter."""
+        layout = self.inputs.base
+        return self.read.plain(layout, self.inputs.names[layout][tensor.info.name], self._label(tensor))
+
+    def _delta_over_layout(self, tensor: TensorPlan) -> Task[TaskVector | None] | None:
+        over, action = self.inputs.plain(self.inputs.base), tensor.shared_action
+        if isinstance(action, Keep) and self.inputs.plain(action.model) == over:
+            own = tensor.inputs[action.model]
+            changes = self.inputs.adapts(action.model, own)
+            return self.read.delta(action.model, own, self._label(tensor)) if changes else None
+        is_sum = isinstance(action, Average) or self.config.merge_method in WEIGHTED_SUMS
+        if isinstance(action, Keep) or not (is_sum or merges_deltas(self.config.merge_method)):
+            # The tensor is another model's, or is made by a method that looks at more than deltas.
+            return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
+        return self._delta(tensor, over, _scaling(tensor))
+
+    # ---------------------------------------------------------------------------------------------- deltas
+
+    def _delta(self, tensor: TensorPlan, over: ModelReference, scaling: float = 1.0) -> MergeDelta:
+        """The task that makes the merged delta of one tensor over a model; adapters of that model stay factors."""
+        averages = isinstance(tensor.shared_action, Average)
+        base = None if averages else tensor.base
+        inputs = tensor.experts if averages else list(tensor.inputs)
+        experts = [model for model in inputs if model != base]
+        adapters = self._adapters_of(tensor, over)
+        # The tensor of `over` is read only where some input is more than an adapter of it.
+        is_read = over in experts or any(model not in adapters for model in inputs if model != over)
+        reads = [model for model in inputs if model in adapters or is_read]
+        tensors = self._together(tensor, reads, None, adapters, over if is_read and over not in reads else None)
+        own = is_own_method(self.config.merge_method) and not averages
+        parameters = {name: value for name, value in tensor.parameters.items() if name != "scaling"}
+        return MergeDelta(
+            tensors=tensors,
+            method=self.config.merge_method,
+            experts=tuple(experts),
+            base=base,
+            over=over,
+            parameters=parameters if own else {},
+            weights=() if own else self._weights(tensor, experts),
+            scaling=scaling,
+            name=tensor.name,
+            is_vector=tensor.info.is_convolution,
+            seed=self._seed,
+        )
+
+    def _weights(self, tensor: TensorPlan, experts: Sequence[ModelReference]) -> tuple[float, ...]:
+        """What the deltas of the experts are multiplied by in a weighted sum.
+
+        Raises:
+            MergeError: a sum of the inputs themselves in which the base does not remain as it is.
+        """
+        if isinstance(tensor.shared_action, Average):
+            return (1 / len(experts),) * len(experts)
+        declared = WEIGHTED_SUMS[self.config.merge_method]
+        models = experts if declared.over_base else list(tensor.inputs)
+        given = [tensor.input_parameters[model]["weight"] for model in models]
+        weights = dict(zip(models, declared.weights(tensor.parameters, given), strict=True))
+        if not declared.over_base and abs((total := sum(weights.values())) - 1.0) > 1e-6:
+            raise MergeError(
+                f"The weights of this {self.config.merge_method} merge add up to {total:g}, which scales the base "
+                "itself; no adapter can. Let them add up to 1, or leave `normalize` on."
+            )
+        return tuple(weights[model] for model in experts)
+
+    def _adapters_of(self, tensor: TensorPlan, over: ModelReference | None) -> tuple[ModelReference, ...]:
+        """The inputs that are adapters of a model, whose deltas need no subtraction; none for a counter."""
+        if over is None or over.lora or self._rows_move(tensor) or not tensor.info.dtype.is_floating_point:
+            return ()
+        return tuple(model for model in tensor.inputs if model.lora and self.inputs.plain(model) == over)
+
+    # ------------------------------------------------------------------------------------------------ DAMC
+
+    def _base_of_all(self, tensor: TensorPlan) -> SameTensor:
+        """The base's tensor, which is also that of the models under all adapters."""
+        assert tensor.base is not None
+        dtype, label = self._dtype(tensor, tensor.inputs), self._label(tensor)
+        base, *twins = (
+            self.read.plain(model, tensor.inputs[model], label, dtype) for model in (tensor.base, *tensor.experts)
+        )
+        return SameTensor(base=base, twins=tuple(zip(map(str, tensor.experts), twins, strict=True)))
+
+    def _owners_tensor(self, tensor: TensorPlan, owner: str, scale: float) -> Task:
+        """The whole tensor that an owner keeps: its donor's, or the shared one where it has none of its own."""
+        if not isinstance(tensor.action, Route) or tensor.action.rank is not None:
+            return self._tensor(tensor, scale)
+        merges = isinstance(tensor.action.shared, Merge)
+        donor = dict(tensor.action.owners)[owner]
+        return self._one(tensor, donor, self._dtype(tensor, tensor.inputs) if merges else None)
+
+    def _factors(self, tensor: TensorPlan, scale: float) -> SharedFactors:
+        """The factors of all owners of a matrix, which are computed together."""
+        assert isinstance(tensor.action, Route)
+        assert tensor.base is not None
+        experts, label = tensor.experts, self._label(tensor)
+        deltas = tuple(self.read.delta(model, tensor.inputs[model], label) for model in experts)
+        places = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
+        merged = self._delta(tensor, tensor.base)
+        return SharedFactors(merged=merged, experts=deltas, owners=places, scale=_scaling(tensor) * scale)
+
+    # -------------------------------------------------------------------------------------- reading inputs
+
+    def _one(self, tensor: TensorPlan, model: ModelReference, dtype: str | None = None) -> Task:
+        """The tensor of one input, as the others' are laid out."""
+        if self._rows_move(tensor):
+            return PickTensor(group=self._together(tensor, tensor.inputs, dtype), key=model)
+        return self.read.tensor(model, tensor.inputs[model], self._label(tensor), dtype)
+
+    def _together(
+        self,
+        tensor: TensorPlan,
+        models: Iterable[ModelReference],
+        dtype: str | None,
+        deltas: Sequence[ModelReference] = (),
+        layout: ModelReference | None = None,
+    ) -> Task:
+        """The tensors of several inputs, with rows moved where token ids index them.
+
+        deltas: inputs of which their adapter's change is read instead. layout: a name for the tensor of the layout's
+        model without an adapter, where that is wanted too.
+        """
+        models, label, axis = tuple(models), self._label(tensor), tensor.info.vocabulary_axis
+        rows = self.inputs.row_donors(tensor.info.name) if axis is not None else {}
+        names = rows or {model: tensor.inputs[model] for model in models}
+        tasks: dict[ModelReference, Task] = {
+            model: self.read.delta(model, own, label) if model in deltas else self.read.tensor(model, own, label, dtype)
+            for model, own in names.items()
+        }
+        if layout is not None:
+            tasks[layout] = self.base_tensor(tensor)
+        gather = self.read.gather(names, tasks, label, axis)
+        if not self._rows_move(tensor):
+            return gather
+        if isinstance(self.plan, OmniPlan):
+            omni = self.plan.inputs.composition
+            return UniteRows(
+                vocabulary=omni.vocabulary,
+                tensors=gather,
+                models=models,
+                directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in names),
+                markers=omni.markers if tensor.info.role is Role.EMBEDDINGS else (),
+            )
+        if self.vocabulary is None:
+            return TruncatedVocabulary(gather_tensors=gather, weight_info=self._weight(tensor))
+        section = self.config.tokenizer
+        return PermuteRows(
+            gather_tensors=gather,
+            tokenizer_task=self.vocabulary,
+            tokens=(section.tokens if section else None) or {},
+            pad_to_multiple_of=section.pad_to_multiple_of if section else None,
+            base_model=self.config.base_model,
+            vocabulary_axis=axis,
+        )
+
+    def _rows_move(self, tensor: TensorPlan) -> bool:
+        return self.plan.moves_rows and tensor.info.vocabulary_axis is not None
+
+    def _dtype(self, tensor: TensorPlan, models: Iterable[ModelReference]) -> str | None:
+        """What inputs are read in: by the plugin's methods as they are stored, by mergekit's in what these compute in.
+
+        With adapters that is float32, as 16 bits would drop much of their deltas.
+        """
+        if is_own_method(self.config.merge_method) and not isinstance(tensor.shared_action, Average):
+            return None
+        wide = self.sweep or any(self.inputs.is_widened(model, tensor.inputs[model]) for model in models)
+        return "float32" if wide and self.config.dtype != "float64" else self.config.dtype
+
+    def _label(self, tensor: TensorPlan) -> str:
+        """The base's name on disk for a tensor, which orders the work."""
+        group = self.inputs.base_checkpoint.group_of.get(tensor.info.name)
+        return group.disk[0] if group else tensor.info.name
+
+    def _weight(self, tensor: TensorPlan) -> WeightInfo:
+        return WeightInfo(name=tensor.name, vocabulary_axis=tensor.info.vocabulary_axis)
+
+    @property
+    def _seed(self) -> int:
+        return self.options.random_seed or 0
+
+
+def _scaling(tensor: TensorPlan) -> float:
+    """The `scaling` of a method of the plugin; 1 for a method that has no such parameter."""
+    return float(tensor.parameters.get("scaling", 1.0))

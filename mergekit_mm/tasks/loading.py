@@ -1,0 +1,198 @@
+"""Steps that read: one tensor of one input in memory layout, and what an adapter changes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import Task
+from mergekit.io.tasks import GatherTensors
+from pydantic import InstanceOf
+
+from mergekit_mm.errors import MergeError
+from mergekit_mm.methods.apply import is_finite
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.tasks.sources import Adapter, Source, Sources
+from mergekit_mm.tasks.step import Step
+
+
+class LoadGroup(Task[dict[str, torch.Tensor]]):
+    """Read one group of tensors on disk and convert it to tensors in memory."""
+
+    source: InstanceOf[Source]
+    tensor: str  # any name in memory of the group
+    label: str
+    device: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        return {}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.label
+
+    def execute(self, **_kwargs: object) -> dict[str, torch.Tensor]:
+        return self.source.group(self.tensor, self.device)
+
+
+class LoadTensor(Task[torch.Tensor]):
+    """One tensor of one model in memory layout; floating tensors are cast to `dtype`, integer buffers never.
+
+    `label` is the name of the output on the base's disk, whatever this input calls the tensor: mergekit runs tasks
+    in the order of their labels, so equal ones keep the inputs of one output together and memory bounded.
+    """
+
+    source: InstanceOf[Source]
+    tensor: str
+    label: str
+    dtype: str | None = None
+    device: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        group = self.source.checkpoint.group_of[self.tensor]
+        if group.conversion is None:
+            return {}
+        return {"group": LoadGroup(source=self.source, tensor=group.memory[0], label=self.label, device=self.device)}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.label
+
+    def execute(self, group: dict[str, torch.Tensor] | None = None, **_kwargs: object) -> torch.Tensor:
+        tensors = self.source.group(self.tensor, self.device) if group is None else group
+        return cast(tensors[self.tensor], self.dtype, self.tensor)
+
+
+class LoadDelta(Task[TaskVector]):
+    """What an adapter changes of one tensor of its model: if it leaves that alone, a task vector of rank 0."""
+
+    adapter: InstanceOf[Adapter]
+    tensor: str
+    base: LoadTensor
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base} if self.adapter.adaptation.needs_base(self.tensor) else {}
+
+    def priority(self) -> int:
+        return -1000
+
+    def group_label(self) -> str | None:
+        return self.base.group_label()
+
+    def execute(self, base: torch.Tensor | None = None, **_kwargs: object) -> TaskVector:
+        if self.adapter.adaptation.changes(self.tensor):
+            return _change(self.adapter, self.tensor, base)
+        shape = self.base.source.checkpoint.tensors[self.tensor].shape
+        if len(shape) not in (2, 3):
+            return TaskVector(torch.zeros(shape))
+        left = torch.zeros(*shape[:-1], 0)
+        return TaskVector(left, right=torch.zeros(*shape[:-2], 0, shape[-1]))
+
+
+class AdaptTensor(Step[torch.Tensor]):
+    """One tensor of a model with an adapter applied, in float32 or wider unless `dtype` asks otherwise."""
+
+    adapter: InstanceOf[Adapter]
+    tensor: str
+    base: LoadTensor
+    dtype: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base}
+
+    def priority(self) -> int:
+        return -1000
+
+    def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
+        if not base.is_floating_point():  # a counter or the like, which is saved with its module
+            return self.adapter.adaptation.replacement(self.tensor).to(base)
+        delta = _change(self.adapter, self.tensor, base)
+        wide = torch.promote_types(base.dtype, torch.float32)
+        tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
+        return cast(tuned, self.dtype, self.tensor)
+
+
+def _change(adapter: Adapter, tensor: str, base: torch.Tensor | None) -> TaskVector:
+    """What an adapter changes of a tensor, put together on the CPU, where adapters are read; on the base's device."""
+    if base is None:
+        return adapter.adaptation.task_vector(tensor, None)
+    needed = base.to("cpu") if adapter.adaptation.needs_base(tensor) else None
+    return adapter.adaptation.task_vector(tensor, needed).to(base.device)
+
+
+class GatherInputs(GatherTensors):
+    """mergekit's collector of one tensor from several inputs, of tasks that are made already.
+
+    Some of them may give a task vector in place of a tensor. Of `weight_info` nothing is read: mergekit's class, which
+    its own tasks ask for, has the field.
+    """
+
+    label: str
+    inputs: tuple[tuple[ModelReference, Task], ...]
+
+    def arguments(self) -> dict[str, Task]:
+        return {str(model): task for model, task in self.inputs}
+
+    def group_label(self) -> str | None:
+        return self.label
+
+    def execute(self, **values: torch.Tensor | TaskVector) -> dict[ModelReference, torch.Tensor | TaskVector]:
+        return {model: values[str(model)] for model, _ in self.inputs}
+
+
+class Reader:
+    """Makes the tasks that read the inputs of one merge."""
+
+    def __init__(self, sources: Sources, device: str | None) -> None:
+        self.sources, self.device = sources, device
+
+    def plain(self, model: ModelReference, tensor: str, label: str, dtype: str | None = None) -> LoadTensor:
+        """The task that gives one tensor of an input without its adapter."""
+        source = self.sources.models[model]
+        return LoadTensor(source=source, tensor=tensor, label=label, dtype=dtype, device=self.device)
+
+    def tensor(self, model: ModelReference, tensor: str, label: str, dtype: str | None = None) -> Task[torch.Tensor]:
+        """The task that gives one tensor of an input, with its adapter applied if that changes it.
+
+        An adapted tensor comes in float32 unless `dtype` is given: rounded to 16 bits, much of the delta would be lost.
+        """
+        adapter = self.sources.adapters.get(model)
+        if adapter is None or not adapter.adaptation.changes(tensor):
+            return self.plain(model, tensor, label, dtype)
+        return AdaptTensor(adapter=adapter, tensor=tensor, base=self.plain(model, tensor, label), dtype=dtype)
+
+    def delta(self, model: ModelReference, tensor: str, label: str) -> LoadDelta:
+        """The task that gives what the adapter of an input changes, as factors where it holds factors."""
+        base = self.plain(model, tensor, label)
+        return LoadDelta(adapter=self.sources.adapters[model], tensor=tensor, base=base)
+
+    def gather(
+        self, names: Mapping[ModelReference, str], tasks: Mapping[ModelReference, Task], label: str, axis: int | None
+    ) -> GatherInputs:
+        """The results of `tasks` together; names: the inputs' own names for the tensor, axis: that of its tokens."""
+        weights = {model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in names.items()}
+        return GatherInputs(weight_info=weights, label=label, inputs=tuple(tasks.items()))
+
+
+def cast(tensor: torch.Tensor, dtype: str | None, name: str) -> torch.Tensor:
+    """A floating tensor in another dtype; integer buffers, and all if there is none, stay what they are.
+
+    Raises:
+        MergeError: float16 cannot hold a value. It ends at 65504, bfloat16 does not.
+    """
+    wanted = dtype_from_name(dtype)
+    if wanted is None or not tensor.is_floating_point():
+        return tensor
+    result = tensor.to(wanted)
+    if wanted is torch.float16 is not tensor.dtype and not is_finite(result) and is_finite(tensor):
+        raise MergeError(
+            f"{name} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: write bfloat16 or "
+            "float32 as `dtype` or `out_dtype`."
+        )
+    return result
