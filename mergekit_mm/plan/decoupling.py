@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import torch
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
@@ -23,7 +21,6 @@ from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
-from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.omni.routing import FULL
 from mergekit_mm.plan.gathering import Gathering, Job
 from mergekit_mm.plan.inputs import Inputs
@@ -169,7 +166,7 @@ class Decoupling:
         return linear and self.inputs.base_checkpoint.tensors[name].role in LANGUAGE_ROLES
 
     def _makes_factors(self, merge: Mapping[str, Any]) -> bool:
-        return self.method == "task_arithmetic" or _solves_to_factors(self.method, tuple(merge["parameters"].items()))
+        return self.method == "task_arithmetic" or method_named(self.method).keeps_factors(merge["parameters"])
 
     # ------------------------------------------------------------------------------------------------------- layout
 
@@ -221,16 +218,6 @@ class Decoupling:
             for owner, _ in owners:
                 task = PickTensor(group=factors, key=f"media.{owner}")
                 yield Output(f"{path}.media.{owner}.{kind}", task, replace(output.like, shape=(rows, rank)))
-
-
-@lru_cache
-def _solves_to_factors(method: str, parameters: tuple[tuple[str, Any], ...]) -> bool:
-    """Whether a method of the plugin makes factors of factors, which depends on its parameters: asked of small ones."""
-    generator = torch.Generator().manual_seed(0)
-    pairs = [(torch.randn(4, 1, generator=generator), torch.randn(1, 4, generator=generator)) for _ in range(2)]
-    given = {name: value for name, value in parameters if name != "scaling"}
-    solved = method_named(method).solve([TaskVector(left, right=right) for left, right in pairs], **given)
-    return solved.is_factored
 
 
 def _rank(model: ModelReference, tensor: str) -> int | None:

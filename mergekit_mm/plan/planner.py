@@ -261,7 +261,7 @@ class MultimodalPlanner(MergePlanner):
         )
         own = is_own_method(spec.name)
         if own and (values := tuple(shared.items())) not in self._checked:
-            method_named(spec.name).check(**shared)
+            method_named(spec.name).validate(**shared)
             self._checked.add(values)
         dtype = None if own else self._merge_dtype(job, held)
         if job.base in held:  # in the dtype in which the merge reads it too, so that it is read once
