@@ -4,6 +4,7 @@ After `pip install examples/own_method` the stock `mergekit-yaml` knows `merge_m
 `mergekit-mm`: see the entry point in pyproject.toml.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,13 @@ from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-@task_vector_method(name="clipped_sum", pretty_name="Clipped sum", reference_url="")
+def not_negative(limit: float) -> None:
+    """ValueError for a value that will not do; it is raised before anything is merged."""
+    if not 0 <= limit < math.inf:
+        raise ValueError(f"limit must be 0 or more; got {limit}")
+
+
+@task_vector_method(name="clipped_sum", pretty_name="Clipped sum", reference_url="", validate=not_negative)
 def clipped_sum(task_vectors: Sequence[TaskVector], limit: float = 1.0) -> TaskVector:
     """Each task vector shortened to `limit` times the median Frobenius norm, and added up.
 

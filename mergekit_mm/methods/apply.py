@@ -1,10 +1,15 @@
-"""What every task-vector method shares: its declaration to mergekit, and the steps around its mathematics."""
+"""What every task-vector method shares: its declaration to mergekit, and the steps around its mathematics.
+
+A merge goes one way: inputs -> task vectors -> delta -> base + scaling * delta -> cast. A method is the second arrow,
+for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank, and the whole way for mergekit.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -13,62 +18,182 @@ from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, Tenso
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.methods.checks import require
 from mergekit_mm.numerics.deltas import mean_delta, working_dtype
-from mergekit_mm.numerics.task_vector import TaskVector
-
-Solver = Callable[[Sequence[TaskVector]], TaskVector]
+from mergekit_mm.numerics.task_vector import TaskVector, stacked
 
 
 @dataclass(frozen=True, eq=False)
 class TaskVectorMethod:
     """A merge method written on task vectors, and the form in which mergekit runs it on tensors.
 
-    solve: (task vectors of one matrix, **parameters) -> merged task vector. `scaling` is not among its parameters: it
-    multiplies what comes out, for every method alike.
+    Made by `task_vector_method`, which says what the fields mean. `scaling` is not among the parameters of a solver: it
+    multiplies what comes out, for every method alike. Parameters that are left out have their defaults.
     """
 
     host: MergeMethod
-    solve: Callable[..., TaskVector]
+    _solver: Callable[..., TaskVector]
+    _keeps_factors: bool | Callable[..., bool]
+    _validator: Callable[..., object] | None
 
     @property
     def name(self) -> str:
         name: str = self.host.spec.name
         return name
 
-    def check(self, *, scaling: float = 1.0, **parameters: Any) -> None:
-        """MergeError for values that the method would refuse in the middle of a merge, found by a trial on one zero.
+    def keeps_factors(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether factored task vectors give a factored result under these parameters; `scaling` may be one of them."""
+        declared = self._keeps_factors
+        return declared if isinstance(declared, bool) else declared(**self._completed(parameters))
 
-        A method of another package says so by a ValueError, as mergekit's own do. Where all values are its defaults, it
-        cannot mean them: such an error is a bug, and is passed on.
+    def validate(self, *, scaling: float = 1.0, **parameters: Any) -> None:
+        """Check values of the parameters, without solving anything.
+
+        A method that declares no `validate` accepts everything here, and refuses values when it is run.
+
+        Raises:
+            MergeError: naming the method, the parameter, the rule and the value.
         """
-        require(math.isfinite(scaling), self.name, "scaling", "finite", scaling)
-        try:
-            self.solve([TaskVector(torch.zeros(1, 1))], **parameters)
-        except MergeError:
-            raise
-        except ValueError as error:
-            if self._are_defaults(parameters):
-                raise
-            raise MergeError(f"{self.name}: {error}") from error
+        if not math.isfinite(scaling):
+            raise MergeError(f"{self.name}: scaling must be finite; got {scaling}")
+        if self._validator is not None:
+            with self._values_refused(parameters):
+                self._validator(**self._completed(parameters))
 
-    def _are_defaults(self, parameters: Mapping[str, Any]) -> bool:
-        defaults = {name: known.default for name, known in inspect.signature(self.solve).parameters.items()}
-        return all(value == defaults.get(name) for name, value in parameters.items())
+    def solve(self, task_vectors: Sequence[TaskVector], **parameters: Any) -> TaskVector:
+        """The merged delta (out, in) of one matrix from the task vectors of at least one expert.
+
+        Raises:
+            MergeError: a value that the method refuses.
+        """
+        self.validate(**parameters)
+        if self._validator is not None:  # every ValueError from here on is a bug
+            return self._solver(task_vectors, **parameters)
+        with self._values_refused(parameters):
+            return self._solver(task_vectors, **parameters)
+
+    def delta(
+        self, task_vectors: Sequence[TaskVector], label: str, *, as_vector: bool = False, **parameters: Any
+    ) -> TaskVector:
+        """The merged delta of one tensor of any rank, without `scaling` and without the base.
+
+        Matrices are solved. A tensor of three axes is a stack of matrices (the experts of a mixture-of-experts layer),
+        each solved by itself; the stack is factored if all its solutions are. Vectors, scalars and tensors of four or
+        more axes get the mean of the deltas.
+
+        task_vectors: of finite values, all of one shape. label: what the tensor is called in an error.
+        as_vector: take the mean whatever the rank, for tensors that are no matrices, such as kernels of convolutions.
+
+        Raises:
+            MergeError: a value that the method refuses, or a delta that is not finite.
+        """
+        shape = task_vectors[0].shape
+        dtype = working_dtype(*(part.dtype for task_vector in task_vectors for part in task_vector.parts))
+        with torch.no_grad():
+            if 0 in shape:
+                return TaskVector(torch.zeros(shape, dtype=dtype, device=task_vectors[0].left.device))
+            if len(shape) == 2 and not as_vector:
+                return self._finite_solution(task_vectors, label, parameters)
+            if len(shape) == 3 and not as_vector:
+                matrices = zip(*(task_vector.matrices() for task_vector in task_vectors), strict=True)
+                solved = (self._finite_solution(matrix, label, parameters) for matrix in matrices)
+                return stacked(solved, shape[0], dtype)
+            mean = mean_delta(task_vectors)
+        if not is_finite(mean):
+            raise MergeError(f"Merging {label} gives NaN or Inf: the deltas leave the range of {mean.dtype}")
+        return TaskVector(mean)
 
     def merge(
         self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
     ) -> Tensor:
-        """base + scaling * solve(task vectors), for task vectors in any form; see `merge_task_vectors`."""
-        return merge_task_vectors(base, task_vectors, scaling, lambda v: self.solve(v, **parameters), label)
+        """base + scaling * delta in the base's dtype; see `delta` and `add_delta`.
+
+        A scaling of 0 returns the base bit for bit.
+
+        Raises:
+            MergeError: as `validate` and `delta`.
+        """
+        self.validate(scaling=scaling, **parameters)
+        if scaling == 0.0 or base.numel() == 0:
+            return base.clone()
+        return add_delta(base, self.delta(task_vectors, label, **parameters), scaling)
+
+    def merge_group(self, group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
+        """The merge of one tensor as mergekit asks for it: the tensors of all inputs, one of which is the base.
+
+        Raises:
+            MergeError: no base, or an input that is not finite; and as `merge`.
+        """
+        label = f"tensor {group.metadata.name!r}" if group.metadata.name else "an unnamed tensor"
+        if group.base is None:
+            raise MergeError(f"Merging {label} needs a base model: set base_model in the configuration")
+        for entry in group.entries:
+            if not is_finite(entry.tensor):
+                raise MergeError(
+                    f"{label} of input {entry.id} holds NaN or Inf; a task vector cannot be taken. "
+                    "Repair that checkpoint, or leave it out of the merge"
+                )
+        base: Tensor = group.base.tensor
+        task_vectors = [TaskVector(entry.tensor, base=base) for entry in group.non_base]
+        return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
+
+    def _finite_solution(
+        self, task_vectors: Sequence[TaskVector], label: str, parameters: Mapping[str, Any]
+    ) -> TaskVector:
+        merged = self.solve(task_vectors, **parameters)
+        if not is_finite(merged):
+            raise MergeError(
+                f"Merging {label} diverged: the merged delta holds NaN or Inf. "
+                "Lower learning_rate, momentum or iterations"
+            )
+        return merged
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        _, *parameters = inspect.signature(self._solver).parameters.values()
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def _completed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of the solver, by name."""
+        given = {name: value for name, value in parameters.items() if name != "scaling"}
+        return {**self._defaults, **given}
+
+    @contextmanager
+    def _values_refused(self, parameters: Mapping[str, Any]) -> Iterator[None]:
+        """Raise MergeError for a ValueError, by which a method says that a value of a parameter will not do.
+
+        Where all values are the method's defaults, it cannot mean them: such an error is a bug, and is passed on.
+        """
+        try:
+            yield
+        except MergeError:
+            raise
+        except ValueError as error:
+            defaults = self._defaults
+            if all(value == defaults.get(name) for name, value in parameters.items()):
+                raise
+            raise MergeError(f"{self.name}: {error}") from error
 
 
-def task_vector_method(name: str, pretty_name: str, reference_url: str) -> Callable[..., TaskVectorMethod]:
-    """Declare `solve(task_vectors, **parameters)` as a merge method; its signature becomes the YAML parameters."""
+def task_vector_method(
+    name: str,
+    pretty_name: str,
+    reference_url: str,
+    keeps_factors: bool | Callable[..., bool] = False,
+    validate: Callable[..., object] | None = None,
+) -> Callable[[Callable[..., TaskVector]], TaskVectorMethod]:
+    """Declare `solve(task_vectors, **parameters)` as a merge method; its signature becomes the YAML parameters.
+
+    solve: gets the task vectors of one matrix, (out, in) each, and returns the merged one.
+    keeps_factors: whether factored task vectors give a factored result, where a language model that keeps a part for
+    each medium (`composition: damc`) can then keep factors too. If that depends on the parameters, a function that
+    takes all of them by name and returns a bool.
+    validate: takes all parameters by name, and raises ValueError for a value that will not do. Without it, values are
+    refused only when `solve` raises ValueError on the first matrix of a merge.
+    """
 
     def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
         def kernel(group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
-            return _merge_group(group, scaling, lambda task_vectors: solve(task_vectors, **parameters))
+            return method.merge_group(group, scaling, **parameters)
 
         # mergekit reads a method's parameters from the signature of its kernel
         before = list(inspect.signature(kernel).parameters.values())[:2]
@@ -83,68 +208,30 @@ def task_vector_method(name: str, pretty_name: str, reference_url: str) -> Calla
         kernel.__doc__ = solve.__doc__
         contract = InputContract(base=BasePolicy.REQUIRED, min_non_base=1)
         host = merge_method(kernel, name=name, pretty_name=pretty_name, reference_url=reference_url, contract=contract)
-        return TaskVectorMethod(host, solve)
+        method = TaskVectorMethod(host, solve, keeps_factors, validate)
+        return method
 
     return declare
 
 
-def merge_task_vectors(
-    base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str
-) -> Tensor:
-    """base + scaling * solve(task vectors), computed in float32 or wider and cast once to the base's dtype.
+def add_delta(base: Tensor, delta: TaskVector, scaling: float) -> Tensor:
+    """base + scaling * delta, computed in float32 or wider and cast once to the base's dtype.
 
-    Matrices go to `solve`; a 3-D tensor is a stack of matrices (the experts of a mixture-of-experts layer), each solved
-    by itself; vectors, scalars and tensors of four or more axes get the mean of the deltas. A scaling of 0 returns the
-    base bit for bit. The inputs must be finite; MergeError, naming the tensor, for a solution that is not.
+    A stack is widened one matrix at a time.
     """
-    if not math.isfinite(scaling):
-        raise MergeError(f"scaling must be a finite number; got {scaling}")
-    if scaling == 0.0 or base.numel() == 0:
-        return base.clone()
+    if base.ndim == 3:
+        merged = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+        for into, matrix, own in zip(merged, base, delta.matrices(), strict=True):
+            into.copy_(add_delta(matrix, own, scaling))
+        return merged
     with torch.no_grad():
-        if base.ndim == 2:
-            return _matrix(base, task_vectors, scaling, solve, label)
-        if base.ndim == 3:
-            slices = zip(*(t.matrices() for t in task_vectors), strict=True)
-            return torch.stack(
-                [_matrix(b, experts, scaling, solve, label) for b, experts in zip(base, slices, strict=True)]
-            )
-        return _add(base, TaskVector(mean_delta(task_vectors)), scaling)
-
-
-def _merge_group(group: TensorGroup, scaling: float, solve: Solver) -> Tensor:
-    label = f"tensor {group.metadata.name!r}" if group.metadata.name else "an unnamed tensor"
-    if group.base is None:
-        raise MergeError(f"Merging {label} needs a base model: set base_model in the configuration")
-    for entry in group.entries:
-        if not is_finite(entry.tensor):
-            raise MergeError(
-                f"{label} of input {entry.id} holds NaN or Inf; a task vector cannot be taken. "
-                "Repair that checkpoint, or leave it out of the merge"
-            )
-    base: Tensor = group.base.tensor
-    task_vectors = [TaskVector(entry.tensor, base=base) for entry in group.non_base]
-    return merge_task_vectors(base, task_vectors, scaling, solve, label)
-
-
-def _matrix(base: Tensor, task_vectors: Sequence[TaskVector], scaling: float, solve: Solver, label: str) -> Tensor:
-    merged = solve(task_vectors)
-    if not is_finite(merged):
-        raise MergeError(
-            f"Merging {label} diverged: the merged delta holds NaN or Inf. Lower learning_rate, momentum or iterations"
-        )
-    return _add(base, merged, scaling)
-
-
-def _add(base: Tensor, merged: TaskVector, scaling: float) -> Tensor:
-    """One widening, one sum, one cast."""
-    return merged.added_to(base.to(working_dtype(base.dtype)), scaling).to(base.dtype)
+        return delta.added_to(base.to(working_dtype(base.dtype)), scaling).to(base.dtype)
 
 
 def is_finite(value: Tensor | TaskVector) -> bool:
     """One pass and no copy: NaN and Inf both survive in the extremes."""
     if isinstance(value, TaskVector):
-        return all(is_finite(part) for part in (value.left, value.right, value.base) if part is not None)
+        return all(is_finite(part) for part in value.parts)
     if value.numel() == 0:
         return True
     low, high = torch.aminmax(value.detach())

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require, require_time, require_tolerance
+from mergekit_mm.numerics.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import Init
-from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered
+from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered, require_filter
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.rank_rules import adaptive_rank, is_rank_rule
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -34,8 +34,18 @@ from mergekit_mm.numerics.task_vector import TaskVector
 _RULES = "participation_sqrt, participation, entropy, stable_rank, gavish_donoho, cumvar_<x> with 0 < x <= 1, or none"
 
 
+def _validate(rank_rule: str, exp_time: float, tikhonov_alpha: float, rank_tolerance: float, **_: object) -> None:
+    require(is_rank_rule(rank_rule), "rank_rule", _RULES, repr(rank_rule))
+    require_filter(exp_time, tikhonov_alpha)
+    require_tolerance(rank_tolerance)
+
+
 @task_vector_method(
-    name="aswudi", pretty_name="ASWUDI-Merging", reference_url="https://github.com/WalkerWorldPeace/MLLMerging"
+    name="aswudi",
+    pretty_name="ASWUDI-Merging",
+    reference_url="https://github.com/WalkerWorldPeace/MLLMerging",
+    keeps_factors=True,
+    validate=_validate,
 )
 def aswudi(
     task_vectors: Sequence[TaskVector],
@@ -52,9 +62,6 @@ def aswudi(
     rank_rule: participation_sqrt, participation, entropy, stable_rank, gavish_donoho, cumvar_<x> (the fewest directions
     that hold the share x of the sum of eigenvalues), or none (all). The other parameters are those of `swudi`.
     """
-    require(is_rank_rule(rank_rule), "aswudi", "rank_rule", _RULES, repr(rank_rule))
-    require_time("aswudi", exp_time, tikhonov_alpha)
-    require_tolerance("aswudi", rank_tolerance)
 
     def quotient(eigenvalues: Tensor) -> Tensor:
         kept = adaptive_rank(rank_rule, eigenvalues, task_vectors[0].shape)

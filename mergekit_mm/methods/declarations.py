@@ -50,4 +50,4 @@ def makes_factors_of_factors(method: str, parameters: Mapping[str, Any]) -> bool
     """Whether the merged delta of factors is a product of factors again; `parameters` are those for all inputs."""
     if not is_own_method(method):
         return method in WEIGHTED_SUMS
-    return method_named(method).keeps_factors({k: v for k, v in parameters.items() if k != "scaling"})
+    return method_named(method).keeps_factors(parameters)

@@ -21,20 +21,25 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require_tolerance
+from mergekit_mm.numerics.checks import require_tolerance
 from mergekit_mm.numerics.deltas import in_joint_core, sum_of_deltas
 from mergekit_mm.numerics.polar import ROUNDING, polar
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-@task_vector_method(name="iso_c", pretty_name="Iso-C", reference_url="https://arxiv.org/abs/2502.04959")
+@task_vector_method(
+    name="iso_c",
+    pretty_name="Iso-C",
+    reference_url="https://arxiv.org/abs/2502.04959",
+    keeps_factors=True,
+    validate=require_tolerance,
+)
 def iso_c(task_vectors: Sequence[TaskVector], rank_tolerance: float = ROUNDING) -> TaskVector:
     """The Iso-C merge of one matrix's task vectors; from factors it is found in their joint core and stays factored.
 
     rank_tolerance: singular values of the sum below this share of its largest are rounding (16-bit checkpoints: 1e-2
     or more).
     """
-    require_tolerance("iso_c", rank_tolerance)
     return in_joint_core(task_vectors, lambda deltas: _merge(deltas, rank_tolerance))
 
 

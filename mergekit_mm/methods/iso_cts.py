@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require, require_tolerance
+from mergekit_mm.numerics.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import in_joint_core, sum_of_deltas
 from mergekit_mm.numerics.eigen import eigenpairs_
 from mergekit_mm.numerics.polar import (
@@ -43,7 +43,18 @@ from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-@task_vector_method(name="iso_cts", pretty_name="Iso-CTS", reference_url="https://arxiv.org/abs/2502.04959")
+def _validate(common_fraction: float, rank_tolerance: float) -> None:
+    require(0 <= common_fraction <= 1, "common_fraction", "in [0, 1]", common_fraction)
+    require_tolerance(rank_tolerance)
+
+
+@task_vector_method(
+    name="iso_cts",
+    pretty_name="Iso-CTS",
+    reference_url="https://arxiv.org/abs/2502.04959",
+    keeps_factors=True,
+    validate=_validate,
+)
 def iso_cts(
     task_vectors: Sequence[TaskVector], common_fraction: float = 0.8, rank_tolerance: float = ROUNDING
 ) -> TaskVector:
@@ -53,8 +64,6 @@ def iso_cts(
     this share of its largest, and of a residual below this share of its task vector's norm, are rounding (16-bit
     checkpoints: 1e-2 or more).
     """
-    require(0 <= common_fraction <= 1, "iso_cts", "common_fraction", "in [0, 1]", common_fraction)
-    require_tolerance("iso_cts", rank_tolerance)
     return in_joint_core(task_vectors, lambda deltas: _merge(deltas, common_fraction, rank_tolerance))
 
 

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require_descent
 from mergekit_mm.numerics.deltas import Init
 from mergekit_mm.numerics.descent import Descent, Optimizer, Proxy, Target, Time, descend
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -36,7 +35,18 @@ PRESETS = {
 }
 
 
-@task_vector_method(name="optmerge", pretty_name="OptMerge", reference_url="https://arxiv.org/abs/2505.19892")
+def _settings(preset: str, **chosen: Any) -> Descent:
+    """The preset's constants, but for those that are chosen. ValueError for one that is out of its range."""
+    return replace(PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None})
+
+
+@task_vector_method(
+    name="optmerge",
+    pretty_name="OptMerge",
+    reference_url="https://arxiv.org/abs/2505.19892",
+    keeps_factors=lambda **parameters: _settings(**parameters).optimizer == "sgd",
+    validate=_settings,
+)
 def optmerge(
     task_vectors: Sequence[TaskVector],
     preset: Literal["lora", "full", "modality"] = "lora",
@@ -62,7 +72,5 @@ def optmerge(
     sum_i L_i^T L_i / ||tau_i||^2 (`relative`), so that matrices whose deltas differ in effective rank progress alike;
     for the sgd optimizer only.
     """
-    chosen = {k: v for k, v in locals().items() if k not in ("task_vectors", "preset") and v is not None}
-    settings = replace(PRESETS[preset], **chosen)
-    require_descent("optmerge", settings)
-    return descend(task_vectors, settings)
+    parameters = {name: value for name, value in locals().items() if name != "task_vectors"}
+    return descend(task_vectors, _settings(**parameters))

@@ -27,16 +27,26 @@ from typing import Literal
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require, require_time, require_tolerance
+from mergekit_mm.numerics.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import Init
-from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered
+from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered, require_filter
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.rank_rules import ratio_rank
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
+def _validate(rank_ratio: float, exp_time: float, tikhonov_alpha: float, rank_tolerance: float, **_: object) -> None:
+    require(0 < rank_ratio <= 1, "rank_ratio", "in (0, 1]", rank_ratio)
+    require_filter(exp_time, tikhonov_alpha)
+    require_tolerance(rank_tolerance)
+
+
 @task_vector_method(
-    name="swudi", pretty_name="SWUDI-Merging", reference_url="https://github.com/WalkerWorldPeace/MLLMerging"
+    name="swudi",
+    pretty_name="SWUDI-Merging",
+    reference_url="https://github.com/WalkerWorldPeace/MLLMerging",
+    keeps_factors=True,
+    validate=_validate,
 )
 def swudi(
     task_vectors: Sequence[TaskVector],
@@ -56,9 +66,6 @@ def swudi(
     A's numerical rank. rank_tolerance: singular values of the stacked task vectors below this share of the largest are
     rounding.
     """
-    require(0 < rank_ratio <= 1, "swudi", "rank_ratio", "in (0, 1]", rank_ratio)
-    require_time("swudi", exp_time, tikhonov_alpha)
-    require_tolerance("swudi", rank_tolerance)
 
     def quotient(eigenvalues: Tensor) -> Tensor:
         kept = ratio_rank(rank_ratio, task_vectors[0].shape[1] if rank_of == "columns" else len(eigenvalues))

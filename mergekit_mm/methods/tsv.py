@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require, require_tolerance
+from mergekit_mm.numerics.checks import require, require_tolerance
 from mergekit_mm.numerics.deltas import in_joint_core
 from mergekit_mm.numerics.polar import COINCIDING, ROUNDING, inverse_root_, leading_triplets
 from mergekit_mm.numerics.rank_rules import fraction_rank
@@ -31,7 +31,18 @@ from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-@task_vector_method(name="tsv", pretty_name="TSV-Merging", reference_url="https://arxiv.org/abs/2412.00081")
+def _validate(rank_fraction: float | None, rank_tolerance: float) -> None:
+    require(rank_fraction is None or 0 < rank_fraction <= 1, "rank_fraction", "in (0, 1]", rank_fraction)
+    require_tolerance(rank_tolerance)
+
+
+@task_vector_method(
+    name="tsv",
+    pretty_name="TSV-Merging",
+    reference_url="https://arxiv.org/abs/2412.00081",
+    keeps_factors=True,
+    validate=_validate,
+)
 def tsv(
     task_vectors: Sequence[TaskVector], rank_fraction: float | None = None, rank_tolerance: float = ROUNDING
 ) -> TaskVector:
@@ -40,8 +51,6 @@ def tsv(
     rank_fraction: the share of min(out, in) that each expert keeps, rounded down; 1 / N by default. rank_tolerance:
     singular values of a task vector below this share of its largest are rounding (16-bit checkpoints: 1e-2 or more).
     """
-    require(rank_fraction is None or 0 < rank_fraction <= 1, "tsv", "rank_fraction", "in (0, 1]", rank_fraction)
-    require_tolerance("tsv", rank_tolerance)
     size = min(task_vectors[0].shape)
     rank = size // len(task_vectors) if rank_fraction is None else fraction_rank(rank_fraction, size)
     return in_joint_core(task_vectors, lambda deltas: _merge(deltas, max(1, rank), rank_tolerance))

@@ -25,12 +25,12 @@ Deviations from the released code, all deliberate:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.methods.checks import require_descent, require_tolerance
+from mergekit_mm.numerics.checks import require_tolerance
 from mergekit_mm.numerics.deltas import Init
 from mergekit_mm.numerics.descent import Descent, descend
 from mergekit_mm.numerics.interference import filtered
@@ -38,7 +38,24 @@ from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-@task_vector_method(name="wudi", pretty_name="WUDI-Merging", reference_url="https://arxiv.org/abs/2503.08099")
+def _adam(**constants: Any) -> Descent:
+    """OptMerge's descent with whole task vectors on both sides, which is WUDI's."""
+    return Descent(rank_fraction=1.0, optimizer="adam", proxy="full", **constants)
+
+
+def _validate(solver: str, rank_tolerance: float, **constants: Any) -> None:
+    require_tolerance(rank_tolerance)
+    if solver == "adam":
+        _adam(**constants)
+
+
+@task_vector_method(
+    name="wudi",
+    pretty_name="WUDI-Merging",
+    reference_url="https://arxiv.org/abs/2503.08099",
+    keeps_factors=lambda solver, **_: solver == "exact",
+    validate=_validate,
+)
 def wudi(
     task_vectors: Sequence[TaskVector],
     solver: Literal["adam", "exact"] = "adam",
@@ -56,20 +73,14 @@ def wudi(
     steps are not invariant under rotations, so it works on dense deltas whatever the inputs are. rank_tolerance: of
     `exact`; singular values of the stacked task vectors below this share of the largest are rounding, not data.
     """
-    require_tolerance("wudi", rank_tolerance)
     if solver == "exact":
         return filtered(task_vectors, init, torch.reciprocal, rank_tolerance)
-    # OptMerge's quadratic with whole task vectors on both sides is this one
-    whole = Descent(
+    settings = _adam(
         init=init,
-        rank_fraction=1.0,
         iterations=iterations,
         learning_rate=learning_rate,
         momentum=momentum,
-        optimizer="adam",
-        proxy="full",
         adam_beta2=adam_beta2,
         adam_epsilon=adam_epsilon,
     )
-    require_descent("wudi", whole)
-    return descend(task_vectors, whole)
+    return descend(task_vectors, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Literal
 
 import torch
@@ -21,28 +22,31 @@ def start_share(init: Init, count: int) -> float:
 
 
 def in_joint_core(
-    task_vectors: Sequence[TaskVector], solve: Callable[[Sequence[TaskVector]], Tensor | None]
+    task_vectors: Sequence[TaskVector],
+    solve: Callable[[Sequence[TaskVector]], Tensor | None],
+    dtype: torch.dtype = torch.float64,
 ) -> TaskVector:
     """The merged task vector of a `solve` that commutes with rotations: from factors it works on their small cores.
 
-    solve gets task vectors that are cheap to densify and returns the merged delta in their coordinates, float64, or
+    solve gets task vectors that are cheap to densify and returns the merged delta in their coordinates, in `dtype`, or
     None for zero. From factored input the answer is factored, of at most the summed ranks; no (out, in) array is made.
     """
+    rows, columns = task_vectors[0].shape
+    zeros = partial(torch.zeros, dtype=dtype, device=task_vectors[0].left.device)
     if not all(t.is_factored for t in task_vectors):
         merged = solve(task_vectors)
-        return TaskVector(_zeros(task_vectors[0], *task_vectors[0].shape) if merged is None else merged)
-    joint = joint_core(task_vectors, torch.float64)
+        return TaskVector(zeros(rows, columns) if merged is None else merged)
+    joint = joint_core(task_vectors, dtype)
     empty = not (joint.left.shape[1] and joint.right.shape[0])
     core = None if empty else solve(joint.cores)
     if core is None:
-        rows, columns = task_vectors[0].shape
-        return TaskVector(_zeros(task_vectors[0], rows, 0), right=_zeros(task_vectors[0], 0, columns))
+        return TaskVector(zeros(rows, 0), right=zeros(0, columns))
     return joint.expand(TaskVector(core))
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the inputs' dtype if that is wider: bfloat16 steps are smaller than its rounding."""
-    return torch.promote_types(dtype, torch.float32)
+def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float32, or the widest of the inputs' dtypes if that is wider: bfloat16 steps are smaller than its rounding."""
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def mean_delta(task_vectors: Sequence[TaskVector]) -> Tensor:
@@ -77,7 +81,3 @@ def sum_of_deltas(task_vectors: Sequence[TaskVector]) -> Tensor:
     for task_vector in task_vectors[1:]:
         total += task_vector.dense(torch.float64)
     return total
-
-
-def _zeros(like: TaskVector, rows: int, columns: int) -> Tensor:
-    return torch.zeros(rows, columns, dtype=torch.float64, device=like.left.device)

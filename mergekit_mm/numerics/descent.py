@@ -19,14 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.deltas import Init, mean_and_peaks, square_norm, start_share, working_dtype
+from mergekit_mm.numerics.checks import require
+from mergekit_mm.numerics.deltas import Init, in_joint_core, mean_and_peaks, square_norm, start_share, working_dtype
 from mergekit_mm.numerics.eigen import top_eigenpairs_
 from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
 from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
 from mergekit_mm.numerics.rank_rules import fraction_rank
 from mergekit_mm.numerics.row_space import RowSpace
 from mergekit_mm.numerics.spectral import Truncation, gram, truncate
-from mergekit_mm.numerics.task_vector import TaskVector, joint_core
+from mergekit_mm.numerics.task_vector import TaskVector
 
 Optimizer = Literal["sgd", "adam"]
 Proxy = Literal["truncated", "full", "centered"]
@@ -41,7 +42,11 @@ _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta en
 
 @dataclass(frozen=True)
 class Descent:
-    """Every constant of a descent. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N."""
+    """Every constant of a descent. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N.
+
+    Raises:
+        ValueError: a constant out of its range, named.
+    """
 
     init: Init = "mean"
     rank_fraction: float | None = None
@@ -54,6 +59,17 @@ class Descent:
     time: Time = "absolute"
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        share, rate, epsilon = self.rank_fraction, self.learning_rate, self.adam_epsilon
+        require(share is None or 0 < share <= 1, "rank_fraction", "in (0, 1]", share)
+        require(self.iterations >= 0, "iterations", "0 or more", self.iterations)
+        require(0 < rate < math.inf, "learning_rate", "positive", rate)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(0 <= self.adam_beta2 < 1, "adam_beta2", "in [0, 1)", self.adam_beta2)
+        require(0 < epsilon < math.inf, "adam_epsilon", "positive", epsilon)
+        fits = self.optimizer == "sgd" or self.time == "absolute"
+        require(fits, "time", "absolute with the adam optimizer", self.time)
 
     @property
     def slope(self) -> float:
@@ -75,10 +91,9 @@ def descend(task_vectors: Sequence[TaskVector], settings: Descent) -> TaskVector
     first = task_vectors[0]
     rank = settings.rank(first.shape, len(task_vectors))
     dtype = _affordable(working_dtype(first.left.dtype), first.shape)
-    if settings.optimizer == "sgd" and all(t.is_factored for t in task_vectors):
-        joint = joint_core(task_vectors, dtype)  # SGD commutes with rotations; Adam does not
-        return joint.expand(TaskVector(_solve_dense(joint.cores, settings, rank, dtype)))
-    return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
+    if settings.optimizer == "adam":  # which does not commute with rotations
+        return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
+    return in_joint_core(task_vectors, lambda deltas: _solve_dense(deltas, settings, rank, dtype), dtype)
 
 
 def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:

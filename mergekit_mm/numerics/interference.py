@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mergekit_mm.numerics.checks import require
 from mergekit_mm.numerics.deltas import Init, in_joint_core, mean_and_peaks, square_norm, start_share
 from mergekit_mm.numerics.filters import filter_by_eigenvectors
 from mergekit_mm.numerics.polar import numerical_rank
@@ -93,6 +94,12 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
         return interference.moved(filter_by_eigenvectors(problem.slope, problem.matrix, keep))
 
     return in_joint_core(task_vectors, solve)
+
+
+def require_filter(exp_time: float, tikhonov_alpha: float) -> None:
+    """ValueError for constants of the spectral filters out of their range; only one of the two is used at a time."""
+    require(0 < exp_time < math.inf, "exp_time", "positive", exp_time)
+    require(0 < tikhonov_alpha < math.inf, "tikhonov_alpha", "positive", tikhonov_alpha)
 
 
 def filter_quotient(eigenvalues: Tensor, kind: Filter, time: Time, exp_time: float, tikhonov_alpha: float) -> Tensor:

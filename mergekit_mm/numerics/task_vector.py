@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _ROW_BLOCK = 256
 
@@ -46,6 +47,11 @@ class TaskVector:
     def is_factored(self) -> bool:
         return self.right is not None
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors that are stored."""
+        return tuple(part for part in (self.left, self.right, self.base) if part is not None)
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The delta as a new (out, in) tensor of `dtype`; each operand is widened before the one operation on it."""
         if self.right is not None:
@@ -61,7 +67,8 @@ class TaskVector:
         if self.right is not None:
             add = torch.addmm if self.left.ndim == 2 else torch.baddbmm
             return add(weight, self.left.to(weight.dtype), self.right.to(weight.dtype), alpha=scaling)
-        return weight.add(self.dense(weight.dtype), alpha=scaling)
+        delta = self.left.to(weight.dtype) if self.base is None else self.dense(weight.dtype)
+        return weight.add(delta, alpha=scaling)
 
     def matrices(self) -> Iterator[TaskVector]:
         """The deltas of the matrices of a stack, in the form in which the stack is stored."""
@@ -73,6 +80,30 @@ class TaskVector:
         """The same task vector with all its parts on `device`."""
         right = None if self.right is None else self.right.to(device)
         return TaskVector(self.left.to(device), right, None if self.base is None else self.base.to(device))
+
+
+def stacked(matrices: Iterable[TaskVector], count: int, dtype: torch.dtype) -> TaskVector:
+    """The delta (count, out, in) of a stack from those of its `count` matrices, which are consumed one at a time.
+
+    Factored, with ranks filled up by zeros to the largest, if all of them are; else dense, in `dtype`.
+    """
+    factored: list[TaskVector] = []
+    dense: Tensor | None = None
+    for index, matrix in enumerate(matrices):
+        if dense is None and matrix.is_factored:
+            factored.append(matrix)
+            continue
+        if dense is None:
+            dense = torch.empty(count, *matrix.shape, dtype=dtype, device=matrix.left.device)
+            for into, earlier in zip(dense, factored, strict=False):
+                into.copy_(earlier.dense(dtype))
+        dense[index].copy_(matrix.dense(dtype))
+    if dense is not None:
+        return TaskVector(dense)
+    rank = max(matrix.left.shape[1] for matrix in factored)
+    rights = [matrix.right for matrix in factored if matrix.right is not None]
+    left = torch.stack([pad(matrix.left, (0, rank - matrix.left.shape[1])) for matrix in factored])
+    return TaskVector(left, right=torch.stack([pad(right, (0, 0, 0, rank - len(right))) for right in rights]))
 
 
 def _row_blocks(x: Tensor) -> tuple[Tensor, ...]:

@@ -137,7 +137,7 @@ class Decisions:
             t=reader.t,
         )
         if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._valid:
-            method_named(spec.name).check(**shared)
+            method_named(spec.name).validate(**shared)
             self._valid.add(values)
         return shared, per_input if is_own_method(spec.name) else _whole_rows(info.shape, per_input)
 

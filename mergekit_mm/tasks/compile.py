@@ -238,7 +238,7 @@ class Compiler:
             weights=() if own else self._weights(tensor, experts),
             scaling=scaling,
             name=tensor.name,
-            is_vector=tensor.info.is_convolution,
+            as_vector=tensor.info.is_convolution,
             seed=self._seed,
         )
 

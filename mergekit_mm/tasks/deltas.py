@@ -41,7 +41,7 @@ class MergeDelta(Step[TaskVector | None]):
     weights: tuple[float, ...] = ()  # of the experts in a weighted sum
     scaling: float = 1.0  # of the merged delta over the merge's base
     name: str
-    is_vector: bool = False  # merged as one vector: the kernel of a convolution is no stack of matrices
+    as_vector: bool = False  # The kernel of a convolution is no stack of matrices.
     seed: int = 0
 
     def arguments(self) -> dict[str, Task]:
@@ -70,13 +70,8 @@ class MergeDelta(Step[TaskVector | None]):
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
         if self.weights:
             return weighted_sum(deltas, self.weights)
-        method, label = method_named(self.method), f"tensor {self.name!r}"
-        if not self.is_vector:
-            return method.delta(deltas, label, **dict(self.parameters.items()))
-        dtype = working_dtype(deltas[0].left.dtype)
-        flat = [TaskVector(delta.dense(dtype).reshape(-1)) for delta in deltas]
-        merged = method.delta(flat, label, **dict(self.parameters.items()))
-        return TaskVector(merged.left.reshape(deltas[0].shape))
+        parameters = dict(self.parameters.items())
+        return method_named(self.method).delta(deltas, f"tensor {self.name!r}", as_vector=self.as_vector, **parameters)
 
     def _scaled(self, delta: TaskVector) -> TaskVector:
         if self.scaling == 1.0:

@@ -54,12 +54,11 @@ def added(method: TaskVectorMethod) -> Iterator[str]:
 
 
 def dividing_by_zero(task_vectors: Any) -> Any:
-    """It fails on tensors of the merge, not on the trial of its parameters."""
-    return task_vectors[0] if task_vectors[0].shape == (1, 1) else 1 / 0
+    return 1 / 0
 
 
 def unequal_zip(task_vectors: Any) -> Any:
-    return task_vectors[0] if task_vectors[0].shape == (1, 1) else list(zip([1], [1, 2], strict=True))
+    return list(zip([1], [1, 2], strict=True))
 
 
 def always_wrong(task_vectors: Any, limit: float = 1.0) -> Any:
@@ -81,15 +80,37 @@ def test_a_bug_of_a_method_is_a_traceback_with_a_request_for_a_report(solve: Any
     assert_nothing_left(outcome)
 
 
-def test_a_value_that_a_method_of_another_package_refuses_is_one_line() -> None:
-    def narrow(task_vectors: Any, limit: float = 1.0) -> Any:
-        if limit < 0:
-            raise ValueError("limit must not be negative")
-        return task_vectors[0]
+def not_negative(limit: float) -> None:
+    if limit < 0:
+        raise ValueError("limit must not be negative")
 
-    with added(task_vector_method("narrow", "Narrow", "")(narrow)) as name:
-        config = with_method(name, checkpoint("llava"), experts("llava"))
-        refused({**config, "parameters": {"limit": -1.0}}, "narrow: limit must not be negative")
+
+def narrow(task_vectors: Any, limit: float = 1.0) -> Any:
+    not_negative(limit)
+    return task_vectors[0]
+
+
+def never_run(task_vectors: Any, limit: float = 1.0) -> Any:
+    raise AssertionError("a value that is refused must be refused before any matrix is solved")
+
+
+@pytest.mark.parametrize(("solve", "validate"), [(narrow, None), (never_run, not_negative)])
+def test_a_value_that_a_method_of_another_package_refuses_is_one_line(solve: Any, validate: Any) -> None:
+    """Before any work by its `validate`; without one, on the first matrix."""
+    with added(task_vector_method("narrow", "Narrow", "", validate=validate)(solve)) as name:
+        config = {**with_method(name, checkpoint("llava"), experts("llava")), "parameters": {"limit": -1.0}}
+        refused(config, "narrow: limit must not be negative")
+        checked = plugin("check", written(config))
+    assert checked.exit_code == (1 if validate else 0)
+    assert ("narrow: limit must not be negative" in checked.output) == bool(validate)
+
+
+def test_a_mistake_in_a_validation_is_a_traceback() -> None:
+    """It refuses the defaults, as which no value of the user's is at fault."""
+    with added(task_vector_method("strict", "Strict", "", validate=lambda limit: not_negative(-limit))(narrow)) as name:
+        outcome = run(with_method(name, checkpoint("llava"), experts("llava")))
+    assert type(outcome.exception) is ValueError
+    assert_nothing_left(outcome)
 
 
 def test_a_bug_in_a_method_written_for_mergekit_itself() -> None:

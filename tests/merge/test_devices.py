@@ -24,9 +24,9 @@ from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
 from mergekit.graph import Task
 from pretend_device import PretendTensor, pretend_devices
 
+from mergekit_mm.methods.declarations import DRAWING
 from mergekit_mm.tasks.drawing import OwnStream
 from mergekit_mm.tasks.executors import DevicesExecutor
-from mergekit_mm.methods.declarations import DRAWING
 
 TOLERANCE = 1e-6
 GPU = torch.device("cuda", 0)

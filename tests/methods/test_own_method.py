@@ -51,6 +51,17 @@ def test_a_method_of_ones_own(installed: Path) -> None:
     assert all("language_model" in n and "norm" not in n for n in changed), "its roles are not those of our methods"
 
 
+def test_a_value_that_it_refuses(installed: Path) -> None:
+    config, out = fresh("config.yaml"), fresh("out")
+    recipe = {**with_method("clipped_sum", checkpoint("llava"), experts("llava")), "parameters": {"limit": -0.5}}
+    config.write_text(yaml.safe_dump(recipe))
+    done = mergekit_yaml(installed, config, out)
+    assert done.returncode == 1
+    assert "clipped_sum: limit must be 0 or more; got -0.5" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
 def test_one_that_is_broken_is_a_warning(installed: Path) -> None:
     broken = installed / "clipped_sum-0.1.0.dist-info" / "entry_points.txt"
     whole = broken.read_text()
