@@ -1,0 +1,95 @@
+"""What other programs and notebooks import: plan a merge, look at it, run it; write a merge method of one's own.
+
+    from mergekit_mm.api import merge, plan
+
+    planned = plan("merge_yamls/qwen2_vl_7b_optmerge.yaml")
+    print(planned)                                                   # what `mergekit-mm check` prints
+    print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # what is done with one tensor, and why
+    merge("merge_yamls/qwen2_vl_7b_optmerge.yaml", "out")
+
+These names stay; everything else in the package may move between versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_mm.errors import MergeError, UserError
+from mergekit_mm.hosts.registration import register_methods
+from mergekit_mm.merge import plan_merge, run_multimodal_merge
+from mergekit_mm.methods.apply import TaskVectorMethod, task_vector_method
+from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.plan.config import read_config
+from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.tensor_plan import TensorPlan
+
+__all__ = [
+    "MergeError",
+    "MergePlan",
+    "TaskVector",
+    "TaskVectorMethod",
+    "TensorPlan",
+    "UserError",
+    "check",
+    "merge",
+    "plan",
+    "task_vector_method",
+]
+
+Config = str | Path | Mapping[str, Any]
+
+
+def plan(config: Config, **options: Any) -> MergePlan:
+    """What a merge will do with every tensor, seen to end in a model that loads; headers and samples are read.
+
+    Args:
+        config: the path of a YAML file, a YAML text, or the same as a mapping.
+        options: as for mergekit's `MergeOptions`, such as `trust_remote_code` or `unsafe_truncate_embeddings`.
+
+    Raises:
+        MergeError: the merge would be refused.
+    """
+    parsed, source = _read(config)
+    return plan_merge(parsed, _options(options), source)
+
+
+def check(config: Config, **options: Any) -> str:
+    """The plan as text, as `mergekit-mm check` prints it. Arguments and errors are those of `plan`."""
+    return str(plan(config, **options))
+
+
+def merge(config: Config, out: str | Path, **options: Any) -> Path:
+    """Run a merge; `out` appears only if all of it succeeds. Returns its path.
+
+    Arguments and errors are those of `plan`; `cuda`, `multi_gpu`, `out_shard_size` and `quiet` are options too.
+    """
+    parsed, source = _read(config)
+    run_multimodal_merge(parsed, str(out), _options(options), source)
+    return Path(out)
+
+
+def _read(config: Config) -> tuple[MergeConfiguration, str]:
+    register_methods()
+    if isinstance(config, Mapping):
+        source, name = yaml.safe_dump(dict(config), sort_keys=False), "the mapping"
+    elif isinstance(config, str) and "\n" in config:
+        source, name = config, "the text"
+    else:
+        name = str(config)
+        try:
+            source = Path(config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MergeError(f"{name} cannot be read: {error}") from error
+    return read_config(source, name), source
+
+
+def _options(options: Mapping[str, Any]) -> MergeOptions:
+    if unknown := sorted(options.keys() - MergeOptions.model_fields.keys()):
+        raise MergeError(f"Unknown option {unknown[0]!r}; those of mergekit are {', '.join(MergeOptions.model_fields)}.")
+    return MergeOptions(**options)
