@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from adapters import adapted, delta, factors, plus, wide, written_adapter
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -32,6 +31,7 @@ from checkpoints import (
     with_tensor,
     written,
 )
+from peft_adapters import adapted, delta, factors, plus, wide, written_adapter
 from safetensors.torch import load_file, save_file
 
 SPEECH = "tts.model.layers.0.mlp.up_proj.weight"  # of a part that speaks, as exports of fine-tunes leave it out

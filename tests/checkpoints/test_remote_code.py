@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,

@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import delta, factors, in_memory, plus, written_adapter
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -27,6 +26,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from peft_adapters import delta, factors, in_memory, plus, written_adapter
 
 OMNI = ["qwen2_5_omni", "qwen3_omni_moe"]
 

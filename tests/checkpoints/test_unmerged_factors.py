@@ -17,8 +17,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import randomise, wide
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -38,6 +37,7 @@ from checkpoints import (
     with_method,
     written,
 )
+from peft_adapters import randomise, wide
 from safetensors.torch import save_file
 from test_remote_code import remote_code_checkpoint
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from adapters import adapted, pair, plus
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     checkpoint,
@@ -21,6 +20,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from peft_adapters import adapted, pair, plus
 from safetensors.torch import load_file
 
 MERGED = dict.fromkeys(("vision_tower", "projector", "embeddings", "lm_head", "norms", "biases"), "merge")

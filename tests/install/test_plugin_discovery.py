@@ -16,9 +16,9 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
-import environments
+import fresh_venvs
 import pytest
-from environments import ROOT, Environment
+from fresh_venvs import ROOT, Environment
 from packaging.requirements import Requirement
 
 import mergekit_mm
@@ -33,12 +33,12 @@ from mergekit_mm.hosts.registration import (
 
 @pytest.fixture(scope="module")
 def wheel() -> Path:
-    return environments.wheel()
+    return fresh_venvs.wheel()
 
 
 @pytest.fixture(scope="module")
 def installed() -> Environment:
-    return environments.installed()
+    return fresh_venvs.installed()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_sdist_has_what_the_wheel_is_made_of_and_no_more(wheel: Path, tmp_path: 
     with tarfile.open(sdist) as archive:
         top = {name.split("/")[1] for name in archive.getnames()}
     assert top == {"mergekit_mm", "eval_tasks", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-    again = environments.wheel(sdist)
+    again = fresh_venvs.wheel(sdist)
     with zipfile.ZipFile(wheel) as from_checkout, zipfile.ZipFile(again) as from_sdist:
         assert {each.filename: each.CRC for each in from_sdist.infolist()} == {
             each.filename: each.CRC for each in from_checkout.infolist()

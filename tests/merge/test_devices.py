@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checkpoints import (
+from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -20,7 +21,6 @@ from checkpoints import (
     tensors,
     with_method,
 )
-from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
 from mergekit.graph import Task
 from pretend_device import PretendTensor, pretend_devices
 

@@ -9,8 +9,8 @@ import functools
 
 import pytest
 import torch
-from checkpoints import Tensors, assert_close, assert_same_bytes
 from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
+from end_to_end import Tensors, assert_close, assert_same_bytes
 
 from mergekit_mm.tasks.merging import DRAWING
 
