@@ -35,8 +35,8 @@ from end_to_end import (
     written,
 )
 from peft_adapters import adapted, pair, plus, wide
+from remote_code import remote_code_checkpoint
 from safetensors.torch import load_file, save_file
-from test_remote_code import remote_code_checkpoint
 
 
 def beside(model: Path, adapter: Path, **config: Any) -> Path:

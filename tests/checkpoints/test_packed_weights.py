@@ -26,7 +26,7 @@ from end_to_end import (
     with_tensor,
     written,
 )
-from test_remote_code import remote_code_checkpoint
+from remote_code import remote_code_checkpoint
 
 UP = "language_model.model.layers.0.mlp.up_proj"  # of LLaVA and of the InternVL with code of its own
 MODELS: dict[str, Callable[[str], Path]] = {

@@ -38,8 +38,8 @@ from end_to_end import (
     written,
 )
 from peft_adapters import randomise, wide
+from remote_code import remote_code_checkpoint
 from safetensors.torch import save_file
-from test_remote_code import remote_code_checkpoint
 
 TARGETS = r".*(language_model|layers).*(q|up)_proj"
 

@@ -268,6 +268,18 @@ def command(name: str, config: Mapping[str, Any], *flags: str) -> tuple[Path, Re
     return out, plugin(name, written(config), out, *flags)
 
 
+def checked(config: Mapping[str, Any]) -> str:
+    """What `mergekit-mm check` says of a merge that would be done."""
+    result = plugin("check", written(config))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def notes(said: str, part: str) -> list[str]:
+    """The notes of a report that hold some words."""
+    return [line for line in said.splitlines() if line.lstrip().startswith("note:") and part in line]
+
+
 def linear(*models: Path, **more: Any) -> dict[str, Any]:
     entries = [{"model": str(model), "parameters": {"weight": 1.0}} for model in models]
     return {"merge_method": "linear", "models": entries, **more}

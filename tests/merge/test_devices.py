@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
+from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, case_of, made, of_method, of_method_on_cpu, on_cpu
 from end_to_end import (
-    Tensors,
     altered,
     assert_close,
     assert_same_bytes,
@@ -31,21 +29,6 @@ from mergekit_mm.tasks.merging import DRAWING
 TOLERANCE = 1e-6
 GPU = torch.device("cuda", 0)
 OWN = ("optmerge", "wudi", "swudi", "aswudi", "tsv", "iso_c", "iso_cts")
-
-
-@functools.cache
-def case_of(kind: str) -> Case:
-    return {**KINDS, **COMMANDS}[kind]()
-
-
-@functools.cache
-def on_cpu(kind: str) -> Tensors:
-    return made(case_of(kind))
-
-
-@functools.cache
-def of_method_on_cpu(method: str) -> Tensors:
-    return made(Case(of_method(method)), "--random-seed", "7")
 
 
 @pytest.mark.parametrize("method", METHODS)

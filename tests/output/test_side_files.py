@@ -10,11 +10,13 @@ import pytest
 import torch
 from end_to_end import (
     altered,
+    checked,
     checkpoint,
     edit_json,
     experts,
     linear,
     merge,
+    notes,
     plugin,
     refused,
     run,
@@ -23,8 +25,8 @@ from end_to_end import (
 )
 from peft_adapters import adapted, plus
 from processors import with_processor
+from remote_code import PYTHON_FILES, remote_code_checkpoint
 from safetensors.torch import save_file
-from test_remote_code import PYTHON_FILES, remote_code_checkpoint
 
 from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 
@@ -82,21 +84,9 @@ def with_files(source: Path, *names: str, content: bytes = b"{}") -> Path:
     return path
 
 
-def checked(config: dict[str, object]) -> str:
-    """What `mergekit-mm check` says of a merge that would be done."""
-    result = plugin("check", written(config))
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def not_used(said: str) -> list[str]:
     """The lines of the last block of a report, on what of the inputs is not used."""
     return said.rstrip().rpartition("Not used:\n")[2].splitlines()
-
-
-def notes(said: str, part: str) -> list[str]:
-    """The notes of a report that hold some words."""
-    return [line for line in said.splitlines() if line.lstrip().startswith("note:") and part in line]
 
 
 # ------------------------------------------------------------------------------------------------- what comes along

@@ -14,12 +14,14 @@ import zoo
 from end_to_end import (
     Tensors,
     altered,
+    checked,
     checkpoint,
     edit_json,
     experts,
     linear,
     llama,
     merge,
+    notes,
     plugin,
     task_arithmetic,
     tensors,
@@ -28,7 +30,6 @@ from end_to_end import (
 )
 from peft_adapters import adapted, plus
 from safetensors.torch import save_file
-from test_side_files import checked, notes
 
 RESERVED = 280  # a row that the zoo's tokenizer names <unused280>
 
