@@ -183,6 +183,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_kind_of_adapter_is_applied_as_peft_applies_it(variant: str) -> None:
     base = checkpoint("llava")
@@ -196,6 +197,7 @@ def test_every_kind_of_adapter_is_applied_as_peft_applies_it(variant: str) -> No
     assert_close(got, wide(tensors(whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_kind_of_adapter_goes_through_the_plugins_methods(variant: str) -> None:
     base = checkpoint("llava")

@@ -104,6 +104,7 @@ def test_rank_and_alpha_that_a_config_leaves_out_are_pefts_defaults() -> None:
 # --------------------------------------------------------------------------------------------------------- modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [{}, {"projector": "average"}, {"projector": "base"}])
 def test_modules_that_adapters_hold_whole_stay_whole(parameters: dict[str, str]) -> None:
     """They are not cut by --rank, are bit for bit those of the merged model, and follow their role's policy."""
@@ -142,6 +143,7 @@ def test_adapters_that_hold_the_same_module_give_it_back() -> None:
             assert torch.allclose(held[name], value, atol=1e-7), name
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_as_an_adapter() -> None:
     """Linear layers are cut to the rank (all of it, here), and norms, convolutions and biases are whole."""
     base = checkpoint("qwen2_vl")
@@ -201,6 +203,7 @@ def test_whole_tensors_keep_their_own_dtype() -> None:
     assert {v.dtype for k, v in held.items() if "lora_" in k} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_counters_of_a_module_that_is_saved() -> None:
     """PEFT saves a BatchNorm with its counter, an integer, which must come back as one, in models and adapters."""
     base = checkpoint("granite_speech")

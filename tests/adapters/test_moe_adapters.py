@@ -116,6 +116,7 @@ def test_single_experts_are_read_as_peft_reads_them(family: str) -> None:
 BARE = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STACKED + TURNED)
 def test_adapters_on_bare_parameters_are_applied_as_peft_applies_them(family: str) -> None:
     """Aria's first stack has square matrices, so that shapes alone do not tell which way they are stored."""
@@ -138,6 +139,7 @@ def test_one_bare_parameter_beside_ordinary_layers(one: str) -> None:
     assert "2 of rank 4, scaling 2" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "wudi", "swudi", "tsv", "iso_c", "iso_cts"])
 def test_stacks_of_factors_give_what_whole_models_give(method: str) -> None:
     """Two adapters that share some experts; of one, nobody changes anything."""

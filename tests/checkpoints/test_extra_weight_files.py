@@ -89,6 +89,7 @@ def test_a_directory_with_an_adapter_of_remote_code() -> None:
     assert_close(got, meant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "optmerge"])
 def test_a_fine_tune_with_an_adapter_beside_it(method: str) -> None:
     """Over other weights than the base's the adapter is a part of the fine-tune."""
@@ -268,6 +269,7 @@ PARTS: dict[str, tuple[str, Callable[[Tensors], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", list(PARTS))
 def test_parts_that_were_trained_whole_are_used(how: str) -> None:
     base = checkpoint("qwen2_vl")

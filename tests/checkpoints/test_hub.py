@@ -35,6 +35,8 @@ from peft_adapters import factors, written_adapter
 from safetensors.torch import save_file
 from test_unmerged_factors import unmerged
 
+pytestmark = pytest.mark.slow
+
 FAMILY = "llava"
 VOCODER = "vocoder/model.safetensors"
 HEADER = 100_001  # bytes: what the hub's library asks for first, of whatever file

@@ -58,6 +58,7 @@ FORMATS: dict[str, dict[str, torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(FORMATS))
 @pytest.mark.parametrize("model", list(MODELS))
 def test_tensors_tell_without_any_config(model: str, layout: str) -> None:
@@ -116,6 +117,7 @@ def test_plain_weights_with_a_config_that_transformers_applies_on_loading(model:
     assert "its weights are plain" in outcome.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int8])
 def test_integers_of_unknown_meaning(dtype: torch.dtype) -> None:
     name, value = "language_model.model.layers.0.mlp.codes", torch.arange(6).to(dtype)

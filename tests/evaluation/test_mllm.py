@@ -47,6 +47,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_batches_do_not_change_answers(family: str) -> None:
     one, four = model(saved(family)), model(saved(family), batch_size=4)
@@ -82,6 +83,7 @@ def test_answers_are_those_of_transformers() -> None:
             assert likelihood == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "changed"),
     [("llava", "image"), ("qwen2_vl", "video"), ("qwen2_audio", "audio")]
@@ -97,6 +99,7 @@ def test_every_medium_reaches_the_model(path: str, changed: str) -> None:
     np.testing.assert_allclose(first, again, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_paper_s_omni_task_runs_on_an_omni_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eval_mirror.write(tmp_path)
     monkeypatch.setenv("MLLM_EVAL_DATA", str(tmp_path))
@@ -160,6 +163,7 @@ def test_a_template_that_loses_the_prompt_is_not_used(tmp_path: Path, caplog: py
         written(lm, "<image>what is all this?", visual=[picture(1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "system", "turn"), [({}, "Brief.", "s:Brief.</s>"), (CHOICES, None, "")])
 def test_the_template_is_not_applied_twice(config: dict[str, Any], system: str | None, turn: str) -> None:
     lm = model(saved("qwen2_vl"), system_prompt=system)
@@ -193,6 +197,7 @@ def test_marks_and_media_are_matched() -> None:
             lm.reader.read(prompt, {"visual": shown}, "here")
 
 
+@pytest.mark.slow
 def test_media_without_marks_come_first(llava: MLLM, caplog: pytest.LogCaptureFixture) -> None:
     marked, bare = [{"prompt": "<image>what?", "image": png(1)}], [{"prompt": "what?", "image": png(1)}]
     assert said(llava, marked) == said(llava, bare, name="mine")
@@ -258,6 +263,7 @@ def test_pixel_limits_reach_the_processor() -> None:
     }
 
 
+@pytest.mark.slow
 def test_answers_end_where_they_should(llava: MLLM) -> None:
     docs = MIXED[:2]
     whole = said(llava, docs)
@@ -269,6 +275,7 @@ def test_answers_end_where_they_should(llava: MLLM) -> None:
     assert said(llava, docs[:1], generation_kwargs={**SHORT, "until": [stop]}) == [whole[0].partition(stop)[0]]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_applied() -> None:
     bare = t.LlavaForConditionalGeneration.from_pretrained(saved("llava"))
     torch.manual_seed(0)
@@ -284,6 +291,7 @@ def test_an_adapter_is_applied() -> None:
     assert np.abs(np.array(found[0]) - said(model(saved("llava")), MIXED[:2], **CHOICES)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_response_cache_knows_the_media(llava: MLLM, tmp_path: Path) -> None:
     def replies(seed: int) -> list[Any]:
         docs = [{"prompt": "<image>what?", "image": png(seed)}]
@@ -403,6 +411,7 @@ def test_pictures_are_rgb_and_the_given_ones_stay_unread() -> None:
 # ----------------------------------------------------------------------------------------------- the stock command
 
 
+@pytest.mark.slow
 def test_the_stock_command_and_the_stock_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--model mllm` is there without more ado, and says of the same pictures what stock `hf-multimodal` says."""
     eval_mirror.write(tmp_path)

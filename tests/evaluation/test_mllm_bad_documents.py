@@ -60,6 +60,7 @@ def test_a_bad_picture_is_found_before_the_run(kind: str) -> None:
         evaluate(lm, of_ours(asked(png(1), png(2), picture)))
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_counted_as_wrong_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
     docs = [{**doc, "answer": ""} for doc in asked(png(1), *(picture for picture, _ in BAD.values()))]
     score = {"process_results": lambda doc, results: {"score": 0.5}}
@@ -87,6 +88,7 @@ def test_choices_about_a_bad_picture_are_left_out_only() -> None:
         model(missing="skipped")
 
 
+@pytest.mark.slow
 def test_a_cache_of_answers_does_not_mind_a_bad_picture(tmp_path: Path) -> None:
     docs = asked(png(1), cut_off())
     found = [evaluate(model(missing="wrong"), of_ours(docs), use_cache=str(tmp_path / "c")) for _ in range(2)]
@@ -100,6 +102,7 @@ FILTERS = [
 SAID_SOMETHING = {"process_results": lambda doc, results: {"score": float(bool(results[0]))}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["model", "task"])
 @pytest.mark.parametrize(("policy", "score", "counted"), [("skip", 1.0, "not at all"), ("wrong", 0.5, "wrong")])
 def test_the_policy_counts_wherever_it_is_given_and_whatever_filters_make_of_replies(
@@ -115,6 +118,7 @@ def test_the_policy_counts_wherever_it_is_given_and_whatever_filters_make_of_rep
     assert found["configs"]["mine"]["metadata"]["left_out"] == {"documents": 1, "counted": counted}
 
 
+@pytest.mark.slow
 def test_a_cache_of_answers_has_no_documents_that_were_not_asked(tmp_path: Path) -> None:
     cache, docs = str(tmp_path / "c"), asked(png(1), {"bytes": None, "path": str(tmp_path / "late.png")})
 
@@ -149,6 +153,7 @@ def test_scores_of_several_processes_need_not_have_the_same_metrics(caplog: pyte
     assert completed_scores(samples) is samples
 
 
+@pytest.mark.slow
 def test_replies_that_are_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     words = {"doc_to_image": None, "doc_to_audio": None}
     tasks = [task(asked(png(1), png(2))), task([{"prompt": "The sky is"}], "words", **words)]
@@ -164,6 +169,7 @@ def test_replies_that_are_cut_are_counted(caplog: pytest.LogCaptureFixture) -> N
     assert evaluate(model(), stopped)["config"]["replies_cut_at_max_gen_toks"]["mine"]["cut"] == 0
 
 
+@pytest.mark.slow
 def test_answers_before_a_failure_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +210,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_missing_clips_are_listed_or_left_out(mirror: Path) -> None:
     (mirror / "AVQA/video/v1.gif").unlink()
     (mirror / "AVQA/audio/v2.wav").rename(mirror / "AVQA/audio/other.wav")
@@ -241,6 +248,7 @@ def test_picture_and_sound_of_a_question_s_video(mirror: Path) -> None:
     assert load(TASK).doc_to_audio(doc) == [{"path": doc["video"]["path"]}]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_cannot_be_had_ends_in_one_line(tmp_path: Path) -> None:
     """And all of them are named, not the first one alone."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path)}

@@ -31,6 +31,7 @@ GPU = torch.device("cuda", 0)
 OWN = ("optmerge", "wudi", "swudi", "aswudi", "tsv", "iso_c", "iso_cts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_there_what_it_gives_on_the_cpu(method: str) -> None:
     expected = of_method_on_cpu(method)
@@ -49,6 +50,7 @@ TRAVELS = ("cuda", "gpu-rich")
 WHOLE = ("16 bits", "adapters, summed", "DoRA, solved", "omni, factors kept of a solver")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), [(k, w) for k in KINDS for w in WAYS if k in WHOLE or w in TRAVELS])
 def test_every_kind_of_merge_in_every_way_to_use_gpus(kind: str, way: str) -> None:
     case, expected = case_of(kind), on_cpu(kind)
@@ -60,6 +62,7 @@ def test_every_kind_of_merge_in_every_way_to_use_gpus(kind: str, way: str) -> No
         assert len(used) == (2 if way in ("multi-gpu", "gpu-rich") else 1), operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_the_plugins_own_commands(kind: str) -> None:
     case, expected = case_of(kind), on_cpu(kind)

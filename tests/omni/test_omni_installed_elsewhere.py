@@ -19,6 +19,8 @@ from processors import picture, sound_file, video_file, with_processor
 
 from mergekit_mm.omni import register
 
+pytestmark = pytest.mark.slow
+
 ABSENT = ("mergekit", "lm_eval", "peft")
 SCRIPT = """
 import importlib.util, json, sys
