@@ -1,4 +1,5 @@
-# `make demo` and `make test`: each makes .venv on first use; later runs install nothing unless the versions change.
+# `make test-fast` (two minutes), `make test` (ten) and `make demo`: each makes .venv on first use; later runs install
+# nothing unless the versions change.
 # Another Python: `make test PYTHON=python3.12`. Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # in the environment spares the CUDA libraries (3 GB).
 
@@ -16,17 +17,23 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/easy_vqa/run.py
 	$(BIN)/python examples/omni/run.py --methods optmerge_modality --count 150
 
-test: $(VENV)/.test
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Something of every room of the package, in two minutes on two cores: what to run first and often.
+test-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit(f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11")'

@@ -9,8 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from adapters import delta, factors, in_memory, plus, randomise, written_adapter
-from checkpoints import (
+from end_to_end import (
     altered,
     assert_close,
     assert_same_bytes,
@@ -23,6 +22,7 @@ from checkpoints import (
     task_arithmetic,
     tensors,
 )
+from peft_adapters import delta, factors, in_memory, plus, randomise, written_adapter
 from safetensors.torch import load_file, save_file
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import adapted, plus, wide
-from checkpoints import assert_close, checkpoint, load, merge, refused, task_arithmetic, tensors, with_method
+from end_to_end import assert_close, checkpoint, load, merge, refused, task_arithmetic, tensors, with_method
+from peft_adapters import adapted, plus, wide
 from safetensors.torch import load_file, save_file
 
 FAMILY = "gemma3"

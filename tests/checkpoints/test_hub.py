@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import factors, written_adapter
-from checkpoints import (
+from end_to_end import (
     altered,
     assert_same_bytes,
     checkpoint,
@@ -32,8 +31,11 @@ from checkpoints import (
     written,
 )
 from hub_server import FOLDER, Hub, Request, serving
+from peft_adapters import factors, written_adapter
 from safetensors.torch import save_file
 from test_unmerged_factors import unmerged
+
+pytestmark = pytest.mark.slow
 
 FAMILY = "llava"
 VOCODER = "vocoder/model.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -26,7 +26,7 @@ from checkpoints import (
     with_tensor,
     written,
 )
-from test_remote_code import remote_code_checkpoint
+from remote_code import remote_code_checkpoint
 
 UP = "language_model.model.layers.0.mlp.up_proj"  # of LLaVA and of the InternVL with code of its own
 MODELS: dict[str, Callable[[str], Path]] = {
@@ -58,6 +58,7 @@ FORMATS: dict[str, dict[str, torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(FORMATS))
 @pytest.mark.parametrize("model", list(MODELS))
 def test_tensors_tell_without_any_config(model: str, layout: str) -> None:
@@ -116,6 +117,7 @@ def test_plain_weights_with_a_config_that_transformers_applies_on_loading(model:
     assert "its weights are plain" in outcome.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int8])
 def test_integers_of_unknown_meaning(dtype: torch.dtype) -> None:
     name, value = "language_model.model.layers.0.mlp.codes", torch.arange(6).to(dtype)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from adapters import adapted, delta, factors, plus, wide, written_adapter
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -32,6 +31,7 @@ from checkpoints import (
     with_tensor,
     written,
 )
+from peft_adapters import adapted, delta, factors, plus, wide, written_adapter
 from safetensors.torch import load_file, save_file
 
 SPEECH = "tts.model.layers.0.mlp.up_proj.weight"  # of a part that speaks, as exports of fine-tunes leave it out
@@ -83,6 +83,7 @@ def test_what_is_kept_at_the_base_need_not_be_in_an_expert(how: str) -> None:
         assert_close({n: outcome.tensors[n] for n in language}, sum_of_deltas(language, found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_tower_that_transformers_would_miss_in_the_expert(family: str) -> None:
     base, (first, second, _) = checkpoint(family), experts(family)
@@ -147,6 +148,7 @@ def test_heads_of_training_are_left_out(head: str, method: str) -> None:
     assert f"{head} (a head of training" in outcome.said.split("Not used:")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["mystery", "mystery_adapter.*", "model.mystery_adapter.weight", "*adapter.w?ight"])
 def test_what_is_named_is_left_out(pattern: str) -> None:
     base, expert = checkpoint(FAMILY), experts(FAMILY)[0]
@@ -228,6 +230,7 @@ def test_ignore_is_for_the_whole_merge() -> None:
     )
 
 
+@pytest.mark.slow
 def test_inputs_of_an_omni_model() -> None:
     """What a donor has beyond the host's language model is named as for any other merge."""
     host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
@@ -303,6 +306,7 @@ def tuned() -> tuple[Path, Path]:
     return plus(experts("llava")[0], adapter), whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "linear", "optmerge", "iso_c"])
 def test_a_fine_tune_with_an_adapter_is_one_expert_over_the_common_base(method: str) -> None:
     base, other = checkpoint("llava"), experts("llava")[1]

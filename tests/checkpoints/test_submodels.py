@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import delta, factors, in_memory, plus, written_adapter
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -27,6 +26,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from peft_adapters import delta, factors, in_memory, plus, written_adapter
 
 OMNI = ["qwen2_5_omni", "qwen3_omni_moe"]
 
@@ -47,6 +47,7 @@ def merged_inside(family: str, path: str, others: list[Path]) -> Tensors:
     return {**base, **inside}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OMNI)
 def test_fine_tunes_of_a_thinker_are_merged_into_the_full_model(family: str) -> None:
     got = merge(task_arithmetic(checkpoint(family), [part(family, "thinker", f"expert_{i}") for i in (0, 1)]))
@@ -55,6 +56,7 @@ def test_fine_tunes_of_a_thinker_are_merged_into_the_full_model(family: str) -> 
     assert "come from the inputs that have them" in got.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OMNI)
 def test_fine_tunes_of_the_full_model_are_merged_into_a_thinker(family: str) -> None:
     thinker = part(family, "thinker")
@@ -64,6 +66,7 @@ def test_fine_tunes_of_the_full_model_are_merged_into_a_thinker(family: str) -> 
     assert "are not used" in got.said
 
 
+@pytest.mark.slow
 def test_a_full_model_without_its_talker_is_merged_and_the_talker_kept() -> None:
     family = "qwen2_5_omni"
     silent = altered(
@@ -118,6 +121,7 @@ def test_a_tower_of_fewer_layers_is_no_part_that_a_config_leaves_out() -> None:
     refused(task_arithmetic(checkpoint("llava"), [smaller]), "lacks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OMNI)
 @pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
 def test_adapters_of_a_thinker_fit_the_full_model_and_the_other_way_round(family: str, method: str) -> None:

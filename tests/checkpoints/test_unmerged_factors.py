@@ -17,8 +17,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import randomise, wide
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -38,8 +37,9 @@ from checkpoints import (
     with_method,
     written,
 )
+from peft_adapters import randomise, wide
+from remote_code import remote_code_checkpoint
 from safetensors.torch import save_file
-from test_remote_code import remote_code_checkpoint
 
 TARGETS = r".*(language_model|layers).*(q|up)_proj"
 
@@ -81,6 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_factors_are_folded_as_peft_merges_them(variant: str) -> None:
     path, whole = unmerged("llava", 1, **VARIANTS[variant])
@@ -100,6 +101,7 @@ def test_such_experts_merge_like_any_other(family: str) -> None:
         assert_close(got, wide(expected), 2e-5)
 
 
+@pytest.mark.slow
 def test_such_a_base_gives_a_model_with_plain_names() -> None:
     (base, whole), (expert, expert_whole) = unmerged("llava", 1), unmerged("llava", 2)
     outcome = merge(task_arithmetic(base, [expert]))

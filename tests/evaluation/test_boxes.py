@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import checkpoints as c
+import end_to_end as c
 import pytest
 import transformers as t
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
+from mllm_runs import evaluate, lively, model, png, task
 from PIL import Image, ImageDraw
-from test_eval_model import evaluate, lively, model, png, task
 from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordinate
 
 from mergekit_mm.evaluation.tasks import boxes, grounding, scoring

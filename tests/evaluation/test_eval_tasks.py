@@ -107,6 +107,7 @@ def test_documents_prompts_and_media_of_every_task(name: str) -> None:
         assert task.process_results(doc, [""])["score"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_group_is_the_plain_mean_of_its_leaves(group: str) -> None:
     model = Answering(right)
@@ -137,6 +138,7 @@ def test_a_group_weighs_tasks_equally() -> None:
     json.dumps(results["samples"], default=lambda each: f"<{type(each).__name__}>")
 
 
+@pytest.mark.slow
 def test_the_geometry_column_is_the_mean_of_three_accuracies() -> None:
     """Only question 1 right: geometry 1/2, algebra 0/2, problem solving 1/1, whose mean is 1/2; that of all is 1/3."""
     results = run(Answering(lambda doc: "B" if doc.get("pid") == "1" else "?"), "mllm_geometry")["results"]
@@ -159,6 +161,7 @@ def test_secondary_metrics_count_their_own_documents() -> None:
     assert chart["mllm_chartqa"]["relaxed_augmented,none"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PAPER[:2], *PAPER[4:7], OMNI[6], OMNI[13]])
 def test_a_line_break_before_the_answer_costs_nothing(name: str) -> None:
     """As base models write it. What comes after the answer's line does not count either."""

@@ -49,6 +49,7 @@ CALLS: list[Callable[[Any], float]] = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the first expression waits for math-verify's import
 @given(replies)
 def test_any_reply_scores_between_zero_and_one(reply: str) -> None:

@@ -75,6 +75,7 @@ def test_experts_differ_from_the_base_in_the_decoder_only() -> None:
             assert not [key for key in changed if "vision_tower" in key or "projector" in key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FULL, *ADAPTERS])
 def test_published_scores_hold(name: str, scores: dict[str, dict[str, Score]]) -> None:
     """The published accuracy on all test questions lies in a 99.99 % interval of that on the subset."""
@@ -84,6 +85,7 @@ def test_published_scores_hold(name: str, scores: dict[str, dict[str, Score]]) -
         assert abs(found.accuracy - claimed) < spread, (kind, found, claimed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FULL[1:], *ADAPTERS])
 def test_experts_beat_the_base_on_their_own_questions(name: str, scores: dict[str, dict[str, Score]]) -> None:
     kind = name.split("_")[1]

@@ -43,6 +43,7 @@ def test_written_questions_are_those_of_the_example(tmp_path: Path) -> None:
                 np.testing.assert_allclose(decoding.sound(sound, RATE), shown["audio"], rtol=0, atol=2**-31)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
 def test_published_scores_hold(modality: str) -> None:
     """On a part of the questions, within a 99.99 % interval; a donor is shown its own medium only."""

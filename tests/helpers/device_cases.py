@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from adapters import adapted, pair, plus
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     checkpoint,
@@ -21,6 +20,7 @@ from checkpoints import (
     tensors,
     with_method,
 )
+from peft_adapters import adapted, pair, plus
 from safetensors.torch import load_file
 
 MERGED = dict.fromkeys(("vision_tower", "projector", "embeddings", "lm_head", "norms", "biases"), "merge")
@@ -205,3 +205,18 @@ def made(case: Case, *flags: str) -> Tensors:
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected.double()).abs().max()) / (float(expected.double().abs().max()) or 1.0)
+
+
+@functools.cache
+def case_of(kind: str) -> Case:
+    return {**KINDS, **COMMANDS}[kind]()
+
+
+@functools.cache
+def on_cpu(kind: str) -> Tensors:
+    return made(case_of(kind))
+
+
+@functools.cache
+def of_method_on_cpu(method: str) -> Tensors:
+    return made(Case(of_method(method)), "--random-seed", "7")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from checkpoints import Outcome
+from end_to_end import Outcome
 
 from mergekit_mm.omni import register
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers as t
 import zoo
-from checkpoints import altered, checkpoint
+from end_to_end import altered, checkpoint
 from PIL import Image
 
 from mergekit_mm.omni.configuration import OmniConfig

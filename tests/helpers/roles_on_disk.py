@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoints import (
+from end_to_end import (
     WEIGHT,
     Outcome,
     Tensors,

@@ -16,9 +16,9 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
-import environments
+import fresh_venvs
 import pytest
-from environments import ROOT, Environment
+from fresh_venvs import ROOT, Environment
 from packaging.requirements import Requirement
 
 import mergekit_mm
@@ -33,12 +33,12 @@ from mergekit_mm.hosts.registration import (
 
 @pytest.fixture(scope="module")
 def wheel() -> Path:
-    return environments.wheel()
+    return fresh_venvs.wheel()
 
 
 @pytest.fixture(scope="module")
 def installed() -> Environment:
-    return environments.installed()
+    return fresh_venvs.installed()
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def merged(installed: Environment, recipe: Path) -> str:
 # ------------------------------------------------------------------------------------------------- installations
 
 
+@pytest.mark.slow
 def test_wheel_carries_two_plain_lines_at_its_root(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top = {name.partition("/")[0] for name in archive.namelist()}
@@ -95,6 +96,7 @@ def test_wheel_carries_two_plain_lines_at_its_root(wheel: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_wheel_and_hook_agree_on_the_mergekit_versions(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
@@ -103,6 +105,7 @@ def test_wheel_and_hook_agree_on_the_mergekit_versions(wheel: Path) -> None:
     assert [each.specifier for each in required if each.name == "mergekit"] == [SUPPORTED_MERGEKIT]
 
 
+@pytest.mark.slow
 def test_sdist_has_what_the_wheel_is_made_of_and_no_more(wheel: Path, tmp_path: Path) -> None:
     build = f"import hatchling.build; hatchling.build.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
@@ -110,13 +113,14 @@ def test_sdist_has_what_the_wheel_is_made_of_and_no_more(wheel: Path, tmp_path: 
     with tarfile.open(sdist) as archive:
         top = {name.split("/")[1] for name in archive.getnames()}
     assert top == {"mergekit_mm", "eval_tasks", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-    again = environments.wheel(sdist)
+    again = fresh_venvs.wheel(sdist)
     with zipfile.ZipFile(wheel) as from_checkout, zipfile.ZipFile(again) as from_sdist:
         assert {each.filename: each.CRC for each in from_sdist.infolist()} == {
             each.filename: each.CRC for each in from_checkout.infolist()
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_start_up_imports_the_hook_alone_and_uninstall_leaves_nothing(kind: str, wheel: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
@@ -133,27 +137,32 @@ def test_start_up_imports_the_hook_alone_and_uninstall_leaves_nothing(kind: str,
     assert (start.returncode, start.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_stock_command_merges_after_a_wheel_install(merged: str) -> None:
     assert len(merged) == 64, merged
 
 
+@pytest.mark.slow
 def test_stock_command_merges_after_an_editable_install(recipe: Path, merged: str, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     environment.install("--editable", ROOT)
     assert merge(environment, ["mergekit-yaml"], recipe) == merged
 
 
+@pytest.mark.slow
 def test_opt_out_leaves_mergekit_as_it_is(installed: Environment, recipe: Path) -> None:
     printed = merge(installed, ["mergekit-yaml"], recipe, MERGEKIT_MM_AUTOLOAD="0")
     assert "Unimplemented merge method optmerge" in printed
 
 
+@pytest.mark.slow
 def test_fallback_without_the_hook(recipe: Path, merged: str, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     command = ["python", "-m", "mergekit_mm", "yaml"]
     assert merge(environment, command, recipe, PYTHONPATH=str(ROOT)) == merged
 
 
+@pytest.mark.slow
 def test_doctor_finds_all_well(installed: Environment) -> None:
     done = installed.run("mergekit-mm", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -166,6 +175,7 @@ def test_doctor_finds_all_well(installed: Environment) -> None:
     assert {line.split()[0] for line in report.values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_stock_lm_eval_knows_the_tasks_and_the_model(installed: Environment) -> None:
     """From a wheel, without --include_path; what the user includes comes later and wins."""
     done = installed.run("python", "-m", "lm_eval", "ls", "groups")
@@ -179,6 +189,7 @@ def test_stock_lm_eval_knows_the_tasks_and_the_model(installed: Environment) -> 
     assert installed.run("python", "-c", plain, MERGEKIT_MM_AUTOLOAD="0").stdout.split() == ["False"]
 
 
+@pytest.mark.slow
 def test_doctor_tells_a_hook_missing_from_one_turned_off(installed: Environment, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     missing = environment.run("python", "-m", "mergekit_mm", "doctor", PYTHONPATH=str(ROOT))
@@ -214,6 +225,7 @@ assert _autoload.outcomes == {"mergekit.merge_methods": ""}, _autoload.outcomes
 """
 
 
+@pytest.mark.slow
 def test_host_imported_first_and_a_name_taken(installed: Environment) -> None:
     done = installed.run("python", "-c", HOST_FIRST, MERGEKIT_MM_AUTOLOAD="0")
     assert done.returncode == 0, done.stderr

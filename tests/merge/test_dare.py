@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import (
+from click.testing import CliRunner
+from end_to_end import (
     Tensors,
     assert_same_bytes,
     checkpoint,
@@ -19,7 +20,6 @@ from checkpoints import (
     sharded,
     tensors,
 )
-from click.testing import CliRunner
 
 SCALE = 0.3
 KEPT = dict.fromkeys(("vision_tower", "projector", "embeddings", "lm_head", "norms", "biases"), "base")

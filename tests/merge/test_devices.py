@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checkpoints import (
-    Tensors,
+from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, case_of, made, of_method, of_method_on_cpu, on_cpu
+from end_to_end import (
     altered,
     assert_close,
     assert_same_bytes,
@@ -20,7 +19,6 @@ from checkpoints import (
     tensors,
     with_method,
 )
-from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
 from mergekit.graph import Task
 from pretend_device import PretendTensor, pretend_devices
 
@@ -33,21 +31,7 @@ GPU = torch.device("cuda", 0)
 OWN = ("optmerge", "wudi", "swudi", "aswudi", "tsv", "iso_c", "iso_cts")
 
 
-@functools.cache
-def case_of(kind: str) -> Case:
-    return {**KINDS, **COMMANDS}[kind]()
-
-
-@functools.cache
-def on_cpu(kind: str) -> Tensors:
-    return made(case_of(kind))
-
-
-@functools.cache
-def of_method_on_cpu(method: str) -> Tensors:
-    return made(Case(of_method(method)), "--random-seed", "7")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_there_what_it_gives_on_the_cpu(method: str) -> None:
     expected = of_method_on_cpu(method)
@@ -66,6 +50,7 @@ TRAVELS = ("cuda", "gpu-rich")
 WHOLE = ("16 bits", "adapters, summed", "DoRA, solved", "omni, factors kept of a solver")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), [(k, w) for k in KINDS for w in WAYS if k in WHOLE or w in TRAVELS])
 def test_every_kind_of_merge_in_every_way_to_use_gpus(kind: str, way: str) -> None:
     case, expected = case_of(kind), on_cpu(kind)
@@ -77,6 +62,7 @@ def test_every_kind_of_merge_in_every_way_to_use_gpus(kind: str, way: str) -> No
         assert len(used) == (2 if way in ("multi-gpu", "gpu-rich") else 1), operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_the_plugins_own_commands(kind: str) -> None:
     case, expected = case_of(kind), on_cpu(kind)

@@ -5,33 +5,16 @@ test_devices.py runs the same merges on a device that is pretended, and needs no
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from checkpoints import Tensors, assert_close, assert_same_bytes
-from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, made, of_method
+from device_cases import COMMANDS, KINDS, METHODS, WAYS, Case, case_of, made, of_method, of_method_on_cpu, on_cpu
+from end_to_end import assert_close, assert_same_bytes
 
 from mergekit_mm.methods.declarations import DRAWING
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 TOLERANCE = 1e-5  # of values up to 0.3: another order of sums, and other routines for eigenvectors
-
-
-@functools.cache
-def case_of(kind: str) -> Case:
-    return {**KINDS, **COMMANDS}[kind]()
-
-
-@functools.cache
-def on_cpu(kind: str) -> Tensors:
-    return made(case_of(kind))
-
-
-@functools.cache
-def of_method_on_cpu(method: str) -> Tensors:
-    return made(Case(of_method(method)), "--random-seed", "7")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 import zoo
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -41,7 +41,7 @@ from checkpoints import (
 )
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
-from published import INTERNVL2_5_1B, QWEN2_5_7B, QWEN2_VL_7B, full_size, internvl_shapes, linked, without_values
+from published_models import INTERNVL2_5_1B, QWEN2_5_7B, QWEN2_VL_7B, full_size, internvl_shapes, linked, without_values
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import deltas as made
 import pytest
+import random_deltas as made
 import torch
-from deltas import make_deltas, randn, relative
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mergekit import merge_methods
+from random_deltas import make_deltas, randn, relative
 from torch import Tensor
 
 from mergekit_mm.methods import reference

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_deltas import ADAPTER_RANK, KINDS, make_deltas, make_factors, merged_delta, randn, relative
 from torch import Tensor
 
 from mergekit_mm.methods import method_named, reference

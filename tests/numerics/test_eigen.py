@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deltas import randn
+from random_deltas import randn
 from torch import Tensor
 
 from mergekit_mm.numerics import filters

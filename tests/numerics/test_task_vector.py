@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deltas import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_deltas import relative
 from torch import Tensor
 
 from mergekit_mm.numerics.eigen import top_eigenpairs_

@@ -15,8 +15,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import adapted, plus
-from checkpoints import (
+from end_to_end import (
     altered,
     checkpoint,
     command,
@@ -35,6 +34,7 @@ from checkpoints import (
     written,
 )
 from omni_models import MEDIA, omni
+from peft_adapters import adapted, plus
 
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 

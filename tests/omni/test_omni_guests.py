@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from adapters import adapted, plus
-from checkpoints import (
+from end_to_end import (
     Tensors,
     altered,
     assert_close,
@@ -33,6 +32,7 @@ from checkpoints import (
     with_method,
 )
 from omni_models import TOLERANCE, answers, omni
+from peft_adapters import adapted, plus
 from processors import picture, tone, with_processor
 
 EAR = "qwen2_audio_llama"

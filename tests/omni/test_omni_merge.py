@@ -12,8 +12,7 @@ import torch
 import transformers
 import yaml
 import zoo
-from adapters import adapted, plus
-from checkpoints import (
+from end_to_end import (
     altered,
     checkpoint,
     edit_json,
@@ -32,6 +31,7 @@ from checkpoints import (
     written,
 )
 from omni_models import MEDIA, TOLERANCE, answers, omni
+from peft_adapters import adapted, plus
 from processors import with_processor
 from tokenizers import Tokenizer
 

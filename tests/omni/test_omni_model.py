@@ -6,7 +6,7 @@ import copy
 import functools
 from typing import Any
 
-import checkpoints as c
+import end_to_end as c
 import pytest
 import torch
 import transformers

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-import checkpoints as c
+import end_to_end as c
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The omni recipes for hub models, planned over checkpoints of full size without values (see hollow.py)."""
+"""The omni recipes for hub models, planned over checkpoints of full size without values (see sparse_checkpoints.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import tokenizers
 import torch
 import transformers
 import yaml
-from checkpoints import fresh, merge
-from hollow import sparse_checkpoint
+from end_to_end import fresh, merge
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from PIL import Image
-from published import QWEN2_5_7B, QWEN2_5_VL_7B
+from published_models import QWEN2_5_7B, QWEN2_5_VL_7B
+from sparse_checkpoints import sparse_checkpoint
 
 from mergekit_mm.merge import check_merge
 

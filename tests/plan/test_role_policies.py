@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import zoo
-from checkpoints import (
+from end_to_end import (
     WEIGHT,
     assert_close,
     checkpoint,

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 import zoo
-from checkpoints import (
+from click.testing import CliRunner
+from end_to_end import (
     altered,
     assert_nothing_left,
     assert_same_bytes,
@@ -29,7 +30,6 @@ from checkpoints import (
     tensors,
     written,
 )
-from click.testing import CliRunner
 
 from mergekit_mm.cli import main as cli
 
