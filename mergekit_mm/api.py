@@ -91,5 +91,6 @@ def _read(config: Config) -> tuple[MergeConfiguration, str]:
 
 def _options(options: Mapping[str, Any]) -> MergeOptions:
     if unknown := sorted(options.keys() - MergeOptions.model_fields.keys()):
-        raise MergeError(f"Unknown option {unknown[0]!r}; those of mergekit are {', '.join(MergeOptions.model_fields)}.")
+        known = ", ".join(MergeOptions.model_fields)
+        raise MergeError(f"Unknown option {unknown[0]!r}; those of mergekit are {known}.")
     return MergeOptions(**options)

@@ -16,16 +16,19 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
-from mergekit_mm.errors import MergeError, system_errors
+from mergekit_mm.checkpoints.tokenizer import load_tokenizer
+from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.output.card import hash_inputs, model_card
 from mergekit_mm.output.directory import check_output, check_room, staged
-from mergekit_mm.output.finish import carry_own_adapter, finish_model, templated_tokenizer
+from mergekit_mm.output.finish import carry_own_adapter, finish_model
+from mergekit_mm.output.side_files import linked_tokenizer
 from mergekit_mm.output.verify import verify_planned
 from mergekit_mm.plan.build import build_plan, with_side_files
 from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.tasks.chat_template import set_chat_template
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import executor_for
-from mergekit_mm.tasks.tokenizer import tokenizer_directory
+from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
 
 
 def run_multimodal_merge(
@@ -72,7 +75,7 @@ def _run(
         for out in outputs.values():
             sources = [*plan.side_files.sources, *tokenizer_directory(tokenizer)]
             check_output(out, [*plan.inputs.directories, *sources])
-        templated = templated_tokenizer(plan, options)
+        templated = _templated_tokenizer(plan, options)
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         compiler = Compiler(plan, options, sweep=None not in outputs)
         targets = [
@@ -80,7 +83,7 @@ def _run(
             for scale, path in staging.items()
             for task in compiler.to_model(str(path), 1.0 if scale is None else scale)
         ]
-        verify_planned(plan, compiler.vocabulary, options)
+        verify_planned(plan, planned_rows(plan, compiler.vocabulary, options))
         check_room(next(iter(staging.values())), (plan.output_bytes + plan.side_files.nbytes) * len(outputs))
         not_used = plan.not_used()
         if not options.quiet:
@@ -138,10 +141,10 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
     """
     with system_errors():
         plan = with_side_files(build_plan(config, options, config_source), options)
-        templated_tokenizer(plan, options)
+        _templated_tokenizer(plan, options)
         compiler = Compiler(plan, options)
         compiler.to_model("unused")
-        verify_planned(plan, compiler.vocabulary, options)
+        verify_planned(plan, planned_rows(plan, compiler.vocabulary, options))
         return plan
 
 
@@ -156,4 +159,21 @@ def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedToken
     for _task, value in executor_for(targets, options).run(quiet=options.quiet):
         if isinstance(value, TokenizerInfo):
             tokenizer = value.tokenizer
+    return tokenizer
+
+
+def _templated_tokenizer(plan: MergePlan, options: MergeOptions) -> PreTrainedTokenizerBase | None:
+    """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
+
+    Raises:
+        MergeError: the tokenizer cannot be loaded, or the template is none.
+    """
+    if not plan.config.chat_template:
+        return None
+    assert plan.side_files is not None
+    source = plan.inputs.base_checkpoint.directory
+    with linked_tokenizer(plan.side_files, source / "config.json") as directory:
+        tokenizer = load_tokenizer(plan.side_files.source_name, directory, options.trust_remote_code)
+    with refused_by("mergekit.merge", about="chat_template: "):
+        set_chat_template(tokenizer, plan.config, options.trust_remote_code)
     return tokenizer

@@ -11,32 +11,12 @@ from mergekit.options import MergeOptions
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.checkpoints.disk import DiskTensor, read_headers, read_json
-from mergekit_mm.checkpoints.tokenizer import load_tokenizer
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
-from mergekit_mm.errors import refused_by
 from mergekit_mm.output.config_json import write_config
 from mergekit_mm.output.omni import finish_omni
-from mergekit_mm.output.side_files import drop_chat_template, linked_tokenizer, write_side_files
+from mergekit_mm.output.side_files import drop_chat_template, write_side_files
 from mergekit_mm.output.verify import planned_tensors, require_as_planned, verified_config
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
-from mergekit_mm.tasks.chat_template import set_chat_template
-
-
-def templated_tokenizer(plan: MergePlan, options: MergeOptions) -> PreTrainedTokenizerBase | None:
-    """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
-
-    Raises:
-        MergeError: the tokenizer cannot be loaded, or the template is none.
-    """
-    if not plan.config.chat_template:
-        return None
-    assert plan.side_files is not None
-    source = plan.inputs.base_checkpoint.directory
-    with linked_tokenizer(plan.side_files, source / "config.json") as directory:
-        tokenizer = load_tokenizer(plan.side_files.source_name, directory, options.trust_remote_code)
-    with refused_by("mergekit.merge", about="chat_template: "):
-        set_chat_template(tokenizer, plan.config, options.trust_remote_code)
-    return tokenizer
 
 
 def finish_model(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from mergekit.options import MergeOptions
 
 from mergekit_mm.checkpoints.checkpoint import require_complete, take_inventory
 from mergekit_mm.checkpoints.disk import DiskTensor
@@ -17,37 +14,20 @@ from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.output.config_json import output_config
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.omni.model import omni_model
-from mergekit_mm.tasks.tokenizer import BuildVocabulary, require_token_rows
 
 
-def verify_planned(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> None:
-    """Build what the merge will end in, tokenizer and config, and see that its tensors are those of a model.
+def verify_planned(plan: MergePlan, rows: int | None) -> None:
+    """Build the config that the merge will end in, and see that its tensors are those of a model.
 
-    vocabulary: the task that makes the tokenizer that the config asks for, if it asks for one.
+    rows: of the embeddings, where the merge changes the vocabulary.
 
     Raises:
         MergeError: they are not.
     """
     if isinstance(plan, OmniPlan):
-        verified_omni(plan, planned_tensors(plan, plan.inputs.composition.vocabulary.size))
-        return
-    rows = _planned_rows(plan, vocabulary, options)
-    verified_config(plan, planned_tensors(plan, rows), Path(), rows)
-
-
-def _planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
-    """Rows of the output's embeddings where the merge changes the vocabulary; else None."""
-    inputs, section = plan.inputs, plan.config.tokenizer
-    if vocabulary is not None:
-        built = vocabulary.execute()
-        require_token_rows((section.tokens if section else None) or {}, built, inputs.checkpoints)
-        tokens = len(built.tokenizer.get_vocab())
-        multiple = (section.pad_to_multiple_of if section else None) or 1
-        return math.ceil(tokens / multiple) * multiple
-    if not options.unsafe_truncate_embeddings:
-        return None
-    name = inputs.base_checkpoint.embeddings
-    return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)
+        verified_omni(plan, planned_tensors(plan, rows))
+    else:
+        verified_config(plan, planned_tensors(plan, rows), Path(), rows)
 
 
 def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:

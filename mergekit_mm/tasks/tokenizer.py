@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
 from mergekit.tokenizer import BuildTokenizer, PermutedVocabulary, TokenizerInfo, build, embed
 from mergekit.tokenizer.config import ModelTokenEmbedding, TokenEmbeddingConfig, ZeroEmbedding
 from pydantic import InstanceOf
@@ -19,6 +21,7 @@ from mergekit_mm.checkpoints.hub import local_path
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.tasks.sources import Sources
 
 _BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
@@ -155,3 +158,24 @@ def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             r"(image|video|vision|audio|\bbo[ia]|\beo[ia]).*_token_(id|index)$", key
         ):
             yield key, value
+
+
+def planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
+    """Rows of the output's embeddings where the merge changes the vocabulary; else None. The tokenizer is built for it.
+
+    Raises:
+        MergeError: the tokenizer that the config asks for cannot be made, or a row of it is nowhere.
+    """
+    if isinstance(plan, OmniPlan):
+        return plan.inputs.composition.vocabulary.size
+    inputs, section = plan.inputs, plan.config.tokenizer
+    if vocabulary is not None:
+        built = vocabulary.execute()
+        require_token_rows((section.tokens if section else None) or {}, built, inputs.checkpoints)
+        tokens = len(built.tokenizer.get_vocab())
+        multiple = (section.pad_to_multiple_of if section else None) or 1
+        return math.ceil(tokens / multiple) * multiple
+    if not options.unsafe_truncate_embeddings:
+        return None
+    name = inputs.base_checkpoint.embeddings
+    return min(inputs.checkpoints[m].tensors[own[name]].shape[0] for m, own in inputs.names.items() if name in own)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from deltas import make_deltas, make_factors, randn
+from random_deltas import make_deltas, make_factors, randn
 
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import catalogue, method_named
