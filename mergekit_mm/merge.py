@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 import transformers
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Task
 from mergekit.options import MergeOptions
-from mergekit.tokenizer import TokenizerInfo
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
@@ -27,7 +24,7 @@ from mergekit_mm.plan.build import build_plan, with_side_files
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.chat_template import set_chat_template
 from mergekit_mm.tasks.compile import Compiler
-from mergekit_mm.tasks.executors import executor_for
+from mergekit_mm.tasks.executors import write_models
 from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
 
 
@@ -88,7 +85,7 @@ def _run(
         not_used = plan.not_used()
         if not options.quiet:
             click.echo(f"{plan.report()}\n{not_used}", err=True)
-        built = _execute(list(dict.fromkeys(targets)), options)
+        built = write_models(targets, options)
         for scale, path in staging.items():
             finish_model(plan, path, built, templated, options)
             carry_own_adapter(plan, path, outputs[scale])
@@ -151,15 +148,6 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
 def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
     """What a merge would do, as text. Raises MergeError as `plan_merge`."""
     return str(plan_merge(config, options, config_source))
-
-
-def _execute(targets: list[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
-    """Run the task graph; returns the tokenizer if the config asks for a new one."""
-    tokenizer = None
-    for _task, value in executor_for(targets, options).run(quiet=options.quiet):
-        if isinstance(value, TokenizerInfo):
-            tokenizer = value.tokenizer
-    return tokenizer
 
 
 def _templated_tokenizer(plan: MergePlan, options: MergeOptions) -> PreTrainedTokenizerBase | None:

@@ -6,12 +6,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Task
 from mergekit.options import MergeOptions
 
 from mergekit_mm.checkpoints.adapters.whole import module_paths, saved_modules, tensors_of
@@ -21,7 +19,6 @@ from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.numerics.factorise import Factors, factorise
-from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.output.adapter_files import write_adapter
 from mergekit_mm.output.card import hash_inputs, model_card
 from mergekit_mm.output.directory import check_output, staged
@@ -30,7 +27,7 @@ from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.deltas import Changed
-from mergekit_mm.tasks.executors import executor_for
+from mergekit_mm.tasks.executors import Tasks, run
 
 LOG = logging.getLogger(__name__)
 
@@ -125,7 +122,7 @@ def merge_to_adapter(
 
 def _whole(
     compiler: Compiler,
-    tasks: Mapping[str, Task[TaskVector | None]],
+    tasks: Tasks,
     linear: set[str],
     adaptable: set[str],
     options: MergeOptions,
@@ -142,12 +139,12 @@ def _whole(
     replaced = [name for name in tasks if any(found.replaces(name) for found in plan.inputs.adaptations.values())]
     # PEFT saves embeddings that it adapts whole too, changed or not: then the factors say it all
     factored = [name for name in replaced if _all_add_factors(plan, name)]
-    dense = [n for n, d in _run({n: tasks[n] for n in factored}, options) if d is not None and d.right is None]
+    dense = [n for n, d in run({n: tasks[n] for n in factored}, options) if d is not None and d.right is None]
     apart = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
-    tests: dict[str, Task[torch.Tensor | None]] = {
+    tests = {
         name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name])) for name in apart
     }
-    changed = {name: value for name, value in _run(tests, options) if value is not None}
+    changed = {name: value for name, value in run(tests, options) if value is not None}
     biases = {name for name in changed if name.endswith(".bias") and name.removesuffix(".bias") in linear}
     saved, why_not = saved_modules(base, changed.keys() - biases)
     if why_not:
@@ -164,7 +161,7 @@ def _whole(
         for name in tensors_of(base, module)
         if name not in changed
     }
-    return saved, changed | dict(_run(more, options))
+    return saved, changed | dict(run(more, options))
 
 
 def _all_add_factors(plan: MergePlan, name: str) -> bool:
@@ -184,14 +181,14 @@ def _nothing(base: Checkpoint, linear: set[str], inside: tuple[str, ...]) -> dic
 
 
 def _factorised(
-    tasks: Mapping[str, Task[TaskVector | None]], paths: Mapping[str, str], rank: int | None, options: MergeOptions
+    tasks: Tasks, paths: Mapping[str, str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
     """(module path, factors) of every matrix that changes; only factors are kept.
 
     Raises:
         MergeError: a change of full rank without a rank to cut it to.
     """
-    for name, delta in _run(tasks, options):
+    for name, delta in run(tasks, options):
         if delta is None:
             continue
         if delta.right is None and rank is None and delta.dense(torch.float32).any():
@@ -200,12 +197,6 @@ def _factorised(
             )
         if (found := factorise(delta.to(options.device), rank)) is not None:
             yield paths[name], found.to("cpu")
-
-
-def _run(tasks: Mapping[str, Task[Any]], options: MergeOptions) -> Iterator[tuple[str, Any]]:
-    names = {task: name for name, task in tasks.items()}
-    for task, value in executor_for(list(names), options).run(quiet=options.quiet):
-        yield names[task], value
 
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:

@@ -10,7 +10,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import yaml
-from mergekit.card import method_md
+from mergekit import merge_methods
 from tqdm import tqdm
 
 from mergekit_mm import __version__
@@ -61,11 +61,18 @@ def model_card(
         name=name,
         version=__version__,
         **{package: version_of(package) for package in ("mergekit", "torch", "transformers")},
-        method=method_md(plan.config.merge_method),
+        method=_link(plan.config.merge_method),
         report=plan.report(),
         inputs="\n".join(f"| {model} | {file} | `{digest}` |" for (model, file), digest in hashes.items()),
         yaml=config_yaml.rstrip(),
     )
+
+
+def _link(method: str) -> str:
+    """The name of a method as Markdown, with a link to where it was published."""
+    spec = merge_methods.get(method).spec
+    name = spec.pretty_name or method
+    return f"[{name}]({spec.reference_url})" if spec.reference_url else name
 
 
 def hash_inputs(plan: MergePlan, quiet: bool) -> dict[tuple[str, str], str]:

@@ -16,6 +16,8 @@ import tqdm
 from mergekit.graph import Executor, Task, TaskHandle
 from mergekit.multigpu_executor import MultiGPUExecutor
 from mergekit.options import MergeOptions
+from mergekit.tokenizer import TokenizerInfo
+from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -26,6 +28,25 @@ def executor_for(targets: list[Task[Any]], options: MergeOptions) -> Executor | 
         return DevicesExecutor(targets, storage_device=None if options.low_cpu_memory else torch.device("cpu"))
     store = options.device if options.low_cpu_memory else "cpu"
     return TaskExecutor(targets, math_device=options.device, storage_device=store)
+
+
+Tasks = Mapping[str, Task[Any]]  # name of what a task makes -> the task
+
+
+def run(tasks: Tasks, options: MergeOptions) -> Iterator[tuple[str, Any]]:
+    """Run tasks by the executor that the options ask for; yields each name with its result as the work goes on."""
+    names = {task: name for name, task in tasks.items()}
+    for task, value in executor_for(list(names), options).run(quiet=options.quiet):
+        yield names[task], value
+
+
+def write_models(targets: Sequence[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
+    """Run tasks that write models; returns the tokenizer, if one of them makes a new one."""
+    tokenizer = None
+    for _task, value in executor_for(list(dict.fromkeys(targets)), options).run(quiet=options.quiet):
+        if isinstance(value, TokenizerInfo):
+            tokenizer = value.tokenizer
+    return tokenizer
 
 
 class TaskExecutor(Executor):
