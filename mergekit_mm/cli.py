@@ -173,8 +173,8 @@ def check(config: str) -> None:
     refuse the merge.
     """
     from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
+    from mergekit_mm.plan.scope import is_planned_here
 
     source, parsed = _read_config(config)
     if not is_planned_here(parsed):
