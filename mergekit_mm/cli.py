@@ -230,85 +230,63 @@ def inspect(model: str, adapter_base: str | None) -> None:
 @main.command(context_settings={"show_default": True})
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--base", metavar="MODEL", help="The base model.")
+@click.option("--expert", "experts", multiple=True, metavar="MODEL", help="An expert; may be given several times.")
 @click.option(
-    "--expert", "experts", multiple=True, metavar="MODEL[=COLUMN,...]", help="An expert, and its own columns."
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="MODEL",
+    help="A model to compare with that is neither input nor merge.",
 )
-@click.option("--reference", "references", multiple=True, metavar="MODEL", help="Neither input nor merge.")
-@click.option("--name", "names", multiple=True, metavar="MODEL=LABEL", help="What to call a model.")
 @click.option("--tasks", metavar="NAME,...", help="Columns: tasks, headings, groups or patterns.  [default: all]")
 @click.option("--metric", metavar="NAME", help="Only tasks that have it.  [default: score, else a task's first]")
-@click.option("--mean", type=click.Choice(["common", "all"]), default="common", help="Over which columns; see above.")
-@click.option("--separate", is_flag=True, help="Each file is a row of its own.")
-@click.option("--intervals/--no-intervals", default=True, help="± 1.96 standard errors.")
-@click.option("--decimals", type=click.IntRange(0, 6), default=1, help="Of numbers in text and Markdown.")
 @click.option(
     "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", help="What is printed."
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write report.md, .csv and .png there.")
-@click.option("--figure/--no-figure", default=True, help="With --out: draw report.png (needs matplotlib).")
 @logged
 def report(
     results: tuple[Path, ...],
     base: str | None,
     experts: tuple[str, ...],
     references: tuple[str, ...],
-    names: tuple[str, ...],
     tasks: str | None,
     metric: str | None,
-    mean: str,
-    separate: bool,
-    intervals: bool,
-    decimals: int,
     form: str,
     out: Path | None,
-    figure: bool,
 ) -> None:
     """Compare base, experts and merges by the result files that lm_eval --output_path wrote.
 
     RESULTS are files, or directories with results_*.json (of lmms-eval: *_results.json) at any depth. Files of one
-    model are united; of a task in several of them the newest counts.
+    model are united; if several hold the same task, the newest counts.
 
-    MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of it, a label, or a pattern such
-    as '*-expert-?'. What is no base, expert or reference is a merge. Without these options the roles come from the
-    mergekit_config.yml of merged models on disk; where there is none, the table has no roles and no gains.
+    MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of that name, or a pattern such as
+    '*-expert-?'. Models that are neither base, expert nor reference are merges. Without these options the roles come
+    from the mergekit_config.yml of merged models on disk; where there is none, the table has no roles and no gains.
 
     \b
-    mean        plain mean of the columns that every model has (--mean all: of all
-                columns, for the models that have them all)
+    mean        plain mean of the columns that every model has
     vs base     mean minus the base's mean
     vs expert   mean minus the best mean of an expert
     normalised  mean over the columns c of  score(c) / score of c's expert(c),
-                the expert being the one named for c by --expert, else the best in c
+                the expert being the one with the best score in c
 
-    Whatever was not measured alike (versions, samples, prompts, settings) is told beneath the table.
+    Scores have intervals of 1.96 standard errors. Differences in how the models were measured (versions, samples,
+    prompts, settings) are listed beneath the table.
 
     \b
     mergekit-mm report results --base Qwen/Qwen2-VL-7B \\
-        --expert '*-OCR=TextVQA,OCRVQA' --expert '*-Chart=ChartQA' --out report/
+        --expert '*-OCR' --expert '*-Chart' --out report/
     """
-    from mergekit_mm.evaluation.report.figure import draw
-    from mergekit_mm.evaluation.report.notes import notes
-    from mergekit_mm.evaluation.report.render import Style, as_csv, as_markdown, as_text, write_files
-    from mergekit_mm.evaluation.report.results import collect
-    from mergekit_mm.evaluation.report.roles import participants
-    from mergekit_mm.evaluation.report.table import build
+    from mergekit_mm.evaluation.report import make_report
 
-    columns = {model: own.split(",") if own else [] for model, _, own in (each.partition("=") for each in experts)}
-    labels = {model: label for model, _, label in (each.partition("=") for each in names)}
-    if not all(labels.values()):
-        raise click.BadParameter("must be MODEL=LABEL", param_hint="--name")
     with system_errors(out):
-        found, origin = participants(collect(results, separate), base, columns, references, labels)
-        table = build(found, metric, tasks.split(",") if tasks else (), complete=mean == "all")
-        picture = draw(table, intervals) if out and figure else None
-        remarks, style = [*notes(table), *origin], Style(decimals, intervals)
-        if out:
-            write_files(out, table, remarks, style, picture)
+        text, notes = make_report(
+            results, base, experts, references, metric, tasks.split(",") if tasks else (), form, out
+        )
+    click.echo(text)
     if form == "csv":
-        click.echo(as_csv(table))
-        click.echo("\n".join(remarks), err=True)
-    else:
-        click.echo((as_text if form == "text" else as_markdown)(table, remarks, style))
+        click.echo("\n".join(notes), err=True)
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
