@@ -1,4 +1,7 @@
-"""The command line `mergekit-mm`: one thin function per command. Imports are local, so that `--help` is instant."""
+"""The command line `mergekit-mm`: one function per command, which passes options on and prints what comes back.
+
+Imports are local, so that `--help` is instant.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_mm import __version__
-from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
+from mergekit_mm.errors import bugs_reported, refused_by, system_errors
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -21,7 +24,7 @@ _SEED = click.IntRange(0, 2**32 - 1)
 
 
 def logged(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --verbose and --debug, and ask for a report of what is no error of its user's."""
+    """Give a command --verbose and --debug, and ask for a report of an exception that is a bug."""
 
     @click.option("-v", "--verbose", count=True, show_default=False, help="Tell what is being done; -vv is --debug.")
     @click.option("--debug", is_flag=True, help="Tell all details, and the full traceback of every error.")
@@ -46,6 +49,28 @@ def main() -> None:
     """
 
 
+def _strengths(context: click.Context, option: click.Parameter, value: str) -> list[float]:
+    """The numbers of --scaling."""
+    try:
+        scales = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers", param_hint="--scaling") from None
+    if not all(map(math.isfinite, scales)):
+        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
+    return scales
+
+
+def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
+    """The number of bytes of --out-shard-size."""
+    from mergekit.common import parse_kmb
+
+    try:
+        return parse_kmb(value)
+    except ValueError:
+        message = f"{value!r} is not a number of bytes like 500M or 5B"
+        raise click.BadParameter(message, param_hint="--out-shard-size") from None
+
+
 @main.command()
 @logged
 def doctor() -> None:
@@ -64,7 +89,7 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-# Options are mergekit's, so they pass through unread, `--help` among them.
+# The options are those of mergekit-yaml, `--help` among them, so they pass through unread.
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
@@ -78,7 +103,7 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
-    import mergekit_mm.register  # noqa: F401  # plugs in, also where the line above has run
+    import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
     level = ["-vv"] if debug else ["-v"] if verbose else []
     mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
@@ -87,39 +112,34 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None
 @main.command(context_settings={"show_default": True})
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
-@click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
-@click.option("--out-shard-size", default="1B", help="Bytes per output file; each strength collects one in memory.")
+@click.option(
+    "--scaling", required=True, callback=_strengths, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5"
+)
+@click.option(
+    "--out-shard-size",
+    default="1B",
+    callback=_bytes,
+    help="Bytes per output file; each strength collects one in memory.",
+)
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
 @logged
 def sweep(
-    config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, random_seed: int | None, quiet: bool
+    config: str, out: str, scaling: list[float], out_shard_size: int, cuda: bool, random_seed: int | None, quiet: bool
 ) -> None:
     """Merge once, write several strengths: OUT/scaling_0.3 and so on.
 
     Each output is base + s * (merged - base), where merged is what CONFIG gives by itself. The merge is solved once for
     all of them, so that a sweep costs little more than its output files.
     """
-    from mergekit.common import parse_kmb
     from mergekit.options import MergeOptions
 
     from mergekit_mm.merge import run_sweep
 
-    try:
-        scales = [float(part) for part in scaling.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{scaling!r} is not a list of numbers", param_hint="--scaling") from None
-    if not all(map(math.isfinite, scales)):
-        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
-    try:
-        size = parse_kmb(out_shard_size)
-    except ValueError:
-        message = f"{out_shard_size!r} is not a number of bytes like 500M or 5B"
-        raise click.BadParameter(message, param_hint="--out-shard-size") from None
-    options = MergeOptions(out_shard_size=size, cuda=cuda, quiet=quiet, random_seed=random_seed)
+    options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)
-    for path in run_sweep(parsed, out, options, scales, source):
+    for path in run_sweep(parsed, out, options, scaling, source):
         click.echo(path)
 
 
@@ -194,36 +214,9 @@ def inspect(model: str, adapter_base: str | None) -> None:
     MODEL+ADAPTER shows too what a LoRA adapter would change of it. Of models on the hub, headers and small files are
     downloaded.
     """
-    from mergekit.common import ModelReference
+    from mergekit_mm.plan.inspection import describe_model
 
-    from mergekit_mm.checkpoints.adapters.binding import bind_adapter, describe_adapter
-    from mergekit_mm.checkpoints.adapters.embedded import as_loaded
-    from mergekit_mm.checkpoints.checkpoint import open_checkpoint
-    from mergekit_mm.checkpoints.describe import describe
-    from mergekit_mm.checkpoints.hub import locate
-    from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.checkpoints.side_files.inventory import describe_inventory, take_inventory
-    from mergekit_mm.plan.beside import own_adapter, unused_beside
-
-    with headers_only() as options, system_errors(model):
-        with refused_by("mergekit.common"):
-            reference = ModelReference.parse(model)
-        reference, notes = as_loaded(reference, options)
-        checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
-        lines = list(describe(checkpoint))
-        adaptations = {}
-        weights = {tensor.file for tensor in checkpoint.disk.values()}
-        inventory = take_inventory(checkpoint.directory, weights)
-        lines.append(describe_inventory(inventory))
-        if reference.lora:
-            adapter = locate(reference.lora, options)
-            adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=adapter_base is not None)
-            lines += describe_adapter(adaptations[reference], checkpoint)
-        own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
-        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
-        unused = unused_beside({reference: checkpoint}, adaptations, own, inventory.files)
-        lines += [f"  not used: {each}" for each in unused]
-    for line in lines:
+    for line in describe_model(model, trusted=adapter_base is not None):
         click.echo(line)
 
 
@@ -290,30 +283,10 @@ def report(
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and what mergekit reads in it.
-
-    Raises:
-        MergeError: it is no YAML, or no merge config.
-    """
-    from itertools import takewhile
-
-    import yaml
-    from mergekit.config import MergeConfiguration
-    from pydantic import ValidationError
-
+    """The text of a merge config, and mergekit's reading of it, which needs our methods to be registered."""
     from mergekit_mm.hosts.registration import register_methods
+    from mergekit_mm.plan.config_file import read_config
 
-    with refused_by(register_methods.__module__):  # another version of mergekit
+    with refused_by(register_methods.__module__):  # it raises for versions of mergekit outside our range
         register_methods()
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-        return source, MergeConfiguration.model_validate(yaml.safe_load(source))
-    except ValidationError as error:
-        found = error.errors()
-        # a union reports once for each of its types
-        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
-        where = ".".join(str(keys[0]) for keys in shared) or "the whole"
-        told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
-        raise MergeError(f"{path} is no merge config: {where}: {told}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
-        raise MergeError(f"{path} is no merge config: {error}") from error
+    return read_config(Path(path))
