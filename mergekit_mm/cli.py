@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_mm import __version__
-from mergekit_mm.errors import bugs_reported, refused_by, system_errors
+from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -285,8 +285,12 @@ def report(
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
     """The text of a merge config, and mergekit's reading of it, which needs our methods to be registered."""
     from mergekit_mm.hosts.registration import register_methods
-    from mergekit_mm.plan.config_file import read_config
+    from mergekit_mm.plan.config import read_config
 
-    with refused_by(register_methods.__module__):  # it raises for versions of mergekit outside our range
+    with refused_by(register_methods.__module__):  # it refuses versions of mergekit outside our range
         register_methods()
-    return read_config(Path(path))
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MergeError(f"{path} is no merge config: {error}") from error
+    return source, read_config(source, path)
