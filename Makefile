@@ -20,8 +20,8 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/easy_vqa/run.py
-	$(BIN)/python examples/omni/run.py --methods optmerge_modality --count 150
+	$(BIN)/python -m examples.easy_vqa.run
+	$(BIN)/python -m examples.omni.run --methods optmerge_modality --count 150
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,4 +1,7 @@
-"""The command line `mergekit-mm`: one thin function per command. Imports are local, so that `--help` is instant."""
+"""The command line `mergekit-mm`: one function per command, which passes options on and prints what comes back.
+
+Imports are local, so that `--help` is instant.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _SEED = click.IntRange(0, 2**32 - 1)
 
 
 def logged(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --verbose and --debug, and ask for a report of what is no error of its user's."""
+    """Give a command --verbose and --debug, and ask for a report of an exception that is a bug."""
 
     @click.option("-v", "--verbose", count=True, show_default=False, help="Tell what is being done; -vv is --debug.")
     @click.option("--debug", is_flag=True, help="Tell all details, and the full traceback of every error.")
@@ -46,6 +49,28 @@ def main() -> None:
     """
 
 
+def _strengths(context: click.Context, option: click.Parameter, value: str) -> list[float]:
+    """The numbers of --scaling."""
+    try:
+        scales = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers", param_hint="--scaling") from None
+    if not all(map(math.isfinite, scales)):
+        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
+    return scales
+
+
+def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
+    """The number of bytes of --out-shard-size."""
+    from mergekit.common import parse_kmb
+
+    try:
+        return parse_kmb(value)
+    except ValueError:
+        message = f"{value!r} is not a number of bytes like 500M or 5B"
+        raise click.BadParameter(message, param_hint="--out-shard-size") from None
+
+
 @main.command()
 @logged
 def doctor() -> None:
@@ -64,7 +89,7 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-# Options are mergekit's, so they pass through unread, `--help` among them.
+# The options are those of mergekit-yaml, `--help` among them, so they pass through unread.
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
@@ -78,7 +103,7 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
-    import mergekit_mm.register  # noqa: F401  # plugs in, also where the line above has run
+    import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
     level = ["-vv"] if debug else ["-v"] if verbose else []
     mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
@@ -87,39 +112,34 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None
 @main.command(context_settings={"show_default": True})
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
-@click.option("--scaling", required=True, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5")
-@click.option("--out-shard-size", default="1B", help="Bytes per output file; each strength collects one in memory.")
+@click.option(
+    "--scaling", required=True, callback=_strengths, help="Strengths to write, comma separated: 0.1,0.3,0.5,0.7,1.0,1.5"
+)
+@click.option(
+    "--out-shard-size",
+    default="1B",
+    callback=_bytes,
+    help="Bytes per output file; each strength collects one in memory.",
+)
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
 @logged
 def sweep(
-    config: str, out: str, scaling: str, out_shard_size: str, cuda: bool, random_seed: int | None, quiet: bool
+    config: str, out: str, scaling: list[float], out_shard_size: int, cuda: bool, random_seed: int | None, quiet: bool
 ) -> None:
     """Merge once, write several strengths: OUT/scaling_0.3 and so on.
 
     Each output is base + s * (merged - base), where merged is what CONFIG gives by itself. The merge is solved once for
     all of them, so that a sweep costs little more than its output files.
     """
-    from mergekit.common import parse_kmb
     from mergekit.options import MergeOptions
 
     from mergekit_mm.merge import run_sweep
 
-    try:
-        scales = [float(part) for part in scaling.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{scaling!r} is not a list of numbers", param_hint="--scaling") from None
-    if not all(map(math.isfinite, scales)):
-        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
-    try:
-        size = parse_kmb(out_shard_size)
-    except ValueError:
-        message = f"{out_shard_size!r} is not a number of bytes like 500M or 5B"
-        raise click.BadParameter(message, param_hint="--out-shard-size") from None
-    options = MergeOptions(out_shard_size=size, cuda=cuda, quiet=quiet, random_seed=random_seed)
+    options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)
-    for path in run_sweep(parsed, out, options, scales, source):
+    for path in run_sweep(parsed, out, options, scaling, source):
         click.echo(path)
 
 
@@ -173,8 +193,8 @@ def check(config: str) -> None:
     refuse the merge.
     """
     from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.hosts.run_merge import is_planned_here
     from mergekit_mm.merge import check_merge
+    from mergekit_mm.plan.scope import is_planned_here
 
     source, parsed = _read_config(config)
     if not is_planned_here(parsed):
@@ -194,148 +214,83 @@ def inspect(model: str, adapter_base: str | None) -> None:
     MODEL+ADAPTER shows too what a LoRA adapter would change of it. Of models on the hub, headers and small files are
     downloaded.
     """
-    from mergekit.common import ModelReference
+    from mergekit_mm.plan.inspection import describe_model
 
-    from mergekit_mm.checkpoints.adapters.binding import bind_adapter, describe_adapter
-    from mergekit_mm.checkpoints.adapters.embedded import as_loaded
-    from mergekit_mm.checkpoints.checkpoint import open_checkpoint
-    from mergekit_mm.checkpoints.describe import describe
-    from mergekit_mm.checkpoints.hub import locate
-    from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.checkpoints.side_files.inventory import describe_inventory, take_inventory
-    from mergekit_mm.plan.beside import own_adapter, unused_beside
-
-    with headers_only() as options, system_errors(model):
-        with refused_by("mergekit.common"):
-            reference = ModelReference.parse(model)
-        reference, notes = as_loaded(reference, options)
-        checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
-        lines = list(describe(checkpoint))
-        adaptations = {}
-        weights = {tensor.file for tensor in checkpoint.disk.values()}
-        inventory = take_inventory(checkpoint.directory, weights)
-        lines.append(describe_inventory(inventory))
-        if reference.lora:
-            adapter = locate(reference.lora, options)
-            adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=adapter_base is not None)
-            lines += describe_adapter(adaptations[reference], checkpoint)
-        own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
-        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
-        unused = unused_beside({reference: checkpoint}, adaptations, own, inventory.files)
-        lines += [f"  not used: {each}" for each in unused]
-    for line in lines:
+    for line in describe_model(model, trusted=adapter_base is not None):
         click.echo(line)
 
 
 @main.command(context_settings={"show_default": True})
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--base", metavar="MODEL", help="The base model.")
+@click.option("--expert", "experts", multiple=True, metavar="MODEL", help="An expert; may be given several times.")
 @click.option(
-    "--expert", "experts", multiple=True, metavar="MODEL[=COLUMN,...]", help="An expert, and its own columns."
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="MODEL",
+    help="A model to compare with that is neither input nor merge.",
 )
-@click.option("--reference", "references", multiple=True, metavar="MODEL", help="Neither input nor merge.")
-@click.option("--name", "names", multiple=True, metavar="MODEL=LABEL", help="What to call a model.")
 @click.option("--tasks", metavar="NAME,...", help="Columns: tasks, headings, groups or patterns.  [default: all]")
 @click.option("--metric", metavar="NAME", help="Only tasks that have it.  [default: score, else a task's first]")
-@click.option("--mean", type=click.Choice(["common", "all"]), default="common", help="Over which columns; see above.")
-@click.option("--separate", is_flag=True, help="Each file is a row of its own.")
-@click.option("--intervals/--no-intervals", default=True, help="± 1.96 standard errors.")
-@click.option("--decimals", type=click.IntRange(0, 6), default=1, help="Of numbers in text and Markdown.")
 @click.option(
     "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", help="What is printed."
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write report.md, .csv and .png there.")
-@click.option("--figure/--no-figure", default=True, help="With --out: draw report.png (needs matplotlib).")
 @logged
 def report(
     results: tuple[Path, ...],
     base: str | None,
     experts: tuple[str, ...],
     references: tuple[str, ...],
-    names: tuple[str, ...],
     tasks: str | None,
     metric: str | None,
-    mean: str,
-    separate: bool,
-    intervals: bool,
-    decimals: int,
     form: str,
     out: Path | None,
-    figure: bool,
 ) -> None:
     """Compare base, experts and merges by the result files that lm_eval --output_path wrote.
 
     RESULTS are files, or directories with results_*.json (of lmms-eval: *_results.json) at any depth. Files of one
-    model are united; of a task in several of them the newest counts.
+    model are united; if several hold the same task, the newest counts.
 
-    MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of it, a label, or a pattern such
-    as '*-expert-?'. What is no base, expert or reference is a merge. Without these options the roles come from the
-    mergekit_config.yml of merged models on disk; where there is none, the table has no roles and no gains.
+    MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of that name, or a pattern such as
+    '*-expert-?'. Models that are neither base, expert nor reference are merges. Without these options the roles come
+    from the mergekit_config.yml of merged models on disk; where there is none, the table has no roles and no gains.
 
     \b
-    mean        plain mean of the columns that every model has (--mean all: of all
-                columns, for the models that have them all)
+    mean        plain mean of the columns that every model has
     vs base     mean minus the base's mean
     vs expert   mean minus the best mean of an expert
     normalised  mean over the columns c of  score(c) / score of c's expert(c),
-                the expert being the one named for c by --expert, else the best in c
+                the expert being the one with the best score in c
 
-    Whatever was not measured alike (versions, samples, prompts, settings) is told beneath the table.
+    Scores have intervals of 1.96 standard errors. Differences in how the models were measured (versions, samples,
+    prompts, settings) are listed beneath the table.
 
     \b
     mergekit-mm report results --base Qwen/Qwen2-VL-7B \\
-        --expert '*-OCR=TextVQA,OCRVQA' --expert '*-Chart=ChartQA' --out report/
+        --expert '*-OCR' --expert '*-Chart' --out report/
     """
-    from mergekit_mm.evaluation.report.figure import draw
-    from mergekit_mm.evaluation.report.notes import notes
-    from mergekit_mm.evaluation.report.render import Style, as_csv, as_markdown, as_text, write_files
-    from mergekit_mm.evaluation.report.results import collect
-    from mergekit_mm.evaluation.report.roles import participants
-    from mergekit_mm.evaluation.report.table import build
+    from mergekit_mm.evaluation.report import make_report
 
-    columns = {model: own.split(",") if own else [] for model, _, own in (each.partition("=") for each in experts)}
-    labels = {model: label for model, _, label in (each.partition("=") for each in names)}
-    if not all(labels.values()):
-        raise click.BadParameter("must be MODEL=LABEL", param_hint="--name")
     with system_errors(out):
-        found, origin = participants(collect(results, separate), base, columns, references, labels)
-        table = build(found, metric, tasks.split(",") if tasks else (), complete=mean == "all")
-        picture = draw(table, intervals) if out and figure else None
-        remarks, style = [*notes(table), *origin], Style(decimals, intervals)
-        if out:
-            write_files(out, table, remarks, style, picture)
+        text, notes = make_report(
+            results, base, experts, references, metric, tasks.split(",") if tasks else (), form, out
+        )
+    click.echo(text)
     if form == "csv":
-        click.echo(as_csv(table))
-        click.echo("\n".join(remarks), err=True)
-    else:
-        click.echo((as_text if form == "text" else as_markdown)(table, remarks, style))
+        click.echo("\n".join(notes), err=True)
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and what mergekit reads in it.
-
-    Raises:
-        MergeError: it is no YAML, or no merge config.
-    """
-    from itertools import takewhile
-
-    import yaml
-    from mergekit.config import MergeConfiguration
-    from pydantic import ValidationError
-
+    """The text of a merge config, and mergekit's reading of it, which needs our methods to be registered."""
     from mergekit_mm.hosts.registration import register_methods
+    from mergekit_mm.plan.config import read_config
 
-    with refused_by(register_methods.__module__):  # another version of mergekit
+    with refused_by(register_methods.__module__):  # it refuses versions of mergekit outside our range
         register_methods()
     try:
         source = Path(path).read_text(encoding="utf-8")
-        return source, MergeConfiguration.model_validate(yaml.safe_load(source))
-    except ValidationError as error:
-        found = error.errors()
-        # a union reports once for each of its types
-        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
-        where = ".".join(str(keys[0]) for keys in shared) or "the whole"
-        told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
-        raise MergeError(f"{path} is no merge config: {where}: {told}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: of mergekit's validators
+    except UnicodeDecodeError as error:
         raise MergeError(f"{path} is no merge config: {error}") from error
+    return source, read_config(source, path)

@@ -1,26 +1,24 @@
 """Peak memory of a merge against the size of the model: it should follow the largest tensors, not the model.
 
 Makes random LLaVA-style checkpoints of one width and several depths, merges three experts of each with the stock
-`mergekit-yaml`, and samples the anonymous memory of that process (its own allocations; file pages that the kernel
-may drop at any time do not count). Linux only, as it reads /proc.
+`mergekit-yaml`, and samples the anonymous memory of that process. Linux only.
 
-    python examples/benchmarks/memory.py --layers 4 8 16 --methods linear optmerge
+    python -m examples.benchmarks.memory --layers 4 8 16 --methods linear optmerge
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import transformers
 import yaml
+
+from examples.benchmarks.processes import measured
 
 EXPERTS = 3
 
@@ -59,23 +57,6 @@ def make(directory: Path, layers: int, width: int) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
-def peak_of(command: list[str]) -> int:
-    """Run a command; returns its highest anonymous memory in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak = 0
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            break
-        if match := re.search(r"RssAnon:\s+(\d+) kB", status):
-            peak = max(peak, int(match[1]) * 1024)
-        time.sleep(0.02)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return peak
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
@@ -87,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     command = str(Path(sys.executable).parent / "mergekit-yaml")
-    idle = peak_of([sys.executable, "-c", "import mergekit.scripts.run_yaml, mergekit_mm.merge"])
+    idle = measured([sys.executable, "-c", "import mergekit.scripts.run_yaml, mergekit_mm.merge"]).peak
     print(f"{EXPERTS} experts and a base; imports alone: {idle / 1e6:.0f} MB, not counted below")
     print(f"{'method':<16} layers  model MB  largest MB  peak MB  peak/largest  peak/model")
     for layers in args.layers:
@@ -108,7 +89,7 @@ def main() -> None:
                     "--out-shard-size",
                     args.shard_size,
                 ]
-                peak = peak_of(run) - idle
+                peak = measured(run).peak - idle
                 print(
                     f"{method:<16} {layers:>6} {size / 1e6:>9.0f} {largest / 1e6:>10.1f} {peak / 1e6:>8.0f} "
                     f"{peak / largest:>12.1f} {peak / size:>10.2f}",

@@ -1,7 +1,7 @@
 """Every merge method of this package on one matrix: time, error and memory, beside the published computation.
 
-    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py                                 # some minutes
-    OMP_NUM_THREADS=1 python examples/benchmarks/methods.py --shapes 896x896,3584x3584 --experts 3,8 --methods tsv swudi
+    OMP_NUM_THREADS=1 python -m examples.benchmarks.methods                                 # some minutes
+    OMP_NUM_THREADS=1 python -m examples.benchmarks.methods --shapes 896x896,3584x3584 --experts 3,8 --methods tsv swudi
 
 Times are CPU seconds of one process. The published side is restated from its description, in float32: singular value
 decompositions for TSV and Iso, an eigendecomposition of in x in for SWUDI, an autograd loop for WUDI, extrapolated from
@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optmerge
 import torch
-from optmerge import (
+from torch import Tensor
+
+from examples.benchmarks import optmerge
+from examples.benchmarks.optmerge import (
     adapters,
     cpu_seconds,
     gemm_rate,
@@ -31,8 +33,6 @@ from optmerge import (
     status_mib,
     task_vectors,
 )
-from torch import Tensor
-
 from mergekit_mm.methods import method_named
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -159,7 +159,7 @@ def doubled(vectors: list[TaskVector]) -> list[TaskVector]:
 def peak_extra_mib(name: str, shape: tuple[int, int], count: int) -> float:
     """Peak memory beyond the inputs, in a process of its own."""
     arguments = ["--memory-of", f"{shape[0]}x{shape[1]}", "--methods", name, "--experts", str(count)]
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    command = [sys.executable, "-m", "examples.benchmarks.methods", *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -1,7 +1,7 @@
 """How fast, how exact and how large is OptMerge here, beside the released set-up and loop, on shapes of real models?
 
-    OMP_NUM_THREADS=1 python examples/benchmarks/optmerge.py                      # about five minutes
-    OMP_NUM_THREADS=1 python examples/benchmarks/optmerge.py --shapes 1536x8960,3584x3584 --presets lora
+    OMP_NUM_THREADS=1 python -m examples.benchmarks.optmerge                      # about five minutes
+    OMP_NUM_THREADS=1 python -m examples.benchmarks.optmerge --shapes 1536x8960,3584x3584 --presets lora
 
 Times are CPU seconds of one process. The released side is restated from its description, in float32, and costs hours
 when run in full: its set-up is timed for one expert and multiplied, its loop extrapolated from two short runs. Truth is
@@ -188,7 +188,7 @@ def product_seconds(shape: Shape, count: int, preset: str, single: float, double
 
 def peak_extra_mib(shape: Shape, preset: str, count: int) -> float:
     """Peak memory beyond the inputs, in a process of its own."""
-    arguments = [sys.executable, str(Path(__file__).resolve()), "--memory-of", f"{shape[0]}x{shape[1]}"]
+    arguments = [sys.executable, "-m", "examples.benchmarks.optmerge", "--memory-of", f"{shape[0]}x{shape[1]}"]
     arguments += ["--presets", preset, "--experts", str(count)]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     return float(done.stdout)

@@ -4,8 +4,8 @@ Writes a base of 2.2 billion random bfloat16 weights (4.4 GB) in the layout of t
 linear layer of its language model, and the five models that PEFT would make of them (22 GB), then runs the stock
 `mergekit-yaml` on each side. Random weights: this is about time and memory, not about the quality of a merge.
 
-    python examples/benchmarks/whole_model.py                        # 35 GB of disk; some minutes
-    python examples/benchmarks/whole_model.py --layers 4 --methods task_arithmetic optmerge
+    python -m examples.benchmarks.whole_model                        # 35 GB of disk; some minutes
+    python -m examples.benchmarks.whole_model --layers 4 --methods task_arithmetic optmerge
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
+from examples.benchmarks.processes import measured
 from mergekit_mm.checkpoints.meta_model import meta_model_of
 
 RANK, ALPHA, EXPERTS = 16, 32, 5
@@ -124,24 +122,6 @@ def configured(root: Path, method: str, adapters: bool) -> dict[str, Any]:
     return config
 
 
-def measured(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and the highest anonymous memory (MB) of a command."""
-    before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
-        except (OSError, TypeError):
-            pass
-        time.sleep(0.1)
-    if process.returncode:
-        raise SystemExit(process.stderr.read().decode() if process.stderr else "failed")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.monotonic() - start, cpu, peak / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=28, help="of the language model; the published one has 28")
@@ -155,7 +135,7 @@ def main() -> None:
             write_inputs(root, args.layers)
         size = sum(f.stat().st_size for f in (root / "base").glob("*.safetensors"))
         print(f"base: {size / 1e9:.2f} GB, {EXPERTS} adapters of rank {RANK}")
-        print("| method | inputs | wall s | CPU s | CPU, of stock linear's | memory MB |\n|---|---|---|---|---|---|")
+        print("| method | inputs | wall s | CPU s | CPU / CPU of stock linear | memory MB |\n|---|---|---|---|---|---|")
         reference = 0.0
         for method, adapters in [("linear", False), *((method, True) for method in args.methods)]:
             recipe = root / "merge.yaml"
@@ -165,7 +145,10 @@ def main() -> None:
             wall, cpu, peak = measured([*command, "--no-write-model-card", "--out-shard-size", "1B"])
             reference = reference or cpu
             inputs = "adapters" if adapters else "the models they make"
-            print(f"| {method} | {inputs} | {wall:.0f} | {cpu:.0f} | {cpu / reference:.2f} | {peak:.0f} |", flush=True)
+            print(
+                f"| {method} | {inputs} | {wall:.0f} | {cpu:.0f} | {cpu / reference:.2f} | {peak / 2**20:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

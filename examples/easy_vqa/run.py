@@ -1,8 +1,8 @@
 """Merge three experts of a small vision-language model with the stock `mergekit-yaml`, and see what the merges know.
 
-    python examples/easy_vqa/run.py                                # four merges, all test questions
-    python examples/easy_vqa/run.py --recipes ties --limit 1500    # one merge, 1500 questions
-    python examples/easy_vqa/run.py --lora                         # the LoRA experts in the table as well
+    python -m examples.easy_vqa.run                              # four merges, all test questions
+    python -m examples.easy_vqa.run --recipes ties --limit 1500    # one merge, 1500 questions
+    python -m examples.easy_vqa.run --lora                         # the LoRA experts in the table as well
 
 Runs from anywhere. Merged models and the table (Markdown and JSON) go to out/easy_vqa/, or to --out.
 """
@@ -10,21 +10,18 @@ Runs from anywhere. Merged models and the table (Markdown and JSON) go to out/ea
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from vqa_commands import ROOT, lm_eval, mergekit_yaml
-from vqa_data import TYPES, Question, by_type, questions, subset
-from vqa_score import GROUP, Score, as_json, blind_score, from_results, model_arguments, percentages, table
+from examples.common.commands import ROOT, lm_eval, mergekit_yaml
+from examples.common.scores import Score, from_results, write_results
+from examples.easy_vqa.data import TYPES, Question, by_type, questions, subset
+from examples.easy_vqa.scores import GROUP, TASK_FOLDER, TASKS, blind_score, model_arguments, percentages, table
 
 HERE = Path(__file__).resolve().parent
 MODELS = HERE / "models"
@@ -34,14 +31,16 @@ EXAMPLE_IMAGES = 3
 
 def merge(recipe: str, out: Path) -> Path:
     """Merge by merge_yamls/easy_vqa_<recipe>.yaml into out/<recipe>/."""
-    config, target, started = Path(f"merge_yamls/easy_vqa_{recipe}.yaml"), out / recipe, time.monotonic()
-    mergekit_yaml(config, target)
-    print(f"  mergekit-yaml {config} {target}   {time.monotonic() - started:.0f} s", flush=True)
-    return target
+    return mergekit_yaml(Path(f"merge_yamls/easy_vqa_{recipe}.yaml"), out / recipe)
+
+
+def answers(model: Path, out: Path, limit: int | None) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """lm-eval's results and samples of a model on the test questions, at most `limit` of each type."""
+    return lm_eval(model_arguments(model), GROUP, TASK_FOLDER, out, limit)
 
 
 def said_by(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[int, str], str]:
-    """What a model said, by image and question."""
+    """A model's replies by image number and question."""
     return {
         (int(Path(s["doc"]["image"]["path"]).stem), s["doc"]["prompt"].removeprefix("<image>")): s["filtered_resps"][0]
         for each in samples.values()
@@ -83,22 +82,6 @@ def verdict(results: Mapping[str, Mapping[str, Score]], merges: Sequence[str]) -
     return f"best mean of the merges: {best}, {means[best][0]:.1f} %{tie}"
 
 
-def write_results(out: Path, results: Mapping[str, Mapping[str, Score]], count: int, closing: str) -> None:
-    """results.md and results.json: the table, when and with what it was made."""
-    packages = ("mergekit", "mergekit-mm", "torch", "transformers", "peft", "easy-vqa")
-    made = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
-    named = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    lines = [
-        f"{count} test questions; ± is half the width of the 95 % interval. {made['date']}; {named}.",
-        "",
-        table(results, True),
-    ]
-    (out / "results.md").write_text("\n".join([*lines, "", closing[0].upper() + closing[1:] + "."]) + "\n")
-    (out / "results.json").write_text(
-        json.dumps({**made, "questions": count, "models": as_json(results)}, indent=2) + "\n"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
@@ -125,11 +108,9 @@ def main() -> None:
     results, replies = {"without looking": blind_score(rows)}, {}
     share = arguments.limit and -(-arguments.limit // len(TYPES))
     with ThreadPoolExecutor(2) as pool:
-        answered = pool.map(
-            lambda path: lm_eval(model_arguments(path), GROUP, out / "lm_eval" / path.name, share), paths.values()
-        )
+        answered = pool.map(lambda path: answers(path, out / "lm_eval" / path.name, share), paths.values())
         for name, (found, samples) in zip(paths, answered, strict=True):
-            results[name], replies[name] = from_results(found), said_by(samples)
+            results[name], replies[name] = from_results(found, TASKS), said_by(samples)
             mean = percentages(results[name])["mean"][0]
             print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {mean:.1f} %", flush=True)
     asked = examples(rows)
@@ -141,7 +122,8 @@ def main() -> None:
     merges = [name for name in results if name.startswith("merge")]
     closing = verdict(results, merges)
     print(f"\n{table(results)}\n\n{closing}\n\n{transcript(said, asked)}\n\n{out / 'results.md'}, results.json")
-    write_results(out, results, len(rows), closing)
+    introduction = f"{len(rows)} test questions; ± is half the width of the 95 % interval."
+    write_results(out, results, introduction, table(results, True), [f"{closing[0].upper()}{closing[1:]}."], len(rows))
 
 
 if __name__ == "__main__":

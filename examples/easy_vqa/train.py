@@ -1,7 +1,7 @@
 """Train the models of this example from scratch: a base, three fully fine-tuned experts and three LoRA experts.
 
-    python examples/easy_vqa/train.py --out out/easy_vqa_models        # all seven, 10 to 30 minutes of CPU
-    python examples/easy_vqa/train.py --out out/quick --quick          # a smaller model, about a minute
+    python -m examples.easy_vqa.train --out out/easy_vqa_models        # all seven, 10 to 30 minutes of CPU
+    python -m examples.easy_vqa.train --out out/quick --quick          # a smaller model, about a minute
 
 Stages: (1) the CLIP tower learns to name the colour and the shape it sees; (2) projector and decoder learn to answer a
 share of the questions, from which some colours, a shape and most negations are withheld: this is the base; (3) each
@@ -12,22 +12,32 @@ the projector after stage 2. The loss is on the answer and the end token only. A
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
-from vqa_data import COLORS, SHAPES, TYPES, Draw, Question, base_share, by_type, drawer, image, questions
-from vqa_model import Size, make_model, make_processor, prompt_ids
-from vqa_score import load, score, table
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from examples.common.training import Stage, missing_models, optimise, save, with_lora
+from examples.easy_vqa.data import (
+    COLORS,
+    SHAPES,
+    TYPES,
+    Draw,
+    Question,
+    base_share,
+    by_type,
+    drawer,
+    image,
+    questions,
+)
+from examples.easy_vqa.model import Size, make_model, make_processor, prompt_ids
+from examples.easy_vqa.scores import score, table
 
 MODELS = ("base", *(f"{kind}_{part}" for kind in ("expert", "lora") for part in TYPES))
 PROCESSOR_FILES = ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -36,29 +46,31 @@ MIXTURE = {"color": 0.1, "shape": 0.1, "yesno": 0.8}  # yes/no takes longest to 
 
 
 @dataclass(frozen=True)
-class Stage:
-    """So many optimiser steps of so many examples, at a peak learning rate."""
-
-    steps: int
-    batch: int
-    rate: float
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that decides what comes out, besides the seed. Chosen on validation questions."""
 
-    tower: Stage = Stage(700, 128, 2e-3)
-    base: Stage = Stage(1200, 48, 1e-3)
-    share: float = 0.2
-    expert: Stage = Stage(100, 48, 2e-4)
-    lora: Stage = Stage(150, 48, 1e-3)
-    yesno_factor: int = 4  # the yes/no experts train that many times longer
-    rank: int = 8
-    size: Size = field(default_factory=Size)
+    tower: Stage
+    base: Stage
+    share: float  # of the questions that the base learns from
+    expert: Stage
+    lora: Stage
+    yesno_factor: int  # the yes/no experts train that many times longer
+    rank: int
+    size: Size
 
 
-QUICK = Plan(
+FULL = Plan(
+    tower=Stage(700, 128, 2e-3),
+    base=Stage(1200, 48, 1e-3),
+    share=0.2,
+    expert=Stage(100, 48, 2e-4),
+    lora=Stage(150, 48, 1e-3),
+    yesno_factor=4,
+    rank=8,
+    size=Size(),
+)
+QUICK = replace(
+    FULL,
     size=Size(width=64, layers=2, mlp=128),
     tower=Stage(250, 128, 2e-3),
     base=Stage(150, 32, 2e-3),
@@ -68,23 +80,10 @@ QUICK = Plan(
 )
 
 
-def optimise(parameters: Iterator[torch.nn.Parameter], stage: Stage, label: str) -> Iterator[Any]:
-    """Yield a list once per step, for the step's loss: AdamW, 10 % warm-up, then a cosine to 5 % of the peak rate."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    bar = tqdm(range(stage.steps), desc=label, unit="step")
-    for step in bar:
-        warm = min(1.0, (step + 1) / (0.1 * stage.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / stage.steps)))
-        losses: list[torch.Tensor] = []
-        yield losses
-        optimiser.zero_grad()
-        losses[0].backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{losses[0].item():.3f}")
+def load(directory: Path) -> tuple[Any, Any]:
+    """A checkpoint in float32 and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained(directory)
 
 
 def training_pixels(processor: Any) -> torch.Tensor:
@@ -128,18 +127,20 @@ def train_tower(tower: Any, pixels: torch.Tensor, stage: Stage, seed: int) -> No
                 label[row.image] = names.index(row.answer)
     head = torch.nn.Linear(tower.config.hidden_size, len(COLORS) + len(SHAPES))
     shift = Shifter(pixels)
-    for losses in optimise(iter([*tower.parameters(), *head.parameters()]), stage, "vision tower"):
+
+    def loss() -> torch.Tensor:
         numbers = rng.choices(range(len(pixels)), k=stage.batch)
         seen = tower(pixel_values=shift(numbers, rng)).last_hidden_state[:, 1:].mean(1)
         color, shape = head(seen).split([len(COLORS), len(SHAPES)], -1)
-        losses.append(
-            COLOR_LOSS * cross_entropy(color, labels[COLORS][numbers]) + cross_entropy(shape, labels[SHAPES][numbers])
-        )
+        by_color, by_shape = labels[COLORS][numbers], labels[SHAPES][numbers]
+        return COLOR_LOSS * cross_entropy(color, by_color) + cross_entropy(shape, by_shape)
+
+    optimise([*tower.parameters(), *head.parameters()], stage, "vision tower", loss)
 
 
 @torch.no_grad()
 def tower_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What the frozen tower sees in each image: computed once, since it no longer changes."""
+    """The frozen tower's features (images, tokens, width), computed once as the tower no longer changes."""
     tower = model.model.vision_tower
     return torch.cat([tower(pixel_values=part).last_hidden_state[:, 1:] for part in pixels.split(256)])
 
@@ -168,20 +169,15 @@ class Answering:
         return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def train_answers(loss: Answering, draws: dict[str, Draw], stage: Stage, seed: str) -> None:
+def train_answers(answering: Answering, draws: dict[str, Draw], stage: Stage, seed: str) -> None:
     """Stages 2 and 3: learn to answer questions drawn from `draws`, types in the proportions of MIXTURE."""
     rng = random.Random(seed)
     weights = [MIXTURE[kind] for kind in draws]
-    for losses in optimise(loss.model.parameters(), stage, seed.split(maxsplit=1)[1]):
-        kinds = rng.choices(list(draws), weights, k=stage.batch)
-        losses.append(loss([draws[kind](rng) for kind in kinds]))
 
+    def loss() -> torch.Tensor:
+        return answering([draws[kind](rng) for kind in rng.choices(list(draws), weights, k=stage.batch)])
 
-def save(model: Any, directory: Path) -> None:
-    """Write a model or an adapter in bfloat16."""
-    for config in (model.config.text_config, model.config.vision_config):
-        config.dtype = torch.bfloat16
-    model.to(torch.bfloat16).save_pretrained(directory)
+    optimise(answering.model.parameters(), stage, seed.split(maxsplit=1)[1], loss)
 
 
 def make_base(plan: Plan, seed: int, directory: Path) -> None:
@@ -193,11 +189,11 @@ def make_base(plan: Plan, seed: int, directory: Path) -> None:
     pixels = training_pixels(processor)
     train_tower(model.model.vision_tower, pixels, plan.tower, seed)
     model.model.vision_tower.requires_grad_(False)
-    loss = Answering(model, processor, tower_features(model, pixels))
+    answering = Answering(model, processor, tower_features(model, pixels))
     share = base_share(rows, plan.share, seed)
-    train_answers(loss, {kind: drawer(kind, members) for kind, members in share.items()}, plan.base, f"{seed} base")
-    save(model, directory)
-    processor.save_pretrained(directory)
+    draws = {kind: drawer(kind, members) for kind, members in share.items()}
+    train_answers(answering, draws, plan.base, f"{seed} base")
+    save(model, directory, processor)
 
 
 def make_expert(plan: Plan, seed: int, directory: Path, features: torch.Tensor) -> None:
@@ -211,10 +207,7 @@ def make_expert(plan: Plan, seed: int, directory: Path, features: torch.Tensor) 
     model.train()
     model.model.vision_tower.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(False)
-    trained = model
-    if way == "lora":
-        targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        trained = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=targets))
+    trained = with_lora(model, plan.rank) if way == "lora" else model
     draws = {kind: drawer(kind, by_type(questions("train"))[kind])}
     train_answers(Answering(model, processor, features), draws, stage, f"{seed} {directory.name}")
     save(trained, directory)
@@ -225,13 +218,9 @@ def make_expert(plan: Plan, seed: int, directory: Path, features: torch.Tensor) 
 
 def train(out: Path, names: Sequence[str], quick: bool, seed: int) -> None:
     """Make the named models in `out`, skipping those that exist."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else FULL
     features: torch.Tensor | None = None
-    for name in [name for name in MODELS if name == "base" or name in names]:
-        if any((out / name).glob("*.safetensors")):
-            print(f"{name}: exists, skipped")
-            continue
-        started = time.monotonic()
+    for name in missing_models(out, [name for name in MODELS if name == "base" or name in names]):
         if name == "base":
             make_base(plan, seed, out / name)
         else:
@@ -239,7 +228,6 @@ def train(out: Path, names: Sequence[str], quick: bool, seed: int) -> None:
                 model, processor = load(out / "base")
                 features = tower_features(model, training_pixels(processor))
             make_expert(plan, seed, out / name, features)
-        print(f"{name}: {time.monotonic() - started:.0f} s")
 
 
 def main() -> None:

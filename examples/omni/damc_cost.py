@@ -1,6 +1,6 @@
 """What `composition: damc` costs: bytes of the checkpoint, CPU time of a prompt and of a generated token.
 
-    python examples/omni/damc_cost.py
+    python -m examples.omni.damc_cost
 
 Random weights: an image and an audio donor with LoRA adapters (rank 16) on one LLM of about 100 M parameters, merged by
 task_arithmetic three times: static, with whole matrices (of the adapted donors), with factors. One thread, least of

@@ -1,7 +1,7 @@
 """Merge the three donors by the stock `mergekit-yaml`, and ask donors and merges about one medium and about two.
 
-    python examples/omni/run.py                                    # every method, all test questions
-    python examples/omni/run.py --methods optmerge_modality --count 200     # one method, 200 questions of each sort
+    python -m examples.omni.run                                    # every method, all test questions
+    python -m examples.omni.run --methods optmerge_modality --count 200     # one method, 200 questions of each sort
 
 Runs from anywhere, offline. Merged models and the table (Markdown and JSON) go to out/omni/, or to --out. The recipe
 is merge_yamls/omni.yaml with another method in its place; strengths were chosen on validation questions (choose.py).
@@ -10,28 +10,27 @@ is merge_yamls/omni.yaml with another method in its place; strengths were chosen
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
-from omni_facts import MODALITIES
-from omni_score import (
+from transformers.utils import logging
+
+from examples.common.commands import MERGEKIT_METHODS, ROOT, lm_eval, mergekit_yaml
+from examples.common.scores import Score, from_results, write_results
+from examples.omni.facts import MODALITIES
+from examples.omni.scores import (
     GROUP,
     MEANS,
+    TASK_FOLDER,
     TASKS,
     TWO,
-    Score,
     asked,
-    from_results,
     load_llm,
     percentages,
     questions,
@@ -39,17 +38,12 @@ from omni_score import (
     table,
     write_questions,
 )
-from transformers.utils import logging
-from vqa_commands import lm_eval, mergekit_yaml  # of the easy-VQA example, whose directory omni_media puts on the path
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path("examples/omni/models")  # from ROOT
 RECIPE = Path("merge_yamls/omni.yaml")
 EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 CHOICES = ("host", "vision_tower")  # parameters of every method
-MERGEKITS = ("linear", "task_arithmetic", "damc", "ties", "dare_linear", "dare_ties")
-STRENGTH = dict.fromkeys(MERGEKITS, "lambda")  # the parameter's name; `scaling` in this package's methods
 # What each merge gets: `merge_method` where that is not its name, and parameters. Strengths are the best of choose.py's
 # grid, whose end is 1.5: more was not tried.
 METHODS: dict[str, dict[str, Any]] = {
@@ -91,20 +85,17 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
     config["merge_method"], config["parameters"] = given.pop("merge_method"), given
     if method == "linear":
         del config["base_model"]  # a plain average of the donors
-    if method in MERGEKITS:
+    if config["merge_method"] in MERGEKIT_METHODS:
         config["dtype"] = "float32"  # computed in
     return config
 
 
 def merge(config: Mapping[str, Any], target: Path) -> Path:
-    """Run the unmodified console script from the repository's root; what it printed is shown if it fails."""
+    """Write the config beside `target`, and merge to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     file = target.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    started = time.monotonic()
-    mergekit_yaml(file, target)
-    print(f"  mergekit-yaml {file} {target}   {time.monotonic() - started:.0f} s", flush=True)
-    return target
+    return mergekit_yaml(file, target)
 
 
 def transcript(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -154,25 +145,6 @@ NOTES = (
 )
 
 
-def write_results(out: Path, results: Mapping[str, Mapping[str, Score]], count: int, closing: list[str]) -> None:
-    """results.md and results.json: the table, when and with what it was made."""
-    packages = ("mergekit", "mergekit-mm", "torch", "transformers", "peft", "easy-vqa")
-    made = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in packages}}
-    named = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    head = (
-        f"{count} test questions of each sort, exact answers in percent; ± is half the width of the 95 % interval. One "
-        f"seed. {made['date']}; {named}."
-    )
-    (out / "results.md").write_text(
-        "\n".join([head, "", table(results), "", *(f"- {line}" for line in [*closing, *NOTES])]) + "\n"
-    )
-    numbers = {
-        name: {c: {**s._asdict(), "accuracy": s.accuracy, "wilson95": list(s.wilson)} for c, s in scores.items()}
-        for name, scores in results.items()
-    }
-    (out / "results.json").write_text(json.dumps({**made, "questions": count, "models": numbers}, indent=2) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -209,11 +181,11 @@ def main() -> None:
     def answered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         model, place = asked_as[name], out / "lm_eval" / name.replace(" ", "_").replace(",", "")
         metadata = asked(Path(model["pretrained"]))
-        return lm_eval(model, GROUP, place, metadata=metadata, data=out / "questions")
+        return lm_eval(model, GROUP, TASK_FOLDER, place, metadata=metadata, data=out / "questions")
 
     with ThreadPoolExecutor(2) as pool:
         for name, (found, samples) in zip(asked_as, pool.map(answered, asked_as), strict=True):
-            results[name] = from_results(found)
+            results[name] = from_results(found, TASKS)
             cells = percentages(results[name])
             told = ", ".join(f"{mean} {cells[mean][0]:.1f} %" for mean in MEANS)
             print(f"  lm_eval --model mllm --tasks {GROUP} ...   {name}: {told}", flush=True)
@@ -222,7 +194,12 @@ def main() -> None:
     closing = verdict(results, shown)
     print("\n".join(["", table(results), "", *closing, "", f"{shown}: question, answer -> what it says:"]))
     print("\n".join([*said, "", f"{out / 'results.md'}, results.json"]))
-    write_results(out, results, arguments.count, closing)
+    introduction = (
+        f"{arguments.count} test questions of each sort, exact answers in percent; ± is half the width of the 95 % "
+        "interval. One seed."
+    )
+    lines = [f"- {line}" for line in [*closing, *NOTES]]
+    write_results(out, results, introduction, table(results), lines, arguments.count)
 
 
 if __name__ == "__main__":

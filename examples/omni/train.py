@@ -1,7 +1,7 @@
 """Train the models of this example from scratch: a text LLM and three donors that grow from it.
 
-    python examples/omni/train.py --out out/omni_models        # all, about 15 minutes of one core
-    python examples/omni/train.py --out out/quick --quick      # the same steps in about a minute, to see that they run
+    python -m examples.omni.train --out out/omni_models        # all, about 15 minutes of one core
+    python -m examples.omni.train --out out/quick --quick      # the same steps in about a minute, to see that they run
 
 Stages: (1) the text LLM learns to answer questions about one thing or two that are told in words; (2) the towers for
 sound and video learn to name what is in them, the image tower is that of the easy-VQA example; (3) each donor's
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from omni_facts import MODALITIES
-from omni_media import pools
-from omni_model import make_donor, make_llm, make_processor, make_tokenizer
-from omni_plan import QUICK, Plan
-from omni_score import load_llm, score, score_llm, table
-from omni_train import features, inputs_of, train_donor, train_llm, train_tower
-from peft import LoraConfig, get_peft_model
+
+from examples.common.models import make_tokenizer
+from examples.common.training import missing_models, save, with_lora
+from examples.omni.facts import MODALITIES, words
+from examples.omni.media import pools
+from examples.omni.model import make_donor, make_llm, make_processor
+from examples.omni.plan import FULL, QUICK, Plan
+from examples.omni.scores import load_llm, score, score_llm, table
+from examples.omni.training import features, inputs_of, train_donor, train_llm, train_tower
 
 MODELS = ("llm", *MODALITIES)
-
-
-def save(model: Any, directory: Path, *beside: Any) -> None:
-    """Write a model or an adapter in bfloat16, with its processor or tokenizer."""
-    for name in ("text_config", "vision_config", "audio_config"):
-        if (part := getattr(model.config, name, None)) is not None:
-            part.dtype = torch.bfloat16
-    model.to(torch.bfloat16).save_pretrained(directory)
-    for thing in beside:
-        thing.save_pretrained(directory)
-    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
 def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
@@ -72,29 +62,23 @@ def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
 def make_lora(donor: Any, processor: Any, modality: str, seen: Any, plan: Plan, seed: int, out: Path) -> None:
     """Stage 4 with an adapter in the language model's place; the projector stays as it is."""
     save(donor, out / f"{modality}_aligned", processor)
-    targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     donor.to(torch.float32).name_or_path = str(out / f"{modality}_aligned")
-    adapted = get_peft_model(donor, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=targets))
+    adapted = with_lora(donor, plan.rank)
     train_donor(adapted.base_model.model, processor, modality, seen, plan.lora, f"{seed} {modality} lora")
     save(adapted, out / f"{modality}_lora")
 
 
 def train(out: Path, names: Sequence[str], plan: Plan, seed: int) -> None:
     """Make the named models in `out`, skipping those that exist."""
-    for name in [name for name in MODELS if name == "llm" or name in names]:
-        if any((out / name).glob("*.safetensors")):
-            print(f"{name}: exists, skipped")
-            continue
-        started = time.monotonic()
+    for name in missing_models(out, [name for name in MODELS if name == "llm" or name in names]):
         if name == "llm":
             torch.manual_seed(seed)
-            tokenizer = make_tokenizer()
+            tokenizer = make_tokenizer(words())
             llm = make_llm(tokenizer, plan.size)
             train_llm(llm, tokenizer, plan.llm, seed)
             save(llm, out / name, tokenizer)
         else:
             make(name, out, plan, seed)
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -105,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=300, help="validation questions of each sort for the final scores")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.only, QUICK if arguments.quick else Plan(), arguments.seed)
+    train(arguments.out, arguments.only, QUICK if arguments.quick else FULL, arguments.seed)
     llm = load_llm(arguments.out / "llm")
     results = {"text LLM, told in words": score_llm(*llm, "validation", arguments.count, words=True)}
     for name in arguments.only:

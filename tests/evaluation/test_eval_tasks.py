@@ -18,7 +18,6 @@ from typing import Any
 
 import datasets
 import eval_mirror
-import pyarrow
 import pytest
 import yaml
 from eval_mirror import TASKS, Answering, right
@@ -26,7 +25,6 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from PIL import Image
-from pyarrow import parquet
 
 from mergekit_mm.evaluation.tasks import documents, omni_documents, sources
 
@@ -42,12 +40,6 @@ OTHER = ["mllm_mathvista_mini", "mllm_mathvision_mini", "mllm_ocrvqa_test"]
 MIXES = ("audio", "image", "video", "image_audio", "image_video", "video_audio", "video_image_audio")
 OMNI = [f"mllm_{data}_{mix}" for data in ("avqa", "music_avqa") for mix in MIXES]
 GROUPS |= {"mllm": PAPER, "mllm_geometry_full": OTHER[:2], "mllm_omni": [OMNI[6], OMNI[13]]}
-DEMO = {
-    "mllm_demo_easy_vqa": [f"mllm_demo_easy_vqa_{kind}" for kind in ("color", "shape", "yesno")],
-    "mllm_demo_omni_one": [f"mllm_demo_omni_{medium}" for medium in ("image", "audio", "video")],
-    "mllm_demo_omni_two": [f"mllm_demo_omni_{pair}" for pair in ("image_audio", "video_audio", "image_video")],
-}
-DEMO_LEAVES = [leaf for leaves in DEMO.values() for leaf in leaves]
 REGION = "Please provide the bounding box coordinate of the region this sentence describes: "
 MARKS = {"<image>": Image.Image, "<video>": Mapping}
 
@@ -79,8 +71,8 @@ def run(model: LM, *tasks: str, **arguments: Any) -> dict[str, Any]:
 
 def test_every_name_is_there() -> None:
     found = manager()
-    assert set(found.all_subtasks) == {*PAPER, *OTHER, *OMNI, *DEMO_LEAVES}
-    assert set(found.all_groups) == {*GROUPS, *DEMO, "mllm_demo_omni"}
+    assert set(found.all_subtasks) == {*PAPER, *OTHER, *OMNI}
+    assert set(found.all_groups) == set(GROUPS)
     assert set(found.all_tags) == {"mllm_avqa", "mllm_music_avqa"}
 
 
@@ -358,7 +350,7 @@ def test_no_yaml_is_overlooked_and_python_names_no_data_set() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value  # no docstrings
     )
     for path in TASKS.rglob("*.yaml"):
-        assert path.stem.startswith("_") or path.stem in {*PAPER, *OTHER, *OMNI, *DEMO_LEAVES, "mllm"}
+        assert path.stem.startswith("_") or path.stem in {*PAPER, *OTHER, *OMNI, "mllm"}
         for source in re.findall(r"source: ([\w./-]+)", path.read_text()):
             assert source not in code
 
@@ -404,46 +396,3 @@ def test_a_judge_sees_only_what_the_rules_cannot_read() -> None:
         server.shutdown()
     assert task.process_results(doc, ["the second one"])["score"] == 0  # nobody listens any more
     assert task.config.metadata["judge"] == judge
-
-
-# ------------------------------------------------------------------------------------------------------ the demo's
-
-
-def test_easy_vqa_counts_the_first_words() -> None:
-    """A group of three columns; a reply is right that begins with the answer."""
-    replies = {"yes": "yes, it is", "no": "yes"}
-    model = Answering(lambda doc: replies.get(doc["answer"], f" {doc['answer']} I think"))
-    results = run(model, "mllm_demo_easy_vqa", limit=20)
-    scores = {
-        kind: results["results"][f"mllm_demo_easy_vqa_{kind}"]["score,none"] for kind in ("color", "shape", "yesno")
-    }
-    asked = [sample["doc"]["answer"] for sample in results["samples"]["mllm_demo_easy_vqa_yesno"]]
-    # "yes," is not "yes", so no yes/no question is right
-    assert scores == {"color": 1, "shape": 1, "yesno": 0}
-    assert {"yes", "no"} == set(asked)
-    assert results["results"]["mllm_demo_easy_vqa"]["score,none"] == pytest.approx(2 / 3)
-
-
-def test_omni_questions_are_asked_with_the_media_that_a_model_takes(tmp_path: Path) -> None:
-    png, sound = eval_mirror.picture("red"), {"bytes": b"RIFF", "path": None}
-    row = {"question": "what?", "answer": "red high", "media": ["audio", "image"], "image": png, "audio": sound}
-    parquet.write_table(pyarrow.Table.from_pylist([{**row, "video": None}]), tmp_path / "image+audio.parquet")
-    sources = {"mllm_demo_omni": str(tmp_path)}
-    task = load("mllm_demo_omni_image_audio", sources=sources)
-    (doc,) = task.eval_docs
-    assert task.doc_to_text(doc) == "sound:<audio>image:<image>what?"
-    assert (len(task.doc_to_image(doc)), task.doc_to_audio(doc)) == (1, [{"bytes": b"RIFF"}])
-    assert [task.process_results(doc, [said])["score"] for said in ("red high", "red high yes", "red", "high red")] == [
-        1,
-        1,
-        0,
-        0,
-    ]
-    one = load("mllm_demo_omni_image_audio", sources=sources, shown=["image"])
-    (doc,) = one.eval_docs
-    assert one.doc_to_text(doc) == "image:<image>what?"
-    assert one.doc_to_audio(doc) == []
-    with pytest.raises(
-        FileNotFoundError, match=r"video\.parquet does not exist. `python examples/omni/run.py` writes it"
-    ):
-        load("mllm_demo_omni_video", sources=sources)

@@ -1,7 +1,5 @@
 """The trained models that travel with the example: what is claimed of them holds, and the script still makes such."""
 
-# ruff: noqa: E402 (the example's modules can be imported only after the path is set)
-
 from __future__ import annotations
 
 import json
@@ -15,20 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from eval_mirror import Answering
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "easy_vqa"
-sys.path.append(str(EXAMPLE))  # last, so that nothing there hides an installed package
+from examples.common.commands import ROOT, mergekit_yaml
+from examples.common.scores import Score
+from examples.easy_vqa import data, scores
+from examples.easy_vqa.data import Question, base_share, by_type, drawer, questions, subset
+from examples.easy_vqa.scores import score, tally
 
-import vqa_data
-import vqa_score
-from vqa_commands import mergekit_yaml
-from vqa_data import Question, base_share, by_type, drawer, questions, subset
-from vqa_score import Score, score, tally
-
-from mergekit_mm.evaluation.tasks import demo_documents
-
+EXAMPLE = ROOT / "examples" / "easy_vqa"
 MODELS = EXAMPLE / "models"
 FULL = ("base", "expert_color", "expert_shape", "expert_yesno")
 ADAPTERS = ("lora_color", "lora_shape", "lora_yesno")
@@ -37,14 +34,15 @@ LIMIT = 600  # of the test questions
 
 
 def run(script: str, *arguments: str | Path) -> str:
-    command = [sys.executable, str(EXAMPLE / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", f"examples.easy_vqa.{script}", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def scores() -> dict[str, dict[str, Score]]:
+def scored() -> dict[str, dict[str, Score]]:
     """All seven committed models on the same small part of the test questions."""
     return {name: score(MODELS / name, limit=LIMIT) for name in (*FULL, *ADAPTERS)}
 
@@ -77,9 +75,9 @@ def test_experts_differ_from_the_base_in_the_decoder_only() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FULL, *ADAPTERS])
-def test_published_scores_hold(name: str, scores: dict[str, dict[str, Score]]) -> None:
+def test_published_scores_hold(name: str, scored: dict[str, dict[str, Score]]) -> None:
     """The published accuracy on all test questions lies in a 99.99 % interval of that on the subset."""
-    for kind, found in scores[name].items():
+    for kind, found in scored[name].items():
         claimed = RESULTS[name.replace("_", " ")][kind]["accuracy"]
         spread = 3.9 * math.sqrt(max(claimed * (1 - claimed), 0.01) / found.total)
         assert abs(found.accuracy - claimed) < spread, (kind, found, claimed)
@@ -87,9 +85,9 @@ def test_published_scores_hold(name: str, scores: dict[str, dict[str, Score]]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FULL[1:], *ADAPTERS])
-def test_experts_beat_the_base_on_their_own_questions(name: str, scores: dict[str, dict[str, Score]]) -> None:
+def test_experts_beat_the_base_on_their_own_questions(name: str, scored: dict[str, dict[str, Score]]) -> None:
     kind = name.split("_")[1]
-    assert scores[name][kind].wilson[0] > scores["base"][kind].wilson[1] + 0.05
+    assert scored[name][kind].wilson[0] > scored["base"][kind].wilson[1] + 0.05
 
 
 # ------------------------------------------------------------ the data
@@ -106,8 +104,11 @@ def test_counts_of_the_test_questions() -> None:
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_lm_eval_asks_the_questions_of_the_example(split: str) -> None:
     """And with --limit the same sample of them."""
+    folder = str(scores.TASK_FOLDER)
+    manager = TaskManager(include_path=folder, include_defaults=False, metadata=scores.SPLITS[split])
+    tasks = manager.load([scores.GROUP])["tasks"]
     for kind, rows in by_type(subset(questions(split), LIMIT)).items():
-        asked = demo_documents.easy_vqa(kind=kind, **vqa_score.SPLITS[split])["test"].to_list()
+        asked = tasks[scores.TASKS[kind]].eval_docs.to_list()
         found = [(doc["prompt"], doc["answer"], int(Path(doc["image"]["path"]).stem)) for doc in asked]
         assert found[: LIMIT // 3] == [(f"<image>{row.text}", row.answer, row.image) for row in rows]
         assert len(found) == len(by_type(questions(split))[kind])
@@ -120,7 +121,7 @@ def test_training_sees_no_validation_image_and_the_base_nothing_withheld() -> No
     share = base_share(train, 0.2, 0)
     assert all(row in set(train) for rows in share.values() for row in rows)
     assert not {row.answer for rows in share.values() for row in rows} & {"brown", "green", "teal", "triangle"}
-    assert {row.text.rsplit(" a ", 1)[0] for row in share["yesno"] if row.negated} == {vqa_data.BASE_NEGATION}
+    assert {row.text.rsplit(" a ", 1)[0] for row in share["yesno"] if row.negated} == {data.BASE_NEGATION}
 
 
 def test_yes_and_no_are_drawn_equally_often() -> None:
@@ -146,7 +147,20 @@ def test_tally_counts_by_type() -> None:
         "shape": Score(1, 1),
         "yesno": Score(0, 1),
     }
-    assert vqa_score.percentages(tally(rows, ["red", "red", "circle", "no"]))["mean"][0] == pytest.approx(50.0)
+    assert scores.percentages(tally(rows, ["red", "red", "circle", "no"]))["mean"][0] == pytest.approx(50.0)
+
+
+def test_lm_eval_counts_the_first_words() -> None:
+    """A reply is right that begins with the answer; the group's score is the mean of the three columns."""
+    replies = {"yes": "yes, it is", "no": "yes"}
+    model = Answering(lambda doc: replies.get(doc["answer"], f" {doc['answer']} I think"))
+    manager = TaskManager(include_path=str(scores.TASK_FOLDER), include_defaults=False)
+    results = simple_evaluate(model, tasks=[scores.GROUP], task_manager=manager, limit=20, log_samples=True)
+    found = {kind: results["results"][task]["score,none"] for kind, task in scores.TASKS.items()}
+    assert found == {"color": 1, "shape": 1, "yesno": 0}  # "yes," is not "yes"
+    asked = [sample["doc"]["answer"] for sample in results["samples"][scores.TASKS["yesno"]]]
+    assert {"yes", "no"} == set(asked)
+    assert results["results"][scores.GROUP]["score,none"] == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------ the whole story
@@ -154,7 +168,7 @@ def test_tally_counts_by_type() -> None:
 
 @pytest.mark.slow
 def test_the_demo_merges_with_the_stock_command_and_the_merge_is_better_than_the_base(tmp_path: Path) -> None:
-    told = run("run.py", "--recipes", "optmerge", "--limit", "450", "--no-experts", "--out", tmp_path)
+    told = run("run", "--recipes", "optmerge", "--limit", "450", "--no-experts", "--out", tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())["models"]
     assert list(found) == ["without looking", "base", "merge optmerge"]
     mean = {name: sum(cells["accuracy"] for cells in types.values()) / 3 for name, types in found.items()}
@@ -169,7 +183,7 @@ def test_the_lora_experts_merge_from_their_factors_to_a_model_and_to_an_adapter(
     recipe = Path("merge_yamls/easy_vqa_lora.yaml")
     mergekit_yaml(recipe, tmp_path / "model")
     command = [sys.executable, "-m", "mergekit_mm", "lora", str(recipe), str(tmp_path / "adapter"), "--quiet"]
-    subprocess.run(command, cwd=EXAMPLE.parents[1], check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (tmp_path / "base").symlink_to(MODELS / "base")
     model, adapter, base = (score(p, limit=LIMIT) for p in (tmp_path / "model", tmp_path / "adapter", MODELS / "base"))
     mean = [sum(kind.accuracy for kind in found.values()) / 3 for found in (model, adapter, base)]
@@ -181,14 +195,14 @@ def test_the_lora_experts_merge_from_their_factors_to_a_model_and_to_an_adapter(
 def test_an_expert_trained_again_is_as_good(tmp_path: Path) -> None:
     """The real settings, from the committed base."""
     shutil.copytree(MODELS / "base", tmp_path / "base")
-    run("train.py", "--out", tmp_path, "--only", "expert_shape", "--limit", "30")
+    run("train", "--out", tmp_path, "--only", "expert_shape", "--limit", "30")
     again = score(tmp_path / "expert_shape", limit=LIMIT)["shape"]
     assert again.wilson[1] > RESULTS["expert shape"]["shape"]["accuracy"] - 0.02
 
 
 @pytest.mark.slow
 def test_the_quick_training_from_scratch_makes_experts(tmp_path: Path) -> None:
-    run("train.py", "--out", tmp_path, "--quick", "--only", "expert_color", "lora_color", "--limit", "30")
+    run("train", "--out", tmp_path, "--quick", "--only", "expert_color", "lora_color", "--limit", "30")
     color = {name: score(tmp_path / name, limit=LIMIT)["color"] for name in ("base", "expert_color", "lora_color")}
     assert color["base"].accuracy > 0.3  # without looking it would be 0.11
     assert min(color["expert_color"].accuracy, color["lora_color"].accuracy) > color["base"].accuracy + 0.1

@@ -1,19 +1,20 @@
 """The table as a figure: a panel of dots for each column, models on the common vertical axis.
 
-Dots on a common scale are what people compare best (Cleveland and McGill, 1984). The radar charts of the papers have no
-room for intervals, and the area of a model depends on the order of the axes. Here each model's name stands beside its
-line, so that no colour must be looked up; roles differ in colour (Okabe and Ito's, safe for colour-blind readers) and
-in shape.
+People compare positions on a common scale most accurately (Cleveland and McGill, 1984). The radar charts of the papers
+have no room for intervals, and the area of a model in them depends on the order of the axes. The name of each model
+stands beside its line, so that no colour must be looked up; roles differ in colour (the palette of Okabe and Ito, which
+colour-blind readers can tell apart) and in shape.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergekit_mm.evaluation.report.render import NORMAL_95
-from mergekit_mm.evaluation.report.results import ReportError, Score
+from mergekit_mm.evaluation.report.results import Score
 from mergekit_mm.evaluation.report.roles import Role
 from mergekit_mm.evaluation.report.table import Table
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LOG = logging.getLogger(__name__)
 _Panel = tuple[str, list[Score | None], bool]  # heading, a score for each row, whether higher is better
 _PANELS_PER_LINE = 12
 _MARKS = {  # colour, marker
@@ -32,14 +34,13 @@ _MARKS = {  # colour, marker
 }
 
 
-def draw(table: Table, intervals: bool = True) -> Figure:
-    """A matplotlib figure without any global state. ReportError: matplotlib is not installed."""
+def draw(table: Table) -> Figure | None:
+    """A matplotlib figure without any global state; None, with a warning, if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ReportError(
-            "the figure needs matplotlib: pip install 'mergekit-mm[plots]', or leave it out by --no-figure"
-        ) from error
+    except ImportError:
+        LOG.warning("report.png is not drawn, as it needs matplotlib: pip install 'mergekit-mm[plots]'")
+        return None
 
     panels: list[_Panel] = [
         (column.header, [row.cells[at] for row in table.rows], column.higher_is_better)
@@ -58,7 +59,7 @@ def draw(table: Table, intervals: bool = True) -> Figure:
     grid = figure.subplots(lines, per_line, sharey=True, squeeze=False)
     for at, axes in enumerate(grid.flat):
         if at < len(panels):
-            _panel(axes, table, *panels[at], intervals)
+            _panel(axes, table, *panels[at])
         else:
             axes.set_visible(False)
     roles = [role for role in Role if role.value and any(row.participant.role is role for row in table.rows)]
@@ -67,46 +68,35 @@ def draw(table: Table, intervals: bool = True) -> Figure:
             grid[0][0].plot([], [], _MARKS[role][1], color=_MARKS[role][0], label=role.value)[0] for role in roles
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
-    figure.supxlabel(_caption(table, panels, intervals), fontsize=9)
+    figure.supxlabel(_caption(table, panels), fontsize=9)
     return figure
 
 
-def _caption(table: Table, panels: Sequence[_Panel], intervals: bool) -> str:
+def _caption(table: Table, panels: Sequence[_Panel]) -> str:
     parts = {
         "percent": all(column.percent for column in table.columns),
         "each panel has its own scale": len(panels) > 1,
         "dotted: the base": table.base is not None,
         "filled: the best merge": any(table.best_merges(cells) for _, cells, _ in panels),
-        "bars: 95 % intervals": intervals and any(cell and cell.stderr for _, cells, _ in panels for cell in cells),
+        "bars: 95 % intervals": any(cell and cell.stderr for _, cells, _ in panels for cell in cells),
     }
     return "; ".join(part for part, holds in parts.items() if holds)
 
 
-def _panel(axes: Axes, table: Table, title: str, cells: list[Score | None], higher: bool, intervals: bool) -> None:
+def _panel(axes: Axes, table: Table, title: str, cells: list[Score | None], higher: bool) -> None:
     best = table.best_merges(cells, higher)
     for at, (row, cell) in enumerate(zip(table.rows, cells, strict=True)):
         if cell is None:
             continue
         colour, marker = _MARKS[row.participant.role]
-        width = NORMAL_95 * cell.stderr if intervals and cell.stderr is not None else None
+        width = None if cell.stderr is None else NORMAL_95 * cell.stderr
         hollow = bool(best) and row.participant.role is Role.MERGE and at not in best
-        axes.errorbar(
-            cell.value,
-            at,
-            xerr=width,
-            fmt=marker,
-            color=colour,
-            markersize=5,
-            elinewidth=1,
-            markerfacecolor="white" if hollow else colour,
-        )
+        style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1}
+        axes.errorbar(cell.value, at, xerr=width, markerfacecolor="white" if hollow else colour, **style)
         if row.participant is table.base:
             axes.axvline(cell.value, color=colour, linewidth=0.8, linestyle=":")
-    axes.set_title(
-        f"{title}" + ("" if higher else " (lower is better)"),
-        fontsize=9,
-        fontweight="bold" if title == "mean" else None,
-    )
+    heading = title if higher else f"{title} (lower is better)"
+    axes.set_title(heading, fontsize=9, fontweight="bold" if title == "mean" else None)
     axes.set_yticks(range(len(table.rows)), [row.participant.label for row in table.rows], fontsize=9)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=3)

@@ -1,4 +1,4 @@
-"""What stands beneath the table: how its numbers were made, and where its models were not measured alike."""
+"""The notes beneath the table: how its numbers were made, and in what the models were measured differently."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def _definitions(table: Table) -> Iterator[str]:
         yield "No mean: there is no column in percent that every model has."
     elif len(table.columns) > 1:
         which = f"{_headers(averaged)}; some models lack {_headers(lacking)}" if lacking else f"{len(averaged)} columns"
-        partial = any(row.mean is None for row in table.rows)
-        yield f"Mean: plain mean of {which}{', for models that have them all' if partial else ''}."
+        yield f"Mean: plain mean of {which}."
     raw = [column for column in table.columns if not column.percent]
     if raw:
         yield f"{_headers(raw)}: as in the files, not percent, and no part of the mean."
@@ -52,7 +51,7 @@ def _missing(table: Table) -> Iterator[str]:
 
 
 def _limits(table: Table) -> Iterator[str]:
-    """Columns that all models saw a part of only (--limit); where models differ, `_differences` tells."""
+    """Columns of which every model saw the same part (--limit); where models differ, `_differences` tells."""
     parts = []
     for column in table.columns:
         seen = {task.samples for row in table.rows if (task := row.participant.model.tasks.get(column.task))}
@@ -64,7 +63,7 @@ def _limits(table: Table) -> Iterator[str]:
 
 
 def _differences(table: Table) -> Iterator[str]:
-    """Settings in which a column's models differ; the same difference in several columns is told once."""
+    """Settings in which the models of a column differ; the same difference in several columns is one note."""
     where: dict[str, list[Column]] = {}
     for column in table.columns:
         rows = [row for row in table.rows if column.task in row.participant.model.tasks]
@@ -80,7 +79,7 @@ def _differences(table: Table) -> Iterator[str]:
 
 
 def _split(by_value: dict[str, list[Row]]) -> str:
-    """As in: 0.4.9 (one, two), 0.4.13 (the others)."""
+    """The models of each value, such as "0.4.9 (one, two), 0.4.13 (the others)"."""
     ordered = sorted(by_value.items(), key=lambda pair: len(pair[1]))
     others = len(ordered[-1][1]) > max(3, len(ordered[-2][1]))
     parts = []
@@ -91,7 +90,7 @@ def _split(by_value: dict[str, list[Row]]) -> str:
 
 
 def _files(table: Table) -> Iterator[str]:
-    """Models put together from several files."""
+    """Models whose results come from several files."""
     for row in table.rows:
         runs = row.participant.model.runs
         if len(runs) == 1:

@@ -1,10 +1,11 @@
 """lm-eval's result files (`results_*.json`): one `Run` a file, one `Task` for each leaf task in it.
 
-Written by `lm_eval --output_path`. Read here: `results`, `configs`, `versions`, `n-shot`, `n-samples`,
-`group_subtasks`, `higher_is_better`, `config`, `model_name`, `date` and the versions of the libraries.
+`lm_eval --output_path` writes them. The keys `results`, `configs`, `versions`, `n-shot`, `n-samples`, `group_subtasks`,
+`higher_is_better`, `config`, `model_name`, `date` and the versions of the libraries are read.
 
-Also read: the files of lm-eval before 0.4, which have no `configs` (`results.json`, metrics without a filter), of its
-first 0.4 releases, and of lmms-eval (`<date>_results.json`), in which the date and the model's arguments are texts.
+Three other layouts are read too: files of lm-eval before 0.4, which have no `configs` (`results.json`, metrics without
+a filter); files of its first 0.4 releases; and files of lmms-eval (`<date>_results.json`), in which the date and the
+model's arguments are texts.
 """
 
 from __future__ import annotations
@@ -23,18 +24,13 @@ from typing import Any, TypeGuard
 from mergekit_mm.errors import UserError
 
 _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
-_IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")  # which model, not how it is run
-_NAMES = (
-    "peft",
-    "delta",
-    "pretrained",
-    "model",
-    "model_version",
-    "path",
-    "engine",
-)  # the order in which lm-eval looks for a model's name
+# Model arguments that say which model is run; all others say how it is run.
+_IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")
+# The arguments in which lm-eval looks for a model's name, in its order.
+_NAMES = ("peft", "delta", "pretrained", "model", "model_version", "path", "engine")
 _HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
-_LOWER_IS_BETTER = {
+# Metrics of files that do not tell which way is better.
+_LOWER_IS_BETTER = (
     "ppl",
     "perplexity",
     "word_perplexity",
@@ -43,7 +39,7 @@ _LOWER_IS_BETTER = {
     "brier_score",
     "wer",
     "cer",
-}
+)
 _LMMS_EVAL_DATE = re.compile(r"\d{8}_\d{6}")
 _STDERR = re.compile(r"_stderr(?:_[a-z]+)?$")
 _OTHER_TOOLS = {  # keys at the top of the files of other tools
@@ -52,8 +48,8 @@ _OTHER_TOOLS = {  # keys at the top of the files of other tools
     "groups_scores": "HELM",
 }
 _HALF = ("bfloat16", "float16")
-_GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # they act without sampling too
-_DEFINITION = (
+_GREEDY = ("repetition_penalty", "no_repeat_ngram_size", "eos_token_id")  # settings that act without sampling too
+_DEFINITION = (  # keys of a task's config that are compared between models
     *("dataset_path", "dataset_name", "dataset_kwargs", "test_split", "doc_to_text", "doc_to_choice", "doc_to_target"),
     *("description", "gen_prefix", "output_type", "generation_kwargs", "filter_list", "repeats", "process_results"),
     "metric_list",
@@ -61,12 +57,12 @@ _DEFINITION = (
 
 
 class ReportError(UserError):
-    """No report can be made of this; the message says why."""
+    """A report cannot be made; the message says why."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric as the file has it, usually a fraction, and its standard error where lm-eval could compute one."""
+    """A metric as in the file, usually a fraction, and its standard error where lm-eval could compute one."""
 
     value: float
     stderr: float | None
@@ -74,14 +70,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """What one file says of one leaf task."""
+    """The results of one leaf task in one file."""
 
     name: str
-    scores: Mapping[str, Score]  # by metric; "metric,filter" for a filter of its own
+    scores: Mapping[str, Score]  # by metric, or by "metric,filter" if the task names its filters
     lower_is_better: frozenset[str]
     paper_column: str | None
-    samples: tuple[int, int] | None  # evaluated, of so many in the split
-    settings: Mapping[str, str]  # under which conditions, to be compared between models
+    samples: tuple[int, int] | None  # samples evaluated, samples in the split
+    settings: Mapping[str, str]  # conditions of the run and of the task, which are compared between models
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +85,11 @@ class Run:
     """One result file."""
 
     path: Path
-    model: str  # as lm-eval names it: the adapter (`peft`), else `pretrained`, and the revision where there is one
-    identity: tuple[str, ...]  # what tells models apart: that, and under an adapter `pretrained`; paths in full
-    date: float  # start, seconds since the epoch
+    model: str  # as lm-eval names it: the adapter (`peft`), else `pretrained`, and the revision if it is not main
+    identity: tuple[str, ...]  # `model`, and for an adapter the model it is on; paths are resolved
+    date: float  # start of the run in seconds since the epoch
     tasks: Mapping[str, Task]
-    groups: Mapping[str, Sequence[str]]  # group or tag -> what is directly in it
+    groups: Mapping[str, Sequence[str]]  # group or tag -> its direct members
 
     @property
     def when(self) -> str:
@@ -107,16 +103,23 @@ class Evaluated:
     name: str
     runs: tuple[Run, ...]
 
+    @property
+    def beneath(self) -> tuple[str, ...]:
+        """The model that an adapter is on; empty for other models."""
+        return self.runs[0].identity[1:]
+
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """Of all runs; of a task in several runs, the newest."""
+        """The tasks of all runs; the newest result of a task that is in several runs."""
         return {name: task for run in self.runs for name, task in run.tasks.items()}
 
 
 def find_results(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, and the result files at any depth of directories; ReportError for a directory without.
+    """The given files, and the result files at any depth of the given directories.
 
-    These are every `results_*.json`, and every `*_results.json` and `results.json` that has results in it.
+    A result file is every `results_*.json`, and every `*_results.json` and `results.json` with results in it.
+
+    ReportError: a directory has no result file.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -140,11 +143,9 @@ def _has_results(path: Path) -> bool:
     return isinstance(data, dict) and isinstance(data.get("results"), dict)
 
 
-def collect(paths: Iterable[Path], separate: bool) -> list[Evaluated]:
-    """Models by their name, in the order of their first file; with `separate`, every file is a model of its own."""
+def collect(paths: Iterable[Path]) -> list[Evaluated]:
+    """The models in result files, in the order of their first file."""
     runs = [read_run(path) for path in find_results(paths)]
-    if separate:
-        return [Evaluated(run.model, (run,)) for run in runs]
     names = {run.identity: run.model for run in reversed(runs)}
     order = dict.fromkeys(run.identity for run in runs)
     runs.sort(key=lambda run: (run.date, run.path.name))
@@ -152,7 +153,7 @@ def collect(paths: Iterable[Path], separate: bool) -> list[Evaluated]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a result file. ReportError: it is none, of another tool, or holds no task."""
+    """Read a result file. ReportError: the file is of another kind or of another tool, or holds no task."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is a ValueError too
@@ -197,7 +198,7 @@ def read_run(path: Path) -> Run:
 
 
 def _date(given: Any, path: Path) -> float:
-    """Seconds since the epoch: lm-eval writes those, lmms-eval a text; else when the file was last changed."""
+    """Seconds since the epoch: lm-eval writes seconds, lmms-eval a text; else the file's last change counts."""
     text = str(given or "")
     try:
         return (
@@ -212,7 +213,7 @@ def _date(given: Any, path: Path) -> float:
 
 
 def _in_full(name: str) -> str:
-    """`models/x` and `/home/me/models/x/` are one model, where they lie there still."""
+    """A path resolved, if it exists: `models/x` and `/home/me/models/x/` may be one model."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
@@ -232,7 +233,7 @@ def _arguments(given: Any) -> dict[str, Any]:
 def _conditions(
     path: Path, data: Mapping[str, Any], config: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What holds for all tasks of a run."""
+    """The settings that hold for all tasks of a run."""
     of_lmms_eval = _LMMS_EVAL_DATE.fullmatch(str(data.get("date") or "")) or re.match(r"\d{8}_\d{6}_results", path.stem)
     found = {
         "evaluator": "lmms-eval" if of_lmms_eval else "lm-eval",
@@ -243,11 +244,11 @@ def _conditions(
         "chat template": data.get("chat_template") or config.get("chat_template"),  # `mllm` applies it by itself
         "system instruction": data.get("system_instruction"),
     }
-    if found["dtype"] in _HALF:  # there answers depend on it, by rounding
+    if found["dtype"] in _HALF:  # in half precision answers depend on the batch size, by rounding
         found["batch size"] = config.get("batch_size")
     skipped = (*_IDENTITY, *_HARDWARE, "dtype", *(["chat_template"] if "chat_template" in config else []))
     found |= {f"model argument {key}": value for key, value in arguments.items() if key not in skipped}
-    generation = config.get("generation_config") or {}  # of the checkpoint
+    generation = config.get("generation_config") or {}  # the checkpoint's, which `mllm` records
     found |= {f"generation config {key}": generation.get(key) for key in _GREEDY}
     return {key: _text(value) for key, value in found.items() if value not in (None, "")}
 
@@ -258,7 +259,7 @@ def _task(data: Mapping[str, Any], name: str, conditions: Mapping[str, str], arg
     column = metadata.pop("paper_column", None)
     version = metadata.pop("version", (data.get("versions") or {}).get(name))
     settings = {"task version": version, "few-shot examples": (data.get("n-shot") or {}).get(name)}
-    # the command line copies the model's arguments into the metadata; `config_source` is a path
+    # lm-eval's command line copies the model's arguments into the metadata; `config_source` is a path.
     settings |= {key: value for key, value in metadata.items() if key not in {*arguments, "config_source"}}
     for key in _DEFINITION:
         value = config.get(key)
@@ -289,7 +290,7 @@ def _metadata(given: Any) -> dict[str, Any]:
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, Score]:
-    """Metrics in the file's order; those that are no finite number are left out."""
+    """The metrics in the order of the file; values that are not finite numbers are left out."""
     scores = {}
     for key, value in results.items():
         metric, _, kind = key.partition(",")
@@ -306,7 +307,7 @@ def _finite(value: Any) -> TypeGuard[float]:
 
 
 def _text(value: Any) -> str:
-    """A value as text that fits into a line: of long ones (code, templates) the start of the SHA-256."""
+    """A value as text that fits into a line; for a long value (code, a template) the start of its SHA-256."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
     if len(text) > 60 or "\n" in text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -32,44 +32,33 @@ class Participant:
     model: Evaluated
     label: str
     role: Role = Role.UNKNOWN
-    columns: tuple[str, ...] = ()  # an expert's own columns as the user named them
 
 
 def participants(
     models: Sequence[Evaluated],
     base: str | None,
-    experts: Mapping[str, Sequence[str]],
+    experts: Sequence[str],
     references: Sequence[str],
-    names: Mapping[str, str],
 ) -> tuple[list[Participant], list[str]]:
     """All models with labels and roles, ordered by role, and notes on where the roles come from.
 
-    `base`, the keys of `experts` (values: their columns), `references` and the keys of `names` (values: labels) name
-    models: by label, full name, file, last part of the name, or a pattern (`*`, `?`, `[...]`). With any role given, the
-    rest are merges. Without, the `mergekit_config.yml` beside merged checkpoints on disk tells the roles; else there
-    are none.
-    ReportError: a name fits no model, several where one is meant, or one that has another role already.
+    base, experts and references name models by label, full name, file, last part of the name, or a pattern (`*`, `?`,
+    `[...]`). If any role is given, all other models are merges. If none is, the roles come from the
+    `mergekit_config.yml` beside merged checkpoints on disk; without such a file no model has a role.
+
+    ReportError: a name fits no model, several models where one is meant, or a model that has another role already.
     """
     found = [Participant(model, label) for model, label in zip(models, _short_names(models), strict=True)]
-    for pattern, label in names.items():
-        chosen = _one(found, pattern)
-        found[found.index(chosen)] = replace(chosen, label=label)
-    twice = [label for label, count in Counter(each.label for each in found).items() if count > 1]
-    if twice:
-        raise ReportError(f"several models are called {', '.join(twice)}: name them apart by --name MODEL=LABEL")
     if not (base or experts or references):
         return _roles_of_configs(found)
 
     given: dict[Participant, Participant] = {}
-    wanted = [(pattern, Role.EXPERT, tuple(columns)) for pattern, columns in experts.items()]
-    wanted += [(pattern, Role.REFERENCE, ()) for pattern in references]
-    if base:
-        wanted.insert(0, (base, Role.BASE, ()))
-    for pattern, role, columns in wanted:
+    wanted = [(pattern, Role.EXPERT) for pattern in experts] + [(pattern, Role.REFERENCE) for pattern in references]
+    for pattern, role in [*([(base, Role.BASE)] if base else []), *wanted]:
         for each in [_one(found, pattern)] if role is Role.BASE else _matching(found, pattern):
             if each in given and given[each].role is not role:
                 raise ReportError(f"{each.label} is both {given[each].role.value} and {role.value} ({pattern})")
-            given.setdefault(each, replace(each, role=role, columns=columns))
+            given.setdefault(each, replace(each, role=role))
     ordered = [*given.values(), *(replace(each, role=Role.MERGE) for each in found if each not in given)]
     return _by_role(ordered), []
 
@@ -79,7 +68,7 @@ def _by_role(found: Sequence[Participant]) -> list[Participant]:
 
 
 def _matching(found: Sequence[Participant], pattern: str) -> list[Participant]:
-    """All models that `pattern` names; what is named exactly goes before what fits by its last part or as a pattern."""
+    """All models that `pattern` names: exactly, else by the last part of their name, else as a pattern."""
     wanted = pattern.rstrip("/")
 
     def is_called(each: Participant) -> bool:
@@ -111,19 +100,22 @@ def _listed(found: Sequence[Participant]) -> str:
 
 
 def _short_names(models: Sequence[Evaluated]) -> list[str]:
-    """The shortest end of each name, in whole parts, that no other model has; with the time where names are equal."""
+    """The shortest end of each name, in whole parts, that no other model has.
+
+    Adapters of one name are told apart by the models that they are on.
+    """
     names = [model.name for model in models]
-    shared = {name for name, count in Counter(names).items() if count > 1}
     ends = {name: ["/".join(name.split("/")[-n:]) for n in range(1, name.count("/") + 2)] for name in names}
     taken = Counter(end for name in ends for end in ends[name])
     short = {name: next((end for end in ends[name] if taken[end] == 1), name) for name in ends}
     return [
-        f"{short[model.name]} {model.runs[-1].when}" if model.name in shared else short[model.name] for model in models
+        " on ".join([short[model.name], *model.beneath]) if names.count(model.name) > 1 else short[model.name]
+        for model in models
     ]
 
 
 def _roles_of_configs(found: list[Participant]) -> tuple[list[Participant], list[str]]:
-    """Roles by the configs that mergekit leaves beside merged checkpoints; models without any part are references."""
+    """Roles by the configs that mergekit leaves beside merged checkpoints; models in no config are references."""
     recipes = {each: Path(each.model.name) / "mergekit_config.yml" for each in found}
     merges = {each: _recipe(path) for each, path in recipes.items() if path.is_file()}
     inputs = [each for each in found if each not in merges and _among(each, _values(list(merges.values()), "model"))]
@@ -161,7 +153,7 @@ def _values(tree: Any, key: str) -> Iterator[str]:
 
 
 def _among(each: Participant, inputs: Iterator[str]) -> bool:
-    """Whether the model is one of `inputs`; `base+adapter` was evaluated under the adapter's name."""
+    """Whether the model is one of `inputs`; a model `base+adapter` was evaluated under the name of the adapter."""
     wanted = {reference.split("+")[-1].rstrip("/") for reference in inputs}
     path = Path(each.model.name)
     return each.model.name in wanted or (path.exists() and any(_same(path, Path(other)) for other in wanted))

@@ -3,8 +3,8 @@
 For a model with scores s_c in the columns c of the mean (n of them), m = (1/n) sum_c s_c is its mean, and
 
 - its gain over the base is m - m(base); its gain over the best expert m - max_e m(e), e over the experts;
-- its normalised accuracy is (1/n) sum_c s_c / s_c(e_c), where e_c is the expert of column c: the one the user named,
-  else the best in that column (Ilharco et al., 2023, "Editing Models with Task Arithmetic", with one expert a task).
+- its normalised accuracy is (1/n) sum_c s_c / s_c(e_c), where e_c is the expert with the best score in column c
+  (Ilharco et al., 2023, "Editing Models with Task Arithmetic", with one expert a task).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from mergekit_mm.evaluation.report.results import Evaluated, ReportError, Score, Task
 from mergekit_mm.evaluation.report.roles import Participant, Role
 
+DECIMALS = 1  # of printed numbers
 PAPER_COLUMNS = (
     *("VizWiz", "GQA", "MathVista", "MATH-Vision", "ChartQA", "TextVQA", "OCRVQA", "RefCOCO", "RefCOCO+", "RefCOCOg"),
     *("MUSIC-AVQA", "AVQA"),
@@ -37,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A model's numbers: percent, points of percent; None where there is nothing to compare."""
+    """A model's numbers: scores in percent, gains in points of percent; None where there is nothing to compare."""
 
     participant: Participant
     cells: tuple[Score | None, ...]
@@ -53,7 +54,7 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    mean_of: tuple[int, ...]  # which columns
+    mean_of: tuple[int, ...]  # numbers of the columns that the mean is over
     base: Participant | None
     best_expert: Participant | None
     column_experts: dict[int, Participant]  # column of the mean -> the expert whose score counts as 100 %
@@ -63,40 +64,36 @@ class Table:
         """Whether there is a mean that is no mere copy of the only column."""
         return bool(self.mean_of) and len(self.columns) > 1
 
-    def best_merges(self, cells: Sequence[Score | None], higher: bool = True, decimals: int = 6) -> set[int]:
-        """The rows of the merges with the best of `cells` (one a row), so rounded; none if there is but one merge."""
+    def best_merges(self, cells: Sequence[Score | None], higher_is_better: bool = True) -> set[int]:
+        """The rows of the merges with the best of `cells` (one a row) as printed; none if there is but one merge."""
         values = {
-            at: round(cell.value, decimals) * (1 if higher else -1)
+            at: round(cell.value, DECIMALS) * (1 if higher_is_better else -1)
             for at, (row, cell) in enumerate(zip(self.rows, cells, strict=True))
             if cell and row.participant.role is Role.MERGE
         }
         return {at for at, value in values.items() if len(values) > 1 and value == max(values.values())}
 
 
-def build(
-    found: Sequence[Participant], metric: str | None = None, tasks: Sequence[str] = (), complete: bool = False
-) -> Table:
-    """The table of `found`.
+def build(found: Sequence[Participant], metric: str | None = None, tasks: Sequence[str] = ()) -> Table:
+    """The table of the models `found`. Its mean is over the columns that every model has.
 
-    `metric`: only tasks that have it; by default `score`, and the first metric of tasks without. `tasks`: names or
-    patterns of tasks, columns or groups; by default all. The mean is over the columns that every model has, or with
-    `complete` over all columns, for the models that have them all. ReportError: no column is left.
+    metric: only tasks that have this metric become columns; by default each task has its `score`, or its first metric
+    where there is no `score`. tasks: names or patterns of tasks, columns or groups; by default all.
+
+    ReportError: no task has the metric, or one of `tasks` names nothing.
     """
     every = _columns(found, metric)
     picked = _named(found, every, tasks) if tasks else set(every)
     columns = [column for column in every if column in picked]
     cells = [tuple(_cell(each.model, column) for column in columns) for each in found]
-    mean_of = tuple(
-        at for at, column in enumerate(columns) if column.percent and (complete or all(row[at] for row in cells))
-    )
+    mean_of = tuple(at for at, column in enumerate(columns) if column.percent and all(row[at] for row in cells))
     means = [_mean([row[at] for at in mean_of]) for row in cells]
     experts = [at for at, each in enumerate(found) if each.role is Role.EXPERT]
     base = next((at for at, each in enumerate(found) if each.role is Role.BASE), None)
     base_mean = means[base] if base is not None else None
     averaged = [(mean.value, at) for at in experts if (mean := means[at])]
     best = max(averaged, key=lambda pair: pair[0], default=None)
-    own = {at: _named(found, every, found[at].columns) for at in experts}
-    measure = {at: top for at in mean_of if (top := _measure(columns[at], {e: cells[e][at] for e in experts}, own))}
+    measure = {at: top for at in mean_of if (top := _best_expert({e: cells[e][at] for e in experts}))}
 
     def row(each: Participant, scores: tuple[Score | None, ...], mean: Score | None) -> Row:
         over_base = mean.value - base_mean.value if mean and base_mean and each.role is not Role.BASE else None
@@ -179,26 +176,21 @@ def _cell(model: Evaluated, column: Column) -> Score | None:
 
 
 def _mean(cells: Sequence[Score | None]) -> Score | None:
-    """Plain mean, None if a cell is missing; its standard error takes the columns as independent samples."""
+    """Plain mean, None without any cell; its standard error takes the columns as independent samples."""
     present = [cell for cell in cells if cell]
-    if not present or len(present) < len(cells):
+    if not present:
         return None
     errors = [cell.stderr for cell in present if cell.stderr is not None]
     stderr = math.hypot(*errors) / len(present) if len(errors) == len(present) else None
     return Score(math.fsum(cell.value for cell in present) / len(present), stderr)
 
 
-def _measure(
-    column: Column, scores: Mapping[int, Score | None], own: Mapping[int, set[Column]]
-) -> tuple[float, int] | None:
-    """What counts as 100 % in a column, and whose it is: the best of the experts named for it, else of all.
-
-    None if no expert has a score, or the score is 0.
-    """
-    scored = [(score.value, expert) for expert, score in scores.items() if score]
-    named = [(value, expert) for value, expert in scored if column in own[expert]]
-    top = max(named or scored, key=lambda pair: pair[0], default=None)
-    return top if top and top[0] > 0 else None
+def _best_expert(scores: Mapping[int, Score | None]) -> tuple[float, int] | None:
+    """The best score of the experts in a column, and the row of that expert; None without a score above 0."""
+    top = max(
+        ((score.value, expert) for expert, score in scores.items() if score), default=(0.0, 0), key=lambda pair: pair[0]
+    )
+    return top if top[0] > 0 else None
 
 
 def _normalised(cells: Sequence[Score | None], measure: Mapping[int, tuple[float, int]]) -> float | None:

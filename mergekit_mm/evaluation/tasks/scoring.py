@@ -49,13 +49,6 @@ def count(marks: Sequence[float]) -> float:
     return math.fsum(marks)
 
 
-def begins(doc: Doc, results: Sequence[str]) -> Scores:
-    """The demo tasks: the reply begins with the words of the answer."""
-    words = doc["answer"].split()
-    said = answer_part(results[0]).split()
-    return _with_thoughts(results[0], {"score": float(said[: len(words)] == words)})
-
-
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
     return _with_thoughts(results[0], {"score": metrics.vqa_soft(_short_answer(results[0]), doc["answers"])})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from omni_facts import (
+from torch.nn.functional import cross_entropy
+
+from examples.common.training import Stage, optimise
+from examples.omni.facts import (
     ATTRIBUTES,
     MODALITIES,
     PAIRS,
@@ -20,30 +22,8 @@ from omni_facts import (
     told,
     with_distractors,
 )
-from omni_media import payload, pools, third
-from omni_model import ARGUMENT, prompt
-from omni_plan import Stage
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
-
-
-def optimise(parameters: Sequence[Any], stage: Stage, label: str, loss: Callable[[], torch.Tensor]) -> None:
-    """AdamW with 10 % warm-up, then a cosine to 5 % of the peak rate; gradients are clipped."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    bar = tqdm(range(stage.steps), desc=label, unit="step", mininterval=2)
-    for step in bar:
-        warm = min(1.0, (step + 1) / (0.1 * stage.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / stage.steps)))
-        value = loss()
-        optimiser.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{value.item():.3f}")
-
+from examples.omni.media import payload, pools, third
+from examples.omni.model import ARGUMENT, prompt
 
 # ------------------------------------------------------------------------------------------------------- text LLM
 

@@ -16,23 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import omni_media
 import torch
 import transformers as t
-from omni_facts import NAMES, Question, in_words, words
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from examples.common.models import CHAT_TEMPLATE, clip_config, llama_config, special_ids
+from examples.omni import media
+from examples.omni.facts import NAMES, Question, in_words
 
 EASY_VQA = Path(__file__).resolve().parents[1] / "easy_vqa" / "models" / "base"
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>")
 TOKENS = {"image": ("<image>",), "audio": ("<audio>",), "video": ("<image>", "<video>")}  # that each donor adds
-CHAT_TEMPLATE = (
-    "{{ '<s>' }}{% for message in messages %}{{ '<' + message['role'] + '>' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{{ part['text'] if part['type'] == 'text' else '<' + part['type'] + '>' }}{% endfor %}"
-    "{% endif %}{{ '</s>' if message['role'] == 'assistant' else '' }}{% endfor %}"
-    "{{ '<assistant>' if add_generation_prompt else '' }}"
-)
 PATCH, HOP, MELS = 16, 320, 32
 ARGUMENT = {"image": "images", "audio": "audio", "video": "videos"}
 
@@ -48,43 +40,9 @@ class Size:
     tower_layers: int = 2
 
 
-def make_tokenizer() -> Any:
-    """One token per word that occurs in this example; any other is `<unk>`."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words()])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return t.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={"user_token": "<user>", "assistant_token": "<assistant>"},
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=256,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def make_llm(tokenizer: Any, size: Size) -> Any:
     """A randomly initialised text LLM, in float32; the caller seeds torch."""
-    heads = size.width // 32
-    config = t.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.width,
-        intermediate_size=size.mlp,
-        num_hidden_layers=size.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return t.LlamaForCausalLM(config)
+    return t.LlamaForCausalLM(llama_config(tokenizer, size.width, size.layers, size.mlp))
 
 
 def make_processor(modality: str, tokenizer: Any) -> Any:
@@ -102,10 +60,10 @@ def make_processor(modality: str, tokenizer: Any) -> Any:
             **common,
         )
     if modality == "audio":
-        rate = omni_media.RATE
+        rate = media.RATE
         extractor = t.WhisperFeatureExtractor(MELS, rate, hop_length=HOP, chunk_length=1, n_fft=512)
         return t.Qwen2AudioProcessor(feature_extractor=extractor, audio_token="<audio>", **common)
-    side = {"height": omni_media.SIDE, "width": omni_media.SIDE}
+    side = {"height": media.SIDE, "width": media.SIDE}
     shown = {"size": side, "crop_size": side, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return t.VideoLlavaProcessor(
         image_processor=t.VideoLlavaImageProcessor(**shown),
@@ -121,7 +79,7 @@ def make_donor(modality: str, processor: Any, llm: Any, size: Size) -> Any:
     token = processor.tokenizer.convert_tokens_to_ids(f"<{modality}>")
     text = copy.deepcopy(llm.config)
     text.vocab_size, text._name_or_path = len(processor.tokenizer), ""
-    ids = {key: getattr(text, key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = special_ids(processor.tokenizer)
     donor: Any
     if modality == "image":
         easy = t.LlavaForConditionalGeneration.from_pretrained(EASY_VQA, dtype=torch.float32)
@@ -136,7 +94,7 @@ def make_donor(modality: str, processor: Any, llm: Any, size: Size) -> Any:
             encoder_attention_heads=size.tower_width // 32,
             encoder_ffn_dim=2 * size.tower_width,
             d_model=size.tower_width,
-            max_source_positions=omni_media.RATE // HOP // 2,
+            max_source_positions=media.RATE // HOP // 2,
         )
         donor = t.Qwen2AudioForConditionalGeneration(
             t.Qwen2AudioConfig(audio_config=encoder, text_config=text, audio_token_index=token, **ids)
@@ -148,24 +106,15 @@ def make_donor(modality: str, processor: Any, llm: Any, size: Size) -> Any:
 
 
 def _video_config(text: Any, processor: Any, size: Size, ids: dict[str, int]) -> Any:
-    vision = t.CLIPVisionConfig(
-        hidden_size=size.tower_width,
-        intermediate_size=2 * size.tower_width,
-        num_hidden_layers=size.tower_layers,
-        num_attention_heads=size.tower_width // 32,
-        projection_dim=size.tower_width,
-        image_size=omni_media.SIDE,
-        patch_size=PATCH,
-    )
-    per_image = (omni_media.SIDE // PATCH) ** 2
+    per_image = (media.SIDE // PATCH) ** 2
     return t.VideoLlavaConfig(
-        vision_config=vision,
+        vision_config=clip_config(size.tower_width, size.tower_layers, media.SIDE, PATCH),
         text_config=text,
         image_token_index=processor.image_token_id,
         video_token_index=processor.video_token_id,
         vision_feature_layer=-1,
         image_seq_length=per_image,
-        video_seq_length=omni_media.FRAMES * (per_image + 1),
+        video_seq_length=media.FRAMES * (per_image + 1),
         **ids,
     )
 

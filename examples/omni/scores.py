@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow
 import torch
-from omni_facts import MODALITIES, NAMES, PAIRS, Question, ask, told
-from omni_media import RATE, payload, pools
 from PIL import Image
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vqa_score import BATCH, Score  # beside omni_media, which puts its directory on the path
 
-GROUP = "mllm_demo_omni"  # eval_tasks/demo
+from examples.common.commands import lm_eval_here
+from examples.common.scores import Cell, Score, aligned, from_results, mean_of
+from examples.omni.facts import MODALITIES, NAMES, PAIRS, Question, ask, told
+from examples.omni.media import RATE, payload, pools
+
+GROUP = "mllm_demo_omni"
+TASK_FOLDER = Path(__file__).parent / "tasks"
 COLUMNS: dict[str, tuple[str, ...]] = {
     **{NAMES[m]: (m,) for m in MODALITIES},
     **{" + ".join(NAMES[m] for m in pair): pair for pair in PAIRS},
@@ -44,9 +47,9 @@ def questions(split: str, count: int) -> dict[str, list[Question]]:
 
 
 def write_questions(split: str, count: int, folder: Path) -> None:
-    """The questions and their media, for the tasks of eval_tasks/demo when MLLM_EVAL_DATA names `folder`.
+    """Write the questions and their media where this example's tasks read them if MLLM_EVAL_DATA names `folder`.
 
-    Images and frames as PNG, sounds as WAV of 32 bits, so that nothing of them is lost.
+    Images and frames are PNG, sounds are WAV of 32 bits: both without loss.
     """
     folder = folder / "mllm_demo_omni"
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,46 +117,24 @@ def asked(path: Path) -> dict[str, Any]:
 
 def score(path: Path, split: str, count: int) -> dict[str, Score]:
     """A multimodal model's score, by lm-eval in this process."""
-    from lm_eval.evaluator import evaluate  # slow to import, and `run.py` calls the command
-    from lm_eval.tasks import TaskManager
-
-    from mergekit_mm.evaluation.model.mllm import MLLM
-    from mergekit_mm.hosts.lm_eval_tasks import task_directory
-
     with tempfile.TemporaryDirectory() as folder:
         write_questions(split, count, Path(folder))
         metadata = {**asked(path), "sources": {"mllm_demo_omni": f"{folder}/mllm_demo_omni"}}
-        manager = TaskManager(include_path=str(task_directory()), include_defaults=False, metadata=metadata)
-        model = MLLM(str(path), dtype="float32", batch_size=BATCH)
-        return from_results(evaluate(model, manager.load([GROUP]), bootstrap_iters=0, log_samples=False))
+        model = {"pretrained": str(path), "dtype": "float32"}
+        return from_results(lm_eval_here(model, GROUP, TASK_FOLDER, metadata=metadata), TASKS)
 
 
-def from_results(results: Mapping[str, Any]) -> dict[str, Score]:
-    """The score of each column in lm-eval's results."""
-    found = {}
-    for column, task in TASKS.items():
-        total = results["n-samples"][task]["effective"]
-        found[column] = Score(round(results["results"][task]["score,none"] * total), total)
-    return found
-
-
-def percentages(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:
+def percentages(scores: Mapping[str, Score]) -> dict[str, Cell]:
     """Accuracy and half the width of its 95 % interval, in percent, of the columns and of their two means."""
-    cells = {column: (100 * s.accuracy, 50 * (s.wilson[1] - s.wilson[0])) for column, s in scores.items()}
-    for mean, columns in MEANS.items():
-        parts = [cells[column] for column in columns]
-        cells[mean] = (sum(p[0] for p in parts) / len(parts), sum(p[1] ** 2 for p in parts) ** 0.5 / len(parts))
-    return cells
+    cells = {column: score.cell for column, score in scores.items()}
+    return {**cells, **{mean: mean_of(cells[column] for column in columns) for mean, columns in MEANS.items()}}
 
 
 def table(results: Mapping[str, Mapping[str, Score]]) -> str:
     """One line of Markdown per model, a column per combination of media, and the means."""
     columns = [*ONE, "mean of one", *TWO, "mean of two"]
-    lines = [["model", *columns]]
+    rows = [["model", *columns]]
     for name, scores in results.items():
         cells = percentages(scores)
-        lines.append([name, *(f"{cells[c][0]:.1f} ± {cells[c][1]:.1f}" for c in columns)])
-    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
-    texts = [f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines]
-    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([texts[0], rule, *texts[1:]])
+        rows.append([name, *(f"{cells[column][0]:.1f} ± {cells[column][1]:.1f}" for column in columns)])
+    return aligned(rows, markdown=True)

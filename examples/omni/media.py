@@ -7,16 +7,13 @@
 from __future__ import annotations
 
 import random
-import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omni_facts import ATTRIBUTES, COLORS, PLACES, Medium
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "easy_vqa"))  # last: its train.py and run.py stay hidden
-import vqa_data
+from examples.easy_vqa import data
+from examples.omni.facts import ATTRIBUTES, COLORS, PLACES, Medium
 
 COUNTS = {"train": 4000, "validation": 400, "test": 1000}  # synthesised sounds and videos
 RATE = 16_000
@@ -42,7 +39,7 @@ def pools(split: str) -> dict[str, list[Medium]]:
 def payload(medium: Medium, split: str) -> Any:
     """The medium itself, as its donor's processor takes it."""
     if medium.modality == "image":
-        return vqa_data.image(split, medium.source)
+        return data.image(split, medium.source)
     return waveform(*medium.source) if medium.modality == "audio" else frames(*medium.source)
 
 
@@ -52,7 +49,7 @@ def payload(medium: Medium, split: str) -> Any:
 def _images(split: str) -> list[Medium]:
     """The images of whose one shape the package's questions tell both colour and kind."""
     facts: dict[int, dict[str, str]] = {}
-    for row in vqa_data.questions(split):
+    for row in data.questions(split):
         named = row.text.rstrip("?").split() if row.answer == "yes" and not row.negated else [row.answer]
         for attribute, values in (("color", COLORS), ("shape", ATTRIBUTES["image"]["shape"])):
             for word in set(named) & set(values):

@@ -1,0 +1,1 @@
+"""Three experts on questions about one image, and their merges."""

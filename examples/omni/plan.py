@@ -1,0 +1,40 @@
+"""How long and how fast every stage of training goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from examples.common.training import Stage
+from examples.omni.model import Size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what comes out, besides the seed. Set by hand in two rounds, not searched."""
+
+    llm: tuple[Stage, Stage]
+    tower: Stage
+    align: Stage
+    donor: Stage
+    lora: Stage
+    rank: int
+    size: Size
+
+
+FULL = Plan(
+    llm=(Stage(1000, 64, 2e-3), Stage(700, 64, 1.5e-3)),
+    tower=Stage(400, 64, 2e-3),
+    align=Stage(150, 32, 3e-3),
+    donor=Stage(300, 32, 4e-4),
+    lora=Stage(300, 32, 1e-3),
+    rank=8,
+    size=Size(),
+)
+QUICK = replace(
+    FULL,
+    llm=(Stage(20, 16, 2e-3), Stage(20, 16, 2e-3)),
+    tower=Stage(10, 32, 2e-3),
+    align=Stage(10, 16, 3e-3),
+    donor=Stage(10, 16, 3e-4),
+    lora=Stage(10, 16, 1e-3),
+)

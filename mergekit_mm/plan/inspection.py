@@ -1,0 +1,42 @@
+"""A model, and an adapter on it, as a merge would see them."""
+
+from __future__ import annotations
+
+from mergekit.common import ModelReference
+
+from mergekit_mm.checkpoints.adapters.binding import bind_adapter, describe_adapter
+from mergekit_mm.checkpoints.adapters.embedded import as_loaded
+from mergekit_mm.checkpoints.checkpoint import open_checkpoint
+from mergekit_mm.checkpoints.describe import describe
+from mergekit_mm.checkpoints.hub import locate
+from mergekit_mm.checkpoints.remote import headers_only
+from mergekit_mm.checkpoints.side_files.inventory import describe_inventory, take_inventory
+from mergekit_mm.errors import refused_by, system_errors
+from mergekit_mm.plan.beside import own_adapter, unused_beside
+
+
+def describe_model(model: str, trusted: bool = False) -> list[str]:
+    """Lines of text on MODEL or MODEL+ADAPTER: roles, layout, files, what the adapter changes, what is not used.
+
+    Only headers and small files are read, and downloaded where the model is on the hub. trusted: the adapter is taken
+    to fit the model, whatever base it names.
+
+    MergeError: model or adapter cannot be found, read or fit to each other.
+    """
+    with headers_only() as options, system_errors(model):
+        with refused_by("mergekit.common"):
+            reference = ModelReference.parse(model)
+        reference, notes = as_loaded(reference, options)
+        checkpoint = open_checkpoint(str(reference.model), locate(reference.model, options))
+        weights = {tensor.file for tensor in checkpoint.disk.values()}
+        inventory = take_inventory(checkpoint.directory, weights)
+        lines = [*describe(checkpoint), describe_inventory(inventory)]
+        adaptations = {}
+        if reference.lora:
+            adapter = locate(reference.lora, options)
+            adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=trusted)
+            lines += describe_adapter(adaptations[reference], checkpoint)
+        own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
+        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
+        unused = unused_beside({reference: checkpoint}, adaptations, own, inventory.files)
+        return [*lines, *(f"  not used: {each}" for each in unused)]

@@ -1,0 +1,85 @@
+"""Which merges this package plans, and which it leaves to mergekit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+
+from mergekit_mm.methods import is_own_method
+
+LOG = logging.getLogger(__name__)
+
+
+def is_planned_here(config: MergeConfiguration, cache: str | None = None) -> bool:
+    """Whether this package plans a merge, and not mergekit by itself. These are the merges
+
+    - of a multimodal model or a speech model, or of models that contain one;
+    - of LoRA adapters by a method of this package, which merges their factors;
+    - of a directory that holds an adapter too: transformers loads the model with it, mergekit would silently drop it;
+    - with the parameter `composition`, which mergekit does not know;
+    - with a model whose config.json cannot be found: it is refused here with a message, and ends in a traceback there.
+
+    cache: the directory of `--transformers-cache`.
+    """
+    models = config.referenced_models()
+    if any(_holds_adapter(model) for model in models):
+        return True
+    own = any(model.lora for model in models) and is_own_method(config.merge_method)
+    if own or "composition" in (config.parameters or {}):
+        return True
+    found = [_raw_config(model, cache) for model in models]
+    return not all(found) or any(map(_has_media, found))
+
+
+def _holds_adapter(model: ModelReference) -> bool:
+    return not model.lora and (Path(model.model.path).expanduser() / "adapter_config.json").is_file()
+
+
+def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
+    """The model's config.json; empty if there is none on disk or on the hub."""
+    try:
+        path = Path(model.model.path).expanduser() / "config.json"
+        if not path.is_file():
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    model.model.path, "config.json", revision=model.model.revision, cache_dir=cache
+                )
+            )
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else {}
+    except Exception as error:
+        LOG.debug("no config.json for %s: %s", model, error)
+        return {}
+
+
+def _has_media(config: Mapping[str, Any]) -> bool:
+    """Whether a raw config is that of a multimodal LLM or of a speech model, or contains the config of one."""
+    # Local imports: transformers' tables of models are slow to import, and commands that merge nothing need none.
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
+    )
+
+    from mergekit_mm.omni.configuration import OmniConfig
+
+    parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    known = (
+        *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
+    )
+    return (
+        config.get("model_type") in (*known, OmniConfig.model_type)
+        or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
+        or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
+        or any(_has_media(part) for part in parts.values())
+    )
