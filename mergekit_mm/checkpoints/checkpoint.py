@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,13 @@ from mergekit_mm.checkpoints.meta_model import MetaModel, meta_model_of
 from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.quantization import require_plain, without_quantization
 from mergekit_mm.checkpoints.remote import is_headers_only
-from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
+from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names, is_indexed_by_tokens
 from mergekit_mm.checkpoints.weight_files import holds_adapter
 from mergekit_mm.checkpoints.weight_names import Group, group_names
 from mergekit_mm.checkpoints.wrapping import unwrap
 from mergekit_mm.errors import MergeError
 
 CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
-
-_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,7 @@ class TensorInfo:
     dtype: torch.dtype
     role: Role
     is_convolution: bool = False
-
-    @property
-    def vocabulary_axis(self) -> int | None:
-        """The axis that token ids index, which may differ in length between models."""
-        if self.role is Role.EMBEDDINGS and _NOT_OF_TOKENS.search(self.name):
-            return None
-        return 0 if self.role in (Role.EMBEDDINGS, Role.LM_HEAD) else None
+    vocabulary_axis: int | None = None  # the axis that token ids index, which may differ in length between models
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +101,15 @@ class Checkpoint:
             raise MergeError(f"{self.name} has no embeddings of tokens that are known, so its vocabulary must stay.")
         return found
 
-    @property
-    def heads_all_tokens(self) -> bool:
-        """Whether the output head has a row for each one of the embeddings; Mllama's has none for its image token."""
-        names = [self.backbone.get(n) for n in ("embed_tokens.weight", "lm_head.weight")]
-        return len({self.tensors[name].shape[0] for name in names if name}) < 2
+    @cached_property
+    def vocabulary_sizes(self) -> Mapping[int, str]:
+        """Number of rows -> the first table of that many rows, of all tables that token ids index.
+
+        A vocabulary can be changed where this is one number. Mllama's head has no row for its image token, and the
+        per-layer embeddings of Gemma 3n none for the ids that stand for pieces of images and sounds.
+        """
+        tables = [info for info in self.tensors.values() if info.vocabulary_axis is not None]
+        return {info.shape[0]: info.name for info in reversed(tables)}
 
     @property
     def is_multimodal(self) -> bool:
@@ -209,6 +205,7 @@ def take_inventory(
         groups, unknown = group_names(meta_model, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
     tensors = _inventory(name, meta_model, disk, groups)
+    tensors = _without_foreign_vocabularies(tensors, frozenset(unknown))
     return Checkpoint(
         name,
         directory,
@@ -242,7 +239,8 @@ def _inventory(
                     "loaded: remove what is out of date."
                 )
             convolution = meta_model is not None and memory in meta_model.convolutions
-            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
+            axis = 0 if is_indexed_by_tokens(memory, roles[memory]) else None
+            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution, axis)
     if wrong:
         raise MergeError(
             f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
@@ -252,6 +250,17 @@ def _inventory(
         return found
     order = {memory: i for i, memory in enumerate(meta_model.tensors)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _without_foreign_vocabularies(tensors: dict[str, TensorInfo], unknown: frozenset[str]) -> dict[str, TensorInfo]:
+    """The tensors, with token ids as the index of an unknown one only if it has as many rows as the model's own tables.
+
+    What an unknown tensor is for is guessed from its name. `mtp.embed_tokens.weight` is a copy of the embeddings; an
+    `lm_head.weight` of 64 rows is another model's, and the rows of a new vocabulary mean nothing in it.
+    """
+    own = {info.shape[0] for name, info in tensors.items() if info.vocabulary_axis is not None and name not in unknown}
+    foreign = (n for n in unknown if tensors[n].vocabulary_axis is not None and tensors[n].shape[0] not in own)
+    return tensors | {name: replace(tensors[name], vocabulary_axis=None) for name in foreign}
 
 
 def require_complete(checkpoint: Checkpoint) -> None:

@@ -207,7 +207,7 @@ class Match:
             if ours.shape == theirs.shape or (rows_only and not self.keeps_vocabulary):
                 fitting[name] = own
             elif rows_only:
-                mergeable = self.base.heads_all_tokens and self.other.heads_all_tokens
+                mergeable = all(len(each.vocabulary_sizes) == 1 for each in (self.base, self.other))
                 self.notes.append(
                     f"{name} stays at the base: {self.base.name} has {ours.shape[0]} rows, {self.other.name} "
                     f"{theirs.shape[0]}."

@@ -170,6 +170,14 @@ def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
     return [f"{path}.{name}" for name in part.state_dict()]
 
 
+_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
+
+
+def is_indexed_by_tokens(name: str, role: Role) -> bool:
+    """Whether a tensor has a row for each token id, as embeddings and output heads have."""
+    return role is Role.LM_HEAD or (role is Role.EMBEDDINGS and not _NOT_OF_TOKENS.search(name))
+
+
 # For checkpoints whose modelling code is not transformers' own, names are all there is. The first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
     (r"talker|token2wav|code2wav|vocoder|^tts\b|speech_(generator|decoder)", Role.OTHER),

@@ -128,11 +128,8 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         if share_language_model(base, checkpoint):
             match.computing, known = compare_language_models(base, checkpoint)
             notes += known
-        if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
-            problems.append(
-                f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
-                "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
-            )
+        if not keeps_vocabulary or options.unsafe_truncate_embeddings:
+            problems += _unlike_tables(checkpoint)
     found = [match for each in matches.values() for match in each]
     problems += ignored(config).problems(base, found, _left_out(adaptations))
     if base.unknown:
@@ -153,6 +150,18 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     return Inputs(
         models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
     )
+
+
+def _unlike_tables(checkpoint: Checkpoint) -> list[str]:
+    """The problem of a vocabulary that is to be changed and has tables of different lengths; none if it has not."""
+    if len(checkpoint.vocabulary_sizes) < 2:
+        return []
+    tables = " and ".join(f"{size} rows in {name}" for size, name in sorted(checkpoint.vocabulary_sizes.items()))
+    return [
+        f"  {checkpoint.name} has embeddings and head of different lengths ({tables}), as some ids mean more than a "
+        "token of text: neither a `tokenizer:` section nor --unsafe-truncate-embeddings can change them. Without "
+        "these, the vocabulary is the base's."
+    ]
 
 
 def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
