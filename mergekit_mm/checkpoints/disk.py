@@ -38,6 +38,9 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 
 _OTHER_FORMATS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx"}
 
+# keys under which trainers put a state dict into a larger file
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -222,10 +225,30 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
                 yield DiskTensor(name, file, tuple(view.get_shape()), dtype)
         return
     state = torch.load(path, map_location="meta", weights_only=True)
+    within, inner = state_dict_in(state)
+    if within:
+        raise MergeError(
+            f"its {len(inner)} tensors are under the key {within!r}, as in a checkpoint of training, where transformers "
+            f"finds none either. Save them alone: `torch.save(torch.load(file)[{within!r}], file)`"
+        )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise MergeError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
         yield DiskTensor(name, file, tuple(tensor.shape), tensor.dtype)
+
+
+def state_dict_in(held: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    """The tensors by name in what a pickle holds, and under which of its keys they are; an empty key is the whole."""
+    if not isinstance(held, dict):
+        return "", {}
+    for key in _STATE_KEYS:
+        if isinstance(held.get(key), dict) and (found := _tensors(held[key])):
+            return key, found
+    return "", _tensors(held)
+
+
+def _tensors(held: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -44,8 +44,10 @@ def locate(model: ModelPath, options: MergeOptions) -> Path:
     With `HeaderOptions`, of weights on the hub no more is fetched than the headers (see `remote`).
 
     Raises:
-        MergeError: it cannot be found, or cannot be fetched.
+        MergeError: it has no name, cannot be found, or cannot be fetched.
     """
+    if not model.path.strip():
+        raise MergeError("A model has an empty name: write the path of its directory, or its id on the hub.")
     path = local_path(model.path)
     if path.is_dir():
         return path

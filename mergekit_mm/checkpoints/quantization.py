@@ -18,7 +18,7 @@ _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 # names that packing gives to tensors, and no layer of its own has
 _PACKED = re.compile(
-    r"(\.|_)(qweight|qzeros|weight_packed|weight_scale_inv|absmax|nested_absmax|quant_map|nested_quant_map"
+    r"(\.|_)(qweight|qzeros|weight_packed|weight_scale(_inv)?|absmax|nested_absmax|quant_map|nested_quant_map"
     r"|quant_state(\.[^.]+)?|SCB|W_q|qdata)$|\.weight\._data$|\.codebooks$"
 )
 _NARROW = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
@@ -58,10 +58,16 @@ def require_plain(
     where = f"{method or 'unknown method'}, by {', '.join(said)}" if said else ""
     seen = [tensor for tensor in disk.values() if _tells(tensor, modelled, bool(said))]
     if seen:
-        told = f"tensor {seen[0].name} has dtype {dtype_name(seen[0].dtype)}"
+        evidence = f"tensor {seen[0].name} has dtype {dtype_name(seen[0].dtype)}{', as have others' * (len(seen) > 1)}"
+        is_leftover = all(tensor.dtype.is_floating_point and tensor.dtype not in _NARROW for tensor in seen)
+        way_out = (
+            " If its weights are dequantized, and not merely cast without these factors, remove them from it."
+            if is_leftover
+            else ""
+        )
         raise MergeError(
-            f"{name} is quantized ({where + '; ' if where else ''}{told}{', as have others' * (len(seen) > 1)}): merge "
-            "the unquantized checkpoint instead."
+            f"{name} is quantized ({where + '; ' if where else ''}{evidence}): merge the unquantized checkpoint "
+            f"instead.{way_out}"
         )
     if said and method not in _ON_THE_FLY:
         raise MergeError(

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, weight_files
+from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, state_dict_in, weight_files
 from mergekit_mm.checkpoints.listing import some
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,8 +27,6 @@ _OF_TRAINING = (
     *("*_model_states.pt", "pytorch_model_fsdp*", "sampler*.bin", "dl_state_dict*", "custom_checkpoint_*", "*.distcp"),
 )
 _OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
-# under which trainers put a state dict into a larger file
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,20 +98,6 @@ def _opened(path: Path) -> WeightFile:
         held = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
         return WeightFile(path, {}, unreadable=str(error).strip().splitlines()[0].rstrip(".:"))
-    within, state = _state_dict(held)
+    within, state = state_dict_in(held)
     tensors = {name: DiskTensor(name, path.name, tuple(t.shape), t.dtype) for name, t in state.items()}
     return WeightFile(path, tensors, within)
-
-
-def _state_dict(held: Any) -> tuple[str, dict[str, torch.Tensor]]:
-    """The tensors by name in what a pickle holds, and under which of its keys they are."""
-    if not isinstance(held, dict):
-        return "", {}
-    for key in _STATE_KEYS:
-        if isinstance(held.get(key), dict) and (found := _tensors(held[key])):
-            return key, found
-    return "", _tensors(held)
-
-
-def _tensors(held: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}

@@ -9,7 +9,7 @@ Names are those of the model that was trained: `<module path>.weight`, without P
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -255,8 +255,9 @@ def _changes(
     except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
         raise MergeError(f"{weights} cannot be read: {error}") from error
     _require_values(name, shapes)
+    own = _adapter_name(name, shapes)
     for key in shapes:
-        _sort(name, key, changes)
+        _sort(name, key, own, changes)
     for tensor, change in changes.items():
         if (change.a is None) != (change.b is None):
             raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
@@ -347,11 +348,28 @@ def _require_plain(name: str, config: Mapping[str, Any]) -> None:
         raise MergeError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
 
 
-def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
-    """File one key of an adapter under the tensor that it changes."""
-    path = _trained_name(key)
+def _adapter_name(name: str, keys: Iterable[str]) -> str:
+    """The name that an adapter has in the keys of its file, where a trainer left it in; else PEFT's own, `default`.
+
+    Raises:
+        MergeError: the file holds several adapters.
+    """
+    parts = (part_of(_trained_name(key)) for key in keys)
+    names = sorted({part.adapter for part in parts if part is not None and part.adapter})
+    if len(names) > 1:
+        raise MergeError(
+            f"{name} holds {len(names)} adapters in one file ({', '.join(names)}), of which {ADAPTER_CONFIG} describes "
+            f"one. Load the model with them in PEFT, `save_pretrained(folder)`, and name one of the directories in "
+            "that folder."
+        )
+    return names[0] if names else "default"
+
+
+def _sort(name: str, key: str, adapter: str, changes: dict[str, Change]) -> None:
+    """File one key of an adapter, which may have the adapter's name in it, under the tensor that it changes."""
+    path = _trained_name(key).replace(f".modules_to_save.{adapter}.", ".modules_to_save.")
     found = part_of(path)
-    if found is not None and found.adapter in ("", "default"):
+    if found is not None:
         if found.is_bias:
             changes.setdefault(f"{found.module}.bias", Change()).bias = key
             return
