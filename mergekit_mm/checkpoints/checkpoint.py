@@ -17,9 +17,9 @@ from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.quantization import require_plain, without_quantization
 from mergekit_mm.checkpoints.remote import is_headers_only
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names, is_indexed_by_tokens
+from mergekit_mm.checkpoints.unwrapping import unwrap
 from mergekit_mm.checkpoints.weight_files import holds_adapter
 from mergekit_mm.checkpoints.weight_names import Group, group_names
-from mergekit_mm.checkpoints.wrapping import unwrap
 from mergekit_mm.errors import MergeError
 
 CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
@@ -197,7 +197,7 @@ def take_inventory(
     meta_model = meta_model_of(without_quantization(config))
     known = meta_model.tensors if meta_model else {}
     config, speaks = require_plain(name, directory, config, stored, known)
-    disk, config, wrapped = unwrap(name, directory, config, stored, known)
+    disk, config, wrapped = unwrap(name, directory, config, stored, meta_model)
     if meta_model is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
         unknown: list[str] = []

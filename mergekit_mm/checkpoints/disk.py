@@ -14,7 +14,7 @@ from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import safe_open
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
+from mergekit_mm.numerics.low_rank import lora_delta, stacked_lora_delta, widened, with_row_lengths
 
 # the header of a safetensors file names dtypes in its own short form
 _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -53,6 +53,7 @@ class Stored:
     magnitude: str | None = None  # the key of DoRA's row lengths
     scaling: float = 1.0
     transposed: bool = False
+    matrices: int | None = None  # of a stack of matrices that has factors for each
 
     def value(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """The tensor with its adapter applied, from the stored ones; in float32 or wider if there is an adapter."""
@@ -61,7 +62,11 @@ class Stored:
             return widened(tensor) + widened(read(self.bias)) * self.scaling
         if self.a is None or self.b is None:
             return tensor
-        delta = lora_delta(widened(read(self.a)), widened(read(self.b)), self.scaling, self.transposed)
+        a, b = widened(read(self.a)), widened(read(self.b))
+        if self.matrices is None:
+            delta = lora_delta(a, b, self.scaling, self.transposed)
+        else:
+            delta = stacked_lora_delta(a, b, self.scaling, self.matrices, self.transposed)
         tuned = delta.added_to(widened(tensor))
         return tuned if self.magnitude is None else with_row_lengths(tuned, widened(read(self.magnitude)))
 
@@ -228,8 +233,8 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
     within, inner = state_dict_in(state)
     if within:
         raise MergeError(
-            f"its {len(inner)} tensors are under the key {within!r}, as in a checkpoint of training, where transformers "
-            f"finds none either. Save them alone: `torch.save(torch.load(file)[{within!r}], file)`"
+            f"its {len(inner)} tensors are under the key {within!r}, as in a checkpoint of training, where "
+            f"transformers finds none either. Save them alone: `torch.save(torch.load(file)[{within!r}], file)`"
         )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):

@@ -25,7 +25,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from mergekit.options import MergeOptions
 
-from mergekit_mm.checkpoints.wrapping import is_alpha
+from mergekit_mm.checkpoints.wrapping import layer_of_alpha
 
 # marks such a directory, and says where the model is in the cache, and for each file the hub's hash of it
 _MARK = ".headers-only.json"
@@ -113,7 +113,7 @@ def _write_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> N
         file.write(start[:8] + header)
         file.truncate(size)
         for name, tensor in _single_values(header):
-            if is_alpha(name):
+            if layer_of_alpha(name) is not None:
                 first, last = (end + offset for offset in tensor["data_offsets"])
                 file.seek(first)
                 file.write(read(first, last))

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from mergekit_mm.checkpoints.disk import file_headers, read_json, unpickled
 from mergekit_mm.checkpoints.listing import some
+from mergekit_mm.checkpoints.lora_scaling import lora_scaling
 from mergekit_mm.checkpoints.quantization import is_index
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
-from mergekit_mm.checkpoints.wrapping import lora_scaling, part_of, unwrapped
+from mergekit_mm.checkpoints.wrapping import part_of, unwrapped
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector

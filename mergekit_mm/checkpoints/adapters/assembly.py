@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.weight_names import Group
+from mergekit_mm.numerics.low_rank import stacked_lora_delta
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -140,8 +141,7 @@ def _are_rows(made: Tensor) -> bool:
 class BareParameter:
     """A parameter that PEFT adapts without a module of its own (`target_parameters`), mostly a stack of experts.
 
-    The factors of E matrices are in two matrices: A is (E r, in), expert by expert; B is (out, r E), in which the
-    expert changes fastest.
+    The factors of E matrices are in two matrices, see `stacked_lora_delta`.
     """
 
     adapter: Adapter
@@ -161,7 +161,4 @@ class BareParameter:
         b, a = self.adapter.factors(self.own)
         if len(self.shape) == 2:
             return TaskVector(b * self.scaling, right=a)
-        experts = self.shape[0]
-        left = (b * self.scaling).reshape(b.shape[0], -1, experts).permute(2, 0, 1).contiguous()  # (E, out, r)
-        right = a.reshape(experts, -1, a.shape[1])  # (E, r, in)
-        return TaskVector(right.mT, right=left.mT) if self.turned else TaskVector(left, right=right)
+        return stacked_lora_delta(a, b, self.scaling, self.shape[0], self.turned)

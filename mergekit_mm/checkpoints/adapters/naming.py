@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.adapters.assembly import BareParameter, Parts
+from mergekit_mm.checkpoints.bare_parameters import (
+    is_target,
+    is_turned,
+    module_and_depth,
+    number_of_matrices,
+    outermost_first,
+)
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.lora_scaling import lora_scaling
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES
 from mergekit_mm.checkpoints.submodels import View, views
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
 from mergekit_mm.checkpoints.weight_names import Place, find_places
-from mergekit_mm.checkpoints.wrapping import lora_scaling
 from mergekit_mm.errors import MergeError
 
 _DROPPED = 3  # at most so many parts before all names: `base.thinker.` of a model that held the checkpoint's
@@ -91,14 +98,6 @@ def _fits_sample(adapter: Adapter, view: View, form: Mapping[str, str]) -> bool:
     """Whether one name of each kind has a place. Names of bare parameters tell nothing before they are looked for."""
     kinds = {re.sub(r"\d+", "0", name): name for own, name in form.items() if not adapter.changes[own].is_bare}
     return len(find_places(view.meta_model, kinds.values())) == len(kinds)
-
-
-def _module_of(name: str) -> tuple[str, int]:
-    """The module that holds a bare parameter, and how deep in PEFT's wrappers around it the parameter's own is."""
-    module, depth = name.removesuffix(".weight"), 0
-    while module.endswith(".base_layer"):
-        module, depth = module.removesuffix(".base_layer"), depth + 1
-    return module, depth
 
 
 def _prefixes(checkpoint: Checkpoint, form: Mapping[str, str]) -> list[str]:
@@ -207,19 +206,17 @@ class _Reading:
     def _bare(self, bare: Mapping[str, str]) -> None:
         modules: dict[str, dict[int, str]] = {}
         for own, name in bare.items():
-            module, depth = _module_of(name)
+            module, depth = module_and_depth(name.removesuffix(".weight"))
             modules.setdefault(module, {})[depth] = own
         wanted = tuple(self.adapter.config.get("target_parameters") or ())
         paths = [f"{module}.{p}" for module in modules for p in {target.rpartition(".")[2] for target in wanted}]
         places = find_places(
             self.view.meta_model,
-            (path for path in paths if any(path == target or path.endswith(f".{target}") for target in wanted)),
+            (path for path in paths if is_target(path, wanted)),
         )
-        order = {name: i for i, name in enumerate(self.view.meta_model.tensors)}
         for module, levels in modules.items():
             found = {places[p].memory: p for p in paths if p in places and p.rpartition(".")[0] == module}
-            # PEFT wraps the parameters in the order of the module: the first is the innermost
-            inside = sorted(found, key=order.__getitem__, reverse=True)
+            inside = outermost_first(self.view.meta_model, found)
             if sorted(levels) != list(range(len(inside))):
                 self.naming.lost += levels.values()
                 continue
@@ -232,21 +229,17 @@ class _Reading:
             self.naming.lost.append(own)
             return
         shape = tuple(self.view.meta_model.tensors[target].shape)
-        matrices = shape[0] if len(shape) == 3 else 1
+        matrices = number_of_matrices(shape)
         (_, columns), (rows, _) = a, b = self.adapter.factor_shapes(own)
         try:
             strength = lora_scaling(self.adapter.name, self.adapter.config, path, a, b, ADAPTER_CONFIG, matrices)
         except MergeError as error:
             self.naming.problems.append(str(error))
             return
-        turned = shape[-2:] != (rows, columns)
-        if shape[-2:] != ((columns, rows) if turned else (rows, columns)):
+        turned = is_turned(self.view.meta_model, target, rows, columns)
+        if turned is None:
             self.naming.problems.append(f"{own}: the adapter is for matrices {(rows, columns)}, {path} is {shape}")
             return
-        if rows == columns:  # then only PEFT's own rule tells
-            turned = bool(
-                getattr(self.view.meta_model.model.get_submodule(target.rpartition(".")[0]), "is_transposed", False)
-            )
         self._assembled(memory, BareParameter(self.adapter, own, shape, turned, strength), own)
 
     def _assembled(self, memory: str, made: Parts | BareParameter, own: str) -> None:
