@@ -68,8 +68,8 @@ class Checkpoint:
         return any(self.disk[part].is_folded for part in self.group_of[name].disk)
 
     @property
-    def kind(self) -> str:
-        """The architecture: transformers' model type."""
+    def model_type(self) -> str:
+        """The architecture, as transformers names it."""
         return str(self.config.get("model_type"))
 
     @cached_property
@@ -179,14 +179,14 @@ def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoin
             f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
             "has lost it. Put the config.json of the model that this one was made from there."
         )
-    checkpoint = take_inventory(name, directory, config, read_headers(directory))
+    checkpoint = assemble_checkpoint(name, directory, config, read_headers(directory))
     if whole:
         require_complete(checkpoint)
     _require_untied(checkpoint)
     return checkpoint
 
 
-def take_inventory(
+def assemble_checkpoint(
     name: str, directory: Path, config: Mapping[str, Any], stored: Mapping[str, DiskTensor]
 ) -> Checkpoint:
     """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
@@ -272,9 +272,10 @@ def require_complete(checkpoint: Checkpoint) -> None:
     if absent:
         present = checkpoint.tensors.keys() - checkpoint.unknown
         raise MergeError(
-            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.kind}), which transformers "
-            f"would fill with random values.{explain(checkpoint.kind, absent, checkpoint.unknown, present)}\n  "
-            + "\n  ".join(absent[:10])
+            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.model_type}), which "
+            "transformers would fill with random values."
+            + explain(checkpoint.model_type, absent, checkpoint.unknown, present)
+            + "".join(f"\n  {name}" for name in absent[:10])
         )
 
 

@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
+from mergekit_mm.checkpoints.file_patterns import is_never_read
 from mergekit_mm.checkpoints.remote import HeaderOptions, has_readable_header, lay_out
-from mergekit_mm.checkpoints.side_files.inventory import is_never_read
 from mergekit_mm.errors import MergeError
 
 LOG = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from mergekit_mm.checkpoints.listing import indented, some
 from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.checkpoints.submodels import common_part, part_of, parts_beyond
+from mergekit_mm.checkpoints.transformers_private import ignored_if_unexpected
 from mergekit_mm.checkpoints.values import same_values
 
 # Heads that trainers put on a model: value heads of reinforcement learning, and those of reward models and classifiers.
@@ -47,7 +48,7 @@ class Match:
             return {name: name for name in self.base.tensors}
         if (paths := common_part(self.base, self.other)) is not None:
             return self._of_part(*paths)
-        if self.other.kind == self.base.kind:
+        if self.other.model_type == self.base.model_type:
             ours = self._without_parts_of_its_own(self.base, self.other, "the base's are kept")
             theirs = self._without_parts_of_its_own(self.other, self.base, "they are not used")
             return self._of_equal_shape(self._by_name(ours, theirs))
@@ -98,7 +99,7 @@ class Match:
         """
         absent = [name for name in self.lacking if asks(name)]
         present = self.other.tensors.keys() - self.other.unknown
-        explanation = explain(self.other.kind, absent, self.other.unknown, present).strip()
+        explanation = explain(self.other.model_type, absent, self.other.unknown, present).strip()
         self._problem("lacks {} tensors that {base} has", absent, explanation or self._advice(absent))
         if spared := [name for name in self.lacking if name not in absent]:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
@@ -189,7 +190,7 @@ class Match:
         if not self.composing:
             kept = [n for n, info in self.base.tensors.items() if info.role not in LANGUAGE_ROLES]
             self.notes.append(
-                f"{self.other.name} ({self.other.kind}) is merged into the language model"
+                f"{self.other.name} ({self.other.model_type}) is merged into the language model"
                 + (f"; {len(kept)} tensors of towers and projectors come from the multimodal inputs." if kept else ".")
             )
         return found
@@ -239,8 +240,7 @@ def tower_names(checkpoint: Checkpoint) -> list[str]:
 def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
     # buffers that older versions of transformers saved, and that newer ones drop for every model
     dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
-    own = checkpoint.meta_model.model._keys_to_ignore_on_load_unexpected if checkpoint.meta_model else None
-    return [*dropped, *(own or ())]
+    return [*dropped, *(ignored_if_unexpected(checkpoint.meta_model.model) if checkpoint.meta_model else ())]
 
 
 def _stems(names: list[str]) -> list[str]:

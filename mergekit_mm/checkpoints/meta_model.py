@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import (
+from torch import nn
+from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
+from mergekit_mm.checkpoints.transformers_private import ignored_if_missing, on_meta_device, parsed_config
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni import register as register_omni
 from mergekit_mm.omni.configuration import OmniConfig
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +74,12 @@ class MetaModel:
     @cached_property
     def convolutions(self) -> frozenset[str]:
         """Names of convolution kernels: tensors of three or more axes that are not stacks of matrices."""
-        conv = torch.nn.modules.conv._ConvNd
-        return frozenset(f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, conv))
+        modules = self.model.named_modules()
+        return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, _CONVOLUTIONS))
 
     def may_be_absent(self, name: str) -> bool:
         """Whether transformers loads the model without a word when this tensor is not on disk."""
-        ignored = self.model._keys_to_ignore_on_load_missing or ()
-        return name in self.buffers or any(re.search(pattern, name) for pattern in ignored)
+        return name in self.buffers or any(re.search(pattern, name) for pattern in ignored_if_missing(self.model))
 
 
 def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
@@ -102,17 +106,13 @@ def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
 # experts of one base have the same config but for a path or a version, so one instance serves them all
 @lru_cache(maxsize=16)
 def _build(config_json: str) -> MetaModel:
-    raw = PreTrainedConfig._decode_special_floats(json.loads(config_json))  # JSON has no infinity
+    raw = parsed_config(json.loads(config_json))
     model_type = raw.pop("model_type")
     # an attention implementation may need a package that merging does not
     raw.pop("_attn_implementation", None)
     try:
         config = AutoConfig.for_model(model_type, **raw)
-        cls = _model_class(config)
-        with torch.device("meta"), no_init_weights():
-            model = cls(config)
-        # no_init_weights leaves tied weights apart
-        model.tie_weights()
+        model = on_meta_device(_model_class(config), config)
     except Exception as error:
         raise MergeError(
             f"transformers {transformers.__version__} cannot instantiate the {model_type} model of this config: "

@@ -10,24 +10,24 @@ from mergekit_mm.checkpoints.roles import TOWERS, Role, classify_names
 _MEDIA = (*TOWERS, Role.PROJECTOR)
 
 
-def explain(kind: str, absent: Collection[str], unknown: Collection[str], present: Iterable[str]) -> str:
+def explain(model_type: str, absent: Collection[str], unknown: Collection[str], present: Iterable[str]) -> str:
     """A sentence on what the names say, with a blank before it; "" if they say nothing.
 
-    kind: the model type in config.json. absent: names in memory that the model has and the checkpoint lacks. unknown:
+    model_type: as config.json has it. absent: names in memory that the model has and the checkpoint lacks. unknown:
     names on disk that the model has no place for. present: names in memory of what the checkpoint has.
     """
     held, lacked, found = (_media(names) for names in (unknown, absent, present))
     if held and not lacked:
         return (
             f" Its weights are those of a whole multimodal model, with {held[0]} and {len(held)} tensors of towers and "
-            f"projectors, but its config.json describes a text model alone ({kind}): put the config.json of the whole "
-            "model there."
+            f"projectors, but its config.json describes a text model alone ({model_type}): put the config.json of the "
+            "whole model there."
         )
     renamed = _most_common_prefixes(absent, unknown)
     if lacked and not held and not found and (renamed or any(True for _ in present)):
         return (
             f" Its weights are those of a text model alone, but its config.json describes a whole multimodal model "
-            f"({kind}): put the config.json of the text model there, or the weights of the whole model."
+            f"({model_type}): put the config.json of the text model there, or the weights of the whole model."
         )
     if renamed:
         ours, theirs = renamed

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
-import torch
-from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, neutral_names
 from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role, classify
+from mergekit_mm.checkpoints.transformers_private import on_meta_device
 from mergekit_mm.errors import MergeError
 
 
@@ -61,7 +59,7 @@ def common_part(base: Checkpoint, other: Checkpoint) -> tuple[str, str] | None:
 
 def are_related(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether two checkpoints are of one architecture, or one is a part of the other."""
-    return one.kind == other.kind or common_part(one, other) is not None
+    return one.model_type == other.model_type or common_part(one, other) is not None
 
 
 def share_language_model(base: Checkpoint, other: Checkpoint) -> bool:
@@ -143,9 +141,7 @@ def _text_class(checkpoint: Checkpoint) -> View | None:
     if cls is None:
         return None
     try:
-        with torch.device("meta"), no_init_weights():
-            model = cls(deepcopy(text))
-        model.tie_weights()
+        model = on_meta_device(cls, deepcopy(text))
     except Exception:  # a config that serves as a part only
         return None
     meta_model = MetaModel(model)

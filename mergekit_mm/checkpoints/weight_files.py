@@ -1,31 +1,27 @@
-"""The files of weights in a directory: those that are loaded, adapters, what lies beside them."""
+"""The files of weights in a directory: those of a model, those of an adapter, and the tensors of all others.
+
+`side_files.inventory` is about the files that are copied; what is in a file is looked at here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
 from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, state_dict_in, weight_files
+from mergekit_mm.checkpoints.file_patterns import OTHER_FORMATS, TRAINING_STATE, matches
 from mergekit_mm.checkpoints.listing import some
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which PEFT looks for them
 
 _WITH_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_OF_OTHER_FORMATS = ("*.gguf", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.npz", "*.mlpackage", "consolidated*")
-_PICKLED_TWINS = (
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-)  # pickled copies of weights that are there as safetensors too
-# States that Trainer, Accelerate, DeepSpeed and FSDP save to continue a training.
-_OF_TRAINING = (
-    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states_*", "training_args.bin", "*_optim_states.pt"),
-    *("*_model_states.pt", "pytorch_model_fsdp*", "sampler*.bin", "dl_state_dict*", "custom_checkpoint_*", "*.distcp"),
-)
+_OTHER_FORMATS = (*OTHER_FORMATS, "*.npz", "*.mlpackage")
+# pickled copies of weights that are there as safetensors too
+_PICKLED_TWINS = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
 
 
@@ -59,36 +55,32 @@ def holds_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG).is_file() and any((directory / name).is_file() for name in ADAPTER_WEIGHTS)
 
 
-def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
+def weights_beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
     """Files in a directory that hold tensors and are neither `used` nor the state of a training, with their tensors."""
     found = []
     for path in _files(directory, used):
-        if path.suffix in _WITH_TENSORS and not _matches(path, (*_OF_TRAINING, *_OF_OTHER_FORMATS, *_OF_THE_MODEL)):
+        if path.suffix in _WITH_TENSORS and not matches(path.name, (*TRAINING_STATE, *_OTHER_FORMATS, *_OF_THE_MODEL)):
             file = _opened(path)
             if file.tensors or file.unreadable:
                 found.append(file)
     return found
 
 
-def unused_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+def unused_weight_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
-    twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
+    twins = [path.name for path in _files(directory, used) if matches(path.name, _OTHER_FORMATS)]
     if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
-        twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
-    for file in beside(directory, {*used, *twins}):
+        twins += [path.name for path in _files(directory, used) if matches(path.name, _PICKLED_TWINS)]
+    for file in weights_beside(directory, {*used, *twins}):
         yield str(file), [file.path.name]
     if twins:
         yield f"{some(twins)} (weights in other formats)", twins
-    if left := [path.name for path in _files(directory, {*used, *twins}) if _matches(path, _OF_TRAINING)]:
+    if left := [path.name for path in _files(directory, {*used, *twins}) if matches(path.name, TRAINING_STATE)]:
         yield f"{some(left)} (the state of a training)", left
 
 
 def _files(directory: Path, used: Collection[str]) -> list[Path]:
     return [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in used]
-
-
-def _matches(path: Path, patterns: Collection[str]) -> bool:
-    return any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _opened(path: Path) -> WeightFile:

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
+
+from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.meta_model import MetaModel
+from mergekit_mm.checkpoints.transformers_private import (
     Concatenate,
     MergeModulelist,
     Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
+    get_model_conversion_mapping,
     rename_source_key,
 )
-
-from mergekit_mm.checkpoints.disk import DiskTensor
-from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.errors import MergeError
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_mm.checkpoints.checkpoint import require_complete, take_inventory
+from mergekit_mm.checkpoints.checkpoint import assemble_checkpoint, require_complete
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
@@ -45,7 +45,7 @@ def verified_config(plan: Plan, tensors: Mapping[str, DiskTensor], directory: Pa
     layers = plan.planner.layer_sources()
     config = output_config(base.config, tensors, layers, rows)
     try:
-        model = take_inventory("The merged model", directory, config, tensors)
+        model = assemble_checkpoint("The merged model", directory, config, tensors)
         require_complete(model)
         known = {name for name, like in plan.planner.output.items() if like.name in base.unknown}
         if extra := sorted(model.unknown - known):

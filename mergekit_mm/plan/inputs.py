@@ -137,7 +137,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
         )
-    if any(".shared." in name for name in base.tensors) and base.kind == OmniConfig.model_type:
+    if any(".shared." in name for name in base.tensors) and base.model_type == OmniConfig.model_type:
         notes.append(
             f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
             "as products: right for fine-tunes of one such model, but for no others."
@@ -256,7 +256,7 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
         for model, checkpoint in checkpoints.items()
         if model.lora
         and checkpoint.directory.resolve() != base.directory.resolve()
-        and checkpoint.kind == base.kind
+        and checkpoint.model_type == base.model_type
         and not _is_embedded(model)
     ]
 

@@ -23,7 +23,13 @@ from mergekit_mm.checkpoints.disk import file_headers, read_json, unpickled
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.lora_scaling import lora_scaling
 from mergekit_mm.checkpoints.quantization import is_index
-from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
+from mergekit_mm.checkpoints.weight_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    WeightFile,
+    holds_model,
+    weights_beside,
+)
 from mergekit_mm.checkpoints.wrapping import part_of, unwrapped
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
@@ -222,7 +228,7 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     changes: dict[str, Change] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     # beside the weights of a whole model, no loader reads more than the adapter
-    files = [] if holds_model(directory) else beside(directory, ADAPTER_WEIGHTS)
+    files = [] if holds_model(directory) else weights_beside(directory, ADAPTER_WEIGHTS)
     if (directory / ADAPTER_CONFIG).is_file():
         config = read_json(directory / ADAPTER_CONFIG)
         _require_plain(name, config)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_imports
+from mergekit_mm.checkpoints.transformers_private import get_relative_imports
 
 CONFIGS_WITH_CODE = (
     *("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"),

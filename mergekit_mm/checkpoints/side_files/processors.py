@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from mergekit_mm.checkpoints.side_files.model_files import ModelFiles
+from mergekit_mm.checkpoints.transformers_private import processor_class, processor_parts_of_auto_classes
 
 # part -> the keys of processor_config.json that may hold its settings, and the files that may hold them otherwise, in
 # the order in which transformers looks
@@ -35,20 +36,10 @@ _UNKNOWN = object()
 
 def processor_parts(model_type: str) -> tuple[str, ...]:
     """The parts of transformers' processor of an architecture, beside the tokenizer; none if it has no processor."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
-    tables = {
-        "image_processor": IMAGE_PROCESSOR_MAPPING_NAMES,
-        "video_processor": VIDEO_PROCESSOR_MAPPING_NAMES,
-        "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES,
-    }
     try:
-        attributes = set(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]).get_attributes())
+        attributes = set(processor_class(model_type).get_attributes())
     except (KeyError, TypeError, AttributeError, ImportError):  # it has no processor, or one that needs other packages
-        return tuple(part for part, table in tables.items() if model_type in table)
+        return processor_parts_of_auto_classes(model_type)
     return tuple(part for part, keys in _NESTED.items() if attributes & {*keys})
 
 
