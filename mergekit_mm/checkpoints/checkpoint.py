@@ -1,4 +1,4 @@
-"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and how to get at them."""
+"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and their place on disk."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mergekit_mm.checkpoints.weight_files import holds_adapter
 from mergekit_mm.checkpoints.weight_names import Group, group_names
 from mergekit_mm.errors import MergeError
 
-CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
+CROSS_ATTENTION = "cross_attention."  # beginning of the neutral names of layers that a text-only LLM lacks
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the model in memory has it."""
+    """A tensor of the model in memory."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,32 +39,32 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The inventory of one checkpoint directory. Only headers have been read."""
+    """The tensors of one checkpoint directory. Only headers have been read."""
 
     name: str  # as the user wrote it
     directory: Path
-    config: Mapping[str, Any]  # the parsed config.json, without keys about how the weights are packed
-    meta_model: MetaModel | None  # None for remote code, which is known by its names on disk alone
+    config: Mapping[str, Any]  # the parsed config.json, without entries about quantization
+    meta_model: MetaModel | None  # None for remote code, of which only the names on disk are known
     disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
     groups: tuple[Group, ...]
-    unknown: frozenset[str]  # on disk, but the model has no place for them
-    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
+    unknown: frozenset[str]  # names on disk that the model has no place for
+    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor has its name on disk
     files: tuple[str, ...]  # the files that hold the tensors
-    notes: tuple[str, ...] = ()  # surprising steps taken while the files were read
+    notes: tuple[str, ...] = ()  # steps taken while the files were read that may surprise the user
 
     @cached_property
     def is_headers_only(self) -> bool:
-        """Whether its tensors have no values here, as those of a model on the hub that is looked at."""
+        """Whether the tensors have no values here, as `check` and `inspect` fetch none from the hub."""
         return is_headers_only(self.directory)
 
     @property
     def has_own_adapter(self) -> bool:
-        """Whether there is an adapter that the model's own class loads, and switches on for one medium alone."""
+        """Whether there is an adapter that the model's own class loads and applies to one medium alone."""
         switches = self.meta_model is not None and getattr(self.meta_model.model.config, "has_lora_adapter", False)
         return bool(switches) and holds_adapter(self.directory)
 
     def is_folded(self, name: str) -> bool:
-        """Whether a tensor, by its name in memory, has unmerged factors on disk, so that it is read in float32."""
+        """Whether a tensor, by its name in memory, has unmerged factors on disk, and is thus read in float32."""
         return any(self.disk[part].is_folded for part in self.group_of[name].disk)
 
     @property
@@ -78,13 +78,13 @@ class Checkpoint:
         return {name: group for group in self.groups for name in group.memory}
 
     def present(self, name: str) -> str | None:
-        """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
+        """The name under which this checkpoint holds a tensor: its own name, or that of a tensor it is tied to."""
         tied = self.meta_model.tied_to(name) if self.meta_model else ()
         return next((n for n in (name, *tied) if n in self.tensors), None)
 
     @property
     def ties_head(self) -> bool:
-        """Whether the output head is the embeddings again, so that it need not be on disk."""
+        """Whether the output head is tied to the embeddings, so that it need not be on disk."""
         embeddings = self.backbone.get("embed_tokens.weight")
         return self.meta_model is not None and embeddings in self.meta_model.aliases.values()
 
@@ -93,7 +93,7 @@ class Checkpoint:
         """The name in memory of the table that has a row for each token.
 
         Raises:
-            MergeError: there is none that is known as such.
+            MergeError: no tensor is known as such a table.
         """
         by_token = (n for n, info in self.tensors.items() if info.role is Role.EMBEDDINGS and info.vocabulary_axis == 0)
         found = self.backbone.get("embed_tokens.weight") or next(by_token, None)
@@ -117,17 +117,18 @@ class Checkpoint:
 
     @cached_property
     def backbone(self) -> Mapping[str, str]:
-        """The language model in names that do not depend on what surrounds it: neutral name -> name in memory.
+        """The tensors of the language model: neutral name -> name in memory.
 
-        The text-only twin of a multimodal model's decoder gives the same neutral names:
-        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. Layers that attend to media alone are
-        not counted, as the twin has none: `cross_attention.3.mlp.up_proj.weight`, with their own number.
+        Neutral names do not depend on the model around the language model, so that they are the same in a text-only
+        LLM: `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. A text-only LLM lacks layers that
+        attend to media alone. These keep their number, and the others are counted without them:
+        `cross_attention.3.mlp.up_proj.weight`.
         """
         return neutral_names({n: info.role for n, info in self.tensors.items() if n not in self.unknown})
 
 
 def neutral_names(roles: Mapping[str, Role]) -> dict[str, str]:
-    """`Checkpoint.backbone` of tensors whose roles are known."""
+    """`Checkpoint.backbone`, from the roles of tensors by their names in memory."""
     names = [n for n, role in roles.items() if role in LANGUAGE_ROLES]
     stack = layer_stack(names)
     parent = stack.rpartition(".")[0] + "." if "." in stack else ""
@@ -158,7 +159,7 @@ def _numbered_as_in_twin(backbone: Mapping[str, str]) -> dict[str, str]:
 
 
 def layer_stack(names: list[str]) -> str:
-    """The path of the module list that holds most of these tensors: `model.language_model.layers`; "" if none does."""
+    """The path of the module list that holds most of these tensors, `model.language_model.layers`; else empty."""
     counts: dict[str, int] = {}
     for name in names:
         if match := re.search(r"\.\d+\.", name):
@@ -167,11 +168,15 @@ def layer_stack(names: list[str]) -> str:
 
 
 def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoint:
-    """Take the inventory of a checkpoint directory; if it has to be `whole`, it must hold all that its model needs.
+    """Read the headers of a checkpoint directory and find the place of each tensor in the model of its config.
+
+    Args:
+        name: the checkpoint as the user wrote it, for messages.
+        whole: whether the directory must hold all tensors that its model needs.
 
     Raises:
-        MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
-            tensor under two names.
+        MergeError: the directory is no checkpoint, is quantized or incomplete, holds tensors of other shapes than its
+            config describes, or holds one tensor under two names.
     """
     config = read_config(directory)
     if not config.get("model_type") and "auto_map" not in config:
@@ -189,15 +194,15 @@ def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoin
 def assemble_checkpoint(
     name: str, directory: Path, config: Mapping[str, Any], stored: Mapping[str, DiskTensor]
 ) -> Checkpoint:
-    """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
+    """The checkpoint of a config and tensors, which need not be in `directory` yet.
 
     Raises:
-        MergeError: as for `open_checkpoint`, but for what is missing.
+        MergeError: see `open_checkpoint`; missing tensors are not looked for.
     """
     meta_model = meta_model_of(without_quantization(config))
     known = meta_model.tensors if meta_model else {}
-    config, speaks = require_plain(name, directory, config, stored, known)
-    disk, config, wrapped = unwrap(name, directory, config, stored, meta_model)
+    config, of_quantization = require_plain(name, directory, config, stored, known)
+    disk, config, of_wrappers = unwrap(name, directory, config, stored, meta_model)
     if meta_model is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
         unknown: list[str] = []
@@ -216,7 +221,7 @@ def assemble_checkpoint(
         frozenset(unknown),
         tensors,
         tuple(sorted({tensor.file for tensor in stored.values()})),
-        (*speaks, *wrapped),
+        (*of_quantization, *of_wrappers),
     )
 
 
@@ -264,7 +269,7 @@ def _without_foreign_vocabularies(tensors: dict[str, TensorInfo], unknown: froze
 
 
 def require_complete(checkpoint: Checkpoint) -> None:
-    """MergeError where tensors of the checkpoint's own model are missing."""
+    """Raise MergeError where tensors of the checkpoint's own model are missing."""
     meta_model = checkpoint.meta_model
     if meta_model is None:
         return
@@ -280,7 +285,7 @@ def require_complete(checkpoint: Checkpoint) -> None:
 
 
 def _require_untied(checkpoint: Checkpoint) -> None:
-    """Refuse factors of a tensor that the model ties to another, which would change with it."""
+    """Refuse factors of a tensor that the model ties to another, as the other would change too."""
     for name in checkpoint.tensors:
         tied = checkpoint.meta_model.tied_to(name) if checkpoint.meta_model else []
         if tied and checkpoint.is_folded(name):

@@ -1,4 +1,4 @@
-"""The model a config describes, instantiated without storage: names, shapes, owners and ties of its tensors."""
+"""The model that a config describes, instantiated without storage: names, shapes and ties of its tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 
 @dataclass(frozen=True, eq=False)
 class MetaModel:
-    """A model on the meta device, and what its modules say of each tensor of its state dict."""
+    """A model on the meta device. Its modules say what each tensor of its state dict is."""
 
     model: PreTrainedModel
 
@@ -49,7 +49,7 @@ class MetaModel:
         held.update(self.model.named_buffers(remove_duplicate=False))
         for name in self.tensors:
             owner = held.get(name)
-            if owner is None:  # extra state, which no module lists
+            if owner is None:  # no module lists extra state
                 continue
             if (known := first.setdefault(id(owner), name)) != name:
                 result[name] = known
@@ -62,13 +62,14 @@ class MetaModel:
         return [other for other in together if other != name]
 
     def first_of(self, name: str, held: Container[str]) -> str:
-        """The first in the state dict of the tensors that share a tensor's storage, of those that are `held`."""
+        """Of the `held` tensors that share a tensor's storage, the first in the state dict; else the tensor itself."""
         first = self.aliases.get(name, name)
         together = (first, *(alias for alias, source in self.aliases.items() if source == first))
         return next((other for other in together if other in held), name)
 
     @cached_property
     def buffers(self) -> frozenset[str]:
+        """Names of all buffers, those that are not saved included."""
         return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
 
     @cached_property
@@ -85,8 +86,8 @@ class MetaModel:
 def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
     """Instantiate the model of a `config.json` on the meta device.
 
-    Returns None for a checkpoint whose modelling code does not come with transformers (remote code):
-    its code is not run to learn names that are on disk anyway.
+    Returns None for a checkpoint whose modelling code does not come with transformers (remote code). Such code is not
+    run: it would only tell names that are on disk anyway.
 
     Raises:
         MergeError: transformers knows the model type but cannot build this config.
@@ -103,12 +104,12 @@ def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
     return _build(json.dumps(raw_config, sort_keys=True))
 
 
-# experts of one base have the same config but for a path or a version, so one instance serves them all
+# experts of one base mostly have the same config, so that one instance serves them all
 @lru_cache(maxsize=16)
 def _build(config_json: str) -> MetaModel:
     raw = parsed_config(json.loads(config_json))
     model_type = raw.pop("model_type")
-    # an attention implementation may need a package that merging does not
+    # an attention implementation may need a package that is not installed
     raw.pop("_attn_implementation", None)
     try:
         config = AutoConfig.for_model(model_type, **raw)

@@ -22,17 +22,17 @@ _WITH_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_FORMATS = (*OTHER_FORMATS, "*.npz", "*.mlpackage")
 # pickled copies of weights that are there as safetensors too
 _PICKLED_TWINS = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
-_OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
+_OF_THE_MODEL = ("spk_dict.pt",)  # files that a model's class reads by itself: Qwen2.5-Omni's voices
 
 
 @dataclass(frozen=True, eq=False)
 class WeightFile:
-    """A file of weights that is not one of those a model is loaded from. Only its header has been read."""
+    """A file of weights from which no model is loaded by its name. Only its header has been read."""
 
     path: Path
     tensors: Mapping[str, DiskTensor]
-    within: str = ""  # the key of the state dict, if that is a part of a larger file
-    unreadable: str = ""  # why nothing is known of it
+    within: str = ""  # the key of the state dict in a larger pickle; empty if the file is the state dict
+    unreadable: str = ""  # why the file cannot be read; empty if it can
 
     def __str__(self) -> str:
         if self.unreadable:
@@ -41,12 +41,12 @@ class WeightFile:
 
 
 def holds_weights(directory: Path) -> bool:
-    """Whether a directory holds the weights of a whole model, as transformers looks for them."""
+    """Whether a directory holds weights under the names by which transformers finds those of a whole model."""
     return bool(weight_files(directory))
 
 
 def holds_model(directory: Path) -> bool:
-    """Whether a directory is a model by itself; weights without a config are a part of one, as of an adapter."""
+    """Whether a directory is a model by itself. Weights without a config are a part of one, such as an adapter's."""
     return holds_weights(directory) and (directory / "config.json").is_file()
 
 
@@ -56,7 +56,7 @@ def holds_adapter(directory: Path) -> bool:
 
 
 def weights_beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
-    """Files in a directory that hold tensors and are neither `used` nor the state of a training, with their tensors."""
+    """The files with tensors in a directory that are neither `used` nor the state of a training. used: file names."""
     found = []
     for path in _files(directory, used):
         if path.suffix in _WITH_TENSORS and not matches(path.name, (*TRAINING_STATE, *_OTHER_FORMATS, *_OF_THE_MODEL)):
@@ -67,7 +67,7 @@ def weights_beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
 
 
 def unused_weight_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
+    """(description, file names) of the weights in a directory beside the `used` files, which are given by name."""
     twins = [path.name for path in _files(directory, used) if matches(path.name, _OTHER_FORMATS)]
     if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
         twins += [path.name for path in _files(directory, used) if matches(path.name, _PICKLED_TWINS)]

@@ -1,4 +1,4 @@
-"""Code that configs name in `auto_map`: which modules of a model's own are needed to load it."""
+"""The modules of a model's own code that configs name in `auto_map`, and that loading the model needs."""
 
 from __future__ import annotations
 

@@ -34,21 +34,23 @@ _OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer*", "schedu
 
 
 class _Fate(Enum):
+    """What a merge does with a file or folder."""
+
     COPIED = auto()
-    LEFT = auto()  # known to be no part of the model
-    NAMED = auto()  # left out, and named in a note
+    LEFT = auto()  # left out silently: it is known to be no part of the model
+    NAMED = auto()  # left out and named in a note
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
     """The side files of one directory."""
 
-    files: dict[str, Path]  # path below the directory, with forward slashes -> where it is
-    uncopied: dict[str, str]  # name -> reason, of what is no side file of the model, nor a known leftover of training
+    files: dict[str, Path]  # path below the directory, with forward slashes -> file
+    uncopied: dict[str, str]  # file or folder that is not copied and is no known leftover of training -> reason
 
     @cached_property
     def folders(self) -> dict[str, int]:
-        """The folders among the files, with their sizes in bytes."""
+        """The folders that hold files, with the bytes of these."""
         sizes: dict[str, int] = {}
         for name, path in self.files.items():
             folder, slash, _ = name.partition("/")
@@ -58,11 +60,11 @@ class Inventory:
 
 
 def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Collection[Path] = ()) -> Inventory:
-    """The side files of a model's directory, those in folders included; links are followed, but in no circles.
+    """The side files of a model's directory and of its folders. Links are followed, but in no circles.
 
     Args:
         weights: names of the files that hold the tensors of the checkpoint.
-        inputs: directories of models of the merge, which are no folders of this one.
+        inputs: directories of the other inputs of the merge, which are not copied.
     """
     config = _config(directory)
     places = {path.resolve() for path in inputs}
@@ -83,7 +85,7 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
 
 
 def describe_inventory(inventory: Inventory) -> str:
-    """A line of text: the files that a merge over this model would copy."""
+    """A line of text with the files that a merge over this model would copy."""
     single = [name for name in inventory.files if "/" not in name]
     folders = [f"{name}/ ({size_of(size)})" for name, size in inventory.folders.items()]
     return f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
@@ -120,7 +122,7 @@ def _folder_fate(path: Path, model_type: object, inputs: Collection[Path]) -> tu
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a folder, at whatever depth, is a leftover of training."""
+    """Whether training has left a folder, at whatever depth."""
     if matches(folder.name, LEFTOVER_FOLDERS):
         return True
     held = [file.name for file in folder.iterdir()]
@@ -129,7 +131,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def _walk(folder: Path, prefix: str, around: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """(path below the model's directory, file) of everything in a folder that is no leftover."""
+    """(path below the model's directory, file) of all files in a folder but leftovers of training."""
     place = folder.resolve()
     if place in around:
         return
@@ -142,7 +144,7 @@ def _walk(folder: Path, prefix: str, around: tuple[Path, ...]) -> Iterator[tuple
 
 
 def _config(directory: Path) -> dict[str, object]:
-    """The config of the model in a directory; empty if there is none that can be read."""
+    """The config of the model in a directory; empty if there is none, or it cannot be read."""
     file = directory / "config.json"
     try:
         return dict(read_json(file)) if file.is_file() else {}

@@ -8,7 +8,7 @@ from typing import Any
 from mergekit.common import ModelReference
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
-from mergekit_mm.checkpoints.hyperparameters import settings
+from mergekit_mm.checkpoints.hyperparameters import hyperparameters
 from mergekit_mm.checkpoints.transformers_private import on_meta_device
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
@@ -51,7 +51,7 @@ def omni_model(
 
 def _compute_like(text: Any, start: Checkpoint) -> None:
     """Give the host's language model the constants of the one that the merge starts from."""
-    known = settings(start)
+    known = hyperparameters(start)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
     if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):
