@@ -1,10 +1,10 @@
-"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and how to get at them."""
+"""One checkpoint: its tensors by their names in memory, with shape, dtype and role, and their place on disk."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,68 +16,60 @@ from mergekit_mm.checkpoints.meta_model import MetaModel, meta_model_of
 from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.quantization import require_plain, without_quantization
 from mergekit_mm.checkpoints.remote import is_headers_only
-from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names
+from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, TOWERS, Role, classify, classify_names, is_indexed_by_tokens
+from mergekit_mm.checkpoints.unwrapping import unwrap
 from mergekit_mm.checkpoints.weight_files import holds_adapter
 from mergekit_mm.checkpoints.weight_names import Group, group_names
-from mergekit_mm.checkpoints.wrapping import unwrap
 from mergekit_mm.errors import MergeError
 
-CROSS_ATTENTION = "cross_attention."  # begins the neutral names of layers that a text-only LLM does not have
-
-_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
+CROSS_ATTENTION = "cross_attention."  # beginning of the neutral names of layers that a text-only LLM lacks
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the model in memory has it."""
+    """A tensor of the model in memory."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     role: Role
     is_convolution: bool = False
-
-    @property
-    def vocabulary_axis(self) -> int | None:
-        """The axis that token ids index, which may differ in length between models."""
-        if self.role is Role.EMBEDDINGS and _NOT_OF_TOKENS.search(self.name):
-            return None
-        return 0 if self.role in (Role.EMBEDDINGS, Role.LM_HEAD) else None
+    vocabulary_axis: int | None = None  # the axis that token ids index, which may differ in length between models
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The inventory of one checkpoint directory. Only headers have been read."""
+    """The tensors of one checkpoint directory. Only headers have been read."""
 
     name: str  # as the user wrote it
     directory: Path
-    config: Mapping[str, Any]  # the parsed config.json, without keys about how the weights are packed
-    meta_model: MetaModel | None  # None for remote code, which is known by its names on disk alone
+    config: Mapping[str, Any]  # the parsed config.json, without entries about quantization
+    meta_model: MetaModel | None  # None for remote code, of which only the names on disk are known
     disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
     groups: tuple[Group, ...]
-    unknown: frozenset[str]  # on disk, but the model has no place for them
-    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor goes by its name on disk
+    unknown: frozenset[str]  # names on disk that the model has no place for
+    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor has its name on disk
     files: tuple[str, ...]  # the files that hold the tensors
-    notes: tuple[str, ...] = ()  # surprising steps taken while the files were read
+    notes: tuple[str, ...] = ()  # steps taken while the files were read that may surprise the user
 
     @cached_property
     def is_headers_only(self) -> bool:
-        """Whether its tensors have no values here, as those of a model on the hub that is looked at."""
+        """Whether the tensors have no values here, as `check` and `inspect` fetch none from the hub."""
         return is_headers_only(self.directory)
 
     @property
     def has_own_adapter(self) -> bool:
-        """Whether there is an adapter that the model's own class loads, and switches on for one medium alone."""
+        """Whether there is an adapter that the model's own class loads and applies to one medium alone."""
         switches = self.meta_model is not None and getattr(self.meta_model.model.config, "has_lora_adapter", False)
         return bool(switches) and holds_adapter(self.directory)
 
     def is_folded(self, name: str) -> bool:
-        """Whether a tensor, by its name in memory, has unmerged factors on disk, so that it is read in float32."""
+        """Whether a tensor, by its name in memory, has unmerged factors on disk, and is thus read in float32."""
         return any(self.disk[part].is_folded for part in self.group_of[name].disk)
 
     @property
-    def kind(self) -> str:
-        """The architecture: transformers' model type."""
+    def model_type(self) -> str:
+        """The architecture, as transformers names it."""
         return str(self.config.get("model_type"))
 
     @cached_property
@@ -86,13 +78,13 @@ class Checkpoint:
         return {name: group for group in self.groups for name in group.memory}
 
     def present(self, name: str) -> str | None:
-        """The name under which this checkpoint holds a tensor: its own, or that of one it is tied to."""
+        """The name under which this checkpoint holds a tensor: its own name, or that of a tensor it is tied to."""
         tied = self.meta_model.tied_to(name) if self.meta_model else ()
         return next((n for n in (name, *tied) if n in self.tensors), None)
 
     @property
     def ties_head(self) -> bool:
-        """Whether the output head is the embeddings again, so that it need not be on disk."""
+        """Whether the output head is tied to the embeddings, so that it need not be on disk."""
         embeddings = self.backbone.get("embed_tokens.weight")
         return self.meta_model is not None and embeddings in self.meta_model.aliases.values()
 
@@ -101,7 +93,7 @@ class Checkpoint:
         """The name in memory of the table that has a row for each token.
 
         Raises:
-            MergeError: there is none that is known as such.
+            MergeError: no tensor is known as such a table.
         """
         by_token = (n for n, info in self.tensors.items() if info.role is Role.EMBEDDINGS and info.vocabulary_axis == 0)
         found = self.backbone.get("embed_tokens.weight") or next(by_token, None)
@@ -109,11 +101,15 @@ class Checkpoint:
             raise MergeError(f"{self.name} has no embeddings of tokens that are known, so its vocabulary must stay.")
         return found
 
-    @property
-    def heads_all_tokens(self) -> bool:
-        """Whether the output head has a row for each one of the embeddings; Mllama's has none for its image token."""
-        names = [self.backbone.get(n) for n in ("embed_tokens.weight", "lm_head.weight")]
-        return len({self.tensors[name].shape[0] for name in names if name}) < 2
+    @cached_property
+    def vocabulary_sizes(self) -> Mapping[int, str]:
+        """Number of rows -> the first table of that many rows, of all tables that token ids index.
+
+        A vocabulary can be changed where this is one number. Mllama's head has no row for its image token, and the
+        per-layer embeddings of Gemma 3n none for the ids that stand for pieces of images and sounds.
+        """
+        tables = [info for info in self.tensors.values() if info.vocabulary_axis is not None]
+        return {info.shape[0]: info.name for info in reversed(tables)}
 
     @property
     def is_multimodal(self) -> bool:
@@ -121,17 +117,18 @@ class Checkpoint:
 
     @cached_property
     def backbone(self) -> Mapping[str, str]:
-        """The language model in names that do not depend on what surrounds it: neutral name -> name in memory.
+        """The tensors of the language model: neutral name -> name in memory.
 
-        The text-only twin of a multimodal model's decoder gives the same neutral names:
-        `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. Layers that attend to media alone are
-        not counted, as the twin has none: `cross_attention.3.mlp.up_proj.weight`, with their own number.
+        Neutral names do not depend on the model around the language model, so that they are the same in a text-only
+        LLM: `layers.0.mlp.up_proj.weight`, `embed_tokens.weight`, `lm_head.weight`. A text-only LLM lacks layers that
+        attend to media alone. These keep their number, and the others are counted without them:
+        `cross_attention.3.mlp.up_proj.weight`.
         """
         return neutral_names({n: info.role for n, info in self.tensors.items() if n not in self.unknown})
 
 
 def neutral_names(roles: Mapping[str, Role]) -> dict[str, str]:
-    """`Checkpoint.backbone` of tensors whose roles are known."""
+    """`Checkpoint.backbone`, from the roles of tensors by their names in memory."""
     names = [n for n, role in roles.items() if role in LANGUAGE_ROLES]
     stack = layer_stack(names)
     parent = stack.rpartition(".")[0] + "." if "." in stack else ""
@@ -162,7 +159,7 @@ def _numbered_as_in_twin(backbone: Mapping[str, str]) -> dict[str, str]:
 
 
 def layer_stack(names: list[str]) -> str:
-    """The path of the module list that holds most of these tensors: `model.language_model.layers`; "" if none does."""
+    """The path of the module list that holds most of these tensors, `model.language_model.layers`; else empty."""
     counts: dict[str, int] = {}
     for name in names:
         if match := re.search(r"\.\d+\.", name):
@@ -171,11 +168,15 @@ def layer_stack(names: list[str]) -> str:
 
 
 def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoint:
-    """Take the inventory of a checkpoint directory; if it has to be `whole`, it must hold all that its model needs.
+    """Read the headers of a checkpoint directory and find the place of each tensor in the model of its config.
+
+    Args:
+        name: the checkpoint as the user wrote it, for messages.
+        whole: whether the directory must hold all tensors that its model needs.
 
     Raises:
-        MergeError: not a checkpoint, quantized, incomplete, of shapes that its config contradicts, or with a
-            tensor under two names.
+        MergeError: the directory is no checkpoint, is quantized or incomplete, holds tensors of other shapes than its
+            config describes, or holds one tensor under two names.
     """
     config = read_config(directory)
     if not config.get("model_type") and "auto_map" not in config:
@@ -183,25 +184,25 @@ def open_checkpoint(name: str, directory: Path, whole: bool = True) -> Checkpoin
             f"{directory / 'config.json'} has no `model_type`, so nobody can tell what model it describes; an export "
             "has lost it. Put the config.json of the model that this one was made from there."
         )
-    checkpoint = take_inventory(name, directory, config, read_headers(directory))
+    checkpoint = assemble_checkpoint(name, directory, config, read_headers(directory))
     if whole:
         require_complete(checkpoint)
     _require_untied(checkpoint)
     return checkpoint
 
 
-def take_inventory(
+def assemble_checkpoint(
     name: str, directory: Path, config: Mapping[str, Any], stored: Mapping[str, DiskTensor]
 ) -> Checkpoint:
-    """The checkpoint that this config and these tensors are, whether they are in `directory` already or not.
+    """The checkpoint of a config and tensors, which need not be in `directory` yet.
 
     Raises:
-        MergeError: as for `open_checkpoint`, but for what is missing.
+        MergeError: see `open_checkpoint`; missing tensors are not looked for.
     """
     meta_model = meta_model_of(without_quantization(config))
     known = meta_model.tensors if meta_model else {}
-    config, speaks = require_plain(name, directory, config, stored, known)
-    disk, config, wrapped = unwrap(name, directory, config, stored, known)
+    config, of_quantization = require_plain(name, directory, config, stored, known)
+    disk, config, of_wrappers = unwrap(name, directory, config, stored, meta_model)
     if meta_model is None:
         groups = [Group((tensor,), (tensor,)) for tensor in disk]
         unknown: list[str] = []
@@ -209,6 +210,7 @@ def take_inventory(
         groups, unknown = group_names(meta_model, disk)
         groups += [Group((tensor,), (tensor,)) for tensor in unknown]
     tensors = _inventory(name, meta_model, disk, groups)
+    tensors = _without_foreign_vocabularies(tensors, frozenset(unknown))
     return Checkpoint(
         name,
         directory,
@@ -219,7 +221,7 @@ def take_inventory(
         frozenset(unknown),
         tensors,
         tuple(sorted({tensor.file for tensor in stored.values()})),
-        (*speaks, *wrapped),
+        (*of_quantization, *of_wrappers),
     )
 
 
@@ -242,7 +244,8 @@ def _inventory(
                     "loaded: remove what is out of date."
                 )
             convolution = meta_model is not None and memory in meta_model.convolutions
-            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution)
+            axis = 0 if is_indexed_by_tokens(memory, roles[memory]) else None
+            found[memory] = TensorInfo(memory, tuple(tensor.shape), tensor.dtype, roles[memory], convolution, axis)
     if wrong:
         raise MergeError(
             f"{name} holds {len(wrong)} tensors of another shape than its own config.json asks for:\n  "
@@ -254,8 +257,19 @@ def _inventory(
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
+def _without_foreign_vocabularies(tensors: dict[str, TensorInfo], unknown: frozenset[str]) -> dict[str, TensorInfo]:
+    """The tensors, with token ids as the index of an unknown one only if it has as many rows as the model's own tables.
+
+    What an unknown tensor is for is guessed from its name. `mtp.embed_tokens.weight` is a copy of the embeddings; an
+    `lm_head.weight` of 64 rows is another model's, and the rows of a new vocabulary mean nothing in it.
+    """
+    own = {info.shape[0] for name, info in tensors.items() if info.vocabulary_axis is not None and name not in unknown}
+    foreign = (n for n in unknown if tensors[n].vocabulary_axis is not None and tensors[n].shape[0] not in own)
+    return tensors | {name: replace(tensors[name], vocabulary_axis=None) for name in foreign}
+
+
 def require_complete(checkpoint: Checkpoint) -> None:
-    """MergeError where tensors of the checkpoint's own model are missing."""
+    """Raise MergeError where tensors of the checkpoint's own model are missing."""
     meta_model = checkpoint.meta_model
     if meta_model is None:
         return
@@ -263,14 +277,15 @@ def require_complete(checkpoint: Checkpoint) -> None:
     if absent:
         present = checkpoint.tensors.keys() - checkpoint.unknown
         raise MergeError(
-            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.kind}), which transformers "
-            f"would fill with random values.{explain(checkpoint.kind, absent, checkpoint.unknown, present)}\n  "
-            + "\n  ".join(absent[:10])
+            f"{checkpoint.name} lacks {len(absent)} tensors of its own model ({checkpoint.model_type}), which "
+            "transformers would fill with random values."
+            + explain(checkpoint.model_type, absent, checkpoint.unknown, present)
+            + "".join(f"\n  {name}" for name in absent[:10])
         )
 
 
 def _require_untied(checkpoint: Checkpoint) -> None:
-    """Refuse factors of a tensor that the model ties to another, which would change with it."""
+    """Refuse factors of a tensor that the model ties to another, as the other would change too."""
     for name in checkpoint.tensors:
         tied = checkpoint.meta_model.tied_to(name) if checkpoint.meta_model else []
         if tied and checkpoint.is_folded(name):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, for people."""
+"""The description of a checkpoint that `mergekit-mm inspect` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint directory holds, read from file headers only."""
+"""The tensors in the files of a checkpoint directory, read from the files' headers alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from safetensors import safe_open
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
+from mergekit_mm.numerics.low_rank import lora_delta, stacked_lora_delta, widened, with_row_lengths
 
 # the header of a safetensors file names dtypes in its own short form
 _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -38,49 +38,60 @@ _SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 
 _OTHER_FORMATS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx"}
 
+# keys under which trainers put a state dict into a larger file
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
 
 @dataclass(frozen=True)
 class Stored:
-    """The keys under which PEFT stores one tensor of a model that is saved with its adapter still around it."""
+    """The keys that one tensor is computed from, in a file that was saved with PEFT still around the model."""
 
-    whole: str  # the tensor before the adapter, or in its place
+    whole: str  # the tensor before the adapter is applied, or the tensor that replaces it
     a: str | None = None
     b: str | None = None
     bias: str | None = None  # the key of the term that lora_B adds to a bias
     magnitude: str | None = None  # the key of DoRA's row lengths
     scaling: float = 1.0
     transposed: bool = False
+    matrices: int | None = None  # number of matrices, if the tensor is a stack with factors for each matrix
 
     def value(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The tensor with its adapter applied, from the stored ones; in float32 or wider if there is an adapter."""
+        """The tensor with its adapter applied; in float32 or wider if it has factors.
+
+        read: gives the stored tensor of a key.
+        """
         tensor = read(self.whole)
         if self.bias is not None:
             return widened(tensor) + widened(read(self.bias)) * self.scaling
         if self.a is None or self.b is None:
             return tensor
-        delta = lora_delta(widened(read(self.a)), widened(read(self.b)), self.scaling, self.transposed)
+        a, b = widened(read(self.a)), widened(read(self.b))
+        if self.matrices is None:
+            delta = lora_delta(a, b, self.scaling, self.transposed)
+        else:
+            delta = stacked_lora_delta(a, b, self.scaling, self.matrices, self.transposed)
         tuned = delta.added_to(widened(tensor))
         return tuned if self.magnitude is None else with_row_lengths(tuned, widened(read(self.magnitude)))
 
 
 @dataclass(frozen=True)
 class DiskTensor:
-    """One tensor of a checkpoint as its file describes it: nothing of it has been read."""
+    """One tensor of a checkpoint as the header of its file describes it. No value has been read."""
 
     name: str
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    stored: Stored | None = None  # where its values come from, if not from one tensor of this name
+    stored: Stored | None = None  # the keys of its values, if these are not in one tensor of this name
 
     @property
     def is_folded(self) -> bool:
-        """Whether its values are computed from several tensors of the file, in float32 or wider."""
+        """Whether the values are computed from several tensors of the file, in float32 or wider."""
         return self.stored is not None and (self.stored.b is not None or self.stored.bias is not None)
 
     @property
     def key(self) -> str:
-        """The name in the file of its values, or of those that are changed by factors beside them."""
+        """The name in the file of the values, before any factors are added."""
         return self.stored.whole if self.stored else self.name
 
     @property
@@ -89,7 +100,7 @@ class DiskTensor:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a checkpoint directory, as it stands on disk."""
+    """The parsed `config.json` of a checkpoint directory. MergeError: there is none, or it is damaged."""
     file = directory / "config.json"
     if not file.is_file():
         below = sorted(found.parent.name for found in directory.glob("*/config.json"))
@@ -103,7 +114,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _if_adapter(directory: Path) -> str:
-    """How to name what is in a directory, with a blank before it, if that is an adapter."""
+    """How to name the adapter in a directory, with a blank before it; empty if there is none."""
     if (directory / "adapter_config.json").is_file():
         return f" It is an adapter: write the model it belongs to before it, as in BASE+{directory}."
     if any((directory / f"adapter_model.{end}").is_file() for end in ("safetensors", "bin")):
@@ -112,9 +123,9 @@ def _if_adapter(directory: Path) -> str:
 
 
 def _other_weights(directory: Path) -> str:
-    """What a directory holds in place of weights that load, with a blank before it; "" if there is nothing like that.
+    """The weights in a directory that cannot be loaded, with a blank before the text; empty if there are none.
 
-    transformers does not load shards without an index either: that one file is missing may mean that others are.
+    transformers does not load shards without an index either: where the index is missing, shards may be missing too.
     """
     if adapter := _if_adapter(directory):
         return adapter
@@ -141,7 +152,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> frozenset[str]:
-    """Names of the files that hold a checkpoint's weights, those of its index included; empty if it has none.
+    """Names of the files that a checkpoint's weights are loaded from, an index included; empty if it has no weights.
 
     Raises:
         MergeError: the index is damaged.
@@ -156,7 +167,7 @@ def weight_files(directory: Path) -> frozenset[str]:
 
 
 def _weights_below(directory: Path) -> str:
-    """A folder with the weights that a directory lacks; empty if it has weights, or no such folder."""
+    """The folder that holds the weights which a directory lacks; empty if it has weights, or no such folder."""
     if any((directory / name).is_file() for name in weight_files(directory)):
         return ""
     folders = (found.name for found in sorted(directory.iterdir()) if found.is_dir() and weight_files(found))
@@ -167,8 +178,8 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
     """Every tensor of a checkpoint directory, by its name on disk, without reading any values.
 
     Raises:
-        MergeError: no weights, or two sets of them; a shard named by the index is missing or damaged,
-            or the index and the shards disagree about a tensor, or about where it is.
+        MergeError: there are no weights, or two sets of them; a shard that the index names is missing or damaged; or
+            the index and the shards disagree about a tensor or its place.
     """
     if below := _weights_below(directory):
         raise MergeError(
@@ -211,7 +222,14 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
 
 
 def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
-    """Every tensor of one file, safetensors or pickled, as of `file`, without reading any values."""
+    """Every tensor of one file, safetensors or pickled, without reading any values.
+
+    file: the name of the file in the tensors' descriptions.
+
+    Raises:
+        MergeError: a tensor has a dtype that cannot be merged, or a pickle holds more than tensors.
+        Exception: from safetensors or pickle, for a damaged file.
+    """
     if path.suffix == ".safetensors":
         with safe_open(str(path), framework="pt") as shard:
             for name in shard.keys():
@@ -222,10 +240,30 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
                 yield DiskTensor(name, file, tuple(view.get_shape()), dtype)
         return
     state = torch.load(path, map_location="meta", weights_only=True)
+    within, inner = state_dict_in(state)
+    if within:
+        raise MergeError(
+            f"its {len(inner)} tensors are under the key {within!r}, as in a checkpoint of training, where "
+            f"transformers finds none either. Save them alone: `torch.save(torch.load(file)[{within!r}], file)`"
+        )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise MergeError(f"{name} is a {type(tensor).__name__} and no tensor, as in a checkpoint of training")
         yield DiskTensor(name, file, tuple(tensor.shape), tensor.dtype)
+
+
+def state_dict_in(held: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    """The state dict in the content of a pickle, and the key of the content that holds it; empty for the content."""
+    if not isinstance(held, dict):
+        return "", {}
+    for key in _STATE_KEYS:
+        if isinstance(held.get(key), dict) and (found := _tensors(held[key])):
+            return key, found
+    return "", _tensors(held)
+
+
+def _tensors(held: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -235,10 +273,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def unpickled(path: Path) -> Any:
-    """What a file of torch.save holds, read by its restricted unpickler alone; tensors stay on disk where they can.
+    """The content of a file of torch.save, read by torch's restricted unpickler; tensors stay on disk where they can.
 
     Raises:
-        Exception: of torch or of pickle, for a file that holds more than tensors and plain containers.
+        Exception: from torch or pickle, for a file that holds more than tensors and plain containers.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

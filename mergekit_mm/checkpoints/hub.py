@@ -1,4 +1,4 @@
-"""Where a model is: a local directory, or one that is fetched from the hub with all that a merge and its user need."""
+"""Where a model is: in a local directory, or on the hub, from where the files that a merge or its user needs come."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 from mergekit.common import ModelPath
 from mergekit.options import MergeOptions
 
+from mergekit_mm.checkpoints.file_patterns import is_never_read
 from mergekit_mm.checkpoints.remote import HeaderOptions, has_readable_header, lay_out
-from mergekit_mm.checkpoints.side_files.inventory import is_never_read
 from mergekit_mm.errors import MergeError
 
 LOG = logging.getLogger(__name__)
@@ -31,21 +31,23 @@ _WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def local_path(name: str) -> Path:
-    """The path that a name would have on this machine; `~` is the user's home, and of others that exist."""
+    """The path that a name would have on this machine, with `~` and `~user` as homes of users."""
     try:
         return Path(name).expanduser()
-    except RuntimeError:  # a home of nobody's, which is a name as good as any other
+    except RuntimeError:  # there is no such user, so that `~user` is a name like any other
         return Path(name)
 
 
 def locate(model: ModelPath, options: MergeOptions) -> Path:
     """The local directory of a model or adapter, downloaded with all its side files if it is on the hub.
 
-    With `HeaderOptions`, of weights on the hub no more is fetched than the headers (see `remote`).
+    With `HeaderOptions`, only the headers of weights on the hub are fetched (see `remote`).
 
     Raises:
-        MergeError: it cannot be found, or cannot be fetched.
+        MergeError: it has no name, cannot be found, or cannot be fetched.
     """
+    if not model.path.strip():
+        raise MergeError("A model has an empty name: write the path of its directory, or its id on the hub.")
     path = local_path(model.path)
     if path.is_dir():
         return path
@@ -79,7 +81,7 @@ def _gated(model: ModelPath) -> str:
 
 
 def _no_model(model: ModelPath, path: Path, error: Exception) -> str:
-    """Why a name is that of no model."""
+    """The refusal of a name that no model has."""
     if isinstance(error, HFValidationError):  # The error's own advice is for callers of the hub's library.
         why = "the id of a model on the hub."
     elif isinstance(error, RepositoryNotFoundError):
@@ -95,7 +97,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _fetch(model: ModelPath, options: MergeOptions, found: ModelInfo) -> Path:
-    """Download what is needed of a model."""
+    """Download the files of a model that are needed, or with `HeaderOptions` the headers of its weights."""
     siblings = {sibling.rfilename: sibling for sibling in found.siblings or ()}
     cache = options.transformers_cache
 
@@ -137,10 +139,10 @@ def _left_out(files: Collection[str]) -> list[str]:
 
 
 def _downloaded_before(model: ModelPath, cache: str | None, path: Path, error: Exception) -> Path:
-    """What an earlier download left in the cache, where the hub does not answer; transformers takes that too.
+    """A model in the cache of earlier downloads, where the hub does not answer. transformers takes it from there too.
 
     Raises:
-        MergeError: nothing of the model is there, or only a part.
+        MergeError: the cache holds nothing of the model, or only a part.
     """
 
     def cached(ignored: Iterable[str] = ()) -> Path:
@@ -155,7 +157,7 @@ def _downloaded_before(model: ModelPath, cache: str | None, path: Path, error: E
     except LocalEntryNotFoundError as refusal:
         if getattr(refusal, "snapshot_path", None) is None:  # there is nothing of it
             raise MergeError(_no_model(model, path, error)) from error
-    # something that the repository has is not there, which may be what no merge reads
+    # the missing files may be ones that no merge reads
     files = huggingface_hub.get_cached_repo_tree(model.path, revision=model.revision, cache_dir=cache)
     try:
         return cached(_left_out([file.path for file in files]))

@@ -1,4 +1,4 @@
-"""Tensors that a merge config leaves out by naming them."""
+"""Tensors that a merge config leaves out by name (the parameter `ignore`)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ IGNORE = "ignore"  # parameter of the whole merge
 
 @dataclass(frozen=True)
 class Ignored:
-    """Patterns, each a part of a tensor's name, in which * stands for any characters and ? for one.
+    """Patterns for parts of tensors' names, in which * stands for any characters and ? for one.
 
-    They choose among the tensors that the inputs have beyond the base, and so never touch one that the base has.
+    They choose among the tensors that inputs have beyond the base. A tensor that the base has is never left out.
     """
 
     patterns: tuple[str, ...] = ()
 
     def among(self, names: Iterable[str]) -> Iterator[str]:
-        """Those of `names` that are named, where a tensor has no other name."""
+        """The names that fit a pattern. For tensors that have no other name on disk."""
         yield from (name for name in names if any(_fits(pattern, name) for pattern in self.patterns))
 
     def reason(self, checkpoint: Checkpoint, tensor: str) -> str | None:
-        """Why a tensor is left out; None if it is not named: by its name in memory, or one of those on disk."""
+        """Why a tensor is left out; None if no pattern fits its name in memory or one of its names on disk."""
         named = any(_is_named(pattern, checkpoint, tensor) for pattern in self.patterns)
         return f"named by `{IGNORE}`" if named else None
 
     def problems(self, base: Checkpoint, matches: Iterable[Match], left_out: Iterable[str] = ()) -> list[str]:
-        """What is wrong with patterns that name nothing which could be left out.
+        """The problems of patterns that fit no tensor which could be left out.
 
-        left_out: what has been left out already, of adapters.
+        left_out: names of tensors that have been left out of adapters already.
         """
         named = list(left_out)
         beyond = [
@@ -52,19 +52,19 @@ class Ignored:
         ]
 
     def _problem(self, pattern: str, base: Checkpoint, beyond: list[str]) -> str:
-        told = f"  parameter {IGNORE}: {pattern!r} "
+        about = f"  parameter {IGNORE}: {pattern!r} "
         if own := [name for name in base.tensors if _is_named(pattern, base, name)]:
             roles = sorted({base.tensors[name].role.value for name in own})
             return (
-                told + f"names tensors that {base.name} has ({some(own)}); it is for what other inputs have beyond it. "
+                f"{about}names tensors that {base.name} has ({some(own)}); it is for what other inputs have beyond it. "
                 f"What the base has is kept as it is there by the policy `base`, for {', '.join(roles)} or in a filter."
             )
-        told += "names no tensor that an input has beyond the base."
+        about += "names no tensor that an input has beyond the base."
         if not beyond:
-            return told + " There is none: leave the pattern out."
+            return about + " There is none: leave the pattern out."
         parts = {".".join(name.split(".")[: depth + 1]) for name in beyond for depth in range(name.count(".") + 1)}
         close = difflib.get_close_matches(pattern, sorted(parts), n=1)
-        return told + (f" Did you mean {close[0]!r}?" if close else f" These are {some(beyond)}.")
+        return about + (f" Did you mean {close[0]!r}?" if close else f" These are {some(beyond)}.")
 
 
 def _is_named(pattern: str, checkpoint: Checkpoint, tensor: str) -> bool:

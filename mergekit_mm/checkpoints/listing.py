@@ -1,4 +1,4 @@
-"""Names and sizes in messages: a few names, and how many more."""
+"""Lists of names, and sizes, as messages show them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 
 def some(names: Iterable[str]) -> str:
-    """Up to three names, for a sentence."""
+    """Up to three names and the number of the others, for a sentence."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def indented(lines: Sequence[str], indent: str, most: int = 6) -> str:
-    """Up to `most` lines of their own, each after a line break."""
+    """Up to `most` lines and the number of the others, each after a line break and an indent."""
     more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
     return "".join(f"\n{indent}{line}" for line in [*lines[:most], *more])
 

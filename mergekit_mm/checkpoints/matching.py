@@ -1,4 +1,4 @@
-"""Tensors of two checkpoints held against each other: which of the other stands for which of the base."""
+"""The tensors of an input matched with those of the base."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from mergekit_mm.checkpoints.listing import indented, some
 from mergekit_mm.checkpoints.mismatch import explain
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.checkpoints.submodels import common_part, part_of, parts_beyond
+from mergekit_mm.checkpoints.transformers_private import ignored_if_unexpected
 from mergekit_mm.checkpoints.values import same_values
 
-# Heads that trainers put on a model: value heads of reinforcement learning, and those of reward models and classifiers.
-# They stand beside the model, not inside it, and the model itself is used without them.
+# Heads that trainers put on a model: of reinforcement learning, reward models and classifiers. They stand beside the
+# model, not inside it, and the model itself is used without them.
 TRAINING_HEAD = re.compile(r"(v_head|value_head|reward_head|rm_head|score|classifier)\.")
 OF_TRAINING = "a head of training, which the model itself has no place for"
 
 
 @dataclass
 class Match:
-    """How one input's tensors stand for the base's.
+    """The tensors of one input, matched with those of the base.
 
-    What does not fit is collected first. Whether it is a problem depends on the merge, which may not ask for it: see
-    `judge`.
+    Tensors that do not fit are collected first. Whether they are a problem depends on the merge, which may not ask for
+    them: see `judge`.
     """
 
     base: Checkpoint
     other: Checkpoint
     keeps_vocabulary: bool
-    composing: bool = False  # an omni model: towers go elsewhere, so there is nothing to note about them
+    composing: bool = False  # whether an omni model is made, in which towers have a place of their own
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)  # tensors of the base that the input lacks
     differing: dict[str, str] = field(default_factory=dict)  # tensor of the base -> its shapes in both
-    computing: list[str] = field(default_factory=list)  # settings with which the input's language model differs
+    computing: list[str] = field(default_factory=list)  # hyperparameters in which the language models differ
     beyond: list[str] = field(default_factory=list)  # tensors of the input that the base has no place for
-    untied: list[str] = field(default_factory=list)  # tensors of the input that the base ties to others, unlike it
+    untied: list[str] = field(default_factory=list)  # tensors that the base ties to others and the input does not
     unused: dict[str, list[str]] = field(default_factory=dict)  # why -> tensors of the input that are left out
 
     def names(self) -> dict[str, str]:
-        """Name in the base -> name in the other, of all tensors."""
+        """Name in the base -> name in the other, of all tensors that are matched."""
         if self.other is self.base:
             return {name: name for name in self.base.tensors}
         if (paths := common_part(self.base, self.other)) is not None:
             return self._of_part(*paths)
-        if self.other.kind == self.base.kind:
+        if self.other.model_type == self.base.model_type:
             ours = self._without_parts_of_its_own(self.base, self.other, "the base's are kept")
             theirs = self._without_parts_of_its_own(self.other, self.base, "they are not used")
             return self._of_equal_shape(self._by_name(ours, theirs))
         return self.of_language_models()
 
     def _of_part(self, ours: str, theirs: str) -> dict[str, str]:
-        """Where one model is a module of the other: the module's tensors matched with the whole of the former."""
+        """The match of a model with the module of the other model that it is. ours, theirs: paths of the module."""
         inner = Match(part_of(self.base, ours), part_of(self.other, theirs), self.keeps_vocabulary)
         found = inner._of_equal_shape(inner._by_name(list(inner.base.tensors), list(inner.other.tensors)))
         start, own = (f"{path}." if path else "" for path in (ours, theirs))
@@ -76,35 +77,36 @@ class Match:
         return {start + name: own + other for name, other in found.items()}
 
     def _without_parts_of_its_own(self, one: Checkpoint, other: Checkpoint, fate: str) -> list[str]:
-        """The tensors of one model, without those of whole modules that the other's config leaves out."""
+        """The tensors of one model without those of the modules for output that the other lacks by its config."""
         beyond = parts_beyond(one, other)
         if beyond:
             self.notes.append(f"By its config, {other.name} has no {', '.join(beyond)}, as {one.name} has; {fate}.")
         return [name for name in one.tensors if not name.startswith(tuple(f"{path}." for path in beyond))]
 
     def of_language_models(self) -> dict[str, str]:
-        """The same of the language models alone, whatever surrounds them."""
+        """Name in the base -> name in the other, of the language models alone, whatever surrounds them."""
         return self._of_equal_shape(self._by_backbone())
 
     def of_towers(self) -> dict[str, str]:
-        """The same of all but the language models, of two models of one architecture."""
+        """Name in the base -> name in the other, of all but the language models. Both are of one architecture."""
         return self._of_equal_shape(self._by_name(tower_names(self.base), tower_names(self.other)))
 
     def judge(self, asks: Callable[[str], bool], leaves_out: Callable[[TensorInfo], str | None]) -> None:
-        """Sort what does not fit into `problems` and `notes`.
+        """Sort the tensors that do not fit into `problems` and `notes`.
 
-        asks: whether the merge takes the base's tensor of this name from the input too. leaves_out: why a tensor of the
-        input that the base has no place for is not used, or None if that is nowhere said.
+        Args:
+            asks: whether the merge asks the input for the tensor of this name in the base.
+            leaves_out: why a tensor of the input without a place in the base is not used; None if no reason is known.
         """
         absent = [name for name in self.lacking if asks(name)]
         present = self.other.tensors.keys() - self.other.unknown
-        explanation = explain(self.other.kind, absent, self.other.unknown, present).strip()
+        explanation = explain(self.other.model_type, absent, self.other.unknown, present).strip()
         self._problem("lacks {} tensors that {base} has", absent, explanation or self._advice(absent))
         if spared := [name for name in self.lacking if name not in absent]:
             self.notes.append(f"{self.other.name} lacks {some(spared)}; the base's are kept.")
         wrong = [name for name in self.differing if asks(name)]
-        told = [f"{name}: {self.differing[name]}" for name in wrong]
-        self._problem("differs from {base} in the shape of {} tensors", told, self._advice(wrong))
+        shapes = [f"{name}: {self.differing[name]}" for name in wrong]
+        self._problem("differs from {base} in the shape of {} tensors", shapes, self._advice(wrong))
         if spared := [name for name in self.differing if name not in wrong]:
             self.notes.append(f"{self.other.name} has {some(spared)} in another shape; the base's are kept.")
         if self.computing and any(asks(name) for name in self.base.backbone.values()):
@@ -124,7 +126,7 @@ class Match:
 
     @property
     def left_over(self) -> list[str]:
-        """All tensors of the input that stand for nothing of the base, whatever becomes of them."""
+        """All tensors of the input that match none of the base, whether they are a problem or not."""
         return [*self.beyond, *self.untied, *(name for names in self.unused.values() for name in names)]
 
     def _by_name(self, ours: list[str], theirs: list[str]) -> dict[str, str]:
@@ -161,7 +163,7 @@ class Match:
 
     @cached_property
     def _of_other_model(self) -> Container[str]:
-        """Names of the tensors that the other's own model is known to use."""
+        """Names of the tensors of the other's own model; empty for remote code."""
         return self.other.meta_model.tensors if self.other.meta_model else ()
 
     def _by_backbone(self) -> dict[str, str]:
@@ -172,7 +174,7 @@ class Match:
         found = {base[n]: other[n] for n in base if n in other}
         for n in heads & base.keys() - other.keys():
             if n == "lm_head.weight" and self.other.ties_head:
-                found[base[n]] = other["embed_tokens.weight"]  # not on disk, but there
+                found[base[n]] = other["embed_tokens.weight"]  # a tied head need not be on disk
         self.lacking += [base[n] for n in base if n not in heads | extra | other.keys()]
         self.beyond += [other[n] for n in other if n not in heads | extra | base.keys()]
         unused = [n for n, info in self.other.tensors.items() if info.role not in LANGUAGE_ROLES]
@@ -189,7 +191,7 @@ class Match:
         if not self.composing:
             kept = [n for n, info in self.base.tensors.items() if info.role not in LANGUAGE_ROLES]
             self.notes.append(
-                f"{self.other.name} ({self.other.kind}) is merged into the language model"
+                f"{self.other.name} ({self.other.model_type}) is merged into the language model"
                 + (f"; {len(kept)} tensors of towers and projectors come from the multimodal inputs." if kept else ".")
             )
         return found
@@ -199,7 +201,7 @@ class Match:
         return any(info.vocabulary_axis is not None for info in infos)
 
     def _of_equal_shape(self, found: dict[str, str]) -> dict[str, str]:
-        """Drop the vocabulary tensors whose row counts differ (the base's stay); any other difference is a problem."""
+        """The matches without tensors of other shapes. For a vocabulary of another length, the base's stays."""
         fitting: dict[str, str] = {}
         for name, own in found.items():
             ours, theirs = self.base.tensors[name], self.other.tensors[own]
@@ -207,7 +209,7 @@ class Match:
             if ours.shape == theirs.shape or (rows_only and not self.keeps_vocabulary):
                 fitting[name] = own
             elif rows_only:
-                mergeable = self.base.heads_all_tokens and self.other.heads_all_tokens
+                mergeable = all(len(each.vocabulary_sizes) == 1 for each in (self.base, self.other))
                 self.notes.append(
                     f"{name} stays at the base: {self.base.name} has {ours.shape[0]} rows, {self.other.name} "
                     f"{theirs.shape[0]}."
@@ -219,11 +221,11 @@ class Match:
 
     def _problem(self, what: str, names: list[str], advice: str) -> None:
         if names:
-            told = f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"
-            self.problems.append(told + indented(names, "    ", most=12) + (f"\n    {advice}" if advice else ""))
+            finding = f"  {self.other.name} " + what.format(len(names), base=self.base.name) + ":"
+            self.problems.append(finding + indented(names, "    ", most=12) + (f"\n    {advice}" if advice else ""))
 
     def _advice(self, names: list[str]) -> str:
-        """How a merge is told not to ask for these tensors of the base."""
+        """How the config can keep the base's tensors of these names; empty if that is impossible."""
         roles = {self.base.tensors[name].role for name in names} - {Role.LANGUAGE_MODEL}
         if self.composing or not roles:
             return ""
@@ -231,19 +233,18 @@ class Match:
 
 
 def tower_names(checkpoint: Checkpoint) -> list[str]:
-    """Names in memory of everything but the language model, as far as the model has a place for it."""
+    """Names in memory of all tensors outside of the language model that the model has a place for."""
     infos = checkpoint.tensors.values()
     return [t.name for t in infos if t.role not in LANGUAGE_ROLES and t.name not in checkpoint.unknown]
 
 
 def _ignored_on_load(checkpoint: Checkpoint) -> Iterable[str]:
-    # buffers that older versions of transformers saved, and that newer ones drop for every model
+    # buffers that older versions of transformers saved; newer versions leave them out of every model
     dropped = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
-    own = checkpoint.meta_model.model._keys_to_ignore_on_load_unexpected if checkpoint.meta_model else None
-    return [*dropped, *(own or ())]
+    return [*dropped, *(ignored_if_unexpected(checkpoint.meta_model.model) if checkpoint.meta_model else ())]
 
 
 def _stems(names: list[str]) -> list[str]:
-    """What begins these names and is enough to name them all: `v_head`, `model.vision_tower`."""
+    """The shortest beginnings that name all of these tensors: `v_head`, `model.vision_tower`."""
     depth = 2 if all(name.startswith("model.") for name in names) else 1
     return sorted({".".join(name.split(".")[:depth]) for name in names})

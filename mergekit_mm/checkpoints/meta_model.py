@@ -1,4 +1,4 @@
-"""The model a config describes, instantiated without storage: names, shapes, owners and ties of its tensors."""
+"""The model that a config describes, instantiated without storage: names, shapes and ties of its tensors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import (
+from torch import nn
+from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
+from mergekit_mm.checkpoints.transformers_private import ignored_if_missing, on_meta_device, parsed_config
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni import register as register_omni
 from mergekit_mm.omni.configuration import OmniConfig
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 @dataclass(frozen=True, eq=False)
 class MetaModel:
-    """A model on the meta device, and what its modules say of each tensor of its state dict."""
+    """A model on the meta device. Its modules say what each tensor of its state dict is."""
 
     model: PreTrainedModel
 
@@ -44,7 +49,7 @@ class MetaModel:
         held.update(self.model.named_buffers(remove_duplicate=False))
         for name in self.tensors:
             owner = held.get(name)
-            if owner is None:  # extra state, which no module lists
+            if owner is None:  # no module lists extra state
                 continue
             if (known := first.setdefault(id(owner), name)) != name:
                 result[name] = known
@@ -57,32 +62,32 @@ class MetaModel:
         return [other for other in together if other != name]
 
     def first_of(self, name: str, held: Container[str]) -> str:
-        """The first in the state dict of the tensors that share a tensor's storage, of those that are `held`."""
+        """Of the `held` tensors that share a tensor's storage, the first in the state dict; else the tensor itself."""
         first = self.aliases.get(name, name)
         together = (first, *(alias for alias, source in self.aliases.items() if source == first))
         return next((other for other in together if other in held), name)
 
     @cached_property
     def buffers(self) -> frozenset[str]:
+        """Names of all buffers, those that are not saved included."""
         return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
 
     @cached_property
     def convolutions(self) -> frozenset[str]:
         """Names of convolution kernels: tensors of three or more axes that are not stacks of matrices."""
-        conv = torch.nn.modules.conv._ConvNd
-        return frozenset(f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, conv))
+        modules = self.model.named_modules()
+        return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, _CONVOLUTIONS))
 
     def may_be_absent(self, name: str) -> bool:
         """Whether transformers loads the model without a word when this tensor is not on disk."""
-        ignored = self.model._keys_to_ignore_on_load_missing or ()
-        return name in self.buffers or any(re.search(pattern, name) for pattern in ignored)
+        return name in self.buffers or any(re.search(pattern, name) for pattern in ignored_if_missing(self.model))
 
 
 def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
     """Instantiate the model of a `config.json` on the meta device.
 
-    Returns None for a checkpoint whose modelling code does not come with transformers (remote code):
-    its code is not run to learn names that are on disk anyway.
+    Returns None for a checkpoint whose modelling code does not come with transformers (remote code). Such code is not
+    run: it would only tell names that are on disk anyway.
 
     Raises:
         MergeError: transformers knows the model type but cannot build this config.
@@ -99,20 +104,16 @@ def meta_model_of(raw_config: Mapping[str, Any]) -> MetaModel | None:
     return _build(json.dumps(raw_config, sort_keys=True))
 
 
-# experts of one base have the same config but for a path or a version, so one instance serves them all
+# experts of one base mostly have the same config, so that one instance serves them all
 @lru_cache(maxsize=16)
 def _build(config_json: str) -> MetaModel:
-    raw = PreTrainedConfig._decode_special_floats(json.loads(config_json))  # JSON has no infinity
+    raw = parsed_config(json.loads(config_json))
     model_type = raw.pop("model_type")
-    # an attention implementation may need a package that merging does not
+    # an attention implementation may need a package that is not installed
     raw.pop("_attn_implementation", None)
     try:
         config = AutoConfig.for_model(model_type, **raw)
-        cls = _model_class(config)
-        with torch.device("meta"), no_init_weights():
-            model = cls(config)
-        # no_init_weights leaves tied weights apart
-        model.tie_weights()
+        model = on_meta_device(_model_class(config), config)
     except Exception as error:
         raise MergeError(
             f"transformers {transformers.__version__} cannot instantiate the {model_type} model of this config: "

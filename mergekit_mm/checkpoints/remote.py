@@ -1,8 +1,8 @@
 """Models of the hub of which no more than headers and small files are read.
 
-Such a model is laid out in a directory of its own: links to the small files, and for each safetensors file one that has
-its header and its size, with a hole in the place of the values. Whatever looks at headers works there as it does in a
-complete directory; what compares values has to ask `is_headers_only` first.
+Such a model is laid out in a directory of its own: with links to the small files, and for each safetensors file one
+with the same header and size and a hole in place of the values. Code that looks at headers works there as it does in a
+complete directory. Code that compares values has to ask `is_headers_only` first.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from mergekit.options import MergeOptions
 
-from mergekit_mm.checkpoints.wrapping import is_alpha
+from mergekit_mm.checkpoints.wrapping import layer_of_alpha
 
-# marks such a directory, and says where the model is in the cache, and for each file the hub's hash of it
+# a file that marks such a directory; it holds the model's place in the cache, and the hub's hash of each file
 _MARK = ".headers-only.json"
-_FIRST = 100_001  # bytes that are read of a file at first, as the hub's library does: most headers are shorter
-_MOST = 100_000_000  # bytes of a header that safetensors reads
+_FIRST = 100_001  # bytes of the first read, as in the hub's library: most headers are shorter
+_MOST = 100_000_000  # bytes of the longest header that safetensors accepts
 
 
 class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]
@@ -41,7 +41,7 @@ class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]
 
 @contextmanager
 def headers_only() -> Iterator[HeaderOptions]:
-    """Options with which `locate` fetches headers and small files alone; what it lays out is gone after the block."""
+    """Options with which `locate` fetches headers and small files alone. Laid out models last until the block ends."""
     with tempfile.TemporaryDirectory(prefix="mergekit-mm-") as directory:
         yield HeaderOptions(views=Path(directory))
 
@@ -52,7 +52,7 @@ def is_headers_only(directory: Path) -> bool:
 
 
 def lasting_path(path: Path) -> Path:
-    """Where a file or folder of a model is found later on: in the cache, if the model is laid out for its headers."""
+    """The path at which a file or folder of a model stays: that in the cache if the model is laid out for headers."""
     for directory in path.parents:
         if is_headers_only(directory):
             return Path(_mark(directory)["snapshot"]) / path.relative_to(directory)
@@ -69,12 +69,15 @@ def has_readable_header(file: str) -> bool:
 
 
 def lay_out(name: str, commit: str, files: list[RepoSibling], snapshot: Path, views: Path) -> Path:
-    """The directory of a model whose `files` are not in the snapshot: its small files, and the headers of these.
+    """Lay out a model: with the small files, which are in the snapshot, and the headers of `files`, which are not.
+
+    Returns:
+        The new directory below `views`.
 
     Raises:
-        Exception: of the hub's library, where a header cannot be fetched.
+        Exception: from the hub's library, where a header cannot be fetched.
     """
-    # the form of the hub's cache, by which an adapter knows the name of its base
+    # the path has the form of the hub's cache, from which the name of an adapter's base is read
     view = views / f"models--{name.replace('/', '--')}" / "snapshots" / commit
     if is_headers_only(view):
         return view
@@ -101,9 +104,9 @@ def _mark(view: Path) -> dict[str, Any]:
 
 
 def _write_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> None:
-    """Write a file of `size` bytes that begins as the one on the hub, to the end of its safetensors header.
+    """Write a file of `size` bytes with the header of the safetensors file on the hub.
 
-    Of its values there are but the alphas of LoRA, which are single numbers and say how the factors count.
+    Its only values are the alphas of LoRA, single numbers that scale the factors.
     """
     start = read(0, _FIRST)
     length = min(struct.unpack("<Q", start[:8])[0], _MOST)
@@ -113,14 +116,17 @@ def _write_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> N
         file.write(start[:8] + header)
         file.truncate(size)
         for name, tensor in _single_values(header):
-            if is_alpha(name):
+            if layer_of_alpha(name) is not None:
                 first, last = (end + offset for offset in tensor["data_offsets"])
                 file.seek(first)
                 file.write(read(first, last))
 
 
 def _single_values(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a safetensors header says of tensors with one value; nothing of a damaged one, which its reader refuses."""
+    """(name, entry) of the tensors with one value in a safetensors header.
+
+    Nothing is raised for a damaged header, which has none: the reader of the file will refuse it.
+    """
     try:
         held: dict[str, dict[str, Any]] = json.loads(header)
         yield from ((name, tensor) for name, tensor in held.items() if math.prod(tensor.get("shape", [0])) == 1)
@@ -142,21 +148,21 @@ def same_content(one: Path, other: Path) -> bool:
     """Whether two files hold the same bytes."""
     if one.stat().st_size != other.stat().st_size:
         return False
-    told = same_on_hub(one, other)
-    return filecmp.cmp(one, other, shallow=False) if told is None else told
+    by_hash = same_on_hub(one, other)
+    return filecmp.cmp(one, other, shallow=False) if by_hash is None else by_hash
 
 
 def same_on_hub(one: Path, other: Path) -> bool | None:
-    """Whether two files of one size hold the same bytes, by their hashes; None if both have their values here."""
+    """Whether two files of one size hold the same bytes, by the hub's hashes; None if both have their values here."""
     known = [_hash_on_hub(path) for path in (one, other)]
     if known == [None, None]:
         return None
-    ours, theirs = (told or _hash(path) for told, path in zip(known, (one, other), strict=True))
+    ours, theirs = (known_hash or _hash(path) for known_hash, path in zip(known, (one, other), strict=True))
     return ours == theirs
 
 
 def _hash_on_hub(path: Path) -> str | None:
-    if path.is_symlink():  # the link leads to a small file
+    if path.is_symlink():  # links lead to small files
         return None
     for directory in path.parents:
         if is_headers_only(directory):

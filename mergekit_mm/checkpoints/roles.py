@@ -1,8 +1,8 @@
 """The role of every tensor: language model, tower, projector and so on.
 
-The role comes from the config: each `PreTrainedModel` inside a model carries the very sub-config it was
-built from, so the key of that sub-config (`vision_config`, `text_config`, ...) says what the module is.
-What no sub-config describes connects the others and is the projector.
+The role comes from the config: each `PreTrainedModel` inside a model carries the sub-config that it was built from, so
+that the key of the sub-config (`vision_config`, `text_config`, ...) says what the module is. Modules that no sub-config
+describes connect the others and are the projector.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mergekit_mm.checkpoints.meta_model import MetaModel
 
 
 class Role(str, Enum):
-    """What a tensor does in a multimodal LLM. The first five make up the language model."""
+    """The part of a multimodal LLM that a tensor belongs to. The first five roles make up the language model."""
 
     LANGUAGE_MODEL = "language_model"
     EMBEDDINGS = "embeddings"
@@ -40,8 +40,8 @@ class Role(str, Enum):
 LANGUAGE_ROLES = frozenset({Role.LANGUAGE_MODEL, Role.EMBEDDINGS, Role.LM_HEAD, Role.NORMS, Role.BIASES})
 TOWERS = frozenset({Role.VISION_TOWER, Role.AUDIO_TOWER, Role.VIDEO_TOWER})
 
-# A sub-config's key -> the role of the modules built from it; the first match counts. Speech output comes
-# first: whatever lies below a talker or a vocoder serves that, its own text_config included.
+# Pattern for the key of a sub-config -> the role of the modules built from it. The first match counts. Speech output
+# comes first: everything below a talker or a vocoder belongs to it, a text_config of its own included.
 _CONFIG_KEYS: tuple[tuple[str, Role], ...] = (
     (r"talker|token2wav|code2wav|vocoder|code_predictor|bigvgan|dit_config", Role.OTHER),
     (r"projector|perceiver|qformer|connector|resampler|adapter", Role.PROJECTOR),
@@ -51,15 +51,15 @@ _CONFIG_KEYS: tuple[tuple[str, Role], ...] = (
     (r"text|language|llm|decoder", Role.LANGUAGE_MODEL),
 )
 
-# Connectors that are built inside a tower, from the tower's own config: no API tells them apart, but families name
-# them alike. Matched against the tower's role and the name relative to it: a `downsample` deeper inside, or in a codec
-# of sounds, is an ordinary stage.
+# Connectors that are built inside a tower from the tower's own config. No API tells them apart, but families name them
+# alike. The pattern is for the tower's role and the name relative to the tower: a `downsample` deeper inside, or in a
+# codec of sounds, is an ordinary stage.
 _CONNECTOR_IN_TOWER = re.compile(
     r"(\w+_tower\.((\w+_)?merger(_list)?|connector|multi_modal_projector|vision_adapter|proj\d?)"
     r"|vision_tower\.downsample(r\d?)?)\."
 )
-# A model without a text_config is itself the decoder, with all that lies loose in it, but for what is named as a tower
-# or a connector, and these.
+# A model without a text_config is itself the decoder, with all its tensors but those with the name of a tower or a
+# connector. These are connectors that their names do not show.
 _CONNECTOR_IN_DECODER = {"phi4_multimodal": re.compile(r"model\.embed_tokens_extend\.")}
 
 
@@ -67,7 +67,7 @@ def classify(meta_model: MetaModel) -> dict[str, Role]:
     """The role of each tensor of a model's state dict."""
     model = meta_model.model
     keys = dict(_sub_config_keys(model.config))
-    # name of a module built from a sub-config -> its role, None for a mere container; "" is the model itself
+    # name of a module built from a sub-config -> its role, None for a mere container; the model itself has no name
     built: dict[str, Role | None] = {
         name: _role_of_key(keys[id(module.config)], module.input_modalities)
         for name, module in model.named_modules()
@@ -76,7 +76,7 @@ def classify(meta_model: MetaModel) -> dict[str, Role]:
     built[""] = None if Role.LANGUAGE_MODEL in built.values() else Role.LANGUAGE_MODEL
     vocabulary = _vocabulary(model, built)
     roles = {name: vocabulary.get(name) or _role(name, model, built) for name in meta_model.tensors}
-    for pair in meta_model.aliases.items():  # tied: what the sub-config of either says holds for both
+    for pair in meta_model.aliases.items():  # of two tied tensors, one sub-config describes both
         if described := [roles[name] for name in pair if roles[name] is not Role.PROJECTOR]:
             roles |= {name: described[0] for name in pair if roles[name] is Role.PROJECTOR}
     return roles
@@ -90,15 +90,15 @@ def _sub_config_keys(config: PreTrainedConfig, path: str = "") -> Iterator[tuple
             here = f"{path}.{key}".lstrip(".")
             yield id(sub), here
             yield from _sub_config_keys(sub, here)
-    for guest in (getattr(config, "guests", None) or {}).values():  # of an omni model: containers, whatever their names
+    for guest in (getattr(config, "guests", None) or {}).values():  # guests of an omni model are containers
         yield id(guest), "guests"
         yield from _sub_config_keys(guest, "guests")
 
 
 def _role_of_key(path: str, media: str | tuple[str, ...]) -> Role | None:
-    """The role that a sub-config's path stands for; None for a mere container such as `thinker_config`.
+    """The role of a sub-config's path; None for a mere container such as `thinker_config`.
 
-    media: what modules that are built from it take in.
+    media: the inputs of the modules that are built from the sub-config.
     """
     if re.search(_CONFIG_KEYS[0][0], path):
         return _CONFIG_KEYS[0][1]
@@ -107,7 +107,7 @@ def _role_of_key(path: str, media: str | tuple[str, ...]) -> Role | None:
     ]
     if role is not Role.PROJECTOR and not TOWERS.isdisjoint(above):
         return None  # a part of a tower
-    if role is None and "encoder" in path.rpartition(".")[2]:  # which names no medium
+    if role is None and "encoder" in path.rpartition(".")[2]:  # the key names no medium
         return Role.AUDIO_TOWER if "image" not in media else Role.VISION_TOWER if "text" not in media else None
     return role
 
@@ -123,7 +123,7 @@ def _role(name: str, model: PreTrainedModel, built: Mapping[str, Role | None]) -
         connector = _CONNECTOR_IN_DECODER.get(model.config.model_type)
         if connector and connector.match(name):
             return Role.PROJECTOR
-        # the model's own name comes first, and may be SpeechT5
+        # the name begins with the model's own, which may be that of a medium, as in SpeechT5
         named = role if owner else _role_of_name(name.removeprefix(f"{model.base_model_prefix}."))
         return _language_role(name, model) if named in LANGUAGE_ROLES else named
     return role
@@ -141,7 +141,7 @@ def _language_role(name: str, model: PreTrainedModel) -> Role:
     module = model.get_submodule(owner)
     if isinstance(module, nn.Embedding):
         return Role.EMBEDDINGS
-    # transformers has no common class for its many norms, but all of them have the word in a name
+    # transformers has no common class for its many norms, but each has the word in its class or name
     if "norm" in (type(module).__name__ + owner.rpartition(".")[2]).lower():
         return Role.NORMS
     return Role.BIASES if leaf.endswith("bias") else Role.LANGUAGE_MODEL
@@ -150,8 +150,8 @@ def _language_role(name: str, model: PreTrainedModel) -> Role:
 def _vocabulary(model: PreTrainedModel, built: Mapping[str, Role | None]) -> dict[str, Role]:
     """Names of the input embeddings and the output head of the language model.
 
-    The whole model is asked first, then the containers in it (the full Qwen-Omni models raise, their thinker answers),
-    and the language model, which in Nemotron-H Omni alone knows of its head.
+    The whole model is asked first, then the containers in it, then the language model: the full Qwen-Omni models raise,
+    and their thinker answers; in Nemotron-H Omni only the language model knows its head.
     """
     containers = [name for name, role in built.items() if name and role is None]
     found: dict[Role, nn.Module] = {}
@@ -170,7 +170,16 @@ def _names_within(model: nn.Module, part: nn.Module) -> Iterable[str]:
     return [f"{path}.{name}" for name in part.state_dict()]
 
 
-# For checkpoints whose modelling code is not transformers' own, names are all there is. The first match counts.
+_NOT_OF_TOKENS = re.compile(r"position|segment|token_type|\bwpe\b")  # tables that places or kinds of tokens index
+
+
+def is_indexed_by_tokens(name: str, role: Role) -> bool:
+    """Whether a tensor has a row for each token id, as embeddings and output heads have."""
+    return role is Role.LM_HEAD or (role is Role.EMBEDDINGS and not _NOT_OF_TOKENS.search(name))
+
+
+# Pattern for a tensor's name -> role, for checkpoints whose modelling code is not transformers' own. The first match
+# counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
     (r"talker|token2wav|code2wav|vocoder|^tts\b|speech_(generator|decoder)", Role.OTHER),
     (
@@ -188,7 +197,7 @@ _NAMES: tuple[tuple[str, Role], ...] = (
 
 
 def classify_names(names: Iterable[str]) -> dict[str, Role]:
-    """The role of each tensor as far as its name tells; a name that tells nothing belongs to the language model."""
+    """The role of each tensor, judged by its name; a name without any hint belongs to the language model."""
     return {name: _role_of_name(name) for name in names}
 
 

@@ -1,7 +1,7 @@
 """Models inside of a model: the thinker of an omni model, the model under a head, a tower.
 
-transformers builds large models of smaller ones, each a class of its own that can be trained and saved by itself. Which
-module of one checkpoint's model is the other checkpoint's whole model is seen by the class.
+transformers builds large models of smaller ones, each of which is a class of its own that can be trained and saved by
+itself. If a module of one checkpoint's model has the class of another checkpoint's model, the two are the same model.
 """
 
 from __future__ import annotations
@@ -10,34 +10,32 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
-import torch
-from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, neutral_names
 from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role, classify
+from mergekit_mm.checkpoints.transformers_private import on_meta_device
 from mergekit_mm.errors import MergeError
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A class through which a model, or a part of it, can be loaded: what that calls the model's tensors."""
+    """A class through which a model, or a part of it, can be loaded, and its names of the model's tensors."""
 
     meta_model: MetaModel
-    names: dict[str, str]  # name in the memory of this class -> in that of the whole model
-    told: str
+    names: dict[str, str]  # name in memory of this class -> name in memory of the whole model
+    description: str  # for messages
 
 
 def common_part(base: Checkpoint, other: Checkpoint) -> tuple[str, str] | None:
     """The paths in two models at which they are one class, where one model is a part of the other; "" is the whole.
 
-    None for two models of one class, for two of which neither is a part of the other, and for a language model: that
-    is matched by its layers, whatever surrounds them.
+    None for two models of one class, for two models neither of which is a part of the other, and if the part is a
+    language model: language models are matched by their layers, whatever surrounds them.
 
     Raises:
-        MergeError: the one model is in the other more than once.
+        MergeError: one model is in the other more than once.
     """
     if (
         base.meta_model is None
@@ -61,11 +59,11 @@ def common_part(base: Checkpoint, other: Checkpoint) -> tuple[str, str] | None:
 
 def are_related(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether two checkpoints are of one architecture, or one is a part of the other."""
-    return one.kind == other.kind or common_part(one, other) is not None
+    return one.model_type == other.model_type or common_part(one, other) is not None
 
 
 def share_language_model(base: Checkpoint, other: Checkpoint) -> bool:
-    """Whether what is merged of two checkpoints has a language model in it, and is not a tower alone."""
+    """Whether the part that two checkpoints have in common holds a language model, and is not a tower alone."""
     if (paths := common_part(base, other)) is None:
         return True
     whole, path = (base, paths[0]) if paths[0] else (other, paths[1])
@@ -73,7 +71,7 @@ def share_language_model(base: Checkpoint, other: Checkpoint) -> bool:
 
 
 def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
-    """The inventory of one module as that of a checkpoint of its own, without its path before the names."""
+    """One module as a checkpoint of its own, whose names do not begin with the module's path."""
     if not path:
         return checkpoint
     assert checkpoint.meta_model is not None
@@ -97,10 +95,10 @@ def part_of(checkpoint: Checkpoint, path: str) -> Checkpoint:
 
 
 def parts_beyond(one: Checkpoint, other: Checkpoint) -> list[str]:
-    """The modules that one model has beside what it understands with, and another of its class has not by its config.
+    """The modules for output that one model has, and that another model of its class lacks by its config.
 
-    A talker and its vocoder, which some models can be loaded and saved without. Without a tower, or with fewer layers,
-    a model is another one.
+    Some models can be loaded and saved without their talker and its vocoder. A model without a tower, or with fewer
+    layers, is another model.
     """
     if one.meta_model is None or other.meta_model is None:
         return []
@@ -115,8 +113,9 @@ def parts_beyond(one: Checkpoint, other: Checkpoint) -> list[str]:
 def views(checkpoint: Checkpoint) -> Iterator[View]:
     """The classes through which a checkpoint may have been trained, the likeliest first.
 
-    The checkpoint's own, then the models inside of it: those that hold the language model come first and those that
-    speak last. Before the language model itself comes its text class, which has a head where the module has none.
+    The checkpoint's own class comes first, then those of the models inside of it: models that hold the language model,
+    towers, and models for output. The text class, which has a head, comes before the class of the language model, which
+    has none.
     """
     if checkpoint.meta_model is None:
         return
@@ -133,20 +132,18 @@ def views(checkpoint: Checkpoint) -> Iterator[View]:
 
 
 def _text_class(checkpoint: Checkpoint) -> View | None:
-    """The text-only class of a multimodal model: transformers loads the language model by it as a model of its own."""
+    """The text-only class of a multimodal model, by which transformers loads the language model alone."""
     assert checkpoint.meta_model is not None
     whole = checkpoint.meta_model.model
     text = whole.config.get_text_config(decoder=True)
-    # the text config names the class, or, as Mllama's, the config around it
+    # the text config belongs to the class; Mllama's class belongs to the config around the text config
     found = (MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) for config in (text, whole.config))
     cls = next((cls for cls in found if cls not in (None, type(whole))), None)
     if cls is None:
         return None
     try:
-        with torch.device("meta"), no_init_weights():
-            model = cls(deepcopy(text))
-        model.tie_weights()
-    except Exception:  # a config that serves as a part only
+        model = on_meta_device(cls, deepcopy(text))
+    except Exception:  # some text configs do not suffice for a model of their own
         return None
     meta_model = MetaModel(model)
     theirs, ours = (neutral_names(classify(each)) for each in (meta_model, checkpoint.meta_model))

@@ -12,7 +12,7 @@ from mergekit_mm.errors import MergeError
 def load_tokenizer(
     name: str, source: Path | str, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory or of a model on the hub; `name` is what the user calls it.
+    """The tokenizer in a directory or of a model on the hub. `name` is the model as the user wrote it, for messages.
 
     Raises:
         MergeError: it cannot be loaded. transformers and tokenizers raise errors of any type for damaged files.

@@ -17,10 +17,10 @@ _ROWS = 4096
 
 
 def same_values(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors, by their names in memory, hold the same values; different ones are told by the first block.
+    """Whether two tensors, by their names in memory, hold the same values. Reading ends at the first other block.
 
-    Only tensors that are stored as they are in memory are read; one that is stored converted is equal to none. Where
-    only headers are at hand, two of one shape and dtype are taken for equal.
+    A tensor that is stored converted counts as equal to none. Where only headers are at hand, two tensors of one shape
+    and dtype count as equal.
     """
     shapes = [checkpoint.tensors[name].shape for name in (one, other)]
     if shapes[0] != shapes[1] or any(not _is_plain(checkpoint, name) for name in (one, other)):
@@ -61,7 +61,7 @@ def equal_values(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def holds_value(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> bool:
-    """Whether a tensor, by its name in memory, has these values; one that is stored converted has none."""
+    """Whether a tensor, by its name in memory, has these values. A tensor that is stored converted has not."""
     if checkpoint.tensors[name].shape != tuple(value.shape) or not _is_plain(checkpoint, name):
         return False
     with ExitStack() as files:
@@ -71,12 +71,12 @@ def holds_value(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> bool:
 
 
 def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor is stored as it is in memory, not converted and with no adapter around it."""
+    """Whether the stored tensor is the one in memory, without a conversion or factors of an adapter."""
     return checkpoint.group_of[name].conversion is None and not checkpoint.is_folded(name)
 
 
 def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
-    """A tensor that is read when it is sliced."""
+    """An opened tensor, whose values are read when it is sliced."""
     tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
     return _slice(checkpoint, tensor.file, tensor.key, files)
 

@@ -1,45 +1,38 @@
-"""The files of weights in a directory: those that are loaded, adapters, what lies beside them."""
+"""The files of weights in a directory: those of a model, those of an adapter, and the tensors of all others.
+
+`side_files.inventory` is about the files that are copied; what is in a file is looked at here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, weight_files
+from mergekit_mm.checkpoints.disk import DiskTensor, file_headers, state_dict_in, weight_files
+from mergekit_mm.checkpoints.file_patterns import OTHER_FORMATS, TRAINING_STATE, matches
 from mergekit_mm.checkpoints.listing import some
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which PEFT looks for them
 
 _WITH_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_OF_OTHER_FORMATS = ("*.gguf", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.npz", "*.mlpackage", "consolidated*")
-_PICKLED_TWINS = (
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-)  # pickled copies of weights that are there as safetensors too
-# States that Trainer, Accelerate, DeepSpeed and FSDP save to continue a training.
-_OF_TRAINING = (
-    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states_*", "training_args.bin", "*_optim_states.pt"),
-    *("*_model_states.pt", "pytorch_model_fsdp*", "sampler*.bin", "dl_state_dict*", "custom_checkpoint_*", "*.distcp"),
-)
-_OF_THE_MODEL = ("spk_dict.pt",)  # a file that the model's class reads by itself: Qwen2.5-Omni's voices
-# under which trainers put a state dict into a larger file
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+_OTHER_FORMATS = (*OTHER_FORMATS, "*.npz", "*.mlpackage")
+# pickled copies of weights that are there as safetensors too
+_PICKLED_TWINS = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
+_OF_THE_MODEL = ("spk_dict.pt",)  # files that a model's class reads by itself: Qwen2.5-Omni's voices
 
 
 @dataclass(frozen=True, eq=False)
 class WeightFile:
-    """A file of weights that is not one of those a model is loaded from. Only its header has been read."""
+    """A file of weights from which no model is loaded by its name. Only its header has been read."""
 
     path: Path
     tensors: Mapping[str, DiskTensor]
-    within: str = ""  # the key of the state dict, if that is a part of a larger file
-    unreadable: str = ""  # why nothing is known of it
+    within: str = ""  # the key of the state dict in a larger pickle; empty if the file is the state dict
+    unreadable: str = ""  # why the file cannot be read; empty if it can
 
     def __str__(self) -> str:
         if self.unreadable:
@@ -48,12 +41,12 @@ class WeightFile:
 
 
 def holds_weights(directory: Path) -> bool:
-    """Whether a directory holds the weights of a whole model, as transformers looks for them."""
+    """Whether a directory holds weights under the names by which transformers finds those of a whole model."""
     return bool(weight_files(directory))
 
 
 def holds_model(directory: Path) -> bool:
-    """Whether a directory is a model by itself; weights without a config are a part of one, as of an adapter."""
+    """Whether a directory is a model by itself. Weights without a config are a part of one, such as an adapter's."""
     return holds_weights(directory) and (directory / "config.json").is_file()
 
 
@@ -62,36 +55,32 @@ def holds_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG).is_file() and any((directory / name).is_file() for name in ADAPTER_WEIGHTS)
 
 
-def beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
-    """Files in a directory that hold tensors and are neither `used` nor the state of a training, with their tensors."""
+def weights_beside(directory: Path, used: Collection[str]) -> list[WeightFile]:
+    """The files with tensors in a directory that are neither `used` nor the state of a training. used: file names."""
     found = []
     for path in _files(directory, used):
-        if path.suffix in _WITH_TENSORS and not _matches(path, (*_OF_TRAINING, *_OF_OTHER_FORMATS, *_OF_THE_MODEL)):
+        if path.suffix in _WITH_TENSORS and not matches(path.name, (*TRAINING_STATE, *_OTHER_FORMATS, *_OF_THE_MODEL)):
             file = _opened(path)
             if file.tensors or file.unreadable:
                 found.append(file)
     return found
 
 
-def unused_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """(text for people, names) of the weights that a directory holds beside the files that are `used`."""
-    twins = [path.name for path in _files(directory, used) if _matches(path, _OF_OTHER_FORMATS)]
+def unused_weight_files(directory: Path, used: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """(description, file names) of the weights in a directory beside the `used` files, which are given by name."""
+    twins = [path.name for path in _files(directory, used) if matches(path.name, _OTHER_FORMATS)]
     if any(name.endswith(".safetensors") and name not in ADAPTER_WEIGHTS for name in used):
-        twins += [path.name for path in _files(directory, used) if _matches(path, _PICKLED_TWINS)]
-    for file in beside(directory, {*used, *twins}):
+        twins += [path.name for path in _files(directory, used) if matches(path.name, _PICKLED_TWINS)]
+    for file in weights_beside(directory, {*used, *twins}):
         yield str(file), [file.path.name]
     if twins:
         yield f"{some(twins)} (weights in other formats)", twins
-    if left := [path.name for path in _files(directory, {*used, *twins}) if _matches(path, _OF_TRAINING)]:
+    if left := [path.name for path in _files(directory, {*used, *twins}) if matches(path.name, TRAINING_STATE)]:
         yield f"{some(left)} (the state of a training)", left
 
 
 def _files(directory: Path, used: Collection[str]) -> list[Path]:
     return [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in used]
-
-
-def _matches(path: Path, patterns: Collection[str]) -> bool:
-    return any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _opened(path: Path) -> WeightFile:
@@ -101,20 +90,6 @@ def _opened(path: Path) -> WeightFile:
         held = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
         return WeightFile(path, {}, unreadable=str(error).strip().splitlines()[0].rstrip(".:"))
-    within, state = _state_dict(held)
+    within, state = state_dict_in(held)
     tensors = {name: DiskTensor(name, path.name, tuple(t.shape), t.dtype) for name, t in state.items()}
     return WeightFile(path, tensors, within)
-
-
-def _state_dict(held: Any) -> tuple[str, dict[str, torch.Tensor]]:
-    """The tensors by name in what a pickle holds, and under which of its keys they are."""
-    if not isinstance(held, dict):
-        return "", {}
-    for key in _STATE_KEYS:
-        if isinstance(held.get(key), dict) and (found := _tensors(held[key])):
-            return key, found
-    return "", _tensors(held)
-
-
-def _tensors(held: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}

@@ -1,8 +1,8 @@
-"""Names on disk and names in memory, and the values behind them, with transformers' own conversions.
+"""Names on disk and names in memory, and the conversion of values between the two, by transformers' own rules.
 
 A checkpoint may use older names than the model's state dict, or store tensors split, fused, stacked or permuted.
-transformers knows each conversion; here it is applied to the names and shapes of one checkpoint once, giving
-groups of disk tensors that make memory tensors together, and each group can be run in both directions.
+transformers knows the conversion of each. Here the conversions are applied to the names and shapes of one checkpoint,
+which gives groups of disk tensors that become memory tensors together. Each group can be converted in both directions.
 """
 
 from __future__ import annotations
@@ -13,35 +13,34 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
+
+from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.meta_model import MetaModel
+from mergekit_mm.checkpoints.transformers_private import (
     Concatenate,
     MergeModulelist,
     Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
+    get_model_conversion_mapping,
     rename_source_key,
 )
-
-from mergekit_mm.checkpoints.disk import DiskTensor
-from mergekit_mm.checkpoints.meta_model import MetaModel
 from mergekit_mm.errors import MergeError
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tensors on disk which together are one or more tensors in memory.
+    """Tensors on disk that together become one or more tensors in memory.
 
-    `disk` is in the order in which transformers collects it. A mere renaming has one name on either side.
+    `disk` is in the order in which transformers collects the tensors. A mere renaming has one name on either side.
     """
 
     disk: tuple[str, ...]
     memory: tuple[str, ...]
     conversion: Conversion | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # shapes on disk, for a group that was derived without any file
+    # name on disk -> shape, of a group that was derived without any file
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_memory(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Disk tensors by name -> memory tensors by name. Values are moved, never cast."""
@@ -62,9 +61,9 @@ class Conversion:
 
     converter: WeightConverter
     model: PreTrainedModel
-    target: str  # the first memory name; transformers derives the others from it
-    patterns: Mapping[str, str]  # disk name -> the source pattern that it matched
-    stems: Mapping[str, str]  # name as the inverse conversion gives it -> disk name
+    target: str  # the first memory name, from which transformers derives the others
+    patterns: Mapping[str, str]  # disk name -> the source pattern that matches it
+    stems: Mapping[str, str]  # name that the inverse conversion gives -> disk name
 
     def forward(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         converter = deepcopy(self.converter)
@@ -88,12 +87,12 @@ def _convert(converter: WeightConverter, target: str, model: PreTrainedModel) ->
 
 
 def group_names(meta_model: MetaModel, disk: Mapping[str, DiskTensor]) -> tuple[list[Group], list[str]]:
-    """Group the tensors of one checkpoint by what they become in memory.
+    """Group the tensors of one checkpoint by the tensors that they become in memory.
 
     Returns the groups and the names on disk that the model has no place for.
 
     Raises:
-        MergeError: a conversion cannot be run, or not be undone, on the tensors that are there.
+        MergeError: a conversion cannot be run on the tensors of the checkpoint, or cannot be undone.
     """
     model = meta_model.model
     renamings, converters = _transforms(model)
@@ -103,7 +102,7 @@ def group_names(meta_model: MetaModel, disk: Mapping[str, DiskTensor]) -> tuple[
     for name in sorted(disk, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, meta_model.tensors)
         if target not in meta_model.tensors and name in meta_model.tensors:
-            target, pattern = name, None  # already a name in memory, which a renaming would spoil
+            target, pattern = name, None  # a renaming would spoil a name that is one in memory already
         if target not in meta_model.tensors:
             unknown.append(name)
         elif pattern is None:
@@ -112,7 +111,7 @@ def group_names(meta_model: MetaModel, disk: Mapping[str, DiskTensor]) -> tuple[
             collected.setdefault(target, []).append((name, pattern))
     for target, members in collected.items():
         stems = {stem: name for name, _ in members for stem in _stems(name, renamings, model.base_model_prefix)}
-        # sub-models may share a pattern, so ask which converter took this name
+        # sub-models may share a pattern, so that the pattern does not tell the converter
         converter = next(c for stem in stems for c in converters if c.rename_source_key(stem)[1] is not None)
         conversion = Conversion(converter, model, target, dict(members), stems)
         groups.append(_converted_group(conversion, disk))
@@ -121,7 +120,7 @@ def group_names(meta_model: MetaModel, disk: Mapping[str, DiskTensor]) -> tuple[
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Which tensor in memory a name means: that tensor, or a part of what one group of names is converted to."""
+    """The tensor in memory that a name means: the whole tensor, or a part of it that one group of names becomes."""
 
     memory: str  # the tensor in memory; for a part of a group, the first one that the group makes
     shape: tuple[int, ...]  # the shape of the named tensor or part
@@ -130,9 +129,9 @@ class Place:
 
 
 def find_places(meta_model: MetaModel, names: Iterable[str]) -> dict[str, Place]:
-    """Where each of these names is in memory, in whichever of the layouts that load they are written.
+    """The place in memory of each of these names, which may be those of any layout that transformers loads.
 
-    Names of single experts have a place also where transformers itself has no conversion for them. Names that mean
+    Names of single experts have a place even where transformers itself has no conversion for them. Names that mean
     nothing in this model are left out.
     """
     model = meta_model.model
@@ -143,7 +142,7 @@ def find_places(meta_model: MetaModel, names: Iterable[str]) -> dict[str, Place]
     for name in names:
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, meta_model.tensors)
         if name in meta_model.tensors:
-            target, pattern = name, None  # already a name in memory, which a renaming would spoil
+            target, pattern = name, None  # a renaming would spoil a name that is one in memory already
         if target not in meta_model.tensors:
             continue
         if pattern is None:
@@ -159,9 +158,9 @@ def find_places(meta_model: MetaModel, names: Iterable[str]) -> dict[str, Place]
 
 
 def _whole_group(meta_model: MetaModel, converter: WeightConverter, target: str) -> Group | None:
-    """All names that are converted to a tensor together; None if the conversion cannot be undone.
+    """All names that become a tensor together by one conversion; None if the conversion cannot be undone.
 
-    The inverse of the conversion tells them, so that they need not be on the disk of any checkpoint.
+    The names come from the inverse of the conversion, so that they need not be in any checkpoint.
     """
     first = converter.target_patterns[0]
     memory = [target.replace(first, other, 1) for other in converter.target_patterns]
@@ -174,7 +173,7 @@ def _whole_group(meta_model: MetaModel, converter: WeightConverter, target: str)
             made_from = made_from or renamed
             inverse.add_tensor(renamed, name, pattern, meta_model.tensors[name])
         parts = _convert(inverse, made_from, meta_model.model)
-    except Exception:  # whatever an operation makes of shapes that it was not written for
+    except Exception:  # operations may raise anything for shapes that they were not written for
         return None
     names = sorted(parts, key=dot_natural_key)
     patterns = {name: pattern for name in names if (pattern := converter.rename_source_key(name)[1]) is not None}
@@ -185,10 +184,10 @@ def _whole_group(meta_model: MetaModel, converter: WeightConverter, target: str)
 
 
 def expert_converters(model: PreTrainedModel, known: Sequence[WeightConverter]) -> list[WeightConverter]:
-    """Conversions of single experts to their fused stacks, for models whose checkpoints never had them one by one.
+    """Conversions of single experts to their fused stacks, for models without such a conversion in transformers.
 
-    Megatron and the tools of inference engines write such names all the same. The gate comes before the up projection,
-    as in all of transformers' stacks that are not interleaved.
+    Megatron and the tools of inference engines write names of single experts for all models. The gate comes before the
+    up projection, as in all of transformers' stacks that are not interleaved.
     """
     merged = {
         target for converter in known if len(converter.source_patterns) > 1 for target in converter.target_patterns
@@ -213,21 +212,21 @@ def expert_converters(model: PreTrainedModel, known: Sequence[WeightConverter]) 
 
 
 def _transforms(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
-    """transformers' renamings and conversions of a model; some keep state, so each checkpoint needs its own."""
+    """transformers' renamings and conversions of a model. Some keep state, so that each checkpoint needs new ones."""
     found = get_model_conversion_mapping(model)
     renamings = [t for t in found if isinstance(t, WeightRenaming)]
     return renamings, [t for t in found if isinstance(t, WeightConverter)]
 
 
 def _stems(name: str, renamings: Sequence[WeightRenaming], prefix: str) -> tuple[str, ...]:
-    """A disk name after the renamings, as it is and with the model's own prefix taken off or put on: both load."""
+    """A disk name after the renamings; the same without and with the model's own prefix, as both are loaded."""
     for renaming in renamings:
         name, _ = renaming.rename_source_key(name)
     return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"
 
 
 def _converted_group(conversion: Conversion, disk: Mapping[str, DiskTensor]) -> Group:
-    """Run a conversion there and back on shapes alone, which names its outputs and proves that it can be undone."""
+    """Run a conversion there and back on shapes alone, to see the names of its outputs and that it can be undone."""
     names = tuple(conversion.patterns)
     shapes = {name: torch.empty(disk[name].shape, dtype=disk[name].dtype, device="meta") for name in names}
     try:

@@ -22,6 +22,17 @@ def lora_delta(a: Tensor, b: Tensor, scaling: float, transposed: bool) -> TaskVe
     return TaskVector(b * scaling, right=a)
 
 
+def stacked_lora_delta(a: Tensor, b: Tensor, scaling: float, matrices: int, transposed: bool) -> TaskVector:
+    """The deltas of a stack of E `matrices`, whose factors PEFT keeps in two matrices, as stacks of factors.
+
+    A (E r, in) holds the right factors one below the other. In B (out, r E) the matrix changes fastest.
+    transposed: the matrices are stored (in, out).
+    """
+    left = (b * scaling).reshape(b.shape[0], -1, matrices).permute(2, 0, 1).contiguous()  # (E, out, r)
+    right = a.reshape(matrices, -1, a.shape[1])  # (E, r, in)
+    return TaskVector(right.mT, right=left.mT) if transposed else TaskVector(left, right=right)
+
+
 def with_row_lengths(weight: Tensor, lengths: Tensor) -> Tensor:
     """DoRA: the direction of each row of a weight (out, in) stays, its length is the learnt one of `lengths` (out,)."""
     return weight * (lengths.reshape(-1, 1) / torch.linalg.vector_norm(weight, dim=1, keepdim=True))

@@ -52,7 +52,7 @@ def model_card(
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
     metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
-    if isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.kind == OmniConfig.model_type:
+    if isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.model_type == OmniConfig.model_type:
         metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it
     if on_hub:
         metadata["base_model"] = on_hub

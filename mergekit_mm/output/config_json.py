@@ -15,6 +15,7 @@ from mergekit_mm.checkpoints.disk import DiskTensor
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+_VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input")  # the latter of the per-layer embeddings of Gemma 4
 _KEYS_OF_INDICES = ("cross_attention_layers", "moe_layers", "mlp_only_layers")  # lists of layers of some kind
 
 
@@ -40,10 +41,9 @@ def output_config(
         _set_dtype(config, str(sizes.most_common(1)[0][0]).removeprefix("torch."))
     text = _text_config(config)
     if vocab_size is not None:
+        text.setdefault("vocab_size", vocab_size)
         for part in (config, text):
-            if "vocab_size" in part:
-                part["vocab_size"] = vocab_size
-        text["vocab_size"] = vocab_size
+            part |= {key: vocab_size for key in _VOCABULARY_KEYS if key in part}
     if layers is not None:
         _set_layers(text, layers)
     return config

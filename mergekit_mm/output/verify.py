@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_mm.checkpoints.checkpoint import require_complete, take_inventory
+from mergekit_mm.checkpoints.checkpoint import assemble_checkpoint, require_complete
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
@@ -59,7 +59,7 @@ def verified_config(
     layers = plan.layers
     config = output_config(base.config, tensors, layers, rows)
     try:
-        model = take_inventory("The merged model", directory, config, tensors)
+        model = assemble_checkpoint("The merged model", directory, config, tensors)
         require_complete(model)
         known = {name for name, like in plan.layout.items() if like.name in base.unknown}
         if extra := sorted(model.unknown - known):

@@ -51,7 +51,7 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
 
 def _input(plan: MergePlan, model: Any) -> dict[str, Any]:
     checkpoint = plan.inputs.checkpoints[model]
-    found: dict[str, Any] = {"model_type": checkpoint.kind, "directory": str(checkpoint.directory)}
+    found: dict[str, Any] = {"model_type": checkpoint.model_type, "directory": str(checkpoint.directory)}
     if model.lora:
         found["adapter"] = str(plan.inputs.adaptations[model].adapter.directory)
     return found

@@ -21,7 +21,7 @@ from mergekit_mm.checkpoints.weight_files import (
     ADAPTER_WEIGHTS,
     holds_adapter,
     holds_weights,
-    unused_files,
+    unused_weight_files,
 )
 from mergekit_mm.errors import MergeError
 
@@ -138,7 +138,7 @@ def _left(place: Path, read: Collection[str], inventory: Inventory, copied: Coll
     """Files and folders of one directory that are left where they are."""
     told: set[str] = set()
     side_files = {name for name in inventory.files if not name.endswith(".pt")}  # a .pt file may hold tensors
-    for text, names in unused_files(place, {*read, *copied, *side_files}):
+    for text, names in unused_weight_files(place, {*read, *copied, *side_files}):
         told.update(names)
         yield text
     yield from (f"{name} ({reason})" for name, reason in inventory.uncopied.items() if name not in told)

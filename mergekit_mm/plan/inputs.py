@@ -167,11 +167,8 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         if share_language_model(base, checkpoint):
             match.computing, known = compare_language_models(base, checkpoint)
             notes += known
-        if (not keeps_vocabulary or options.unsafe_truncate_embeddings) and not checkpoint.heads_all_tokens:
-            problems.append(
-                f"  {checkpoint.name} has embeddings and head of different lengths, which neither a `tokenizer:` "
-                "section nor --unsafe-truncate-embeddings can change. Without these, the vocabulary is the base's."
-            )
+        if not keeps_vocabulary or options.unsafe_truncate_embeddings:
+            problems += _unlike_tables(checkpoint)
     found = [match for each in matches.values() for match in each]
     problems += ignored(config).problems(base, found, _left_out(adaptations))
     if base.unknown:
@@ -179,7 +176,7 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
             "they are kept under their names on disk."
         )
-    if any(".shared." in name for name in base.tensors) and base.kind == OmniConfig.model_type:
+    if any(".shared." in name for name in base.tensors) and base.model_type == OmniConfig.model_type:
         notes.append(
             f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
             "as products: right for fine-tunes of one such model, but for no others."
@@ -192,6 +189,18 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     return Inputs(
         models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
     )
+
+
+def _unlike_tables(checkpoint: Checkpoint) -> list[str]:
+    """The problem of a vocabulary that is to be changed and has tables of different lengths; none if it has not."""
+    if len(checkpoint.vocabulary_sizes) < 2:
+        return []
+    tables = " and ".join(f"{size} rows in {name}" for size, name in sorted(checkpoint.vocabulary_sizes.items()))
+    return [
+        f"  {checkpoint.name} has embeddings and head of different lengths ({tables}), as some ids mean more than a "
+        "token of text: neither a `tokenizer:` section nor --unsafe-truncate-embeddings can change them. Without "
+        "these, the vocabulary is the base's."
+    ]
 
 
 def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
@@ -286,7 +295,7 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
         for model, checkpoint in checkpoints.items()
         if model.lora
         and checkpoint.directory.resolve() != base.directory.resolve()
-        and checkpoint.kind == base.kind
+        and checkpoint.model_type == base.model_type
         and not _is_embedded(model)
     ]
 

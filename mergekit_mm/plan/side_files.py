@@ -133,7 +133,7 @@ def _files_of_inputs(
         held = dict(inventories[model].files)
         if model in inputs.adaptations:
             held |= take_inventory(inputs.adaptations[model].adapter.directory).files
-        files[model] = ModelFiles(as_written(model), checkpoint.kind, checkpoint.config, held)
+        files[model] = ModelFiles(as_written(model), checkpoint.model_type, checkpoint.config, held)
     return files, inventories
 
 

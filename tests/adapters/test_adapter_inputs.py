@@ -276,16 +276,17 @@ def trained_name(name: str) -> str:
     return f"base_model.model.{module}"
 
 
-def test_names_of_older_versions_are_understood() -> None:
-    """LLaVA's language model was `language_model.model.layers` before transformers 4.52; `default` is in the state dict
-    of a model that trainers save without PEFT."""
+@pytest.mark.parametrize("name", ["default", "chart"])
+def test_names_of_older_versions_are_understood(name: str) -> None:
+    """LLaVA's language model was `language_model.model.layers` before transformers 4.52; the adapter's name, mostly
+    `default`, is in the state dict of a model that trainers save without PEFT."""
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     older = fresh("older")
     shutil.copytree(adapter, older)
     found = load_file(adapter / "adapter_model.safetensors")
     renamed = {k.replace("model.model.language_model.", "model.language_model.model."): v for k, v in found.items()}
     assert renamed.keys() != found.keys()
-    renamed = {k.replace(".weight", ".default.weight"): v for k, v in renamed.items()}
+    renamed = {k.replace(".weight", f".{name}.weight"): v for k, v in renamed.items()}
     save_file(renamed, older / "adapter_model.safetensors")
     got = merge(with_method("task_arithmetic", base, [plus(base, older)])).tensors
     assert_same_bytes(got, merge(with_method("task_arithmetic", base, [plus(base, adapter)])).tensors)
@@ -327,6 +328,10 @@ def of_nothing(found: Tensors) -> Tensors:
     return {}
 
 
+def of_two_adapters(found: Tensors) -> Tensors:
+    return {k.replace(".weight", f".{name}.weight"): v.clone() for k, v in found.items() for name in ("chart", "ocr")}
+
+
 def not_a_number(found: Tensors) -> Tensors:
     return {k: v / 0 if "lora_B" in k else v for k, v in found.items()}
 
@@ -366,6 +371,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "a damaged pattern": (lambda a: copied(a, rank_pattern={"(q": 2}), ["rank_pattern"]),
     "damaged weights": (lambda a: overwritten(a, "adapter_model.safetensors", b"nope" * 9), ["cannot be read"]),
     "a folder of adapters": (folder, ["a folder of adapters", "chart"]),
+    "several adapters in one file": (
+        lambda a: rewritten(a, of_two_adapters),
+        ["2 adapters in one file (chart, ocr)", "save_pretrained"],
+    ),
     "other names": (lambda a: rewritten(a, of_another_model), ["no such tensor", "query"]),
 }
 
@@ -421,3 +430,19 @@ def test_inspect_shows_what_an_adapter_changes() -> None:
     assert done.exit_code == 0, done.output
     assert f"{adapter}: LoRA of" in done.output
     assert "language_model       10  10 of rank 4, scaling 2" in done.output  # two layers of q, v, o, up and down
+
+
+def test_a_module_that_was_saved_whole_under_the_name_of_its_adapter() -> None:
+    """PEFT's own files have no names of adapters in them; the state dict of a wrapped model has."""
+    base = checkpoint("llava")
+    adapter, whole = adapted("llava", 3, modules_to_save=["lm_head"])
+
+    def named(found: Tensors) -> Tensors:
+        found = {k.replace("lm_head.weight", "lm_head.modules_to_save.weight"): v for k, v in found.items()}
+        return {k.replace(".weight", ".chart.weight"): v for k, v in found.items()}
+
+    configs = (
+        with_method("task_arithmetic", base, [model]) for model in (plus(base, rewritten(adapter, named)), whole)
+    )
+    got = assert_same_merge(*configs)
+    assert differs(got, tensors(base))

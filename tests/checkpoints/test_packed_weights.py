@@ -67,6 +67,16 @@ def test_tensors_tell_without_any_config(model: str, layout: str) -> None:
     assert f"{first} is quantized" in plugin("inspect", first).output
 
 
+@pytest.mark.parametrize("part", ["weight_scale", "weight_scale_inv"])
+@pytest.mark.parametrize("model", list(MODELS))
+def test_scales_beside_plain_weights(model: str, part: str) -> None:
+    """Whether such weights are dequantized or lack their scales cannot be seen, be they the base's or an expert's."""
+    plain, odd = MODELS[model]("base"), with_tensor(MODELS[model]("expert_0"), f"{UP}.{part}", torch.rand(128, 1))
+    for base, expert in ((plain, odd), (odd, plain)):
+        config = task_arithmetic(base, [expert])
+        refused(config, f"{odd} is quantized", f"tensor {UP}.{part}", "not merely cast", "remove them")
+
+
 CONFIGS: dict[str, Callable[[Path], None]] = {
     "quantization_config in config.json": lambda path: edit_json(
         path / "config.json", quantization_config={"quant_method": "awq"}

@@ -91,6 +91,42 @@ def test_factors_are_folded_as_peft_merges_them(variant: str) -> None:
     assert any(not torch.allclose(got[name], value, atol=1e-3) for name, value in tensors(base).items())
 
 
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("qwen3_vl_moe", ["experts.gate_up_proj", "experts.down_proj"]),
+        ("qwen3_vl_moe", ["experts.down_proj"]),
+        ("aria", ["experts.gate_up_proj", "experts.down_proj"]),  # whose first stack has square matrices
+        ("llama4", ["experts.gate_up_proj", "experts.down_proj"]),
+    ],
+)
+def test_factors_of_stacks_of_experts_are_folded_as_peft_merges_them(family: str, targets: list[str]) -> None:
+    """PEFT's `target_parameters`: such factors have the name of the module around the stack, once for each stack."""
+    last = targets[-1].rpartition(".")[2]
+    patterns = {"rank_pattern": {last: 2}, "alpha_pattern": {last: 3}}
+    path, whole = unmerged(family, 1, target_modules=["q_proj"], target_parameters=targets, **patterns)
+    base, expected = checkpoint(family), tensors(whole)
+    got = merge(task_arithmetic(base, [path], weight=1.0)).tensors
+    assert_close(got, wide(expected))
+    changed = [n for n, value in tensors(base).items() if not torch.allclose(got[n], value, atol=1e-3)]
+    assert {"experts" in name for name in changed} == {True, False}
+
+
+def test_factors_of_stacks_without_their_stack_or_their_config_are_refused() -> None:
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    path, _ = unmerged("qwen3_vl_moe", 1, target_modules=[], target_parameters=targets)
+    base = checkpoint("qwen3_vl_moe")
+
+    def without_stack(found: Tensors) -> Tensors:
+        lost = next(name for name in found if name.endswith("base_layer.base_layer.down_proj"))
+        return {name: tensor for name, tensor in found.items() if name != lost}
+
+    refused(task_arithmetic(base, [altered(path, without_stack)]), "experts.down_proj", "but not the tensor itself")
+    unknown = altered(path)
+    (unknown / "adapter_config.json").unlink()
+    refused(task_arithmetic(base, [unknown]), str(unknown), "not the weight that they are added to")
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
 def test_such_experts_merge_like_any_other(family: str) -> None:
     base = checkpoint(family)

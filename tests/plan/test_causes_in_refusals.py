@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from end_to_end import altered, checkpoint, experts, linear, llama, plugin, sharded, task_arithmetic, tensors, written
 from peft_adapters import adapted, plus
 from safetensors.torch import save_file
@@ -152,3 +153,27 @@ def test_a_text_model_that_is_whole_is_not_called_so() -> None:
     told = message(task_arithmetic(base, [lost]))
     assert "lacks 7 tensors" in told
     assert "config.json" not in told
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_model_without_a_name(name: str) -> None:
+    """An empty path is the current directory, which nobody means by it."""
+    entries = [{"model": each, "parameters": {"weight": 0.5}} for each in (str(checkpoint("llava")), name)]
+    told = message({"merge_method": "linear", "models": entries})
+    assert "A model has an empty name" in told
+    assert "config.json" not in told
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_weights_in_a_checkpoint_of_training(key: str) -> None:
+    """transformers loads no such file as a model; the advice, followed, makes one of it."""
+    expert = altered(experts("llava")[0])
+    (expert / "model.safetensors").unlink()
+    file, state = expert / "pytorch_model.bin", tensors(experts("llava")[0])
+    torch.save({key: state, "epoch": 3}, file)
+    config = task_arithmetic(checkpoint("llava"), [expert])
+    told = message(config)
+    assert f"its {len(state)} tensors are under the key '{key}'" in told
+    assert f"torch.save(torch.load(file)['{key}'], file)" in told
+    torch.save(torch.load(file)[key], file)
+    assert plugin("check", written(config)).exit_code == 0

@@ -154,6 +154,52 @@ def test_tables_of_places_are_no_vocabulary(family: str) -> None:
     assert_same_bytes(got, expected)
 
 
+def with_extra_tables(source: Path) -> Path:
+    """The checkpoint with two tables that its model has no place for: one with a row for each token, one without."""
+    extra = {"mtp.embed_tokens.weight": torch.arange(float(zoo.VOCAB * zoo.HIDDEN)).reshape(-1, zoo.HIDDEN)}
+    extra["extra.lm_head.weight"] = torch.arange(64.0 * zoo.HIDDEN).reshape(-1, zoo.HIDDEN)
+    return altered(source, lambda found: {**found, **extra})
+
+
+def test_tables_without_a_place_in_the_model() -> None:
+    """Such a table belongs to the vocabulary if it has as many rows, whatever its name."""
+    base, expert = with_extra_tables(checkpoint("llava")), grown(with_extra_tables(experts("llava")[0]), "<plus>")
+    config = task_arithmetic(base, [expert], weight=1.0, tokenizer={"source": "union"})
+    assert plugin("check", written(config)).exit_code == 0
+    outcome = merge(config)
+    found, own, before = vocabulary(outcome.out), vocabulary(expert), tensors(base)
+    got, theirs = outcome.tensors, tensors(expert)
+    name = "mtp.embed_tokens.weight"
+    assert got[name].shape[0] == len(found)
+    for token in ("<plus>", "<image>", "a"):
+        torch.testing.assert_close(got[name][found[token]], theirs[name][own[token]])
+    assert_same_bytes({"": got["extra.lm_head.weight"]}, {"": before["extra.lm_head.weight"]})
+
+
+@pytest.mark.parametrize("change", [{"source": "base"}, {"source": "union", "pad_to_multiple_of": 64}])
+def test_ids_that_stand_for_media_fix_the_vocabulary(change: dict[str, Any]) -> None:
+    """Gemma 3n has per-layer embeddings for text alone; its config says at which id those of images begin."""
+    base = checkpoint("gemma3n")
+    config = task_arithmetic(base, experts("gemma3n")[:1], tokenizer=change)
+    refused(config, str(base), "different lengths", "280 rows in", "embed_tokens_per_layer", "300 rows in")
+
+
+def test_per_layer_embeddings_follow_the_vocabulary() -> None:
+    family = "gemma4"
+    base, expert = checkpoint(family), experts(family)[0]
+    config = task_arithmetic(base, [expert])
+    outcome = merge({**config, "tokenizer": {"source": "union", "pad_to_multiple_of": 64}})
+    expected = merge(config).tensors
+    tables = [n for n in expected if n.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight"))]
+    assert len(tables) == 2
+    got = outcome.tensors
+    assert {got[name].shape[0] for name in tables} == {320}
+    assert_same_bytes({n: got[n][: zoo.VOCAB] if n in tables else got[n] for n in got}, expected)
+    text = json.loads((outcome.out / "config.json").read_text())["text_config"]
+    assert (text["vocab_size"], text["vocab_size_per_layer_input"]) == (320, 320)
+    load(outcome.out, zoo.FAMILIES[family].cls)
+
+
 @pytest.mark.parametrize("source", ["union", "base"])
 def test_tokens_that_no_model_has_a_row_for(source: str) -> None:
     """The base has a row for the added token, which an expert knows and has none for."""

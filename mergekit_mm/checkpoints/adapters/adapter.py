@@ -1,14 +1,10 @@
-"""A LoRA adapter on disk, as what it changes of which tensor; values are read one tensor at a time.
-
-Trainers save what they train whole beside it, under many names: the projector of LLaVA in `non_lora_trainables.bin`, a
-tower in `vit.safetensors`. Whatever holds tensors in the directory of an adapter is a part of it.
+"""An opened LoRA adapter: what it changes of each tensor. Values are read one tensor at a time.
 
 Names are those of the model that was trained: `<module path>.weight`, without PEFT's prefix.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,44 +15,25 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_mm.checkpoints.disk import file_headers, read_json, unpickled
-from mergekit_mm.checkpoints.listing import some
-from mergekit_mm.checkpoints.quantization import is_index
-from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightFile, beside, holds_model
-from mergekit_mm.checkpoints.wrapping import lora_scaling, part_of, unwrapped
+from mergekit_mm.checkpoints.disk import unpickled
+from mergekit_mm.checkpoints.weight_files import WeightFile
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
-_WRAPPED = re.compile(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.[^.]+$)")
-_ORIGINAL = ".original_module."  # the copy of a module from before the training, which PEFT keeps
-
-# features of PEFT whose adapters are more than base + scaling * B A, or change the base they are applied to
-_REFUSED = {
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "layer_replication": "layer replication",
-    "trainable_token_indices": "trainable tokens",
-    "use_bdlora": "block-diagonal LoRA",
-    "use_qalora": "QA-LoRA",
-}
-_BASE_CHANGING = re.compile(r"pissa|olora|loftq|corda|lora_ga")
-_ADVICE = "Merge it into its base with PEFT (merge_and_unload), save the model and name that directory instead."
-
 
 @dataclass
 class Change:
-    """What an adapter does to one tensor: the keys of its file that say so."""
+    """What an adapter does to one tensor, as keys of the adapter's files."""
 
     a: str | None = None
     b: str | None = None
-    bias: str | None = None  # what lora_B adds to the bias
-    magnitude: str | None = None
-    replacement: str | None = None
+    bias: str | None = None  # the bias of lora_B, which is added to the layer's
+    magnitude: str | None = None  # DoRA's lengths of rows
+    replacement: str | None = None  # the whole tensor
     scaling: float = 1.0
     is_embedding: bool = False
-    is_bare: bool = False  # factors of a bare parameter; only the model tells its name and scaling
+    is_bare: bool = False  # the factors belong to a parameter without a module, whose name and scaling the model tells
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +55,12 @@ class Adapter:
 
     @property
     def files(self) -> list[Path]:
-        """Everything that its tensors are read from."""
+        """All files that its tensors are read from."""
         own = [self.weights] if self.weights else []
         return [*own, *dict.fromkeys(file.path for file in self.trained.values())]
 
     def trained_in(self, name: str) -> WeightFile | None:
-        """The file beside the adapter that holds a tensor, trained whole; None for what the adapter itself changes."""
+        """The file beside the adapter that holds a tensor whole; None for a tensor of the adapter's own file."""
         return self.trained.get(self.changes[name].replacement or "")
 
     @cached_property
@@ -123,29 +100,29 @@ class Adapter:
         return not bool(self._read(key).any())
 
     def needs_base(self, name: str) -> bool:
-        """Whether the delta of a tensor can only be told from the base's values."""
+        """Whether the delta of a tensor can be computed only with the base's values."""
         change = self.changes[name]
         return change.magnitude is not None or change.replacement is not None
 
     def replaces(self, name: str) -> bool:
-        """Whether the adapter holds a tensor whole, as of a module that PEFT calls saved (`modules_to_save`)."""
+        """Whether the adapter holds a tensor whole, such as one of PEFT's `modules_to_save`."""
         return self.changes[name].replacement is not None
 
     def replacement(self, name: str) -> Tensor:
-        """What the adapter holds whole of a tensor, in the dtype of its file."""
+        """A tensor that the adapter holds whole, in the dtype of its file."""
         key = self.changes[name].replacement
         assert key is not None
         return self._read(key)
 
     def rank(self, name: str) -> int | None:
-        """The rank of what is added to a matrix; None for a tensor of which more is changed, or that is no matrix."""
+        """The rank of the factors of a matrix; None for a tensor that is no matrix, or to which more is done."""
         change = self.changes[name]
         if self.needs_base(name) or change.is_bare or change.a is None or len(self.shapes[change.a]) != 2:
             return None
         return self.shapes[change.a][0]
 
     def shape(self, name: str, base_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that a changed tensor must have, where the adapter tells; `base_shape` where it does not."""
+        """The shape that a changed tensor must have; `base_shape` where the adapter says nothing of it."""
         change = self.changes[name]
         key = change.replacement or change.bias
         if key is not None:
@@ -158,10 +135,10 @@ class Adapter:
         return (b[0], *a[1:])
 
     def task_vector(self, name: str, base: Tensor | None) -> TaskVector:
-        """What the adapter changes of a tensor: factors (out, r) and (r, in) with the scaling in the left one.
+        """The change of a tensor, in float32 or wider: factors (out, r) and (r, in), with the scaling in the left one.
 
-        Convolutions, biases and whole tensors come dense. `base` (the tensor that was adapted) is read where
-        `needs_base` says so. float32 or wider.
+        Convolutions, biases and whole tensors come dense. `base` is the tensor that was adapted; only where
+        `needs_base` says so is it read.
         """
         change = self.changes[name]
         if change.bias is not None and change.replacement is None:
@@ -177,14 +154,14 @@ class Adapter:
             if change.replacement and torch.equal(tuned.to(wide), wide):
                 return factors  # PEFT saves the embeddings that it adapts whole, changed or not
             tuned = tuned + factors.dense(tuned.dtype)
-        if change.bias is not None:  # the bias of lora_B, which may come with a trained bias of the layer itself
+        if change.bias is not None:  # the bias of lora_B is added to a trained bias of the layer itself
             tuned = tuned + self._wide(change.bias) * change.scaling
         if change.magnitude is not None:
             tuned = with_row_lengths(tuned, self._wide(change.magnitude))
         return TaskVector(tuned, base=base)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """B and A of a tensor as they are in the file, without the scaling, in float32 or wider."""
+        """B and A of a tensor without the scaling, as the file holds them, in float32 or wider."""
         change = self.changes[name]
         assert change.a is not None
         assert change.b is not None
@@ -207,199 +184,5 @@ class Adapter:
         return widened(self._read(key))
 
 
-def open_adapter(name: str, directory: Path) -> Adapter:
-    """Read what an adapter changes, from its config and the headers of its files.
-
-    A directory that holds nothing but tensors that were trained whole, as LLaVA's first stage leaves, is one as well.
-
-    Raises:
-        MergeError: not a LoRA adapter, of a variant that is not plain LoRA or DoRA, incomplete or inconsistent; or a
-            file beside it cannot be read.
-    """
-    own: Path | None = None
-    config: Mapping[str, Any] = {}
-    changes: dict[str, Change] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    # beside the weights of a whole model, no loader reads more than the adapter
-    files = [] if holds_model(directory) else beside(directory, ADAPTER_WEIGHTS)
-    if (directory / ADAPTER_CONFIG).is_file():
-        config = read_json(directory / ADAPTER_CONFIG)
-        _require_plain(name, config)
-        own = _weights(directory, name)
-        changes, shapes = _changes(name, config, own)
-    elif not files:
-        named = sorted(found.parent.name for found in directory.glob("*/adapter_config.json"))
-        hint = f" It is a folder of adapters, {', '.join(named)}: name one of them." if named else ""
-        raise MergeError(f"{name} holds no adapter_config.json, so it is not a PEFT adapter.{hint}")
-    trained: dict[str, WeightFile] = {}
-    copies: list[tuple[str, str, str]] = []  # (tensor, its key, key of a second copy)
-    for file in files:
-        _add_trained(name, file, changes, shapes, trained, copies)
-    if not changes:
-        raise MergeError(f"{name} holds no tensors.")
-    _require_values(name, shapes)
-    adapter = Adapter(name, directory, config, changes, shapes, own, trained)
-    for tensor, key, copy in copies:
-        if not adapter.same_values(key, copy):
-            raise MergeError(f"{name} holds two values of {tensor}, {key} and {copy}: move one of the files away.")
-    return adapter
-
-
-def _changes(
-    name: str, config: Mapping[str, Any], weights: Path
-) -> tuple[dict[str, Change], dict[str, tuple[int, ...]]]:
-    """What an adapter's own file changes, and the shapes of its tensors by their keys."""
-    changes: dict[str, Change] = {}
-    try:
-        shapes = {tensor.name: tensor.shape for tensor in file_headers(weights, weights.name)}
-    except Exception as error:  # safetensors and pickle raise errors of any type for damaged files
-        raise MergeError(f"{weights} cannot be read: {error}") from error
-    _require_values(name, shapes)
-    for key in shapes:
-        _sort(name, key, changes)
-    for tensor, change in changes.items():
-        if (change.a is None) != (change.b is None):
-            raise MergeError(f"{name} is incomplete: of {tensor} it holds only {change.a or change.b}.")
-        if change.a is not None and change.b is not None:
-            change.is_bare = _is_bare(config, tensor, change, shapes)
-            if not change.is_bare:
-                module = tensor.removesuffix(".weight")
-                a, b = shapes[change.a], shapes[change.b]
-                change.scaling = lora_scaling(name, config, module, a, b, ADAPTER_CONFIG)
-        if change.magnitude is not None and (change.is_embedding or change.a is None or len(shapes[change.a]) > 2):
-            raise MergeError(f"{name} applies DoRA to {tensor}, which is no linear layer. {_ADVICE}")
-    for tensor, change in changes.items():  # after all weights, whose scalings these are
-        if change.bias is not None and (weight := changes.get(tensor.removesuffix(".bias") + ".weight")):
-            change.scaling = weight.scaling
-    return changes, shapes
-
-
-def _add_trained(
-    name: str,
-    file: WeightFile,
-    changes: dict[str, Change],
-    shapes: dict[str, tuple[int, ...]],
-    trained: dict[str, WeightFile],
-    copies: list[tuple[str, str, str]],
-) -> None:
-    """Enter the tensors of a file beside an adapter as whole replacements.
-
-    Raises:
-        MergeError: the file cannot be read without running code of its own, or holds parts of another adapter.
-    """
-    if file.unreadable:
-        raise MergeError(
-            f"{name} holds {file}. If it is a part of what was trained, save it once more as safetensors; if not, "
-            "move it away."
-        )
-    for tensor in file.tensors.values():
-        if (is_index(tensor.name) and not tensor.dtype.is_floating_point) or _ORIGINAL in tensor.name:
-            continue
-        path = _trained_name(tensor.name)
-        if part_of(path) is not None or "lora_" in path:
-            raise MergeError(
-                f"{name} holds {file}, which are parts of another adapter than {ADAPTER_WEIGHTS[0]}: move that file "
-                "away, or into a directory of its own."
-            )
-        key = f"{file.path.name}:{tensor.name}"
-        own = _WRAPPED.sub("", path)
-        change = changes.setdefault(own, Change())
-        if change.a is not None and own == path:
-            raise MergeError(
-                f"{name} holds factors of {own}, and {file.path.name} the whole of it, as a model has it into which "
-                "the adapter is merged: move that file away, or name the merged model alone."
-            )
-        if change.replacement is not None:
-            copies.append((own, change.replacement, key))
-        change.replacement = change.replacement or key
-        shapes[key], trained[key] = tensor.shape, file
-
-
 def _within(file: WeightFile, key: str) -> str:
     return key.removeprefix(f"{file.path.name}:")
-
-
-def _require_values(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """MergeError where tensors are empty."""
-    if empty := [key for key, shape in shapes.items() if 0 in shape]:
-        raise MergeError(
-            f"{name} holds {len(empty)} tensors without any values ({some(empty)}), as DeepSpeed ZeRO-3 leaves them "
-            "where weights are saved before they are gathered: save them once more, after that."
-        )
-
-
-def _require_plain(name: str, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise MergeError(f"{name} is a PEFT adapter of type {kind or 'unknown'}, not LORA. {_ADVICE}")
-    for key, what in _REFUSED.items():
-        if config.get(key):
-            raise MergeError(f"{name} uses {what}, which is more than a low-rank sum. {_ADVICE}")
-    if not isinstance(base := config.get("base_model_name_or_path"), (str, type(None))):
-        raise MergeError(f"{name}: {ADAPTER_CONFIG} gives {base!r} as the base, which is no name of a model.")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and _BASE_CHANGING.search(start):
-        raise MergeError(
-            f"{name} was started by {start}, which changes the base it is applied to. Save it once more with PEFT's "
-            "path_initial_model_for_weight_conversion, which makes it a plain adapter of the original base."
-        )
-    if config.get("fan_in_fan_out") and config.get("use_dora"):
-        raise MergeError(f"{name} applies DoRA to transposed layers. {_ADVICE}")
-
-
-def _sort(name: str, key: str, changes: dict[str, Change]) -> None:
-    """File one key of an adapter under the tensor that it changes."""
-    path = _trained_name(key)
-    found = part_of(path)
-    if found is not None and found.adapter in ("", "default"):
-        if found.is_bias:
-            changes.setdefault(f"{found.module}.bias", Change()).bias = key
-            return
-        change = changes.setdefault(f"{found.module}.weight", Change())
-        if found.part == "lora_magnitude_vector":
-            change.magnitude = key
-        elif found.part.endswith("A"):
-            change.a = key
-        else:
-            change.b = key
-        change.is_embedding |= "embedding" in found.part
-        return
-    if "lora_" in path or "token_adapter" in path or "trainable_tokens" in path:
-        raise MergeError(f"{name} holds {key}, which is not part of a plain LoRA adapter. {_ADVICE}")
-    if _ORIGINAL not in path:
-        changes.setdefault(_WRAPPED.sub("", path), Change()).replacement = key
-
-
-def _trained_name(key: str) -> str:
-    """The name of a tensor in the model that was trained, without what PEFT and the wrappers of trainers put in."""
-    return unwrapped(unwrapped(key).removeprefix("module."))
-
-
-def _is_bare(config: Mapping[str, Any], tensor: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether factors are of a bare parameter. PEFT names the module that has it, or, of several, a wrapper in that."""
-    targets = config.get("target_parameters") or ()
-    if not targets or change.is_embedding or len(shapes[change.a or ""]) != 2:
-        return False
-    module = tensor.removesuffix(".weight")
-    if module.endswith(".base_layer"):
-        return True
-    named = {target.rpartition(".") for target in targets}
-    weights = [holder for holder, _, parameter in named if parameter == "weight"]
-    if any(module == holder or module.endswith(f".{holder}") or not holder for holder in weights):
-        return False  # it has the same name either way
-    return not _targets_module(config, module)
-
-
-def _targets_module(config: Mapping[str, Any], module: str) -> bool:
-    """Whether `target_modules` names a module, as PEFT matches it."""
-    targets = config.get("target_modules") or ()
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def _weights(directory: Path, name: str) -> Path:
-    for file in ADAPTER_WEIGHTS:
-        if (directory / file).is_file():
-            return directory / file
-    raise MergeError(f"{name} holds neither adapter_model.safetensors nor adapter_model.bin.")

@@ -1,9 +1,9 @@
-"""What an adapter changes of a tensor that it does not know by the tensor's own name: in parts, or as a stack.
+"""Changes of tensors that an adapter names otherwise: parts of a fused tensor, and parameters without a module.
 
-Single experts of a mixture are slices of two fused stacks, three projections may be one matrix, and PEFT adapts a bare
-parameter under the name of the module that holds it. Factors stay factors: those of a stack of E matrices (E, out, in)
-are (E, out, r) and (E, r, in). A mixture of 128 experts (1536 x 2048 each) with rank 8 on gate and up projection then
-takes 29 MB in float32, and its dense delta 1.6 GB.
+Single experts of a mixture are slices of two fused stacks, three projections may be one matrix, and PEFT adapts a
+parameter without a module under the name of the module that holds it. Factors stay factors: a stack of E matrices
+(E, out, in) has the factors (E, out, r) and (E, r, in). For a mixture of 128 experts (1536 x 2048 each) with rank 8 on
+the gate and up projections, these take 29 MB in float32; the dense delta would take 1.6 GB.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.weight_names import Group
+from mergekit_mm.numerics.low_rank import stacked_lora_delta
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A tensor that is converted from several names, of which an adapter changes some."""
+    """The change of a tensor that is made of several named parts, some of which an adapter changes."""
 
     adapter: Adapter
     group: Group
@@ -35,14 +36,14 @@ class Parts:
 
     @property
     def touches_target(self) -> bool:
-        """Whether the adapter changes this one of the tensors that the group makes."""
+        """Whether the adapter changes this tensor, of all tensors that the group makes."""
         if len(self.group.memory) == 1 or (rows := self._rows) is None:
             return True
         return any(self._members[i] in self.own for i in rows.member.unique().tolist())
 
     @property
     def rank(self) -> int | None:
-        """The rank of what is added to a matrix; None for a stack, and where more than factors is added."""
+        """The rank of the factors of a matrix; None for a stack, and where more than factors is added."""
         ranks = self._ranks
         return None if ranks is None or self._rows is None or self._rows.stacked else sum(ranks)
 
@@ -57,13 +58,13 @@ class Parts:
         return list(self.group.disk)
 
     def task_vector(self, base: Tensor | None) -> TaskVector:
-        """As of `Adapter.task_vector`, of the whole tensor."""
+        """`Adapter.task_vector` of the whole tensor."""
         if self._ranks is not None and (rows := self._rows) is not None:
             return self._factored(rows)
         return TaskVector(self._dense(base))
 
     def _factored(self, rows: _Rows) -> TaskVector:
-        """Each member's factors where its rows and its matrix are, with zeros for all others."""
+        """Each member's factors at the place of its rows in the tensor, with zeros everywhere else."""
         factors = {m: self.adapter.task_vector(name, None) for m, name in self.own.items()}
         members = self._members
         held = [[i for i in matrix.unique().tolist() if members[i] in factors] for matrix in rows.member]
@@ -86,7 +87,7 @@ class Parts:
         return TaskVector(left, right=right) if rows.stacked else TaskVector(left[0], right=right[0])
 
     def _dense(self, base: Tensor | None) -> Tensor:
-        """The conversion of the members' deltas, which is linear as conversions only move values."""
+        """The conversion of the members' deltas: conversions only move values, so that they are linear."""
         originals = self.group.to_disk({self.target: base}) if base is not None else {}
         deltas = {name: torch.zeros(shape) for name, shape in self.group.shapes.items()}
         for member, name in self.own.items():
@@ -96,9 +97,9 @@ class Parts:
 
     @property
     def _rows(self) -> _Rows | None:
-        """Follow the rows of the members through the conversion; None if it does more than to move whole rows.
+        """Follow the rows of the members through the conversion; None if it does more than move whole rows.
 
-        Two columns, numbered, are enough to see what becomes of all.
+        The conversion is run on members of two columns whose elements are numbered, which shows where every row goes.
         """
         numbered, count = {}, 0
         starts = []
@@ -110,7 +111,7 @@ class Parts:
             count += shape[0]
         try:
             made = self.group.to_memory(numbered)[self.target]
-        except Exception:  # whatever an operation makes of shapes that it was not written for
+        except Exception:  # operations may raise anything for shapes that they were not written for
             return None
         turned = not _are_rows(made)
         made = made.mT if turned else made
@@ -124,12 +125,12 @@ class Parts:
 
 
 class _Rows(NamedTuple):
-    """Where each row of a converted tensor comes from; (matrices, rows) each, one matrix unless it is a stack."""
+    """Where each row of a converted tensor comes from. A tensor that is no stack counts as one matrix."""
 
-    member: Tensor  # for each element, which member of the group it comes from
-    row: Tensor  # for each element, its row in that member
+    member: Tensor  # (matrices, rows): the number of the member that a row comes from
+    row: Tensor  # (matrices, rows): the number of the row in that member
     stacked: bool
-    turned: bool  # rows of members are columns of the tensor
+    turned: bool  # whether rows of members are columns of the tensor
 
 
 def _are_rows(made: Tensor) -> bool:
@@ -138,30 +139,26 @@ def _are_rows(made: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class BareParameter:
-    """A parameter that PEFT adapts without a module of its own (`target_parameters`), mostly a stack of experts.
+    """The change of a parameter without a module of its own (`target_parameters`), mostly a stack of experts.
 
-    The factors of E matrices are in two matrices: A is (E r, in), expert by expert; B is (out, r E), in which the
-    expert changes fastest.
+    The factors of all matrices of a stack are in two matrices, see `stacked_lora_delta`.
     """
 
     adapter: Adapter
     own: str  # the adapter's name for it
     shape: tuple[int, ...]
-    turned: bool  # the matrices of the stack are (in, out)
+    turned: bool  # whether the matrices of the stack are (in, out)
     scaling: float
     needs_base: bool = False
 
     @property
     def rank(self) -> int | None:
-        """The rank of what is added to a matrix; None for a stack."""
+        """The rank of the factors of a matrix; None for a stack."""
         return self.adapter.factor_shapes(self.own)[0][0] if len(self.shape) == 2 else None
 
     def task_vector(self, _base: Tensor | None) -> TaskVector:
-        """As of `Adapter.task_vector`."""
+        """See `Adapter.task_vector`."""
         b, a = self.adapter.factors(self.own)
         if len(self.shape) == 2:
             return TaskVector(b * self.scaling, right=a)
-        experts = self.shape[0]
-        left = (b * self.scaling).reshape(b.shape[0], -1, experts).permute(2, 0, 1).contiguous()  # (E, out, r)
-        right = a.reshape(experts, -1, a.shape[1])  # (E, r, in)
-        return TaskVector(right.mT, right=left.mT) if self.turned else TaskVector(left, right=right)
+        return stacked_lora_delta(a, b, self.scaling, self.shape[0], self.turned)

@@ -1,7 +1,7 @@
-"""Whether the model that an adapter names as its base is the one it is put on, however a trainer wrote the name.
+"""Whether the model that an adapter names as its base is the model that it is put on, in all spellings of trainers.
 
-Only whole names count: the last part of a path, or the repository that a download cache keeps there. Two models of one
-name are taken for one, whoever uploaded them; `Qwen2-VL-7B` and `Qwen2-VL-7B-Instruct` are two.
+Only whole names count: the last part of a path, or the repository whose download a cache keeps there. Models of one
+name count as one model, whoever uploaded them; `Qwen2-VL-7B` and `Qwen2-VL-7B-Instruct` are two.
 """
 
 from __future__ import annotations
@@ -15,34 +15,38 @@ from mergekit_mm.checkpoints.disk import read_json, weight_files
 from mergekit_mm.checkpoints.hub import local_path
 from mergekit_mm.checkpoints.remote import same_content
 
-# What uploads of quantized weights add to the name of a model. `unsloth/...-unsloth-bnb-4bit`, `...-GPTQ-Int4`,
-# `...-AWQ`, `...-FP8-dynamic`, `...-w4a16`, `...-4bit-128g`: one pattern per part, as parts come in any order.
+# Endings of the names of quantized weights: `...-unsloth-bnb-4bit`, `...-GPTQ-Int4`, `...-AWQ`, `...-FP8-dynamic`,
+# `...-w4a16`, `...-4bit-128g`. The pattern takes one part off at a time, as parts come in any order.
 _QUANTIZED = re.compile(
     r"[-_.](unsloth|bnb|hqq|gptq|awq|autoround|quantized|quanto|int[248]|[2348]-?bit|\d+g|nf4|mlx|w\d+a\d+|gguf"
     r"|(nv|mx)?fp[48]|e4m3|dynamic|block|per-?tensor)$"
 )
-_SIXTEEN_BITS = re.compile(r"[-_.](bf16|fp16|16-?bit)$")  # the weights that every merge reads, under another name
+_SIXTEEN_BITS = re.compile(r"[-_.](bf16|fp16|16-?bit)$")  # endings of names of weights that are not quantized
 _CACHED = re.compile(r"(?:^|/)(?:models--)?([^/]+)/snapshots(?:/|$)")  # caches of huggingface_hub and of ModelScope
-_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")  # says nothing without the run that it belongs to
+_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")  # a folder in that of a run, whose name goes with it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a base is the one that an adapter was trained on, and what to tell of it."""
+    """Whether a checkpoint is the base that an adapter was trained on."""
 
     same: bool
-    note: str | None = None
+    note: str | None = None  # for the user; continues "<the adapter> ..."
 
 
-def is_trained_on(said: str | None, given: str, checkpoint: Checkpoint) -> Verdict:
-    """Whether `said`, the base that an adapter names, is the checkpoint that the user gave as `given`.
+def is_trained_on(base: str | None, given: str, checkpoint: Checkpoint) -> Verdict:
+    """Whether the base that an adapter names is a checkpoint.
 
-    A directory of this machine has to be the same one, or to hold the same weights; any other name has to mean the
-    checkpoint's. Weights of the same name that were quantized for training are accepted with a note.
+    A base that is a directory of this machine has to be the checkpoint's, or to hold the same weights; any other name
+    has to mean the checkpoint's. A base of the same name with quantized weights is accepted with a note.
+
+    Args:
+        base: the base as the adapter's config names it; None if it names none, which fits every checkpoint.
+        given: the name that the user gave the checkpoint.
     """
-    if said is None or said == given:
+    if base is None or base == given:
         return Verdict(True)
-    here, there = checkpoint.directory, local_path(said)
+    here, there = checkpoint.directory, local_path(base)
     if (there / "config.json").is_file():
         if same_weights(here, there):
             return Verdict(True)
@@ -50,19 +54,19 @@ def is_trained_on(said: str | None, given: str, checkpoint: Checkpoint) -> Verdi
             return Verdict(False)
     known = {given, str(here), str(here.resolve()), str(checkpoint.config.get("_name_or_path") or "")}
     ours = {model_name(name) for name in known if name}
-    name = model_name(said)
+    name = model_name(base)
     if name in ours:
         return Verdict(True)
     full = _without(_SIXTEEN_BITS, name)
     if full in ours:
         return Verdict(True)
     if (full := _without(_QUANTIZED, full)) in ours:
-        return Verdict(True, f"was trained on quantized weights ({said}); it is put on the full ones of {given}.")
+        return Verdict(True, f"was trained on quantized weights ({base}); it is put on the full ones of {given}.")
     return Verdict(False)
 
 
 def model_name(name: str) -> str:
-    """The name of a model in lower case, from a hub id or a path of any system, inside of a download cache or not."""
+    """The name of a model in lower case, of a hub id, a path of any system, or a path in a download cache."""
     path = name.replace("\\", "/").rstrip("/")
     found = _CACHED.search(path)
     parts = (found[1] if found else path).split("/")

@@ -1,4 +1,4 @@
-"""Adapters among the inputs: opened, held against the model they are put on, and bound to its tensors."""
+"""An adapter among the inputs, bound to the model that it is put on: which tensor it changes, and how."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from mergekit.common import ModelReference
 from torch import Tensor
 
-from mergekit_mm.checkpoints.adapters.adapter import Adapter, open_adapter
+from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.adapters.assembly import BareParameter, Parts
 from mergekit_mm.checkpoints.adapters.base_names import is_trained_on, same_weights
 from mergekit_mm.checkpoints.adapters.naming import Naming, find_names
+from mergekit_mm.checkpoints.adapters.opening import open_adapter
 from mergekit_mm.checkpoints.adapters.tied import settle_ties
+from mergekit_mm.checkpoints.bare_parameters import number_of_matrices
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.ignoring import IGNORE, Ignored
 from mergekit_mm.checkpoints.listing import indented, some
@@ -31,45 +33,44 @@ _EXPERT = r"\.experts\.\d+\."
 
 @dataclass(frozen=True)
 class Adaptation:
-    """An adapter bound to the checkpoint it adapts, whose tensors go by their names in memory."""
+    """An adapter bound to a checkpoint. Tensors go by the checkpoint's names in memory."""
 
     adapter: Adapter
-    names: Mapping[str, str] = field(repr=False)  # of what it changes: name in memory -> the adapter's own
-    assembled: Mapping[str, Parts | BareParameter] = field(
-        repr=False
-    )  # changes that are put together from parts or belong to bare parameters
-    notes: tuple[str, ...] = ()  # assumptions that may surprise
+    names: Mapping[str, str] = field(repr=False)  # changed tensor -> the adapter's own name for it
+    # changed tensor that the adapter has no single name for -> its parts
+    assembled: Mapping[str, Parts | BareParameter] = field(repr=False)
+    notes: tuple[str, ...] = ()  # assumptions that may surprise the user
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # why -> the adapter's names without a place
 
     def changes(self, tensor: str) -> bool:
         return tensor in self.names or tensor in self.assembled
 
     def needs_base(self, tensor: str) -> bool:
-        """Whether what it changes of a tensor can only be told from the base's values."""
+        """Whether the delta of a tensor can be computed only with the base's values."""
         if (parts := self.assembled.get(tensor)) is not None:
             return parts.needs_base
         return tensor in self.names and self.adapter.needs_base(self.names[tensor])
 
     def rank(self, tensor: str) -> int | None:
-        """The rank of what it adds to a tensor; 0 if it leaves it alone, None if it does more than add."""
+        """The rank of the factors of a tensor; 0 for an unchanged tensor, None where more than factors is added."""
         if (parts := self.assembled.get(tensor)) is not None:
             return parts.rank
         return self.adapter.rank(self.names[tensor]) if tensor in self.names else 0
 
     def replaces(self, tensor: str) -> bool:
-        """Whether it holds a tensor whole."""
+        """Whether the adapter holds a tensor whole."""
         return tensor in self.names and self.adapter.replaces(self.names[tensor])
 
     def adds_factors(self, tensor: str) -> bool:
-        """Whether it has low-rank factors for a tensor."""
+        """Whether the adapter has low-rank factors for a tensor."""
         return tensor in self.names and self.adapter.changes[self.names[tensor]].a is not None
 
     def replacement(self, tensor: str) -> Tensor:
-        """What it holds whole of a tensor, in the dtype of its file."""
+        """A tensor that the adapter holds whole, in the dtype of its file."""
         return self.adapter.replacement(self.names[tensor])
 
     def task_vector(self, tensor: str, base: Tensor | None) -> TaskVector:
-        """What it changes of a tensor, which it does change; `base` as of `Adapter.task_vector`."""
+        """The change of a changed tensor; see `Adapter.task_vector`."""
         if (parts := self.assembled.get(tensor)) is not None:
             return parts.task_vector(base)
         return self.adapter.task_vector(self.names[tensor], base)
@@ -82,14 +83,18 @@ def bind_adapter(
     trusted: bool = False,
     ignored: Ignored | None = None,
 ) -> Adaptation:
-    """The adapter of `model`, found in `directory`, with its tensors matched to those of the model it is put on.
+    """The adapter of `model`, with its tensors matched to those of the model that it is put on.
 
-    trusted: the user says that this model is one to put it on, whatever name the adapter gives its base.
-    ignored: what to leave out of it, if the model has no place for that.
+    Args:
+        model: a model with an adapter, as the user wrote it.
+        directory: where the adapter is.
+        checkpoint: the model that the adapter is put on.
+        trusted: whether the user vouches for the model, whatever base the adapter names.
+        ignored: tensors of the adapter that are left out if the model has no place for them.
 
     Raises:
-        MergeError: no adapter that can be merged, one of another base, or one that changes tensors which the
-            model lacks, holds tied to others, or holds in other shapes.
+        MergeError: the adapter cannot be merged, belongs to another base, or changes tensors which the model lacks,
+            ties to others, or has in other shapes.
     """
     adapter = open_adapter(str(model.lora), directory)
     notes = []
@@ -117,8 +122,10 @@ def bind_adapter(
     settle_ties(naming, adapter, checkpoint)
     if problems := _problems(naming, adapter, checkpoint):
         raise MergeError(f"{adapter.name} does not fit {model.model}:" + indented(problems, "    "))
-    if naming.told:
-        notes.append(f"{adapter.name} has the names of {naming.told}: they are matched with those of {model.model}.")
+    if naming.class_description:
+        notes.append(
+            f"{adapter.name} has the names of {naming.class_description}: they are matched with those of {model.model}."
+        )
     return Adaptation(adapter, naming.names, naming.assembled, tuple(notes), left_out)
 
 
@@ -145,7 +152,7 @@ def describe_adapter(adaptation: Adaptation, checkpoint: Checkpoint) -> Iterator
 def _kind(adaptation: Adaptation, memory: str) -> str:
     adapter, made = adaptation.adapter, adaptation.assembled.get(memory)
     if isinstance(made, BareParameter):
-        rank = adapter.factor_shapes(made.own)[0][0] // (made.shape[0] if len(made.shape) == 3 else 1)
+        rank = adapter.factor_shapes(made.own)[0][0] // number_of_matrices(made.shape)
         return f"rank {rank}, scaling {made.scaling:g}, without a module"
     changes = [adapter.changes[own] for own in (made.own.values() if made else [adaptation.names[memory]])]
     kinds = {

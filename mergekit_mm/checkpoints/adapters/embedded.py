@@ -1,7 +1,8 @@
-"""Directories that transformers loads with an adapter: named as a model, they are written as `model+adapter` here.
+"""Directories that transformers loads with an adapter. In a merge config they are rewritten as `model+adapter`.
 
-`from_pretrained` looks for an adapter_config.json where it looks for the model. Beside the weights of a model, that
-adapter is put on these, whatever base it names; without weights, on the base that it names.
+`from_pretrained` looks for an adapter_config.json where it looks for the model. An adapter beside the weights of a
+model is put on that model, whatever base it names; an adapter without weights beside it is put on the base that it
+names.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from pydantic import BaseModel
 
-from mergekit_mm.checkpoints.adapters.adapter import open_adapter
 from mergekit_mm.checkpoints.adapters.base_names import is_trained_on, same_weights
+from mergekit_mm.checkpoints.adapters.opening import open_adapter
 from mergekit_mm.checkpoints.checkpoint import open_checkpoint
 from mergekit_mm.checkpoints.disk import read_config, read_json
 from mergekit_mm.checkpoints.hub import locate
@@ -31,16 +32,17 @@ def as_loaded(
 ) -> tuple[ModelReference, list[str]]:
     """A model with the adapter that transformers loads with it, and a note if there is one.
 
-    base: the merge's base model. An adapter over the very weights of the base is written as one of the base.
+    base: the merge's base model. If an adapter lies beside a copy of the base's weights, it is written as an adapter
+        of the base.
 
     Raises:
-        MergeError: an adapter is named on top of a directory that has one of its own, or alone without a base that can
-            be found.
+        MergeError: an adapter is named on top of a directory that has an adapter of its own; or an adapter is named
+            alone and its base cannot be found.
     """
     try:
         directory = locate(model.model, options)
     except MergeError:
-        return model, []  # told when it is opened
+        return model, []  # opening it will raise the same error
     if model.lora:
         _require_one_adapter(model, directory, options)
         return model, []
@@ -52,43 +54,43 @@ def as_loaded(
         return model, [f"{model} holds an {ADAPTER_CONFIG} but no weights of an adapter: it is taken without one."]
     if has_switched_adapter(directory):
         return model, []
-    if (
-        not Path(model.model.path).expanduser().is_dir()
-    ):  # on the hub, transformers takes the base that the adapter names
+    if not Path(model.model.path).expanduser().is_dir():
+        # of a repository on the hub, transformers takes the adapter and the base that this names
         return _on_its_base(model, directory, options, base)
     over = model.model
     if base is not None and base.model != over and _is_base_directory(base, directory, options):
         over = base.model
-    told = "" if over == model.model else f" Its weights are those of {over}, so that it is one of that base."
-    note = f"{model} holds a model and an adapter: the adapter is applied, as transformers does on loading.{told}"
+    note = f"{model} holds a model and an adapter: the adapter is applied, as transformers does on loading."
+    if over != model.model:
+        note += f" Its weights are those of {over}, so that it is one of that base."
     return model.model_copy(update={"model": over, "lora": model.model}), [note]
 
 
 def has_switched_adapter(directory: Path) -> bool:
-    """Whether a directory's adapter is the model's own, which its class switches on for one medium (Granite Speech)."""
+    """Whether a directory's adapter belongs to the model's class, which applies it to one medium (Granite Speech)."""
     try:
         meta_model = meta_model_of(without_quantization(read_config(directory)))
     except MergeError:
-        return False  # told when it is opened
+        return False  # opening it will raise the same error
     return bool(meta_model and getattr(meta_model.model.config, "has_lora_adapter", False)) and holds_adapter(directory)
 
 
 def with_embedded_adapters(
     config: MergeConfiguration, models: Iterable[ModelReference], options: MergeOptions, choices: Iterable[str]
 ) -> tuple[MergeConfiguration, list[str]]:
-    """A merge config in which every model that transformers loads with an adapter is written with it, and notes.
+    """A merge config with every model that transformers loads with an adapter written as `model+adapter`, and notes.
 
     choices: the top-level parameters whose values may be models.
 
     Raises:
-        MergeError: as of `as_loaded`.
+        MergeError: see `as_loaded`.
     """
     found: dict[ModelReference, ModelReference] = {}
     notes: list[str] = []
     for model in models:
         base = config.base_model if model != config.base_model else None
-        found[model], told = as_loaded(model, options, found.get(base, base) if base else None)
-        notes += told
+        found[model], of_model = as_loaded(model, options, found.get(base, base) if base else None)
+        notes += of_model
     if all(model == loaded for model, loaded in found.items()):
         return config, notes
     result: MergeConfiguration = _replaced(config, found)
@@ -101,7 +103,7 @@ def with_embedded_adapters(
 
 
 def _replaced(value: Any, models: dict[ModelReference, ModelReference]) -> Any:
-    """A part of a config with some of its models replaced, at any depth."""
+    """A part of a config, with models replaced at any depth."""
     if isinstance(value, ModelReference):
         return models.get(value, value)
     if isinstance(value, BaseModel):
@@ -122,7 +124,7 @@ def _require_one_adapter(model: ModelReference, directory: Path, options: MergeO
     try:
         other = locate(model.lora, options)
     except MergeError:
-        return  # told when it is opened
+        return  # opening it will raise the same error
     if other.resolve() != directory.resolve():
         raise MergeError(
             f"{model.model} holds an adapter of its own, which transformers loads with it, so {model.lora} on top of "
@@ -156,11 +158,11 @@ def _belongs_to(base: ModelReference, model: ModelReference, directory: Path, op
         checkpoint = open_checkpoint(str(base.model), locate(base.model, options))
         return is_trained_on(open_adapter(str(model), directory).base, str(base.model.path), checkpoint).same
     except MergeError:
-        return False  # told when they are opened
+        return False  # opening them will raise the same error
 
 
 def _is_base_directory(base: ModelReference, directory: Path, options: MergeOptions) -> bool:
     try:
         return same_weights(locate(base.model, options), directory)
     except MergeError:
-        return False  # told when it is opened
+        return False  # opening it will raise the same error

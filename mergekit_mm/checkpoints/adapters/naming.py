@@ -1,7 +1,8 @@
-"""Which tensors of a checkpoint an adapter means by its names: those of the class through which it was trained.
+"""Which tensors of a checkpoint an adapter means by its names.
 
-That is the checkpoint's own class, its text class, a model inside of it, or one that holds it; each with the names of
-every version of transformers that it can load.
+The names are those of the class through which the adapter was trained: the checkpoint's own class, its text class, the
+class of a model inside the checkpoint, or of a model around it. For each class, the names of every version of
+transformers that can be loaded are known.
 """
 
 from __future__ import annotations
@@ -12,36 +13,44 @@ from dataclasses import dataclass, field
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.adapters.assembly import BareParameter, Parts
+from mergekit_mm.checkpoints.bare_parameters import (
+    is_target,
+    is_turned,
+    module_and_depth,
+    number_of_matrices,
+    outermost_first,
+)
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.lora_scaling import lora_scaling
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES
 from mergekit_mm.checkpoints.submodels import View, views
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
 from mergekit_mm.checkpoints.weight_names import Place, find_places
-from mergekit_mm.checkpoints.wrapping import lora_scaling
 from mergekit_mm.errors import MergeError
 
-_DROPPED = 3  # at most so many parts before all names: `base.thinker.` of a model that held the checkpoint's
+_MOST_DROPPED = 3  # parts that a model around the checkpoint's has put before all names: `base.thinker.` has two
 
 
 @dataclass(eq=False)
 class Naming:
-    """An adapter's names in one class of a checkpoint."""
+    """An adapter's names, read as names of one class of a checkpoint."""
 
-    told: str | None  # the class, where it is not the checkpoint's own
+    class_description: str | None  # None for the checkpoint's own class
     names: dict[str, str] = field(default_factory=dict)  # name in memory -> the adapter's
-    assembled: dict[str, Parts | BareParameter] = field(default_factory=dict)  # name in memory -> what it is made of
+    # name in memory of a tensor without a single name in the adapter -> its parts
+    assembled: dict[str, Parts | BareParameter] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)  # the adapter's names that mean nothing
     problems: list[str] = field(default_factory=list)  # descriptions of misfits
-    settled: set[str] = field(default_factory=set)  # in memory: changed together with all that they are tied to
+    settled: set[str] = field(default_factory=set)  # names in memory of tensors that change with all their tied ones
 
     @property
     def memory(self) -> list[str]:
-        """The tensors that are changed."""
+        """The changed tensors by their names in memory."""
         return [*self.names, *self.assembled]
 
 
 def find_names(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str] = ()) -> Naming:
-    """The naming that fits an adapter best: the first in which all of its names have a place and all shapes agree.
+    """The first naming in which all names of an adapter have a place and all shapes agree, else the closest to that.
 
     spare: names of the adapter that need not have a place.
     """
@@ -70,16 +79,16 @@ def _namings(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str]) -
         for view in known or views(checkpoint):
             own = form is forms[0] and view.meta_model is checkpoint.meta_model
             if own or _fits_sample(adapter, view, {name: each for name, each in form.items() if name not in spare}):
-                yield _Reading(adapter, checkpoint, view, form, None if own else view.told).naming
+                yield _Reading(adapter, checkpoint, view, form, None if own else view.description).naming
             if form is forms[0]:
                 known.append(view)
 
 
 def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -> list[dict[str, str]]:
-    """The adapter's names as they are, and without what stands before all of them and is no part of this model."""
+    """The adapter's names as they are, and without the parts before all names that do not occur in this model."""
     own = {part for name in checkpoint.tensors for part in name.split(".")}
     forms = [{name: name for name in trained}]
-    while len(forms) <= _DROPPED:
+    while len(forms) <= _MOST_DROPPED:
         first = {form.partition(".")[0] for name, form in forms[-1].items() if name not in spare}
         if len(first) != 1 or first <= own:
             break
@@ -88,23 +97,15 @@ def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -
 
 
 def _fits_sample(adapter: Adapter, view: View, form: Mapping[str, str]) -> bool:
-    """Whether one name of each kind has a place. Names of bare parameters tell nothing before they are looked for."""
+    """Whether one name of each kind has a place. Names of bare parameters are left out: they are those of modules."""
     kinds = {re.sub(r"\d+", "0", name): name for own, name in form.items() if not adapter.changes[own].is_bare}
     return len(find_places(view.meta_model, kinds.values())) == len(kinds)
 
 
-def _module_of(name: str) -> tuple[str, int]:
-    """The module that holds a bare parameter, and how deep in PEFT's wrappers around it the parameter's own is."""
-    module, depth = name.removesuffix(".weight"), 0
-    while module.endswith(".base_layer"):
-        module, depth = module.removesuffix(".base_layer"), depth + 1
-    return module, depth
-
-
 def _prefixes(checkpoint: Checkpoint, form: Mapping[str, str]) -> list[str]:
-    """What may stand before an adapter's names in a checkpoint that is known by its names on disk alone.
+    """Prefixes for an adapter's names in a checkpoint whose model is not known, but only its names on disk.
 
-    Layers of towers may be named as those of the language model, which comes first.
+    Layers of towers may have the names of the language model's layers; the language model comes first.
     """
     sample = next(iter(form.values()))
     ends = [info for name, info in checkpoint.tensors.items() if name.endswith(f".{sample}")]
@@ -138,13 +139,19 @@ def _spellings(name: str) -> list[str]:
 
 
 class _Reading:
-    """One attempt to read an adapter's names."""
+    """One attempt to read an adapter's names as those of one class."""
 
     def __init__(
-        self, adapter: Adapter, checkpoint: Checkpoint, view: View, form: Mapping[str, str], told: str | None
+        self,
+        adapter: Adapter,
+        checkpoint: Checkpoint,
+        view: View,
+        form: Mapping[str, str],
+        class_description: str | None,
     ) -> None:
+        """form: the adapter's own name -> the name to look for."""
         self.adapter, self.checkpoint, self.view = adapter, checkpoint, view
-        self.naming = Naming(told)
+        self.naming = Naming(class_description)
         bare = {own: name for own, name in form.items() if adapter.changes[own].is_bare}
         places = find_places(view.meta_model, (name for own, name in form.items() if own not in bare))
         parts: dict[int, dict[str, Place]] = {}
@@ -163,8 +170,7 @@ class _Reading:
         self._bare(bare)
 
     def _place_of_trained(self, own: str, name: str) -> Place | None:
-        """The place of a tensor from a file beside the adapter, which a trainer may have saved from inside or from
-        outside of the part of the model that has the prefix."""
+        """The place of a tensor from a file beside the adapter, whose name may have or lack the prefix of the body."""
         if self.adapter.trained_in(own) is None:
             return None
         found = find_places(self.view.meta_model, _spellings(name))
@@ -180,7 +186,7 @@ class _Reading:
             _check_shape(self.naming, self.adapter, own, info.shape, info.vocabulary_axis is not None)
 
     def _parts(self, members: dict[str, Place]) -> None:
-        """Names that are converted to tensors in memory together with others."""
+        """Enter names of parts, which become tensors in memory by a conversion."""
         group = next(iter(members.values())).group
         assert group is not None
         own: dict[str, str] = {}
@@ -207,19 +213,14 @@ class _Reading:
     def _bare(self, bare: Mapping[str, str]) -> None:
         modules: dict[str, dict[int, str]] = {}
         for own, name in bare.items():
-            module, depth = _module_of(name)
+            module, depth = module_and_depth(name.removesuffix(".weight"))
             modules.setdefault(module, {})[depth] = own
         wanted = tuple(self.adapter.config.get("target_parameters") or ())
         paths = [f"{module}.{p}" for module in modules for p in {target.rpartition(".")[2] for target in wanted}]
-        places = find_places(
-            self.view.meta_model,
-            (path for path in paths if any(path == target or path.endswith(f".{target}") for target in wanted)),
-        )
-        order = {name: i for i, name in enumerate(self.view.meta_model.tensors)}
+        places = find_places(self.view.meta_model, (path for path in paths if is_target(path, wanted)))
         for module, levels in modules.items():
             found = {places[p].memory: p for p in paths if p in places and p.rpartition(".")[0] == module}
-            # PEFT wraps the parameters in the order of the module: the first is the innermost
-            inside = sorted(found, key=order.__getitem__, reverse=True)
+            inside = outermost_first(self.view.meta_model, found)
             if sorted(levels) != list(range(len(inside))):
                 self.naming.lost += levels.values()
                 continue
@@ -232,22 +233,18 @@ class _Reading:
             self.naming.lost.append(own)
             return
         shape = tuple(self.view.meta_model.tensors[target].shape)
-        matrices = shape[0] if len(shape) == 3 else 1
+        matrices = number_of_matrices(shape)
         (_, columns), (rows, _) = a, b = self.adapter.factor_shapes(own)
         try:
-            strength = lora_scaling(self.adapter.name, self.adapter.config, path, a, b, ADAPTER_CONFIG, matrices)
+            scaling = lora_scaling(self.adapter.name, self.adapter.config, path, a, b, ADAPTER_CONFIG, matrices)
         except MergeError as error:
             self.naming.problems.append(str(error))
             return
-        turned = shape[-2:] != (rows, columns)
-        if shape[-2:] != ((columns, rows) if turned else (rows, columns)):
+        turned = is_turned(self.view.meta_model, target, rows, columns)
+        if turned is None:
             self.naming.problems.append(f"{own}: the adapter is for matrices {(rows, columns)}, {path} is {shape}")
             return
-        if rows == columns:  # then only PEFT's own rule tells
-            turned = bool(
-                getattr(self.view.meta_model.model.get_submodule(target.rpartition(".")[0]), "is_transposed", False)
-            )
-        self._assembled(memory, BareParameter(self.adapter, own, shape, turned, strength), own)
+        self._assembled(memory, BareParameter(self.adapter, own, shape, turned, scaling), own)
 
     def _assembled(self, memory: str, made: Parts | BareParameter, own: str) -> None:
         if memory in self.naming.names or memory in self.naming.assembled:

@@ -9,10 +9,10 @@ from mergekit_mm.checkpoints.values import holds_value
 
 
 def settle_ties(naming: Naming, adapter: Adapter, checkpoint: Checkpoint) -> None:
-    """Take out of an adapter's names what leaves tied tensors tied.
+    """Take the copies of tied tensors out of an adapter's names, as far as they leave the tensors tied.
 
-    Copies of the model's own values change nothing. The same new values for all tensors that are tied are new values
-    for the one that the model's files hold. Everything else stays, and cannot be put on a tied model.
+    A copy of the model's own values changes nothing. The same new values for all of the tied tensors are new values for
+    the tensor that the model's files hold. All other names stay, and cannot be put on a tied model.
     """
     if checkpoint.meta_model is None:
         return

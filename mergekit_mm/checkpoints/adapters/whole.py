@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter can hold whole (PEFT's `modules_to_save`), for what no factors can hold."""
+"""Modules of a model that an adapter can hold whole (PEFT's `modules_to_save`), for changes that have no factors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def module_paths(base: Checkpoint) -> set[str]:
-    """Paths of all modules, by which PEFT finds those that a config names."""
+    """Paths of all modules. PEFT finds the modules that a config names among them."""
     if base.meta_model is not None:
         return {path for path, _ in base.meta_model.model.named_modules() if path}
     parts = [name.split(".") for name in base.tensors]
@@ -22,15 +22,18 @@ def module_paths(base: Checkpoint) -> set[str]:
 
 
 def tensors_of(base: Checkpoint, module: str) -> list[str]:
-    """Names in memory of all tensors in a module, as PEFT asks for them when it loads a module that was saved whole."""
+    """Names in memory of all tensors in a module. PEFT asks for all of them when it loads a module whole."""
     names: Iterable[str] = base.meta_model.tensors if base.meta_model is not None else base.tensors
     return [name for name in names if name.startswith(f"{module}.")]
 
 
 def saved_modules(base: Checkpoint, changed: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """The smallest modules that hold all of `changed`, and for the tensors that none can hold, why that is so.
+    """The smallest modules that hold all changed tensors, and the reason for each tensor that no module can hold.
 
-    changed: names in memory. No module of the result lies within another.
+    changed: names in memory.
+
+    Returns:
+        Paths of modules, none of which lies within another; and tensor -> reason.
     """
     paths = module_paths(base)
     owners = {name.rpartition(".")[0] for name in changed}
@@ -43,7 +46,7 @@ def saved_modules(base: Checkpoint, changed: Collection[str]) -> tuple[list[str]
 
 
 def shortened(chosen: Collection[str], paths: Collection[str]) -> list[str]:
-    """Names for `modules_to_save`: the last part of a path where every module that ends so is chosen."""
+    """Names for `modules_to_save`: only the last part of a path, if all modules with that last part are chosen."""
 
     def name_of(path: str) -> str:
         last = path.rpartition(".")[2]
@@ -53,9 +56,9 @@ def shortened(chosen: Collection[str], paths: Collection[str]) -> list[str]:
 
 
 def _why_not(base: Checkpoint, owner: str, paths: Collection[str]) -> str | None:
-    """Why PEFT cannot save the module of a changed tensor, or not without most of the model; None if it can.
+    """Why PEFT cannot save the module of a changed tensor, or only with most of the model; None if it can.
 
-    paths: of all modules.
+    owner: path of the module. paths: the paths of all modules.
     """
     if not owner:
         return "it belongs to the model itself and to no module"
@@ -75,7 +78,7 @@ def _why_not(base: Checkpoint, owner: str, paths: Collection[str]) -> str | None
 
 
 def _holds_layers(tensors: Mapping[str, object], owner: str, names: Iterable[str]) -> bool:
-    """Whether a module has numbered layers in it, those of a projector apart, which are few."""
+    """Whether a module holds numbered layers. The few layers of a projector do not count."""
     layers = [name for name in names if re.match(r"(.+\.)?\d+\.", name.removeprefix(f"{owner}."))]
     roles = {getattr(tensors[name], "role", None) for name in layers}
     return bool(roles - {Role.PROJECTOR})

@@ -1,4 +1,4 @@
-"""Code that configs name in `auto_map`: which modules of a model's own are needed to load it."""
+"""The modules of a model's own code that configs name in `auto_map`, and that loading the model needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_imports
+from mergekit_mm.checkpoints.transformers_private import get_relative_imports
 
 CONFIGS_WITH_CODE = (
     *("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"),

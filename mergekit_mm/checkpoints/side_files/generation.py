@@ -1,4 +1,4 @@
-"""Where a model stops and how it is sampled from: generation_config.json, and what the config says in its absence."""
+"""Stop tokens and parameters of sampling, from generation_config.json or, where that is absent, from config.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergekit_mm.checkpoints.side_files.model_files import ModelFiles
 
 GENERATION_CONFIG = "generation_config.json"
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
-# The defaults of transformers for absent keys.
+# transformers' defaults of absent keys
 _DEFAULTS: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -22,11 +22,11 @@ _DEFAULTS: dict[str, Any] = {
     "length_penalty": 1.0,
     "use_cache": True,
 }
-_APART = ("transformers_version", "_from_model_config", "eos_token_id")  # the last is told by itself
+_NOT_COMPARED = ("transformers_version", "_from_model_config", "eos_token_id")  # the last has a note of its own
 
 
 def stop_tokens(files: ModelFiles) -> tuple[int, ...] | None:
-    """The ids that end a generated text, in ascending order; None if nothing says."""
+    """The ids that end a generated text, in ascending order; None if no file has any."""
     value = files.json(GENERATION_CONFIG).get("eos_token_id")
     if value is None:
         value = _of_config(files.config)
@@ -43,11 +43,11 @@ def _of_config(config: Mapping[str, Any]) -> Any:
 
 
 def generation_differences(ours: ModelFiles, theirs: ModelFiles) -> Iterator[str]:
-    """`key theirs (ours)` for everything but the stop tokens, where both models have a generation config."""
+    """`key theirs (ours)` for every difference but the stop tokens, where both models have a generation config."""
     if not (GENERATION_CONFIG in ours.files and GENERATION_CONFIG in theirs.files):
         return
     own, other = ours.json(GENERATION_CONFIG), theirs.json(GENERATION_CONFIG)
-    for key in sorted({*own, *other} - {*_APART}):
+    for key in sorted({*own, *other} - {*_NOT_COMPARED}):
         values = [_DEFAULTS.get(key) if config.get(key) is None else config[key] for config in (own, other)]
         if values[0] != values[1]:
             yield f"{key} {values[1]} ({values[0]})"

@@ -1,4 +1,9 @@
-"""What lies beside the weights in a model's directory: the files that a copy of the model takes along, and the rest."""
+"""The side files of a directory: the files beside the weights that a copy of the model takes along.
+
+The inventory says of every file and folder whether it is copied, left out silently (another format, a leftover of
+training) or left out with its name in a note. `checkpoints.weight_files` looks at the tensors in files of weights that
+no model is loaded from.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 from mergekit_mm.checkpoints.disk import read_json
+from mergekit_mm.checkpoints.file_patterns import (
+    FOLDERS_OF_OTHER_FORMATS,
+    LEFTOVER_FOLDERS,
+    OTHER_FORMATS,
+    is_leftover,
+    matches,
+)
 from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.errors import MergeError
 
@@ -17,42 +29,28 @@ from mergekit_mm.errors import MergeError
 _WRITTEN_ANEW = ("config.json", "README.md", "mergekit_config.yml", ".*")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.ckpt")
 _OWN_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.index.json", "adapter_*")
-_OTHER_FORMATS = (
-    *("consolidated*", "tf_model*", "*.gguf", "*.onnx", "*.onnx_data*", "*.onnx.data", "*.msgpack", "*.h5", "*.ot"),
-    *("*.tflite", "*.mlmodel"),
-)
-_FORMAT_FOLDERS = ("original", "onnx*", "gguf", "openvino*", "coreml*", "tflite", "flax", "tensorrt*", "mlx")
-_LEFTOVERS = (
-    *("optimizer*", "scheduler.*", "scaler.pt", "rng_state*", "random_states_*", "training_args.*", "trainer_*.json*"),
-    *("zero_to_fp32.py", "latest", "latest_checkpointed_iteration.txt", "*_optim_states.pt", "*_model_states.pt"),
-    *("zero_pp_rank_*", "mp_rank_*", "distrib_optim*", "*_results.json", "events.out.tfevents*", "*.log", "nohup.out"),
-    *("ema.*", "ema_*", "*_ema.*", "*-ema.*", "args.json", "logging.jsonl", "training_*.png", "*.pyc"),
-)
-_LEFTOVER_FOLDERS = (
-    *("checkpoint-*", "checkpoint_[0-9]*", "global_step*", "step_[0-9]*", "step-[0-9]*", "iter_[0-9]*"),
-    *("epoch_[0-9]*", "epoch-[0-9]*", "runs", "wandb", "swanlog", "mlruns", "tensorboard", "logs", "log"),
-    *("lightning_logs", "optimizer_[0-9]*", "pytorch_model_fsdp*", "ema", "ema_*", "*_ema", "__pycache__", ".*"),
-)
 # a folder with one of these beside a model's or an adapter's config is a checkpoint of training
 _OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer*", "scheduler.pt", "rng_state*", "global_step*")
 
 
 class _Fate(Enum):
+    """What a merge does with a file or folder."""
+
     COPIED = auto()
-    LEFT = auto()  # known to be no part of the model
-    NAMED = auto()  # left out, and named in a note
+    LEFT = auto()  # left out silently: it is known to be no part of the model
+    NAMED = auto()  # left out and named in a note
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
     """The side files of one directory."""
 
-    files: dict[str, Path]  # path below the directory, with forward slashes -> where it is
-    uncopied: dict[str, str]  # name -> reason, of what is no side file of the model, nor a known leftover of training
+    files: dict[str, Path]  # path below the directory, with forward slashes -> file
+    uncopied: dict[str, str]  # file or folder that is not copied and is no known leftover of training -> reason
 
     @cached_property
     def folders(self) -> dict[str, int]:
-        """The folders among the files, with their sizes in bytes."""
+        """The folders that hold files, with the bytes of these."""
         sizes: dict[str, int] = {}
         for name, path in self.files.items():
             folder, slash, _ = name.partition("/")
@@ -62,11 +60,11 @@ class Inventory:
 
 
 def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Collection[Path] = ()) -> Inventory:
-    """The side files of a model's directory, those in folders included; links are followed, but in no circles.
+    """The side files of a model's directory and of its folders. Links are followed, but in no circles.
 
     Args:
         weights: names of the files that hold the tensors of the checkpoint.
-        inputs: directories of models of the merge, which are no folders of this one.
+        inputs: directories of the other inputs of the merge, which are not copied.
     """
     config = _config(directory)
     places = {path.resolve() for path in inputs}
@@ -87,28 +85,15 @@ def take_inventory(directory: Path, weights: Collection[str] = (), inputs: Colle
 
 
 def describe_inventory(inventory: Inventory) -> str:
-    """A line of text: the files that a merge over this model would copy."""
+    """A line of text with the files that a merge over this model would copy."""
     single = [name for name in inventory.files if "/" not in name]
     folders = [f"{name}/ ({size_of(size)})" for name, size in inventory.folders.items()]
     return f"  copied by a merge over it: {', '.join([*single, *folders]) or 'nothing'}"
 
 
-def matches(name: str, patterns: Collection[str]) -> bool:
-    """Whether a file's or folder's name fits one of these patterns."""
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def is_never_read(path: str) -> bool:
-    """Whether a file of a repository, by its path, is another format of its weights or a leftover of its training."""
-    top, slash, _ = path.partition("/")
-    if slash:
-        return matches(top, (*_FORMAT_FOLDERS, *_LEFTOVER_FOLDERS))
-    return matches(path, _OTHER_FORMATS) or _is_leftover(path)
-
-
 def _file_fate(path: Path, weights: Collection[str]) -> tuple[_Fate, str]:
     name = path.name
-    if name in weights or matches(name, (*_WRITTEN_ANEW, *_OWN_WEIGHTS, *_OTHER_FORMATS)) or _is_leftover(name):
+    if name in weights or matches(name, (*_WRITTEN_ANEW, *_OWN_WEIGHTS, *OTHER_FORMATS)) or is_leftover(name):
         return _Fate.LEFT, ""
     if not path.is_file():
         return _Fate.NAMED, "a link to nothing"
@@ -117,18 +102,13 @@ def _file_fate(path: Path, weights: Collection[str]) -> tuple[_Fate, str]:
     return _Fate.COPIED, ""
 
 
-def _is_leftover(name: str) -> bool:
-    """Whether a file, at whatever depth, was left by training; `optimizer.py` is code of a model."""
-    return matches(name, _LEFTOVERS) and (name == "zero_to_fp32.py" or not name.endswith(".py"))
-
-
 def _folder_fate(path: Path, model_type: object, inputs: Collection[Path]) -> tuple[_Fate, str]:
     place = path.resolve()
     if place in inputs:
         return _Fate.LEFT, ""
     if any(place in each.parents for each in inputs):
         return _Fate.NAMED, "holds an input of the merge"
-    if _is_left(path) or matches(path.name, _FORMAT_FOLDERS):
+    if _is_left(path) or matches(path.name, FOLDERS_OF_OTHER_FORMATS):
         return _Fate.LEFT, ""
     if (path / "mergekit_config.yml").exists():
         return _Fate.NAMED, "the output of a merge"
@@ -142,8 +122,8 @@ def _folder_fate(path: Path, model_type: object, inputs: Collection[Path]) -> tu
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a folder, at whatever depth, is a leftover of training."""
-    if matches(folder.name, _LEFTOVER_FOLDERS):
+    """Whether training has left a folder, at whatever depth."""
+    if matches(folder.name, LEFTOVER_FOLDERS):
         return True
     held = [file.name for file in folder.iterdir()]
     is_model = "config.json" in held or "adapter_config.json" in held
@@ -151,7 +131,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def _walk(folder: Path, prefix: str, around: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """(path below the model's directory, file) of everything in a folder that is no leftover."""
+    """(path below the model's directory, file) of all files in a folder but leftovers of training."""
     place = folder.resolve()
     if place in around:
         return
@@ -159,12 +139,12 @@ def _walk(folder: Path, prefix: str, around: tuple[Path, ...]) -> Iterator[tuple
         if path.is_dir():
             if not _is_left(path):
                 yield from _walk(path, f"{prefix}{path.name}/", (*around, place))
-        elif path.is_file() and not _is_leftover(path.name) and not path.name.startswith("."):
+        elif path.is_file() and not is_leftover(path.name) and not path.name.startswith("."):
             yield f"{prefix}{path.name}", path
 
 
 def _config(directory: Path) -> dict[str, object]:
-    """The config of the model in a directory; empty if there is none that can be read."""
+    """The config of the model in a directory; empty if there is none, or it cannot be read."""
     file = directory / "config.json"
     try:
         return dict(read_json(file)) if file.is_file() else {}

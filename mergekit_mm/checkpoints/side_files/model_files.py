@@ -14,7 +14,7 @@ TOKENIZER = (
     *("tekken.json", "spiece.model", "sentencepiece*.model", "spm*.model"),
 )
 PROCESSOR = ("*processor_config.json", "chat_template.*", "generation_config.json")
-# nothing that a loader reads
+# files that no loader reads
 _WITHOUT_EFFECT = (
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.txt", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif"),
     *("*.svg", "*.webp", "Modelfile", "configuration.json", "*.yaml", "*.yml", "*.sh", "*.ipynb"),
@@ -24,9 +24,9 @@ _WITHOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "adde
 
 @dataclass(frozen=True, eq=False)
 class ModelFiles:
-    """The files of an input, those of an adapter before its model's; or those that are planned for an output."""
+    """The side files of an input, or of an output as planned. An adapter's files replace those of its model."""
 
-    name: str  # the name to use in messages
+    name: str  # for messages
     model_type: str  # transformers' name of the architecture
     config: Mapping[str, Any]  # config.json
     files: Mapping[str, Path]  # path below the model's directory -> file
@@ -34,7 +34,7 @@ class ModelFiles:
     _read: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def json(self, name: str) -> dict[str, Any]:
-        """What a JSON file holds; empty if it is not there, or damaged."""
+        """The content of a JSON file; empty if the file is absent or damaged."""
         if name not in self._read:
             self._read[name] = self._parsed(name)
         return self._read[name]
@@ -52,12 +52,12 @@ class ModelFiles:
         return held
 
     def text(self, name: str) -> str | None:
-        """A text file, if it is there."""
+        """The content of a text file; None if the file is absent."""
         return self.files[name].read_text(encoding="utf-8", errors="replace") if name in self.files else None
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether there is a vocabulary, in whatever format, or code that may bring one."""
+        """Whether there is a vocabulary in any format, or code that may have one."""
         named = [name for name in self.files if is_of_tokenizer(name) and name not in _WITHOUT_VOCABULARY]
         return bool(named) or "auto_map" in self.json("tokenizer_config.json")
 
@@ -68,24 +68,24 @@ def is_of_tokenizer(name: str) -> bool:
 
 
 def is_of_model(name: str) -> bool:
-    """Whether a file shows, by its name, that its directory is that of a model, or of a model's processors."""
+    """Whether the name of a file shows that its directory holds a model or a model's processor."""
     return name == "config.json" or is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR)
 
 
 def is_read_as_it_is(name: str) -> bool:
-    """Whether a loader may read a file that is not of the tokenizer or processor, which are compared apart."""
+    """Whether a loader may read a file. False for files of tokenizers and processors, which are compared by content."""
     last = name.rpartition("/")[2]
     apart = "/" not in name and (is_of_tokenizer(name) or any(fnmatch(name, pattern) for pattern in PROCESSOR))
     return not apart and not any(fnmatch(last, pattern) for pattern in _WITHOUT_EFFECT)
 
 
 def chat_template(files: ModelFiles) -> str | None:
-    """The chat template of a model, from whichever of the files that may hold it."""
+    """The chat template of a model, from the first file that holds it; None if there is none."""
     if (jinja := files.text("chat_template.jinja")) is not None:
         return jinja
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         template = files.json(name).get("chat_template")
-        if isinstance(template, list):  # several by name, as older tokenizers save them
+        if isinstance(template, list):  # older tokenizers save several templates by name
             template = next((each.get("template") for each in template if each.get("name") == "default"), None)
         if isinstance(template, str):
             return template

@@ -1,4 +1,4 @@
-"""What an output could not be loaded without, taken from the inputs that have it where those agree."""
+"""Files without which an output could not be loaded, taken from inputs that have them, if these agree."""
 
 from __future__ import annotations
 
@@ -21,29 +21,25 @@ from mergekit_mm.checkpoints.side_files.processors import (
 )
 from mergekit_mm.checkpoints.side_files.tokens import TokenTables
 
-# files that `from_pretrained` of an architecture insists on
+# model type -> files without which `from_pretrained` fails
 _INSISTED_ON = {"qwen2_5_omni": ("spk_dict.pt",)}
 
 
 @dataclass(eq=False)
 class Completion:
-    """The files of an output, completed from inputs of its architecture.
+    """The files of an output, completed from inputs of its architecture."""
 
-    source: the model whose files the output gets, for messages. inputs: of the output's architecture, the base first.
-    is_native: whether transformers itself can build the model of the output's config.
-    """
-
-    source: str
+    source: str  # the model whose files the output gets, for messages
     base: ModelFiles
-    inputs: Sequence[ModelFiles]
-    is_native: bool
+    inputs: Sequence[ModelFiles]  # the inputs of the output's architecture, the base first
+    is_native: bool  # whether transformers itself can build the model of the output's config
     is_multimodal: bool
-    copies: dict[str, Path]
+    copies: dict[str, Path]  # path below the output's directory -> file that is copied there
     notes: list[str] = field(default_factory=list)
-    tokenizer_owner: ModelFiles | None = None  # an input whose tokenizer was taken
+    tokenizer_owner: ModelFiles | None = None  # the input whose tokenizer is taken
 
     def complete(self, with_tokenizer: bool, tables: TokenTables) -> None:
-        """Add what is missing to `copies`, and say in `notes` what was added, and what no input has."""
+        """Add the missing files to `copies`, and to `notes` which were added and which no input has."""
         if with_tokenizer and not self.output().has_tokenizer:
             self._take_tokenizer(tables)
         if self.is_multimodal:
@@ -54,15 +50,18 @@ class Completion:
         self._take_code()
 
     def output(self) -> ModelFiles:
-        """The output as it is planned by now."""
+        """The files of the output as planned so far."""
         return ModelFiles(self.source, self.base.model_type, self.base.config, dict(self.copies))
 
     def _agreed(
         self, what: str, key: Callable[[ModelFiles], str | None]
     ) -> tuple[ModelFiles | None, Sequence[ModelFiles]]:
-        """The first of the inputs that have something, if all these have the same; and all of them.
+        """All inputs that have something, and the first of them if they all have the same.
 
-        key: equal for inputs that have the same; None for one without it.
+        key: equal for inputs that have the same; None for an input that has nothing.
+
+        Returns:
+            The first input, or None if the inputs differ or none has it; and all inputs that have it.
         """
         keys = {model.name: found for model in self.inputs if (found := key(model)) is not None}
         having = [model for model in self.inputs if model.name in keys]
@@ -102,22 +101,22 @@ class Completion:
             self._take_processor_config(parts)
 
     def _take_part(self, part: str) -> None:
-        told = part.replace("_", " ")
-        owner, having = self._agreed(f"settings of its {told}", lambda model: _part_key(model, part))
+        words = part.replace("_", " ")
+        owner, having = self._agreed(f"settings of its {words}", lambda model: _part_key(model, part))
         if owner is not None:
             found = part_settings(owner, part)
             assert found is not None
             self.copies[found[0]] = owner.files[found[0]]
-            self.notes.append(f"{self.source} has no settings of its {told}; {found[0]} of {owner.name} was taken.")
+            self.notes.append(f"{self.source} has no settings of its {words}; {found[0]} of {owner.name} was taken.")
         elif not having:
             self.notes.append(
-                f"No input has the settings of the {told} (preprocessor_config.json or processor_config.json) that a "
+                f"No input has the settings of the {words} (preprocessor_config.json or processor_config.json) that a "
                 f"processor of {self.base.model_type} needs: the output loads as a model, but AutoProcessor will fail. "
                 "The parameter processor_source names a model to copy them from."
             )
 
     def _take_processor_config(self, parts: Sequence[str]) -> None:
-        """What older processors keep beside their parts, as a patch size; newer files hold the parts too."""
+        """Take the file of settings that older processors have beside their parts. Newer files hold the parts too."""
         plain = [
             m for m in self.inputs if (held := m.json(PROCESSOR_CONFIG)) and not {*parts, "audio_processor"} & {*held}
         ]
@@ -129,7 +128,7 @@ class Completion:
     def _take_files(
         self, what: str, names: Sequence[str], without: str, key: Callable[[ModelFiles], str | None] | None = None
     ) -> None:
-        """Take those of these files that an input has; `key` as of `_agreed`, by default over their bytes."""
+        """Take these files from an input that has any of them. `key` as in `_agreed`; by default the files' bytes."""
         owner, having = self._agreed(what, key or (lambda model: _files_key(model, names)))
         if owner is not None:
             taken = [name for name in names if name in owner.files]
@@ -144,7 +143,7 @@ class Completion:
     # -- code ---------------------------------------------------------------------------------------------------------
 
     def _take_code(self) -> None:
-        """The modules that the output's configs name, and those that these import."""
+        """Take the modules that the output's configs name, and the modules that these import."""
         absent: dict[str, str] = {}  # file of code -> what names it
         wanted = dict(self._modules())
         done: set[str] = set()
@@ -173,7 +172,7 @@ class Completion:
             self._tell_lost(lost, absent)
 
     def _modules(self) -> Iterator[tuple[str, str]]:
-        """(file of code, config that names it); code of other repositories is told of in `notes`."""
+        """(file of code, config that names it). For code of other repositories there is a note instead."""
         output = self.output()
         configs: list[tuple[str, Mapping[str, object]]] = [("config.json", output.config)]
         configs += [(name, output.json(name)) for name in CONFIGS_WITH_CODE if name in output.files]
@@ -184,7 +183,7 @@ class Completion:
             yield from ((file, config) for file in files)
 
     def _taken(self, name: str) -> str | None:
-        """Take a file of code from the base if that has it (the config is the base's), else from inputs that agree."""
+        """Take a file of code from the base, whose config it belongs to, or else from inputs that agree."""
         having = [m for m in (self.base,) if name in m.files] or [m for m in self.inputs if name in m.files]
         if len({_files_key(model, (name,)) for model in having}) != 1:
             return None
@@ -224,7 +223,7 @@ def _part_key(model: ModelFiles, part: str) -> str | None:
 
 
 def _files_key(model: ModelFiles, names: Sequence[str]) -> str | None:
-    """A hash over the bytes of those files that a model has; None if it has none of them."""
+    """A hash of the bytes of these files, as far as a model has them; None if it has none of them."""
     present = [name for name in names if name in model.files]
     if not present:
         return None

@@ -1,4 +1,4 @@
-"""Processors on disk: the parts that a model's has, where their settings are, and how those of two models differ."""
+"""Processors on disk: their parts, the settings of these, and the differences between two models."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import transformers
 
 from mergekit_mm.checkpoints.side_files.model_files import ModelFiles
+from mergekit_mm.checkpoints.transformers_private import processor_class, processor_parts_of_auto_classes
 
-# part -> the keys of processor_config.json that may hold its settings, and the files that may hold them otherwise, in
-# the order in which transformers looks
+# part -> the keys of processor_config.json that may hold its settings
 _NESTED = {
     "image_processor": ("image_processor",),
     "video_processor": ("video_processor",),
     "feature_extractor": ("feature_extractor", "audio_processor"),
 }
+# part -> the files that may hold its settings otherwise, in the order in which transformers looks for them
 _FILES = {
     "image_processor": ("preprocessor_config.json",),
     "video_processor": ("video_preprocessor_config.json", "preprocessor_config.json"),
@@ -25,7 +26,7 @@ _FILES = {
 PROCESSOR_CONFIG = "processor_config.json"
 PROCESSOR_FILES = (PROCESSOR_CONFIG, "preprocessor_config.json", "video_preprocessor_config.json")
 _TYPE_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
-# keys that say how a file was written or where it came from, and nothing of what is done with an input
+# keys that say how a file was written or where it came from, and have no effect on an input
 _WITHOUT_EFFECT = (
     *("processor_class", "transformers_version", "_name_or_path", "auto_map", "_processor_class", "use_fast"),
     *("chat_template", "device", "return_tensors", "return_metadata", "input_data_format", "data_format", *_TYPE_KEYS),
@@ -34,26 +35,16 @@ _UNKNOWN = object()
 
 
 def processor_parts(model_type: str) -> tuple[str, ...]:
-    """The parts of transformers' processor of an architecture, beside the tokenizer; none if it has no processor."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
-    tables = {
-        "image_processor": IMAGE_PROCESSOR_MAPPING_NAMES,
-        "video_processor": VIDEO_PROCESSOR_MAPPING_NAMES,
-        "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES,
-    }
+    """The parts of an architecture's processor in transformers, without the tokenizer; none without a processor."""
     try:
-        attributes = set(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]).get_attributes())
+        attributes = set(processor_class(model_type).get_attributes())
     except (KeyError, TypeError, AttributeError, ImportError):  # it has no processor, or one that needs other packages
-        return tuple(part for part, table in tables.items() if model_type in table)
+        return processor_parts_of_auto_classes(model_type)
     return tuple(part for part, keys in _NESTED.items() if attributes & {*keys})
 
 
 def part_settings(files: ModelFiles, part: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The file that holds the settings of a part of a processor, and the settings; None if there are none."""
+    """The file with the settings of a part of a processor, and the settings; None if no file has any."""
     nested = files.json(PROCESSOR_CONFIG)
     for key in _NESTED[part]:
         if isinstance(nested.get(key), dict):
@@ -68,7 +59,7 @@ def has_processor(files: ModelFiles) -> bool:
 
 
 def setting_differences(ours: ModelFiles, theirs: ModelFiles) -> Iterator[str]:
-    """`part.key theirs (ours)` for each setting that changes what a processor makes of the same input."""
+    """`part.key theirs (ours)` for each setting that makes a processor treat the same input otherwise."""
     seen: set[tuple[str, str]] = set()
     for part in _NESTED:
         own, other = part_settings(ours, part), part_settings(theirs, part)
@@ -83,12 +74,12 @@ def setting_differences(ours: ModelFiles, theirs: ModelFiles) -> Iterator[str]:
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """Equal for settings that do the same."""
+    """A text that is equal for settings with the same effect."""
     return repr(sorted((key, repr(_plain(value))) for key, value in _normalised(settings).items() if value is not None))
 
 
 def processor_key(files: ModelFiles) -> str | None:
-    """Equal for processors with the same settings; None where there is no file of one."""
+    """A text that is equal for processors with the same settings; None for a model without any file of a processor."""
     if not has_processor(files):
         return None
     found = [part_settings(files, part) for part in _NESTED]
@@ -110,7 +101,7 @@ def _differences(part: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) 
 
 
 def _normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what has no effect; limits on pixels as the size that transformers makes of them."""
+    """Settings without those that have no effect, and with limits on pixels as transformers names them now."""
     found = {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
     least, most = found.get("min_pixels"), found.get("max_pixels")
     if least is not None and most is not None:
@@ -129,7 +120,7 @@ def _class_name(settings: Mapping[str, Any]) -> str | None:
 
 
 def _default(class_name: str, key: str) -> Any:
-    """The value that a processor of this class has for a setting that its file does not hold."""
+    """The value of a setting that is absent from the file of a processor of this class."""
     try:
         cls = getattr(transformers, class_name)
         value = getattr(cls, key, _UNKNOWN)
@@ -151,7 +142,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, numbers for enumerations, and no order of keys."""
+    """A value with lists for tuples, numbers for enumerations, and sorted keys."""
     if isinstance(value, Mapping):
         return {key: _plain(value[key]) for key in sorted(value) if value[key] is not None}
     if isinstance(value, (list, tuple)):
@@ -160,5 +151,5 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    told = str(_plain(value))
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    text = str(_plain(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."

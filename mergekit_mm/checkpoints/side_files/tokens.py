@@ -1,4 +1,4 @@
-"""Which id means which token, in the tokenizers of several models, without building any of them."""
+"""Vocabularies of several models, id by id, read from their files without building any tokenizer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from mergekit_mm.checkpoints.side_files.model_files import ModelFiles
 
-_OPAQUE = ("tekken.json", "tokenizer.model", "spiece.model")  # compared by their bytes
+_OPAQUE = ("tekken.json", "tokenizer.model", "spiece.model")  # vocabularies that are compared by their bytes
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token")
-_SHOWN = 3  # tokens in a message, of what may be thousands
+_SHOWN = 3  # tokens in a message; thousands may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,18 +21,18 @@ class TokenTable:
     """The vocabulary of a tokenizer."""
 
     tokens: Mapping[int, str]  # id -> token
-    splitting: Mapping[str, str]  # sections of tokenizer.json that decide how a text is split -> content
+    splitting: Mapping[str, str]  # section of tokenizer.json that decides how texts are split -> content
 
 
 @dataclass(frozen=True)
 class TokenDifference:
-    """What the tokens of a model are, where they are not those of the output."""
+    """The tokens of a model that are not those of the output."""
 
     renamed: tuple[tuple[int, str, str], ...]  # (id, token here, token in the output)
-    added: tuple[tuple[int, str], ...]  # ids that the output has no token for
-    absent: int  # how many tokens of the output are not there
+    added: tuple[tuple[int, str], ...]  # (id, token) of ids for which the output has no token
+    absent: int  # number of tokens of the output that the model lacks
     splitting: tuple[str, ...]  # sections of tokenizer.json that differ
-    shared: int  # ids with the same token
+    shared: int  # number of ids with the same token
 
     @property
     def is_another(self) -> bool:
@@ -43,8 +43,8 @@ class TokenDifference:
         """A part of a sentence; empty if nothing differs."""
         if self.is_another:
             return f"another vocabulary: {len(self.renamed)} of {len(self.renamed) + self.shared} ids mean other tokens"
-        told = [f"{index} is {token!r} there, {ours!r} here" for index, token, ours in self.renamed[:_SHOWN]]
-        parts = ["; ".join(told) + _more(self.renamed)] if told else []
+        renamed = [f"{index} is {token!r} there, {ours!r} here" for index, token, ours in self.renamed[:_SHOWN]]
+        parts = ["; ".join(renamed) + _more(self.renamed)] if renamed else []
         if self.added:
             new = ", ".join(f"{token!r} ({index})" for index, token in self.added[:_SHOWN])
             parts.append(f"new tokens {new}{_more(self.added)}")
@@ -61,14 +61,14 @@ def _more(found: Sequence[object]) -> str:
 
 @dataclass(eq=False)
 class TokenTables:
-    """Token tables of models; files of the same bytes are parsed once."""
+    """The token tables of models. Files with the same bytes are parsed once."""
 
     _parsed: dict[str, TokenTable] = field(default_factory=dict)
     _tables: dict[tuple[str, str], TokenTable] = field(default_factory=dict)
     _digests: dict[Path, str] = field(default_factory=dict)
 
     def of(self, files: ModelFiles) -> TokenTable | None:
-        """The table of a model, or None if its vocabulary is in no format that is read here."""
+        """The table of a model; None if its vocabulary is in a format that is not read here."""
         parsed = self._vocabulary(files)
         if parsed is None:
             return None
@@ -125,7 +125,7 @@ def _parsed_slow(held: Mapping[str, Any]) -> TokenTable:
 
 
 def _effective(section: Any) -> Any:
-    """A section without what has no effect on ids: offsets, and keys that are not set."""
+    """A section without the parts that have no effect on ids: offsets, and keys without a value."""
     if isinstance(section, dict):
         return {key: _effective(v) for key, v in section.items() if v is not None and key != "trim_offsets"}
     return [_effective(each) for each in section] if isinstance(section, list) else section
@@ -142,7 +142,7 @@ def _added(files: ModelFiles) -> Iterator[tuple[int, str]]:
 
 
 def token_difference(ours: TokenTable, theirs: TokenTable) -> TokenDifference | None:
-    """How the tokens of a model differ from the output's; None if they do not."""
+    """The difference between the tokens of a model and those of the output; None if there is none."""
     if ours is theirs:
         return None
     other = sorted(theirs.tokens.items() - ours.tokens.items())
@@ -156,7 +156,7 @@ def token_difference(ours: TokenTable, theirs: TokenTable) -> TokenDifference | 
 
 
 def other_vocabulary_files(ours: ModelFiles, theirs: ModelFiles) -> list[str]:
-    """Vocabulary files that cannot be compared token by token and differ in their bytes."""
+    """The vocabulary files that differ in their bytes and cannot be compared token by token."""
     names = [name for name in (*_OPAQUE, *(n for n in ours.files if n.endswith(".tiktoken"))) if name in ours.files]
     return [n for n in names if n in theirs.files and not _same_bytes(ours.files[n], theirs.files[n])]
 
@@ -178,7 +178,10 @@ def _content(value: Any) -> Any:
 
 
 def conflicts(differences: Mapping[str, TokenDifference]) -> list[tuple[int, dict[str, list[str]]]]:
-    """Ids that two models, by name, use for different tokens, none of which is the output's: id -> token -> models."""
+    """(id, token -> models) of ids that two models use for different tokens, none of which is the output's.
+
+    differences: model, by name -> its difference from the output.
+    """
     uses: dict[int, dict[str, list[str]]] = {}
     for model, difference in differences.items():
         if difference.is_another:

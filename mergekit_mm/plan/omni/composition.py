@@ -53,10 +53,8 @@ class Composition:
 
     def lead_of(self, model: ModelReference, checkpoints: Mapping[ModelReference, Checkpoint]) -> ModelReference | None:
         """The donor with whose towers and projectors a model's own are merged; None if these are not in the output."""
-        leads = (
-            lead for lead in (self.host, *self.guests.values()) if checkpoints[lead].kind == checkpoints[model].kind
-        )
-        lead = next(leads, None)
+        leads, own = (self.host, *self.guests.values()), checkpoints[model].model_type
+        lead = next((lead for lead in leads if checkpoints[lead].model_type == own), None)
         return lead if lead == model or lead not in self.named else None
 
     def source_model(self, tensor: str) -> ModelReference:
@@ -66,7 +64,7 @@ class Composition:
 
 def is_composed(checkpoints: Mapping[ModelReference, Checkpoint]) -> bool:
     """Whether multimodal models of different architectures are among the inputs, none of which holds all others."""
-    kinds = {c.kind: c for c in checkpoints.values() if c.is_multimodal}
+    kinds = {c.model_type: c for c in checkpoints.values() if c.is_multimodal}
     return not any(all(are_related(one, other) for other in kinds.values()) for one in kinds.values()) and bool(kinds)
 
 
@@ -84,16 +82,17 @@ def compose(config: MergeConfiguration, checkpoints: Mapping[ModelReference, Che
         if model not in donors or placeholder(modality, donors[model]) is None:
             raise MergeError(f"parameter {CHOICE[modality]}: {model} does not take {modality} inputs.")
     host = _host(config, donors, checkpoints, list(named.values()))
-    leads = {donors[model].kind: model for model in (*reversed(donors), *named.values(), host)}  # the last one leads
+    candidates = (*reversed(donors), *named.values(), host)
+    leads = {donors[model].model_type: model for model in candidates}  # the last one leads
     for modality, model in named.items():
-        if (other := leads[donors[model].kind]) != model:
+        if (other := leads[donors[model].model_type]) != model:
             raise MergeError(
                 f"parameter {CHOICE[modality]}: {model} and {other} are both chosen, and of one architecture "
-                f"({donors[model].kind}), which can be in an omni model once: choose one of them."
+                f"({donors[model].model_type}), which can be in an omni model once: choose one of them."
             )
     modalities: dict[str, ModelReference] = {}
     for modality in MODALITIES:
-        serving = [model for model in donors if leads[donors[model].kind] == model]
+        serving = [model for model in donors if leads[donors[model].model_type] == model]
         serving = [model for model in serving if placeholder(modality, donors[model]) is not None]
         if len(serving) > 1 and modality not in named:
             raise MergeError(
@@ -134,11 +133,11 @@ def _markers(
     """
     found: dict[int, Marker] = {}
     for modality, owner in modalities.items():
-        kind, meta_model = checkpoints[owner].kind, checkpoints[owner].meta_model
+        kind, meta_model = checkpoints[owner].model_type, checkpoints[owner].meta_model
         for key, value in vars(meta_model.model.config).items() if meta_model else ():
             if re.fullmatch(_MARKER[modality], key) and isinstance(value, int):
                 united = vocabulary.id_of(checkpoints[owner].directory, value)
-                others = tuple(m for m, c in checkpoints.items() if c.kind != kind)
+                others = tuple(m for m, c in checkpoints.items() if c.model_type != kind)
                 if united is not None:
                     found.setdefault(united, Marker(united, owner, others))
     return tuple(found.values())
@@ -164,7 +163,7 @@ def _require_parts(config: MergeConfiguration, donors: Mapping[ModelReference, C
     for kind, cannot in (
         ("brings its own code", [c.name for c in unbuilt if "auto_map" in c.config]),
         ("is of a type that transformers does not know here", [c.name for c in unbuilt]),
-        ("is an omni model already", [c.name for c in donors.values() if c.kind == OmniConfig.model_type]),
+        ("is an omni model already", [c.name for c in donors.values() if c.model_type == OmniConfig.model_type]),
         ("has no decoder with embeddings of its own", [c.name for c in donors.values() if _lacks_embeddings(c)]),
     ):
         if cannot:
@@ -210,11 +209,11 @@ def _host(
     in_order = dict.fromkeys((*named, *donors))
     special = (m for m in in_order if re.search(r"mrope", str(donors[m].config.get("text_config", donors[m].config))))
     host = config.base_model if config.base_model in donors else next(special, next(iter(donors)))
-    return next((m for m in named if donors[m].kind == donors[host].kind), host)
+    return next((m for m in named if donors[m].model_type == donors[host].model_type), host)
 
 
 def _listed(donors: Mapping[ModelReference, Checkpoint]) -> str:
-    return " and ".join(f"{model} ({donor.kind})" for model, donor in donors.items())
+    return " and ".join(f"{model} ({donor.model_type})" for model, donor in donors.items())
 
 
 def placeholder(modality: str, donor: Checkpoint) -> int | None:

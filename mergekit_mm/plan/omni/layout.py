@@ -139,6 +139,6 @@ def _marked(omni: Composition) -> Iterator[str]:
 def _unused(omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:
     for model, checkpoint in checkpoints.items():
         if checkpoint.is_multimodal and omni.lead_of(model, checkpoints) is None:
-            same = [m for m in (omni.host, *omni.guests.values()) if checkpoints[m].kind == checkpoint.kind]
+            same = [m for m in (omni.host, *omni.guests.values()) if checkpoints[m].model_type == checkpoint.model_type]
             why = f"the config names those of {same[0]}" if same else "none of its towers serves a modality here"
             yield f"Only the language model of {model} is merged: {why}."

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mergekit.common import ModelReference
-from transformers.initialization import no_init_weights
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
-from mergekit_mm.checkpoints.hyperparameters import settings
+from mergekit_mm.checkpoints.hyperparameters import hyperparameters
+from mergekit_mm.checkpoints.transformers_private import on_meta_device
 from mergekit_mm.errors import MergeError
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
@@ -42,9 +41,7 @@ def omni_model(
     if omni.unties_head:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     try:
-        with torch.device("meta"), no_init_weights():
-            model = OmniForConditionalGeneration(config)
-        model.tie_weights()
+        model = on_meta_device(OmniForConditionalGeneration, config)
     except ValueError as error:
         raise MergeError(f"These models do not compose: {error}") from error
     first: dict[int, str] = {}
@@ -54,7 +51,7 @@ def omni_model(
 
 def _compute_like(text: Any, start: Checkpoint) -> None:
     """Give the host's language model the constants of the one that the merge starts from."""
-    known = settings(start)
+    known = hyperparameters(start)
     if known is not None and known.rms_norm_eps is not None:
         text.rms_norm_eps = known.rms_norm_eps
     if known is not None and known.rope is not None and isinstance(text.rope_parameters, dict):

@@ -63,7 +63,7 @@ def _loaded(donor: Checkpoint, checkpoints: Mapping[ModelReference, Checkpoint])
     try:
         return AutoProcessor.from_pretrained(donor.directory), []
     except Exception:
-        others = {c.directory: c for c in checkpoints.values() if c.kind == donor.kind and c is not donor}
+        others = {c.directory: c for c in checkpoints.values() if c.model_type == donor.model_type and c is not donor}
         having = [c for c in others.values() if has_processor(_files(c))]
         if len({processor_key(_files(c)) for c in having}) != 1 or has_processor(_files(donor)):
             raise
@@ -73,4 +73,4 @@ def _loaded(donor: Checkpoint, checkpoints: Mapping[ModelReference, Checkpoint])
 
 def _files(checkpoint: Checkpoint) -> ModelFiles:
     files = take_inventory(checkpoint.directory).files
-    return ModelFiles(checkpoint.name, checkpoint.kind, checkpoint.config, files)
+    return ModelFiles(checkpoint.name, checkpoint.model_type, checkpoint.config, files)
