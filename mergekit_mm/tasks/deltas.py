@@ -11,8 +11,7 @@ from mergekit.graph import Task
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.methods.apply import is_finite
-from mergekit_mm.numerics.deltas import mean_delta, working_dtype
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, working_dtype
 from mergekit_mm.tasks.merging import MergeTensors, require_finite
 from mergekit_mm.tasks.step import Step
 

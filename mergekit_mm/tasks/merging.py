@@ -14,8 +14,7 @@ from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.methods import method_named
 from mergekit_mm.methods.apply import is_finite
-from mergekit_mm.numerics.deltas import working_dtype
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
 from mergekit_mm.tasks.drawing import OwnStream
 
 LOG = logging.getLogger(__name__)

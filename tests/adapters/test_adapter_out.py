@@ -29,7 +29,7 @@ from checkpoints import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_mm.numerics.factorise import factorise
+from mergekit_mm.numerics.low_rank import factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
