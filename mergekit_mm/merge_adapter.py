@@ -18,7 +18,7 @@ from mergekit_mm.checkpoints.listing import indented
 from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.merge import enough_memory, require_device
-from mergekit_mm.numerics.factorise import Factors, factorise
+from mergekit_mm.numerics.low_rank import Factors, factorise
 from mergekit_mm.output.adapter_files import write_adapter
 from mergekit_mm.output.card import hash_inputs, model_card
 from mergekit_mm.output.directory import check_output, staged

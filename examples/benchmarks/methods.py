@@ -153,7 +153,10 @@ def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[
 
 
 def doubled(vectors: list[TaskVector]) -> list[TaskVector]:
-    return [TaskVector(t.left.double(), right=None if t.right is None else t.right.double()) for t in vectors]
+    return [
+        TaskVector.of(t.left.double()) if t.right is None else TaskVector.low_rank(t.left.double(), t.right.double())
+        for t in vectors
+    ]
 
 
 def peak_extra_mib(name: str, shape: tuple[int, int], count: int) -> float:
@@ -165,9 +168,9 @@ def peak_extra_mib(name: str, shape: tuple[int, int], count: int) -> float:
 
 def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
     few = {"iterations": 2} if name == "wudi" else {}
-    solved(name, [TaskVector(torch.randn(300, 280)) for _ in range(2)], **few)  # loads the libraries
+    solved(name, [TaskVector.of(torch.randn(300, 280)) for _ in range(2)], **few)  # loads the libraries
     base = torch.randn(shape)
-    vectors = [TaskVector(base + delta, base=base) for delta in (torch.randn(shape) for _ in range(count))]
+    vectors = [TaskVector.between(base + delta, base) for delta in (torch.randn(shape) for _ in range(count))]
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
     before = status_mib("VmRSS")
     solved(name, vectors, **few)
@@ -176,7 +179,7 @@ def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
 
 def row(name: str, shape: tuple[int, int], count: int, options: argparse.Namespace, rates: tuple[float, float]) -> str:
     deltas = task_vectors(shape, count, options.spectrum)
-    vectors = [TaskVector(delta) for delta in deltas]
+    vectors = [TaskVector.of(delta) for delta in deltas]
     mine, merged = seconds(name, vectors)
     theirs = published_wudi_seconds(deltas) if name == "wudi" else None
     if name in PUBLISHED:

@@ -68,7 +68,7 @@ def adapters(shape: Shape, count: int, rank: int) -> list[TaskVector]:
         (torch.randn(shape[0], rank, generator=generator), torch.randn(rank, shape[1], generator=generator))
         for _ in range(count)
     ]
-    return [TaskVector(b * 1e-4, right=a) for b, a in pairs]
+    return [TaskVector.low_rank(b * 1e-4, a) for b, a in pairs]
 
 
 # --- the released computation -----------------------------------------------------------------------------------------
@@ -195,9 +195,11 @@ def peak_extra_mib(shape: Shape, preset: str, count: int) -> float:
 
 
 def report_memory(shape: Shape, preset: str, count: int) -> None:
-    descend([TaskVector(torch.randn(300, 300)) for _ in range(2)], replace(PRESETS[preset], iterations=1))  # libraries
+    descend(
+        [TaskVector.of(torch.randn(300, 300)) for _ in range(2)], replace(PRESETS[preset], iterations=1)
+    )  # libraries
     base = torch.randn(shape)
-    vectors = [TaskVector(base + d, base=base) for d in (torch.randn(shape) for _ in range(count))]
+    vectors = [TaskVector.between(base + d, base) for d in (torch.randn(shape) for _ in range(count))]
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
     before = status_mib("VmRSS")
     descend(vectors, replace(PRESETS[preset], iterations=3 if preset == "full" else STEPS))
@@ -215,14 +217,14 @@ def status_mib(field: str) -> float:
 def row(shape: Shape, preset: str, options: argparse.Namespace, rates: tuple[float, float], first: bool) -> str:
     settings = PRESETS[preset]
     deltas = task_vectors(shape, options.experts, options.spectrum)
-    vectors = [TaskVector(d) for d in deltas]
+    vectors = [TaskVector.of(d) for d in deltas]
     mine = ours(vectors, settings)
     run_to_end = options.loop and first
     setup, step, end = released(deltas, preset, run_to_end)
     theirs = setup + STEPS * step
     error = theirs_error = "-"
     if run_to_end or (options.truth and settings.optimizer == "sgd"):
-        truth = descend([TaskVector(d.double()) for d in deltas], settings).dense(torch.float64)
+        truth = descend([TaskVector.of(d.double()) for d in deltas], settings).dense(torch.float64)
         error = f"{relative_error(descend(vectors, settings).dense(torch.float32), truth):.1e}"
         theirs_error = f"{relative_error(end, truth):.1e}" if end is not None else "-"
     loop_bound = 4.0 * options.experts * shape[0] ** 2 * shape[1] / rates[0]
@@ -246,7 +248,7 @@ def adapter_row(shape: Shape, options: argparse.Namespace, rank: int) -> str:
     factored = adapters(shape, options.experts, rank)
     mine = ours(factored, PRESETS["lora"])
     stays = cpu_seconds(lambda: descend(factored, PRESETS["lora"]), 3)
-    double = [TaskVector(t.left.double(), right=t.right.double()) for t in factored if t.right is not None]
+    double = [TaskVector.low_rank(t.left.double(), t.right.double()) for t in factored if t.right is not None]
     truth = descend(double, PRESETS["lora"]).dense(torch.float64)
     error = relative_error(descend(factored, PRESETS["lora"]).dense(torch.float32), truth)
     return f"| {shape[0]}x{shape[1]} | {rank} | {stays:.4f} | {mine:.4f} | {error:.1e} |"

@@ -30,4 +30,4 @@ def clipped_sum(task_vectors: Sequence[TaskVector], limit: float = 1.0) -> TaskV
     norms = torch.stack([torch.linalg.matrix_norm(delta) for delta in deltas])
     longest = limit * norms.median()
     shares = (longest / norms).nan_to_num(1.0).clamp(max=1.0)
-    return TaskVector(torch.stack([share * delta for share, delta in zip(shares, deltas, strict=True)]).sum(dim=0))
+    return TaskVector.of(torch.stack([share * delta for share, delta in zip(shares, deltas, strict=True)]).sum(dim=0))

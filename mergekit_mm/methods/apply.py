@@ -18,8 +18,7 @@ from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, Tenso
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.numerics.deltas import mean_delta, working_dtype
-from mergekit_mm.numerics.task_vector import TaskVector, stacked
+from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +89,7 @@ class TaskVectorMethod:
         dtype = working_dtype(*(part.dtype for task_vector in task_vectors for part in task_vector.parts))
         with torch.no_grad():
             if 0 in shape:
-                return TaskVector(torch.zeros(shape, dtype=dtype, device=task_vectors[0].left.device))
+                return TaskVector.of(torch.zeros(shape, dtype=dtype, device=task_vectors[0].device))
             if len(shape) == 2 and not as_vector:
                 return self._finite_solution(task_vectors, label, parameters)
             if len(shape) == 3 and not as_vector:
@@ -100,7 +99,7 @@ class TaskVectorMethod:
             mean = mean_delta(task_vectors)
         if not is_finite(mean):
             raise MergeError(f"Merging {label} gives NaN or Inf: the deltas leave the range of {mean.dtype}")
-        return TaskVector(mean)
+        return TaskVector.of(mean)
 
     def merge(
         self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
@@ -133,7 +132,7 @@ class TaskVectorMethod:
                     "Repair that checkpoint, or leave it out of the merge"
                 )
         base: Tensor = group.base.tensor
-        task_vectors = [TaskVector(entry.tensor, base=base) for entry in group.non_base]
+        task_vectors = [TaskVector.between(entry.tensor, base) for entry in group.non_base]
         return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
 
     def _finite_solution(

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require, require_tolerance
-from mergekit_mm.numerics.deltas import Init
-from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered, require_filter
+from mergekit_mm.numerics.closed_form import filtered
+from mergekit_mm.numerics.filters import Filter, SpectralFilter, Time
+from mergekit_mm.numerics.interference import Init
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.rank_rules import adaptive_rank, is_rank_rule
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -34,9 +35,17 @@ from mergekit_mm.numerics.task_vector import TaskVector
 _RULES = "participation_sqrt, participation, entropy, stable_rank, gavish_donoho, cumvar_<x> with 0 < x <= 1, or none"
 
 
-def _validate(rank_rule: str, exp_time: float, tikhonov_alpha: float, rank_tolerance: float, **_: object) -> None:
+def _validate(
+    rank_rule: str,
+    rank_tolerance: float,
+    filter: Filter,
+    time: Time,
+    exp_time: float,
+    tikhonov_alpha: float,
+    **_: object,
+) -> None:
     require(is_rank_rule(rank_rule), "rank_rule", _RULES, repr(rank_rule))
-    require_filter(exp_time, tikhonov_alpha)
+    SpectralFilter(filter, time, exp_time, tikhonov_alpha)
     require_tolerance(rank_tolerance)
 
 
@@ -62,9 +71,10 @@ def aswudi(
     rank_rule: participation_sqrt, participation, entropy, stable_rank, gavish_donoho, cumvar_<x> (the fewest directions
     that hold the share x of the sum of eigenvalues), or none (all). The other parameters are those of `swudi`.
     """
+    spectral = SpectralFilter(filter, time, exp_time, tikhonov_alpha)
 
     def quotient(eigenvalues: Tensor) -> Tensor:
         kept = adaptive_rank(rank_rule, eigenvalues, task_vectors[0].shape)
-        return filter_quotient(eigenvalues, filter, time, exp_time, tikhonov_alpha)[:kept]
+        return spectral.quotient(eigenvalues)[:kept]
 
     return filtered(task_vectors, init, quotient, rank_tolerance)

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require_tolerance
-from mergekit_mm.numerics.deltas import in_joint_core, sum_of_deltas
 from mergekit_mm.numerics.polar import ROUNDING, polar
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core, sum_of_deltas
 
 
 @task_vector_method(

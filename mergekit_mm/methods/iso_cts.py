@@ -25,8 +25,7 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require, require_tolerance
-from mergekit_mm.numerics.deltas import in_joint_core, sum_of_deltas
-from mergekit_mm.numerics.eigen import eigenpairs_
+from mergekit_mm.numerics.eigen import eigenpairs_, gram
 from mergekit_mm.numerics.polar import (
     COINCIDING,
     ROUNDING,
@@ -39,8 +38,7 @@ from mergekit_mm.numerics.polar import (
     polar,
 )
 from mergekit_mm.numerics.rank_rules import fraction_rank
-from mergekit_mm.numerics.spectral import gram
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core, sum_of_deltas
 
 
 def _validate(common_fraction: float, rank_tolerance: float) -> None:

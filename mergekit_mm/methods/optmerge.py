@@ -24,8 +24,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from mergekit_mm.methods.apply import task_vector_method
-from mergekit_mm.numerics.deltas import Init
-from mergekit_mm.numerics.descent import Descent, Optimizer, Proxy, Target, Time, descend
+from mergekit_mm.numerics.descent import Descent, Optimizer, Proxy, Target, descend
+from mergekit_mm.numerics.filters import Time
+from mergekit_mm.numerics.interference import Init
 from mergekit_mm.numerics.task_vector import TaskVector
 
 PRESETS = {

@@ -28,16 +28,25 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require, require_tolerance
-from mergekit_mm.numerics.deltas import Init
-from mergekit_mm.numerics.interference import Filter, Time, filter_quotient, filtered, require_filter
+from mergekit_mm.numerics.closed_form import filtered
+from mergekit_mm.numerics.filters import Filter, SpectralFilter, Time
+from mergekit_mm.numerics.interference import Init
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.rank_rules import ratio_rank
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
-def _validate(rank_ratio: float, exp_time: float, tikhonov_alpha: float, rank_tolerance: float, **_: object) -> None:
+def _validate(
+    rank_ratio: float,
+    rank_tolerance: float,
+    filter: Filter,
+    time: Time,
+    exp_time: float,
+    tikhonov_alpha: float,
+    **_: object,
+) -> None:
     require(0 < rank_ratio <= 1, "rank_ratio", "in (0, 1]", rank_ratio)
-    require_filter(exp_time, tikhonov_alpha)
+    SpectralFilter(filter, time, exp_time, tikhonov_alpha)
     require_tolerance(rank_tolerance)
 
 
@@ -66,9 +75,10 @@ def swudi(
     A's numerical rank. rank_tolerance: singular values of the stacked task vectors below this share of the largest are
     rounding.
     """
+    spectral = SpectralFilter(filter, time, exp_time, tikhonov_alpha)
 
     def quotient(eigenvalues: Tensor) -> Tensor:
         kept = ratio_rank(rank_ratio, task_vectors[0].shape[1] if rank_of == "columns" else len(eigenvalues))
-        return filter_quotient(eigenvalues, filter, time, exp_time, tikhonov_alpha)[:kept]
+        return spectral.quotient(eigenvalues)[:kept]
 
     return filtered(task_vectors, init, quotient, rank_tolerance)

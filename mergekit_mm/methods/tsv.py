@@ -24,11 +24,10 @@ from torch import Tensor
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require, require_tolerance
-from mergekit_mm.numerics.deltas import in_joint_core
+from mergekit_mm.numerics.eigen import gram
 from mergekit_mm.numerics.polar import COINCIDING, ROUNDING, inverse_root_, leading_triplets
 from mergekit_mm.numerics.rank_rules import fraction_rank
-from mergekit_mm.numerics.spectral import gram
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core
 
 
 def _validate(rank_fraction: float | None, rank_tolerance: float) -> None:

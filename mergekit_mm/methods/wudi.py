@@ -31,9 +31,9 @@ import torch
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.checks import require_tolerance
-from mergekit_mm.numerics.deltas import Init
+from mergekit_mm.numerics.closed_form import filtered
 from mergekit_mm.numerics.descent import Descent, descend
-from mergekit_mm.numerics.interference import filtered
+from mergekit_mm.numerics.interference import Init
 from mergekit_mm.numerics.polar import ROUNDING
 from mergekit_mm.numerics.task_vector import TaskVector
 

@@ -11,32 +11,40 @@ reduced to rank k. SGD is solved as a filter on the spectrum of L, Adam runs as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mergekit_mm.numerics.checks import require
-from mergekit_mm.numerics.deltas import Init, in_joint_core, mean_and_peaks, square_norm, start_share, working_dtype
-from mergekit_mm.numerics.eigen import top_eigenpairs_
-from mergekit_mm.numerics.filters import heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
-from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
+from mergekit_mm.numerics.eigen import gram, top_eigenpairs_
+from mergekit_mm.numerics.filters import Time, heavy_ball_quotient, largest_eigenvalue, largest_eigenvalue_bound
+from mergekit_mm.numerics.interference import (
+    GramTerm,
+    Init,
+    Quadratic,
+    RowQuadratic,
+    RowSpace,
+    Surroundings,
+    Term,
+    mean_and_peaks,
+    square_norm,
+)
+from mergekit_mm.numerics.low_rank import Truncation, truncate
 from mergekit_mm.numerics.rank_rules import fraction_rank
-from mergekit_mm.numerics.row_space import RowSpace
-from mergekit_mm.numerics.spectral import Truncation, gram, truncate
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core, working_dtype
 
 Optimizer = Literal["sgd", "adam"]
 Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
-Time = Literal["absolute", "relative"]
 
 _DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
 _LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
 _LONGEST_IN_ROWS = 32.0  # for very wide matrices: slope times largest eigenvalue, whose root alone multiplies rounding
+_ADAM_ROWS = 256  # rows per block of the Adam loop: enough for a fast product, few enough to stay in the cache
 _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 
@@ -92,11 +100,12 @@ def descend(task_vectors: Sequence[TaskVector], settings: Descent) -> TaskVector
     rank = settings.rank(first.shape, len(task_vectors))
     dtype = _affordable(working_dtype(first.left.dtype), first.shape)
     if settings.optimizer == "adam":  # which does not commute with rotations
-        return TaskVector(_solve_dense(task_vectors, settings, rank, dtype))
+        return TaskVector.of(_solve_dense(task_vectors, settings, rank, dtype))
     return in_joint_core(task_vectors, lambda deltas: _solve_dense(deltas, settings, rank, dtype), dtype)
 
 
 def _affordable(dtype: torch.dtype, shape: Sequence[int]) -> torch.dtype:
+    """float64 for a small matrix, else `dtype`."""
     return torch.float64 if math.prod(shape) <= _DOUBLE_UP_TO else dtype
 
 
@@ -107,7 +116,7 @@ def _solve_dense(task_vectors: Sequence[TaskVector], settings: Descent, rank: in
     if count == 1 and rank >= min(shape) and settings.init != "zero":
         return task_vectors[0].dense(dtype)  # a single whole target is its own optimum
     if settings.optimizer == "sgd" and settings.proxy == "full" and settings.target == "truncated" and rank:
-        space = RowSpace.of(task_vectors, start_share(settings.init, count))
+        space = RowSpace.of(task_vectors, settings.init)
         if space is not None:
             return _descend_in_rows(space, settings, rank, dtype)
     return _descend(task_vectors, settings, rank, torch.float64 if settings.amplifies_rounding else dtype, dtype)
@@ -122,99 +131,133 @@ def _descend_in_rows(space: RowSpace, settings: Descent, rank: int, dtype: torch
         values, u = top_eigenpairs_(own, rank)
         return (u * values) @ u.T
 
-    problem = Quadratic(*space.problem(dtype, target), by_rows=False)
+    quadratic = space.quadratic(dtype, target)
     if dtype != torch.float64 and settings.amplifies_rounding:
-        reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(problem.matrix)
+        reach = 1.0 if settings.time == "relative" else largest_eigenvalue_bound(quadratic.hessian)
         if not settings.slope * reach < _LONGEST_IN_ROWS:
-            del problem
+            del quadratic
             return _descend_in_rows(space, settings, rank, torch.float64)
-    return space.combined(_sgd_step(problem, settings))
+    return space.reached(_sgd_step(quadratic, settings))
 
 
 def _descend(
     task_vectors: Sequence[TaskVector], settings: Descent, rank: int, sums_in: torch.dtype, steps_in: torch.dtype
 ) -> Tensor:
-    """The merged delta. Deltas are formed one at a time, twice: for the mean and for their terms."""
-    mean, peaks = mean_and_peaks(task_vectors, sums_in)
-    if rank == 0 or max(peaks) == 0:
-        return mean
-    # A power of two near the largest entry: squares cannot leave the range of float32, and no rounding is added.
-    scale = 2.0 ** math.frexp(max(peaks))[1]
-    mean /= scale
-    live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-    deltas = (t.dense(sums_in).div_(scale) for t in live)
-    start = start_share(settings.init, len(task_vectors)) * len(task_vectors)
-    shared = 1.0 if settings.target == "centered" else 0.0  # the targets' common part, the mean
-    rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
-    problem = _assemble(deltas, mean, start - shared, settings, rank, rows * len(live), steps_in)
+    """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean and for their terms."""
+    if rank == 0:
+        return mean_and_peaks(task_vectors, sums_in)[0]
+    around = Surroundings.measured(task_vectors, settings.init, sums_in)
+    if around is None:
+        return torch.zeros(task_vectors[0].shape, dtype=sums_in, device=task_vectors[0].device)
+    quadratic = _quadratic(around, settings, rank, steps_in)
     if settings.optimizer == "sgd":
-        step = _sgd_step(problem, settings)
-    elif float(problem.slope.abs().max()) < _AT_REST:
-        step = torch.zeros_like(mean)  # the start is the optimum, where Adam would blow rounding noise up to full steps
-    else:
-        betas = (settings.momentum, settings.adam_beta2)
-        rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale  # Adam is not scale-free
-        step = problem.adam_step(rate, betas, epsilon, settings.iterations, steps_in)
-    return step.add_(mean, alpha=start).mul_(scale)
+        return around.reached(_sgd_step(quadratic, settings))
+    return around.reached(_adam_step(quadratic, settings, around.experts.scale, steps_in))
 
 
-def _sgd_step(problem: Quadratic, settings: Descent) -> Tensor:
-    rate = settings.learning_rate
-    if settings.time == "relative":
-        rate /= largest_eigenvalue(problem.hessian) or 1.0  # no curvature, no step at any rate
-    return problem.sgd_step(rate, settings.momentum, settings.iterations)
+# --- the quadratic ----------------------------------------------------------------------------------------------------
 
 
-def _assemble(
-    deltas: Iterable[Tensor],
-    mean: Tensor,
-    share: float,
-    settings: Descent,
-    rank: int,
-    rows: int,
-    steps_in: torch.dtype,
-) -> Quadratic:
-    """The experts' quadratic around share * mean, in the cheapest form; `rows` are those of all proxies together."""
-    adam = settings.optimizer == "adam"
+def _quadratic(around: Surroundings, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
+    """The experts' quadratic around the start, in the cheapest form; A for Adam in the dtype `steps_in`."""
+    adam, mean = settings.optimizer == "adam", around.mean
+    parts = _Parts(settings, rank, mean)
+    share = around.start - (1.0 if settings.target == "centered" else 0.0)  # less the mean, which all targets share
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
-        return Quadratic.of_grams(map(partial(_gram_term, mean, settings, rank), deltas), mean, share)
-    terms = map(partial(_term, mean, settings, rank), deltas)  # unlike a loop, map keeps no delta alive
+        return Quadratic.of_grams(map(parts.gram_term, around.deltas()), mean, share)
+    terms = map(parts.term, around.deltas())  # unlike a loop, map keeps no delta alive
+    own_rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
+    rows = own_rows * len(around.experts.task_vectors)
     if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return Quadratic.stacked(terms, rows, mean, share)
+        return RowQuadratic.stacked(terms, rows, mean, share)
     return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
 
 
-def _term(mean: Tensor, settings: Descent, rank: int, delta: Tensor) -> Term:
-    """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
-    target = _cut(delta, mean, settings.target, settings, rank)
-    weight = 1.0 / math.sqrt(square_norm(delta))
-    if settings.proxy == "full":  # the delta itself, its memory too unless it is also the target
-        rows = delta.mul_(weight) if target.left is not delta else delta * weight
-    elif settings.proxy == settings.target:
-        rows = target.rows * weight
-    else:
-        rows = _cut(delta, mean, settings.proxy, settings, rank).rows * weight
-    return Term(rows, target.left, target.right)
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Target and proxy of an expert, from its delta (out, in): whole, or cut to `rank` directions."""
+
+    settings: Descent
+    rank: int
+    mean: Tensor
+
+    def term(self, delta: Tensor) -> Term:
+        """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
+        proxy, target = self.settings.proxy, self._cut(delta, self.settings.target)
+        weight = 1.0 / math.sqrt(square_norm(delta))
+        if proxy == "full":  # the delta itself, its memory too unless it is also the target
+            rows = delta.mul_(weight) if target.left is not delta else delta * weight
+        elif proxy == self.settings.target:
+            rows = target.rows * weight
+        else:
+            rows = self._cut(delta, proxy).rows * weight
+        return Term(rows, target.left, target.right)
+
+    def gram_term(self, delta: Tensor) -> GramTerm:
+        """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
+        own = gram(delta.T)
+        target = self._cut(delta, self.settings.target, own)
+        weight = 1.0 / square_norm(delta)
+        own.mul_(weight)
+        if target.right is None:
+            return GramTerm(own, target.left, own)
+        if self.settings.target == "truncated" and target.lengths is not None:  # its right holds eigenvectors of own
+            return GramTerm(own, target.left * target.lengths.square().mul_(weight), target.right)
+        return GramTerm(own, target.left, target.right @ own)
+
+    def _cut(self, delta: Tensor, source: Target, own: Tensor | None = None) -> Truncation:
+        far = self.settings.amplifies_rounding or self.settings.time == "relative"
+        solve_in = torch.float64 if far else None
+        if source == "centered":
+            return truncate(delta - self.mean, self.rank, solve_in)
+        return truncate(delta, self.rank, solve_in, own)
 
 
-def _gram_term(mean: Tensor, settings: Descent, rank: int, delta: Tensor) -> GramTerm:
-    """The same for a whole delta as proxy, out >= in: its Gram matrix also gives the directions of the target."""
-    own = gram(delta.T)
-    target = _cut(delta, mean, settings.target, settings, rank, own)
-    weight = 1.0 / square_norm(delta)
-    own.mul_(weight)
-    if target.right is None:
-        return GramTerm(own, target.left, own)
-    if settings.target == "truncated" and target.lengths is not None:  # its right holds eigenvectors of own
-        return GramTerm(own, target.left * target.lengths.square().mul_(weight), target.right)
-    return GramTerm(own, target.left, target.right @ own)
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _cut(
-    delta: Tensor, mean: Tensor, source: Target, settings: Descent, rank: int, own: Tensor | None = None
-) -> Truncation:
-    far = settings.amplifies_rounding or settings.time == "relative"
-    solve_in = torch.float64 if far else None
-    if source == "centered":
-        return truncate(delta - mean, rank, solve_in)
-    return truncate(delta, rank, solve_in, own)
+def _sgd_step(quadratic: Quadratic | RowQuadratic, settings: Descent) -> Tensor:
+    """y after all steps of SGD with momentum from y = 0: the spectral filter y = D q(A). The quadratic is used up."""
+    rate = settings.learning_rate
+    if settings.time == "relative":
+        rate /= largest_eigenvalue(quadratic.hessian) or 1.0  # no curvature, no step at any rate
+    return quadratic.filtered(
+        partial(heavy_ball_quotient, learning_rate=rate, momentum=settings.momentum, iterations=settings.iterations)
+    )
+
+
+def _adam_step(quadratic: Quadratic | RowQuadratic, settings: Descent, scale: float, dtype: torch.dtype) -> Tensor:
+    """y (out, in) after all steps of torch.optim.Adam's rule from y = 0, taken in `dtype`.
+
+    Adam rescales every entry by itself, so no filter equals it; but rows never mix, so they run in blocks. It is not
+    scale-free: rate and epsilon are meant for deltas that were not divided by `scale`.
+    """
+    factors = quadratic.factors(dtype)
+    rows, columns = quadratic.slope.shape[0], factors[-1].shape[1]
+    if float(quadratic.slope.abs().max()) < _AT_REST:  # the start is the optimum: rounding would become full steps
+        return quadratic.slope.new_zeros(rows, columns)
+    step = torch.empty(rows, columns, dtype=dtype, device=quadratic.slope.device)
+    for block, into in zip(quadratic.slope.split(_ADAM_ROWS), step.split(_ADAM_ROWS), strict=True):
+        twice = (2.0 * quadratic.expanded(block)).to(dtype)
+        into.copy_(_adam(twice, factors, settings, scale))
+    return step
+
+
+def _adam(twice: Tensor, factors: Sequence[Tensor], settings: Descent, scale: float) -> Tensor:
+    """Adam's steps y (rows, in) on the gradient 2 y A - twice, for A the product of the factors."""
+    rate, epsilon, betas = (
+        settings.learning_rate / scale,
+        settings.adam_epsilon / scale,
+        (settings.momentum, settings.adam_beta2),
+    )
+    y, first, second, scratch = (torch.zeros_like(twice) for _ in range(4))
+    *inner, last = factors
+    for t in range(1, settings.iterations + 1):
+        gradient = torch.addmm(twice, reduce(torch.mm, inner, y), last, beta=-1.0, alpha=2.0)
+        first.lerp_(gradient, 1.0 - betas[0])
+        second.mul_(betas[1]).addcmul_(gradient, gradient, value=1.0 - betas[1])
+        # m / c1 / (sqrt(v / c2) + eps) with the bias corrections c1, c2 moved out of the entries into scalars
+        correction = math.sqrt(1.0 - betas[1] ** t)
+        torch.sqrt(second, out=scratch).add_(epsilon * correction)
+        y.addcdiv_(first, scratch, value=-rate * correction / (1.0 - betas[0] ** t))
+    return y

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mergekit_mm.numerics.checks import require
 from mergekit_mm.numerics.eigen import Spectrum
 
-Quotient = Callable[[Tensor], Tensor]
+Quotient = Callable[[Tensor], Tensor]  # f(lambda) / lambda of a filter f, for eigenvalues lambda
+Filter = Literal["exponential", "tikhonov", "none"]
+Time = Literal["absolute", "relative"]
 
 _NODES = 128  # Chebyshev nodes: twice the highest degree that is ever worth applying
 _EIGH_COST = 11.0  # full symmetric eigendecomposition / size^3, in flops at the speed of a matrix product (measured)
@@ -21,7 +25,7 @@ _BANDS_FROM = 2048  # size; below, the memory that bands of eigenvectors save is
 _TOUCHING = 1e-11  # of the largest eigenvalue: a gap so small leaves eigenvectors found apart 1e-5 off a right angle
 # of small quantities that Python asks for number by number: on the CPU also where torch's default device is another one
 _SCALARS: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-_ROW_BLOCK = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
+_FILTERED_TOGETHER = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
 
 
 def heavy_ball_quotient(eigenvalues: Tensor, learning_rate: float, momentum: float, iterations: int) -> Tensor:
@@ -40,6 +44,35 @@ def heavy_ball_quotient(eigenvalues: Tensor, learning_rate: float, momentum: flo
     return torch.linalg.matrix_power(step, iterations)[..., 0, 2]  # from q = s = 0, by repeated squaring
 
 
+@dataclass(frozen=True)
+class SpectralFilter:
+    """f = 1 - exp(-t lambda) with t = exp_time, lambda / (lambda + tikhonov_alpha), or 1.
+
+    A relative time has t / lambda_1 in the place of t and tikhonov_alpha lambda_1 in that of tikhonov_alpha, with
+    lambda_1 the largest eigenvalue: how far the filter goes is then the same for spectra that differ by a factor, as
+    those of experts with different effective ranks do.
+
+    Raises:
+        ValueError: a constant out of its range, named; also one that this kind of filter does not use.
+    """
+
+    kind: Filter
+    time: Time
+    exp_time: float
+    tikhonov_alpha: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.exp_time < math.inf, "exp_time", "positive", self.exp_time)
+        require(0 < self.tikhonov_alpha < math.inf, "tikhonov_alpha", "positive", self.tikhonov_alpha)
+
+    def quotient(self, eigenvalues: Tensor) -> Tensor:
+        """f / lambda (n,) for positive eigenvalues (n,), descending."""
+        unit = float(eigenvalues[0]) if self.time == "relative" and len(eigenvalues) else 1.0
+        if self.kind == "exponential":
+            return -torch.expm1(eigenvalues * (-self.exp_time / unit)) / eigenvalues
+        return 1.0 / (eigenvalues + (self.tikhonov_alpha * unit if self.kind == "tikhonov" else 0.0))
+
+
 def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> Tensor:
     """`coefficients @ q(matrix)`, coefficients (rows, size), matrix (size, size) symmetric positive semi-definite.
 
@@ -53,7 +86,7 @@ def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) ->
     series = _chebyshev_series(quotient, bound, _tolerance(matrix.dtype))
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
-        return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_ROW_BLOCK)])
+        return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_FILTERED_TOGETHER)])
     # in float32 eigenvectors would not be quite orthonormal
     return filter_by_eigenvectors(coefficients, matrix.to(torch.float64), lambda values: quotient(values.clamp_min(0)))
 

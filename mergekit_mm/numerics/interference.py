@@ -1,123 +1,302 @@
-"""The interference that WUDI and its closed forms lower for one matrix, measured in float64.
+"""The experts' interference in one matrix: the quadratic that WUDI and OptMerge lower, from task vectors to A and D.
 
-    L(x) = sum_i w_i || (x - tau_i) tau_i^T ||^2,   w_i = 1 / || tau_i ||^2,   gradient 2 (x A - B),
-    A = sum_i w_i tau_i^T tau_i,   B = sum_i w_i tau_i tau_i^T tau_i
+For x (out, in), with T_i the target of expert i and L_i the proxy for the inputs that it has seen, both made of its
+task vector tau_i, and w_i = 1 / || tau_i ||^2,
 
-From a start x_0 in the span of the tau_i, a spectral filter f on A = V Lambda V^T moves to
+    L(x) = sum_i w_i || (x - T_i) L_i^T ||^2,   gradient 2 (x A - B),
+    A = sum_i w_i L_i^T L_i,   B = sum_i w_i T_i L_i^T L_i .
 
-    x_0 (I - V f V^T) + B V (f / Lambda) V^T  =  x_0 + (B - x_0 A) V (f / Lambda) V^T .
-
-The rows of x_0 and of B lie in the range of A, so A's null directions add nothing whatever f is there, and need not be
-found. Float32 is not enough: a filter that goes far, or stops at a rank, loses up to four digits.
+Everything is expressed in the step y = x - x_0 from a start x_0, whose gradient is 2 (y A - D) with D = B - x_0 A.
+There are three forms, and the cheapest one depends on the shape:
+  - `Quadratic`: A (in, in) and D (out, in) themselves;
+  - `RowQuadratic`: A = R^T R and D = S R, where the rows R (r, in) of all proxies together are fewer than the columns;
+  - `RowSpace`: the same for whole deltas as proxies, where R has so many rows that it is never written out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mergekit_mm.numerics.checks import require
-from mergekit_mm.numerics.deltas import Init, in_joint_core, mean_and_peaks, square_norm, start_share
-from mergekit_mm.numerics.filters import filter_by_eigenvectors
-from mergekit_mm.numerics.polar import numerical_rank
-from mergekit_mm.numerics.quadratic import GramTerm, Quadratic, Term
-from mergekit_mm.numerics.row_space import RowSpace
-from mergekit_mm.numerics.spectral import gram
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.eigen import add_gram_, gram
+from mergekit_mm.numerics.filters import Quotient, apply_quotient_
+from mergekit_mm.numerics.task_vector import TaskVector, row_blocks
 
-Filter = Literal["exponential", "tikhonov", "none"]
-Time = Literal["absolute", "relative"]
-Quotient = Callable[[Tensor], Tensor]
+Init = Literal["mean", "sum", "zero"]
+
+
+def start_share(init: Init, count: int) -> float:
+    """The start x_0 as a multiple of the sum of `count` task vectors."""
+    return {"mean": 1.0 / count, "sum": 1.0, "zero": 0.0}[init]
+
+
+# --- experts ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Interference:
-    """L of one matrix around its start, for deltas divided by `scale`: x_0 = start * mean."""
+class Experts:
+    """The experts that changed a matrix, in units of `scale`. The others have weight 0 in L; in a mean they count.
 
-    problem: Quadratic
-    mean: Tensor
-    start: float
+    sizes: one for each expert in units of `scale`, which is a power of two near the largest: squares of deltas cannot
+    leave the range of float32, and no rounding is added.
+    """
+
+    task_vectors: Sequence[TaskVector]
+    sizes: Sequence[float]
     scale: float
 
     @classmethod
-    def measure(cls, task_vectors: Sequence[TaskVector], init: Init) -> Interference | None:
-        """None when no expert changed the matrix. Deltas are formed one at a time, twice: for the mean, then for A, B.
+    def of(cls, task_vectors: Sequence[TaskVector], sizes: Sequence[float]) -> Experts | None:
+        """None when no expert changed the matrix. sizes: a norm of each delta, 0 for zero."""
+        live = [i for i, size in enumerate(sizes) if size > 0]
+        if not live:
+            return None
+        scale = 2.0 ** math.frexp(max(sizes))[1]
+        return cls([task_vectors[i] for i in live], [sizes[i] / scale for i in live], scale)
 
-        An expert with a zero delta has weight 0; it still counts in the mean.
+    def deltas(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The deltas (out, in) in turn, each a tensor of its own that may be used up; only one is in memory."""
+        return (task_vector.dense(dtype).div_(self.scale) for task_vector in self.task_vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """The experts of one matrix around the mean of all, in units of their scale: the start is x_0 = start * mean."""
+
+    experts: Experts
+    mean: Tensor
+    start: float
+
+    @classmethod
+    def measured(cls, task_vectors: Sequence[TaskVector], init: Init, dtype: torch.dtype) -> Surroundings | None:
+        """None when no expert changed the matrix. The mean (out, in) is taken in `dtype`."""
+        mean, peaks = mean_and_peaks(task_vectors, dtype)
+        experts = Experts.of(task_vectors, peaks)
+        if experts is None:
+            return None
+        return cls(experts, mean.div_(experts.scale), start_share(init, len(task_vectors)) * len(task_vectors))
+
+    def deltas(self) -> Iterator[Tensor]:
+        """The deltas in turn, in the dtype of the mean; see `Experts.deltas`."""
+        return self.experts.deltas(self.mean.dtype)
+
+    def reached(self, step: Tensor) -> Tensor:
+        """x_0 + step (out, in), in the units of the task vectors that came in. `step` is used up."""
+        return step.add_(self.mean, alpha=self.start).mul_(self.experts.scale)
+
+
+def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
+    """The average delta (out, in), and each delta's largest absolute entry; one delta in memory at a time."""
+    mean = torch.zeros(task_vectors[0].shape, dtype=dtype, device=task_vectors[0].device)
+    peaks = []
+    for task_vector in task_vectors:
+        delta = task_vector.dense(dtype)
+        low, high = torch.aminmax(delta)
+        peaks.append(max(-float(low), float(high)))
+        mean += delta
+    return mean.div_(len(peaks)), peaks
+
+
+def square_norm(delta: Tensor) -> float:
+    """|| delta ||_F^2 to float32 rounding or better, without a second (out, in); norm() loses digits if it is large."""
+    return sum(float(part.square().sum(1).to(torch.float64).sum()) for part in row_blocks(delta))
+
+
+class Term(NamedTuple):
+    """What one expert brings: rows = sqrt(w) L (r, in), and its target T = left @ right (out, in); right None: left."""
+
+    rows: Tensor
+    left: Tensor
+    right: Tensor | None
+
+    @classmethod
+    def whole(cls, delta: Tensor) -> Term:
+        """Of an expert whose target and proxy are its whole delta (out, in)."""
+        return cls(delta / math.sqrt(square_norm(delta)), delta, None)
+
+    def slope(self, start: Tensor, share: float) -> Tensor:
+        """(T - share * start) rows^T (out, r), for a start (out, in)."""
+        own = self.left @ self.rows.T if self.right is None else self.left @ (self.right @ self.rows.T)
+        return own.addmm_(start, self.rows.T, alpha=-share)
+
+
+class GramTerm(NamedTuple):
+    """The same of an expert whose proxy is its whole delta: own = w L^T L (in, in), and left @ right = T own."""
+
+    own: Tensor
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def whole(cls, delta: Tensor) -> GramTerm:
+        """Of an expert whose target is its whole delta (out, in) too."""
+        own = gram(delta.T).div_(square_norm(delta))
+        return cls(own, delta, own)
+
+
+# --- the quadratic ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """slope = D (out, in) and matrix = A (in, in).
+
+    Both sums consume their terms one at a time. x_0 is share * start (out, in), less whatever part all targets share
+    and the terms leave out. The slope's rounding is multiplied by q(A): a method that goes far along small eigenvalues
+    should bring terms in float64.
+    """
+
+    slope: Tensor
+    matrix: Tensor
+
+    @classmethod
+    def summed(cls, terms: Iterable[Term], start: Tensor, share: float, matrix_in: torch.dtype) -> Quadratic:
+        """A in the dtype `matrix_in`, and D, which is summed without A, in that of the terms."""
+        matrix = start.new_zeros(start.shape[1], start.shape[1], dtype=matrix_in)
+        slope = torch.zeros_like(start)
+        for term in terms:
+            slope.addmm_(term.slope(start, share), term.rows)
+            add_gram_(matrix, term.rows.to(matrix_in).T)
+            del term  # before the next one is made
+        return cls(slope, matrix)
+
+    @classmethod
+    def of_grams(cls, terms: Iterable[GramTerm], start: Tensor, share: float) -> Quadratic:
+        """The cheapest where out >= in: each expert's Gram matrix serves both sums, and its target's truncation."""
+        matrix = start.new_zeros(start.shape[1], start.shape[1])
+        slope = torch.zeros_like(start)
+        for term in terms:
+            matrix += term.own
+            slope.addmm_(term.left, term.right)
+            del term  # before the next one is made
+        return cls(slope.addmm_(start, matrix, alpha=-share), matrix)
+
+    @property
+    def hessian(self) -> Tensor:
+        """A itself (in, in); L's Hessian is twice that for each row of x."""
+        return self.matrix
+
+    def filtered(self, quotient: Quotient) -> Tensor:
+        """The step D q(A) (out, in). The quadratic is used up."""
+        return apply_quotient_(self.slope, self.matrix, quotient)
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Matrices whose product is A, in `dtype`."""
+        return (self.matrix.to(dtype),)
+
+    def expanded(self, slope: Tensor) -> Tensor:
+        """The rows of D (n, in) that some rows of the slope stand for."""
+        return slope
+
+
+@dataclass(frozen=True, eq=False)
+class RowQuadratic:
+    """slope = S (out, r) and rows = R (r, in), where A = R^T R and D = S R, for fewer rows than columns.
+
+    The slope's rounding is multiplied by q(A) sqrt(A) only. If A's spectrum is wide, terms should be float64 here too.
+    """
+
+    slope: Tensor
+    rows: Tensor
+
+    @classmethod
+    def stacked(cls, terms: Iterable[Term], row_count: int, start: Tensor, share: float) -> RowQuadratic:
+        """From terms that bring `row_count` rows together, around x_0 as in `Quadratic`; one is consumed at a time."""
+        rows = start.new_empty(row_count, start.shape[1])
+        slope = start.new_empty(start.shape[0], row_count)
+        filled = 0
+        for term in terms:
+            stop = filled + term.rows.shape[0]
+            rows[filled:stop] = term.rows
+            slope[:, filled:stop] = term.slope(start, share)
+            filled = stop
+            del term  # before the next one is made
+        return cls(slope, rows)
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        """R R^T (r, r), which has the eigenvalues of A but for zeros."""
+        return gram(self.rows)
+
+    def filtered(self, quotient: Quotient) -> Tensor:
+        """The step D q(A) = S q(R R^T) R (out, in), with the filter on the smaller matrix. All is used up."""
+        return apply_quotient_(self.slope, self.hessian, quotient) @ self.rows
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Matrices whose product is A, in `dtype`."""
+        rows = self.rows.to(dtype)
+        return rows.T, rows
+
+    def expanded(self, slope: Tensor) -> Tensor:
+        """The rows of D (n, in) that some rows of the slope (n, r) stand for."""
+        return slope @ self.rows
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpace:
+    """A very wide matrix, in coordinates of the experts' rows, which together are fewer than the columns.
+
+    With R the rows of all tau_i / || tau_i || stacked (N out, in), proxies that are whole deltas have A = R^T R, with
+    the eigenvalues of G = R R^T. The start x_0 = share * sum tau_i, the slope D and so the answer are combinations of
+    the rows: all but the last product is found from the blocks of G. R is never written out as a whole.
+
+    The experts' sizes are their Frobenius norms.
+    """
+
+    experts: Experts
+    share: float
+
+    @classmethod
+    def of(cls, task_vectors: Sequence[TaskVector], init: Init) -> RowSpace | None:
+        """None unless some expert changed the matrix and all rows are fewer than the columns."""
+        rows, columns = task_vectors[0].shape
+        if rows >= columns:
+            return None
+        norms = [math.sqrt(square_norm(t.dense(torch.float64))) for t in task_vectors]
+        experts = Experts.of(task_vectors, norms)
+        if experts is None or rows * len(experts.sizes) >= columns:
+            return None
+        return cls(experts, start_share(init, len(task_vectors)))
+
+    def quadratic(self, dtype: torch.dtype, target: Callable[[Tensor], Tensor]) -> Quadratic:
+        """The quadratic of the coordinates z (out, N out) of a step y = z R, in `dtype`.
+
+        Its matrix is G (N out, N out), and its slope (out, N out) is the one with D = slope R.
+
+        target maps the own Gram matrix of an expert's rows, tau tau^T / || tau ||^2 (out, out) in float64, to
+        T tau^T / || tau ||^2 for the expert's target T.
         """
-        mean, peaks = mean_and_peaks(task_vectors, torch.float64)
-        if max(peaks) == 0:
-            return None
-        scale = 2.0 ** math.frexp(max(peaks))[1]  # a power of two: no square leaves the range, no rounding is added
-        mean /= scale
-        start = start_share(init, len(task_vectors)) * len(task_vectors)
-        live = [t for t, peak in zip(task_vectors, peaks, strict=True) if peak > 0]
-        rows, columns = mean.shape
-        deltas = (t.dense(torch.float64).div_(scale) for t in live)
-        if rows < columns:
-            problem = Quadratic.summed(map(_term, deltas), mean, start, torch.float64)
-        else:
-            problem = Quadratic.of_grams(map(_gram_term, deltas), mean, start)
-        return cls(problem, mean, start, scale)
+        norms = self.experts.sizes
+        rows, count = self.experts.task_vectors[0].shape[0], len(norms)
+        products = torch.empty(rows * count, rows * count, dtype=dtype, device=self.experts.task_vectors[0].device)
+        slope = products.new_empty(rows, rows * count)
+        blocks = [list(band.split(rows, dim=1)) for band in products.split(rows)]
+        for i, (norm, own_slope) in enumerate(zip(norms, slope.split(rows, dim=1), strict=True)):
+            own = gram(self._rows(i, torch.float64))
+            blocks[i][i].copy_(own)
+            own_slope.copy_(target(own).mul_(norm))
+            delta = self._rows(i, dtype)
+            for j in range(i):
+                torch.mm(delta, self._rows(j, dtype).T, out=blocks[i][j])
+                blocks[j][i].copy_(blocks[i][j].T)
+        for norm, band in zip(norms, products.split(rows), strict=True):
+            slope.sub_(band, alpha=self.share * norm)
+        return Quadratic(slope, products)
 
-    def moved(self, step: Tensor) -> Tensor:
-        """x_0 + step, in the scale of the deltas that came in."""
-        return step.add_(self.mean, alpha=self.start).mul_(self.scale)
+    def reached(self, step: Tensor) -> Tensor:
+        """x_0 + step R (out, in), in the units of the task vectors; step (out, N out) is used up."""
+        merged = step.new_zeros(self.experts.task_vectors[0].shape)
+        for i, (norm, part) in enumerate(zip(self.experts.sizes, step.split(step.shape[0], dim=1), strict=True)):
+            part.diagonal().add_(self.share * norm)
+            merged.addmm_(part, self._rows(i, step.dtype))
+        return merged.mul_(self.experts.scale)
 
-
-def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient, tolerance: float) -> TaskVector:
-    """The merged task vector that a spectral filter reaches from the start; factored if all task vectors are.
-
-    quotient maps the eigenvalues in A's numerical range, descending, to f / Lambda of the leading ones it keeps.
-    tolerance: singular values of the stacked deltas below this share of the largest are rounding and keep the start.
-    """
-
-    def keep(eigenvalues: Tensor) -> Tensor:
-        return quotient(eigenvalues[: numerical_rank(eigenvalues, tolerance)])
-
-    def solve(deltas: Sequence[TaskVector]) -> Tensor | None:
-        space = RowSpace.of(deltas, start_share(init, len(deltas)))
-        if space is not None:
-            in_rows = space.problem(torch.float64, target=lambda own: own)
-            step = filter_by_eigenvectors(*in_rows, keep)
-            del in_rows  # as large as all inputs
-            return space.combined(step)
-        interference = Interference.measure(deltas, init)
-        if interference is None:
-            return None
-        problem = interference.problem
-        return interference.moved(filter_by_eigenvectors(problem.slope, problem.matrix, keep))
-
-    return in_joint_core(task_vectors, solve)
-
-
-def require_filter(exp_time: float, tikhonov_alpha: float) -> None:
-    """ValueError for constants of the spectral filters out of their range; only one of the two is used at a time."""
-    require(0 < exp_time < math.inf, "exp_time", "positive", exp_time)
-    require(0 < tikhonov_alpha < math.inf, "tikhonov_alpha", "positive", tikhonov_alpha)
-
-
-def filter_quotient(eigenvalues: Tensor, kind: Filter, time: Time, exp_time: float, tikhonov_alpha: float) -> Tensor:
-    """f / Lambda for descending positive eigenvalues: f = 1 - exp(-t l), l / (l + alpha), or 1.
-
-    A relative time has t / l_1 in the place of t and alpha l_1 in that of alpha: how far the filter goes is then the
-    same for spectra that differ by a factor, as those of experts with different effective ranks do.
-    """
-    unit = float(eigenvalues[0]) if time == "relative" and len(eigenvalues) else 1.0
-    if kind == "exponential":
-        return -torch.expm1(eigenvalues * (-exp_time / unit)) / eigenvalues
-    return 1.0 / (eigenvalues + (tikhonov_alpha * unit if kind == "tikhonov" else 0.0))
-
-
-def _term(delta: Tensor) -> Term:
-    return Term(delta / math.sqrt(square_norm(delta)), delta, None)
-
-
-def _gram_term(delta: Tensor) -> GramTerm:
-    own = gram(delta.T).div_(square_norm(delta))
-    return GramTerm(own, delta, own)
+    def _rows(self, i: int, dtype: torch.dtype) -> Tensor:
+        """tau_i / || tau_i || (out, in)."""
+        return self.experts.task_vectors[i].dense(dtype).div_(self.experts.sizes[i] * self.experts.scale)

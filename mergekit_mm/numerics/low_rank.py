@@ -1,11 +1,107 @@
-"""What LoRA and DoRA make of one tensor, from the parts that PEFT stores of it."""
+"""Matrices of low rank: the best approximation of a rank, factors for an adapter, and what LoRA and DoRA store."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mergekit_mm.numerics.eigen import gram, gram_root, top_eigenpairs_
 from mergekit_mm.numerics.task_vector import TaskVector
+
+
+class Truncation(NamedTuple):
+    """T, the best rank-k approximation of a matrix (out, in): left (out, k) @ right (k, in).
+
+    lengths (k,): of the rows of S V^T, where right is V^T; None where right is S V^T itself. A rank that keeps
+    everything gives left = the matrix, right = None.
+    """
+
+    left: Tensor
+    right: Tensor | None
+    lengths: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """S V^T (k, in), or with fewer operations other rows with rows^T rows = T^T T."""
+        if self.right is None:
+            return gram_root(self.left)
+        return self.right if self.lengths is None else self.lengths.unsqueeze(1) * self.right
+
+
+def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None, own: Tensor | None = None) -> Truncation:
+    """The best rank-`rank` approximation of x (out, in), from the Gram matrix of its smaller side.
+
+    solve_in: a wider dtype for the Gram matrix and its eigenpairs, up to twice as dear: between close singular values
+    rounding turns the directions by many times its own size. own: x^T x if it is known, for out >= in.
+    """
+    solve_in = solve_in or x.dtype
+    if rank >= min(x.shape):
+        return Truncation(x, None)
+    if own is None and x.shape[0] <= x.shape[1]:
+        u = top_eigenpairs_(gram(x.to(solve_in)), rank)[1].to(x.dtype)
+        return Truncation(u, u.T @ x)  # S V^T
+    own = gram(x.T.to(solve_in)) if own is None else own.to(solve_in, copy=True)
+    values, v = (part.to(x.dtype) for part in top_eigenpairs_(own, rank))
+    return Truncation(x @ v, v.T, values.clamp_min(0).sqrt())
+
+
+class Factors(NamedTuple):
+    """b (out, r) @ a (r, in) in float32, and the share of the squared norm of the delta that it keeps."""
+
+    b: Tensor
+    a: Tensor
+    energy: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    def to(self, device: torch.device | str) -> Factors:
+        """The same factors on `device`."""
+        return Factors(self.b.to(device), self.a.to(device), self.energy)
+
+
+def factorise(task_vector: TaskVector, rank: int | None) -> Factors | None:
+    """The best factors of rank <= `rank`; None for a delta of zero.
+
+    From factors the singular values come out of their joint core in float64, and directions that are zero to float32
+    are left out; without `rank` the result is then exact. A dense delta goes through the Gram matrix of its smaller
+    side and keeps `rank` directions, or all of them. Both factors get half of the singular values, so that neither
+    leaves the range of 16 bits before the other.
+    """
+    if task_vector.right is None:
+        return _from_dense(task_vector.dense(torch.float64), rank)
+    q_left, r_left = torch.linalg.qr(task_vector.left.double())
+    q_right, r_right = torch.linalg.qr(task_vector.right.double().T)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    found = int((s > s.max() * torch.finfo(torch.float32).eps).sum()) if s.numel() else 0
+    kept = found if rank is None else min(found, rank)
+    if kept == 0 or not float(s[0]):
+        return None
+    root = s[:kept].sqrt()
+    energy = float(s[:kept].square().sum() / s.square().sum())
+    return Factors(_single(q_left @ (u[:, :kept] * root)), _single((root[:, None] * vh[:kept]) @ q_right.T), energy)
+
+
+def _from_dense(delta: Tensor, rank: int | None) -> Factors | None:
+    if delta.shape[0] > delta.shape[1]:
+        turned = _from_dense(delta.T, rank)
+        return turned and Factors(turned.a.T.contiguous(), turned.b.T.contiguous(), turned.energy)
+    total = float(delta.square().sum())
+    size = delta.shape[0]
+    if total == 0.0:
+        return None
+    squares, u = top_eigenpairs_(gram(delta), size if rank is None else min(rank, size))
+    found = int((squares > squares[0] * torch.finfo(torch.float32).eps ** 2).sum())
+    squares, u = squares[:found], u[:, :found]
+    root = squares.sqrt().sqrt()
+    return Factors(_single(u * root), _single((u.T @ delta) / root[:, None]), float(squares.sum()) / total)
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
 
 
 def lora_delta(a: Tensor, b: Tensor, scaling: float, transposed: bool) -> TaskVector:
@@ -16,10 +112,10 @@ def lora_delta(a: Tensor, b: Tensor, scaling: float, transposed: bool) -> TaskVe
     """
     if a.ndim > 2:  # B is 1 x 1, so the product over the rank is a matrix product
         kernel = (b.flatten(1) @ a.flatten(1)).mul_(scaling)
-        return TaskVector(kernel.reshape(b.shape[0], *a.shape[1:]))
+        return TaskVector.of(kernel.reshape(b.shape[0], *a.shape[1:]))
     if transposed:
-        return TaskVector(a.T * scaling, right=b.T)
-    return TaskVector(b * scaling, right=a)
+        return TaskVector.low_rank(a.T * scaling, b.T)
+    return TaskVector.low_rank(b * scaling, a)
 
 
 def stacked_lora_delta(a: Tensor, b: Tensor, scaling: float, matrices: int, transposed: bool) -> TaskVector:

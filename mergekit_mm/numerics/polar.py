@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mergekit_mm.numerics.eigen import eigenpairs_, top_eigenpairs_
-from mergekit_mm.numerics.spectral import gram
+from mergekit_mm.numerics.eigen import eigenpairs_, gram, top_eigenpairs_
 
 ROUNDING = 1e-5  # of the largest singular value: what float32 leaves of a small delta stored on top of a base
 COINCIDING = 1e-6  # singular values of unit vectors side by side: below this share of the largest they are dependent

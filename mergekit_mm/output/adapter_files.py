@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from mergekit_mm.checkpoints.adapters.whole import shortened
-from mergekit_mm.numerics.factorise import Factors
+from mergekit_mm.numerics.low_rank import Factors
 
 # Written even if they are PEFT's defaults, for readers that are not PEFT. Other fields are left out at their defaults,
 # as versions of PEFT refuse those that they do not know: these here are known since PEFT 0.9.

@@ -15,8 +15,7 @@ from mergekit.common import ImmutableMap, ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.methods import method_named
-from mergekit_mm.numerics.deltas import working_dtype
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 from mergekit_mm.tasks.step import Step

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft_adapters import adapted, pair, plus, wide
 
-from mergekit_mm.numerics.factorise import factorise
+from mergekit_mm.numerics.low_rank import factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 
 

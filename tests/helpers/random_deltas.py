@@ -39,7 +39,7 @@ def make_deltas(shape: tuple[int, int], count: int, kind: str, std: float = 1e-3
 def make_factors(shape: tuple[int, int], ranks: Sequence[int], seed: int = 0) -> list[TaskVector]:
     """float32 adapters of these ranks; rank 0 has no factors at all."""
     return [
-        TaskVector(randn(shape[0], r, seed=seed + i), right=randn(r, shape[1], seed=seed + i + 500) * 1e-3)
+        TaskVector.low_rank(randn(shape[0], r, seed=seed + i), randn(r, shape[1], seed=seed + i + 500) * 1e-3)
         for i, r in enumerate(ranks)
     ]
 

@@ -40,7 +40,7 @@ def test_factors_are_kept_where_the_method_says_so(name: str, parameters: dict[s
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_dense_task_vector_makes_the_result_dense(name: str) -> None:
-    mixed = [*make_factors((12, 20), [2, 3]), TaskVector(make_deltas((12, 20), 1, "flat")[0])]
+    mixed = [*make_factors((12, 20), [2, 3]), TaskVector.of(make_deltas((12, 20), 1, "flat")[0])]
     assert not method_named(name).solve(mixed).is_factored
 
 
@@ -86,13 +86,13 @@ def test_the_defaults_are_valid(name: str) -> None:
 
 def between(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, list[TaskVector]]:
     base = (randn(*shape, seed=9) * 0.02).to(dtype)
-    return base, [TaskVector((base + 1e-2 * randn(*shape, seed=i)).to(dtype), base=base) for i in range(3)]
+    return base, [TaskVector.between((base + 1e-2 * randn(*shape, seed=i)).to(dtype), base) for i in range(3)]
 
 
 def stacks(ranks: Sequence[int], shape: tuple[int, int, int] = (4, 12, 20)) -> list[TaskVector]:
     count, rows, columns = shape
     return [
-        TaskVector(randn(count, rows, r, seed=i), right=randn(count, r, columns, seed=i + 7) * 1e-3)
+        TaskVector.low_rank(randn(count, rows, r, seed=i), randn(count, r, columns, seed=i + 7) * 1e-3)
         for i, r in enumerate(ranks)
     ]
 
@@ -129,8 +129,8 @@ def test_a_stack_whose_matrices_give_factors_of_different_rank_and_a_dense_one()
         assert right is not None
         used = int(left.any(dim=0).sum())
         if dense and used == 3:
-            return TaskVector(task_vectors[0].dense(torch.float64))
-        return TaskVector(left[:, :used], right=right[:used])
+            return TaskVector.of(task_vectors[0].dense(torch.float64))
+        return TaskVector.low_rank(left[:, :used], right[:used])
 
     method, given = task_vector_method("pick", "Pick", "")(pick), stacks([3])
     given[0].left[0, :, 1:] = 0.0
@@ -158,6 +158,6 @@ def test_a_delta_that_diverges_is_an_error(shape: tuple[int, ...]) -> None:
 
 
 def test_a_mean_that_leaves_the_range_is_an_error() -> None:
-    far = [TaskVector(torch.full((5,), 3e38), base=torch.full((5,), -3e38))]
+    far = [TaskVector.between(torch.full((5,), 3e38), torch.full((5,), -3e38))]
     with pytest.raises(MergeError, match=r"Merging tensor 'a' gives NaN or Inf.*float32"):
         method_named("tsv").delta(far, "tensor 'a'")

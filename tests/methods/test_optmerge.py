@@ -17,8 +17,8 @@ from torch import Tensor
 from mergekit_mm.methods import reference
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.numerics.descent import descend
+from mergekit_mm.numerics.eigen import gram
 from mergekit_mm.numerics.filters import largest_eigenvalue, largest_eigenvalue_bound
-from mergekit_mm.numerics.spectral import gram
 from mergekit_mm.numerics.task_vector import TaskVector
 
 SGD = ["lora", "modality"]
@@ -69,7 +69,7 @@ def test_a_cut_between_all_but_equal_singular_values(
         u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
         s[kept] = s[kept - 1] * (1 - 1e-4)
         deltas.append(((u * s) @ vh).float())
-    expected = descend([TaskVector(d.double()) for d in deltas], PRESETS[preset]).left
+    expected = descend([TaskVector.of(d.double()) for d in deltas], PRESETS[preset]).left
     assert relative(merged_delta(deltas, preset=preset), expected) < 1e-6
 
 
@@ -92,7 +92,7 @@ def test_a_long_filter_on_a_wide_matrix_is_float32_where_that_is_enough(
     """Rows stay rows there, so that only the root of the filter's slope multiplies rounding; a wide spectrum is not."""
     monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
     deltas = make_deltas((120, 420), 3, kind)
-    merged = descend([TaskVector(d) for d in deltas], PRESETS["modality"]).left
+    merged = descend([TaskVector.of(d) for d in deltas], PRESETS["modality"]).left
     assert merged.dtype == dtype
     assert relative(merged, reference.optmerge(deltas, "modality")) < 1e-6
 
@@ -182,10 +182,12 @@ def test_factors_give_what_their_products_give(
     factors = [(randn(shape[0], r, seed=r), randn(r, shape[1], seed=r + 20) * 1e-3) for r in (2, 8, 5)]
     factors[1][0][:, 3:] = 0  # a rank that training never used
     factors.append((torch.zeros(shape[0], 4), randn(4, shape[1])))  # an adapter still at its initial value
-    expected = descend([TaskVector(b.double() @ a.double()) for b, a in factors], PRESETS[preset]).dense(torch.float64)
+    expected = descend([TaskVector.of(b.double() @ a.double()) for b, a in factors], PRESETS[preset]).dense(
+        torch.float64
+    )
     if not double:
         monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
-    merged = descend([TaskVector(b, right=a) for b, a in factors], PRESETS[preset])
+    merged = descend([TaskVector.low_rank(b, a) for b, a in factors], PRESETS[preset])
     assert relative(merged.dense(torch.float64), expected) < 1e-5
     assert merged.is_factored == (preset in SGD)
     if merged.right is not None:
@@ -243,9 +245,11 @@ def test_relative_time_of_a_large_matrix(preset: str, kind: str, monkeypatch: py
 def test_relative_time_is_the_same_from_factors(preset: str, shape: tuple[int, int]) -> None:
     setting = replace(PRESETS[preset], time="relative")
     pairs = [(randn(shape[0], r, seed=r).double(), randn(r, shape[1], seed=r + 20).double()) for r in (2, 8, 5)]
-    merged = descend([TaskVector(b, right=a) for b, a in pairs], setting)
+    merged = descend([TaskVector.low_rank(b, a) for b, a in pairs], setting)
     assert merged.is_factored
-    assert relative(merged.dense(torch.float64), descend([TaskVector(b @ a) for b, a in pairs], setting).left) < 1e-10
+    assert (
+        relative(merged.dense(torch.float64), descend([TaskVector.of(b @ a) for b, a in pairs], setting).left) < 1e-10
+    )
 
 
 def disjoint_flat_deltas(rank: int) -> list[Tensor]:

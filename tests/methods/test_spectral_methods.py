@@ -123,7 +123,7 @@ def test_factors_give_what_their_products_give(method: str, shape: tuple[int, in
     merged = solve(factors)
     assert merged.is_factored
     assert merged.right.shape[0] <= 2 + 8 + 5 + 4
-    dense = solve([TaskVector(t.dense(torch.float64)) for t in factors])
+    dense = solve([TaskVector.of(t.dense(torch.float64)) for t in factors])
     assert not dense.is_factored
     assert relative(merged.dense(torch.float64), dense.left) < 1e-5
     assert relative(sum(t.dense(torch.float64) for t in factors) / 4, dense.left) > 1e-2
@@ -201,10 +201,10 @@ def test_any_shapes_and_ranks(
     method: str, shape: tuple[int, int], ranks: list[int], dtype: torch.dtype, seed: int
 ) -> None:
     """Rank 0 is an expert that never touched the matrix; shapes go down to one entry. Dense equals factored."""
-    factors = [TaskVector(t.left.to(dtype), right=t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
+    factors = [TaskVector.low_rank(t.left.to(dtype), t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
     dense = [t.dense(torch.float64) for t in factors]
     solve = method_named(method).solve
-    merged, from_factors = solve([TaskVector(d) for d in dense]), solve(factors)
+    merged, from_factors = solve([TaskVector.of(d) for d in dense]), solve(factors)
     norm = sum(float(d.norm()) for d in dense)
     assert merged.shape == from_factors.shape == shape
     assert float((merged.dense(torch.float64) - from_factors.dense(torch.float64)).norm()) <= 1e-5 * norm

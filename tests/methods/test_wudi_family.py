@@ -181,7 +181,7 @@ def test_factors_give_what_their_products_give(
     factors[3].left.zero_()  # an adapter still at its initial value
     solve = method_named(method).solve
     merged = solve(factors, **parameters)
-    dense = solve([TaskVector(t.dense(torch.float64)) for t in factors], **parameters)
+    dense = solve([TaskVector.of(t.dense(torch.float64)) for t in factors], **parameters)
     assert relative(merged.dense(torch.float64), dense.dense(torch.float64)) < 1e-5
     assert merged.is_factored == (method != "wudi" or parameters != {})
     if merged.right is not None:
@@ -273,10 +273,10 @@ def test_any_shapes_and_ranks(
     parameters = {**parameters, "init": init}
     if case == ("wudi", {}):
         parameters["iterations"] = 5
-    factors = [TaskVector(t.left.to(dtype), right=t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
+    factors = [TaskVector.low_rank(t.left.to(dtype), t.right.to(dtype)) for t in make_factors(shape, ranks, seed)]
     dense = [t.dense(torch.float64) for t in factors]
     solve = method_named(method).solve
-    merged = solve([TaskVector(d) for d in dense], **parameters).dense(torch.float64)
+    merged = solve([TaskVector.of(d) for d in dense], **parameters).dense(torch.float64)
     reference = solve(factors, **parameters).dense(torch.float64)
     assert merged.shape == reference.shape == shape
     assert relative_or_zero(merged - reference, [merged, *dense]) < 1e-5

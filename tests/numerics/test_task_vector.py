@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from random_deltas import relative
 from torch import Tensor
 
-from mergekit_mm.numerics.eigen import top_eigenpairs_
+from mergekit_mm.numerics.eigen import gram, gram_root, top_eigenpairs_
 from mergekit_mm.numerics.filters import apply_quotient_, heavy_ball_quotient
-from mergekit_mm.numerics.spectral import gram, gram_root, truncate
+from mergekit_mm.numerics.low_rank import truncate
 from mergekit_mm.numerics.task_vector import TaskVector, joint_core
 
 
@@ -22,27 +22,27 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def test_a_difference_is_taken_after_widening() -> None:
     base = torch.tensor([[1.0, 256.0]], dtype=torch.bfloat16)
     tuned = torch.tensor([[1.0078125, 258.0]], dtype=torch.bfloat16)
-    assert TaskVector(tuned, base=base).dense(torch.float32).tolist() == [[0.0078125, 2.0]]
+    assert TaskVector.between(tuned, base).dense(torch.float32).tolist() == [[0.0078125, 2.0]]
 
 
 def test_a_difference_of_many_rows_is_the_difference() -> None:
     base, tuned = randn(600, 3, seed=1).to(torch.bfloat16).T.contiguous().T, randn(600, 3).float()
-    assert torch.equal(TaskVector(tuned, base=base).dense(torch.float64), tuned.double() - base.double())
-    scalar = TaskVector(tuned[0, 0], base=base[0, 0]).dense(torch.float32)
+    assert torch.equal(TaskVector.between(tuned, base).dense(torch.float64), tuned.double() - base.double())
+    scalar = TaskVector.between(tuned[0, 0], base[0, 0]).dense(torch.float32)
     assert torch.equal(scalar, tuned[0, 0] - base[0, 0].float())
 
 
 def test_a_dense_copy_can_be_overwritten_without_touching_the_input() -> None:
     delta = randn(3, 4)
-    TaskVector(delta).dense(torch.float64).zero_()
+    TaskVector.of(delta).dense(torch.float64).zero_()
     assert torch.equal(delta, randn(3, 4))
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: TaskVector(randn(3, 2), right=randn(3, 4)),
-        lambda: TaskVector(randn(3, 2), base=randn(2, 3)),
+        lambda: TaskVector.low_rank(randn(3, 2), randn(3, 4)),
+        lambda: TaskVector.between(randn(3, 2), randn(2, 3)),
         lambda: TaskVector(randn(3, 2), right=randn(2, 4), base=randn(3, 4)),
     ],
 )
@@ -55,7 +55,7 @@ def test_parts_that_do_not_fit_are_refused(build: object) -> None:
 @given(st.integers(1, 30), st.integers(1, 30), st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99))
 def test_the_joint_core_reproduces_every_factored_delta(rows: int, columns: int, ranks: list[int], seed: int) -> None:
     factored = [
-        TaskVector(randn(rows, r, seed=seed + i), right=randn(r, columns, seed=seed + i + 50))
+        TaskVector.low_rank(randn(rows, r, seed=seed + i), randn(r, columns, seed=seed + i + 50))
         for i, r in enumerate(ranks)
     ]
     joint = joint_core(factored, torch.float64)
@@ -69,7 +69,7 @@ def test_the_joint_core_reproduces_every_factored_delta(rows: int, columns: int,
 
 def test_the_joint_core_wants_factors_only() -> None:
     with pytest.raises(ValueError, match="factored"):
-        joint_core([TaskVector(randn(4, 2), right=randn(2, 4)), TaskVector(randn(4, 4))], torch.float64)
+        joint_core([TaskVector.low_rank(randn(4, 2), randn(2, 4)), TaskVector.of(randn(4, 4))], torch.float64)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (7, 3), (300, 20), (513, 40)])
