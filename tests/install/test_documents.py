@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mergekit_mm.methods
-import mergekit_mm.register  # noqa: F401  # where the tests run without the start-up hook
+import mergekit_mm.register  # where the tests run without the start-up hook
 from mergekit_mm.cli import main
 from mergekit_mm.methods.apply import TaskVectorMethod
 
@@ -53,19 +54,7 @@ MODELS = {  # what the documents call a model -> a small one that can stand ther
     "llava-hf/llava-1.5-7b-hf": OMNI / "image",
     "LanguageBind/Video-LLaVA-7B-hf": OMNI / "video",
 }
-OTHERS = {
-    "pip",
-    "pipx",
-    "uv",
-    "git",
-    "cd",
-    "export",
-    "get",
-    "get()",
-    "hf",
-    "curl",
-    "md5sum",
-}  # programs not ours to test
+OTHERS = {"pip", "pipx", "uv", "git", "cd", "export", "get", "get()", "hf", "curl", "md5sum"}  # not ours to test
 
 
 class Block(NamedTuple):
@@ -193,9 +182,16 @@ def flaw(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return str([each for each in arguments if "=" not in each and each not in targets] or "")
     if program in ("python", ".venv/bin/python"):
-        paths = [each for each in arguments if each.startswith(FOLDERS)]
-        return str([each for each in paths if not (ROOT / each).exists()] or "")
+        paths = [each for each in arguments if each.startswith(FOLDERS) and "/" in each]
+        modules = [each for option, each in pairwise(arguments) if option == "-m" and each.startswith(FOLDERS)]
+        return str([each for each in paths if not (ROOT / each).exists()] + [m for m in modules if not runs(m)] or "")
     return "" if program in OTHERS else f"unknown program {program}"
+
+
+def runs(module: str) -> bool:
+    """Whether `python -m module`, in the clone, finds a file to run."""
+    place = ROOT / module.replace(".", "/")
+    return place.with_suffix(".py").exists() or (place / "__main__.py").exists()
 
 
 def lm_eval_flaw(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -206,9 +202,10 @@ def lm_eval_flaw(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     parsed = HarnessCLI().parse_args()  # exits where an option is unknown
     if parsed.command != "run":
         return ""
-    folder = str(ROOT / parsed.include_path) if parsed.include_path else None
-    assert folder is None or Path(folder).is_dir()
-    manager = TaskManager(include_path=folder)
+    folders = [ROOT / folder for folder in ("eval_tasks", parsed.include_path) if folder]
+    if absent := [str(folder) for folder in folders if not folder.is_dir()]:
+        return f"no folder {absent}"
+    manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
     named = parsed.tasks if isinstance(parsed.tasks, list) else parsed.tasks.split(",")
     return str([task for task in named if task not in manager.all_tasks] or "")
 
@@ -338,14 +335,21 @@ def literal(node: ast.AST) -> str | None:
     return None
 
 
+def says(text: str, parts: list[str]) -> bool:
+    """Whether a text has all parts, one after the other."""
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
 def test_messages_that_are_explained_are_in_the_source() -> None:
     """`…` in the document stands for what a message is about; the words between are the source's."""
     rows = re.findall(r"^\| (`+) ?(.*?) ?\1 \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
     assert len(rows) > 25
     known = strings()
-    unknown = []
-    for _, message in rows:
-        pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
-        if not any(pattern.search(text) for text in known):
-            unknown.append(message)
-    assert not unknown
+    parts = {message: [part.strip() for part in message.split("…")] for _, message in rows}
+    assert not [message for message in parts if not any(says(text, parts[message]) for text in known)]
