@@ -38,7 +38,8 @@ HISTORY = ROOT / "CHANGELOG.md"  # names what is no more
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / folder / "README.md" for folder in ("merge_yamls", "eval_tasks", "examples/benchmarks", "tests")),
+    *sorted(ROOT.glob("*/README.md")),
+    *sorted(ROOT.glob("examples/*/README.md")),
 ]
 HOOK_FILES = ("mergekit_mm.pth", "mergekit_mm.start")
 FOLDERS = ("mergekit_mm", "merge_yamls", "eval_tasks", "examples", "tests", "docs")
