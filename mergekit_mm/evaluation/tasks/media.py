@@ -36,15 +36,15 @@ def _content(stored: Mapping[str, Any]) -> bytes:
 
 
 def _middle_frame(path: str) -> Image.Image:
-    from mergekit_mm.omni.files import load_frame_at  # local: it loads transformers
+    from mergekit_mm.omni.video import load_frame_at  # local: it loads transformers
 
     return Image.fromarray(load_frame_at(path, 0.5))
 
 
 def _look_at_video(path: str) -> None:
-    from mergekit_mm.omni.files import video_facts
+    from mergekit_mm.omni.video import video_metadata
 
-    video_facts(path, path)
+    video_metadata(path, path)
 
 
 def shown(stored: Mapping[str, Any]) -> Image.Image:
