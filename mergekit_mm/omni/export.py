@@ -7,6 +7,7 @@ from pathlib import Path
 
 FILES = (
     "configuration.py",
+    "internals.py",
     "donors.py",
     "routing.py",
     "modeling.py",
