@@ -1,8 +1,9 @@
 """The one loader of audio: what a model hears is the same samples when it is evaluated and when it is used.
 
 The decoders are tried in a fixed order: the standard library for PCM WAV, soundfile for other audio files, PyAV for
-what soundfile does not know, such as the audio of a video. Only the first is always there. The channels are averaged
-and resampled here, because the libraries for that are optional, and each makes other samples of the same file.
+what soundfile does not know, such as the audio of a video, and transformers' own loader by torchcodec where PyAV is
+missing. Only the first is always there. Channels are averaged and resampled here, because the libraries that can do so
+are optional, and each makes other samples of the same file.
 """
 
 from __future__ import annotations
@@ -57,26 +58,27 @@ def audio_seconds(source: Any, name: str) -> float:
 
 def _decode(source: Any, rate: int, name: str) -> tuple[Any, int]:
     """The samples (n, channels) in float32 and their rate, which is not always the wanted `rate`."""
+    file = source
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         with urllib.request.urlopen(source) as answer:
-            source = io.BytesIO(answer.read())
+            file = io.BytesIO(answer.read())
     try:
-        with wave.open(_rewound(source)) as file:
-            width, channels, own_rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            return _from_pcm(file.readframes(file.getnframes()), width).reshape(-1, channels), own_rate
+        with wave.open(_rewound(file)) as pcm:
+            width, channels, own_rate = pcm.getsampwidth(), pcm.getnchannels(), pcm.getframerate()
+            return _from_pcm(pcm.readframes(pcm.getnframes()), width).reshape(-1, channels), own_rate
     except (wave.Error, EOFError):  # no PCM WAV
         pass
     if find_spec("soundfile"):
         import soundfile
 
         try:
-            samples, own_rate = soundfile.read(_rewound(source), dtype="float32", always_2d=True)
+            samples, own_rate = soundfile.read(_rewound(file), dtype="float32", always_2d=True)
             return samples, int(own_rate)
         except soundfile.LibsndfileError:  # a format that it does not know
             pass
     if not find_spec("av") and find_spec("torchcodec") and isinstance(source, str):
         return load_by_transformers(source, sampling_rate=rate)[:, None], rate
-    return _by_pyav(_rewound(source), name)
+    return _by_pyav(_rewound(file), name)
 
 
 def _rewound(source: Any) -> Any:

@@ -63,7 +63,7 @@ def translation(omni: Any, donor: Any, entries: list[dict[str, Any]]) -> Callabl
             token = rename.get(token, token)
             found = omni.convert_tokens_to_ids(token)
             if found is None or (found == omni.unk_token_id and token != omni.unk_token):
-                raise ValueError(f"The omni tokenizer has no {token!r}, which a donor's processor writes for a medium.")
+                raise ValueError(f"The omni tokenizer has no {token!r}, which a donor's processor writes.")
             known[token_id] = int(found)
         return known[token_id]
 

@@ -105,7 +105,7 @@ class OmniForConditionalGeneration(GeneratesAsHost, GenerationMixin):
             if modality and self.config.modalities[modality]["owner"] != "host":
                 guests.setdefault(modality, {})[key] = value
             elif key in host:
-                raise ValueError(f"{name}: the host takes {key} for one kind of medium at a time.")
+                raise ValueError(f"{name}: the host takes {key} for one modality at a time.")
             else:
                 host[key] = value
         return host, guests

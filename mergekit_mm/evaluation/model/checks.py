@@ -40,12 +40,12 @@ class MediaChecks:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = dict(zip(inputs, pool.map(lambda one: self._flaw(*one), inputs.values()), strict=True))
         flaws: dict[int, str] = {}
-        for place, each in enumerate(media):
+        for index, each in enumerate(media):
             for modality, given in ((m, one) for m, of_kind in each.items() for one in of_kind):
                 if unreadable := found[_identity(given)]:
-                    flaws.setdefault(place, f"its {modality} cannot be read: {unreadable}")
+                    flaws.setdefault(index, f"its {modality} cannot be read: {unreadable}")
                 elif refused := self._refused(modality, given):
-                    flaws.setdefault(place, f"its {modality} is refused: {refused}")
+                    flaws.setdefault(index, f"its {modality} is refused: {refused}")
         return flaws
 
     def _flaw(self, modality: str, given: Any) -> str | None:
@@ -73,7 +73,7 @@ class MediaChecks:
 
     def _refusal(self, modality: str, given: Any, size: tuple[int, int]) -> str | None:
         try:
-            self._reader.encode([self._request(modality, given, "pictures")], "left")
+            self._reader.encode([self._request(modality, given, f"a blank {modality} of the same size")], "left")
         except EvaluationError as error:
             return f"{error} ({size[0]} x {size[1]} pixels)"
         except ValueError:  # the chat template does not render such a prompt, so that nothing is found out

@@ -117,6 +117,7 @@ class Reader:
         self.sampling = sampling(self.parts["video"], self.options["video"], **frames)
         self.untimed: set[str] = set()  # documents whose videos have no times, if the model is told times
         self._told_times: bool | None = None  # None: not yet tried
+        self._warned_of: set[str] = set()  # tasks
 
     def check(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """EvaluationError: among the (task, media) are media of a modality that this processor does not take."""
@@ -143,7 +144,7 @@ class Reader:
         for _, text in turns:
             parts.append(parts_of(text, [part for turn in parts for part in turn]))
         if any(media.values()) and not any(kind != "text" for turn in parts for kind, _ in turn):
-            _warn_once(where, "has media and no marks such as <image> in its prompt: they are put in front of it")
+            self._warn_of_media_without_placeholders(where)
             last = max((at for at, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
             parts[last] = [*((m, at) for m in MODALITIES for at in range(len(media[m]))), *parts[last]]
         every = [part for turn in parts for part in turn]
@@ -164,6 +165,12 @@ class Reader:
         except ValueError as error:
             raise EvaluationError(f"{where}: {error}") from error
 
+    def _warn_of_media_without_placeholders(self, where: str) -> None:
+        task = where.partition(",")[0]
+        if task not in self._warned_of:
+            self._warned_of.add(task)
+            LOG.warning(f"{task} has media and no marks such as <image> in its prompt: they are put in front of it")
+
     def _refuse_placeholder_tokens(self, parts: Sequence[Part], where: str) -> None:
         for modality, token in self.renderer.tokens.items():
             if token and any(kind == "text" and token in str(what) for kind, what in parts):
@@ -177,9 +184,10 @@ class Reader:
         return self._encoded(batch, padding_side, {})
 
     def encode_in_parts(self, batch: Sequence[PreparedRequest], padding_side: str) -> list[tuple[list[int], Any]]:
-        """The inputs of a batch in as few parts as the processor can stack: indices in the batch, and their inputs.
+        """The inputs of a batch, in several parts where the processor cannot stack the media of all its requests.
 
-        Many processors stack the frames of videos or the tiles of images, of which there must be equally many then.
+        Many processors stack the frames of videos or the tiles of images, of which there must then be equally many.
+        Each part is its indices in the batch and its inputs.
         """
         opened: dict[int, Any] = {}
         waiting, made = _grouped(range(len(batch)), lambda at: self._has_times(batch[at])), []
@@ -326,13 +334,3 @@ def _compare(found: Mapping[str, int], media: Mapping[str, list[Any]], where: st
                 f"{where}: {count} x <{modality}> in the prompt, but {len(media[modality])} media: {context!r}. "
                 f"Where the prompt means the words, write \\<{modality}> with a backslash"
             )
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(where: str, text: str) -> None:
-    task = where.partition(",")[0]
-    if task not in _warned:
-        _warned.add(task)
-        LOG.warning(f"{task} {text}")

@@ -11,7 +11,7 @@ import pytest
 import transformers as t
 from lm_eval.api.model import CacheHook, hash_args
 from lm_eval.models.huggingface import HFLM
-from test_eval_model import model, saved
+from processors import with_processor
 
 from mergekit_mm.evaluation.model.loading import AUTO_CLASSES, MultimodalLoader
 from mergekit_mm.evaluation.model.mllm import MLLM
@@ -54,7 +54,7 @@ def test_overridden_public_names_are_lm_evals_own(name: str) -> None:
 
 
 def test_attributes_that_lm_eval_sets() -> None:
-    lm = model(saved("llava"), max_length=77)
+    lm = MLLM(str(with_processor("llava")), dtype="float32", device="cpu", max_length=77)
     assert lm.max_length == lm._max_length == 77
     assert isinstance(HFLM._DEFAULT_MAX_LENGTH, int)
     assert lm.model is lm._model
