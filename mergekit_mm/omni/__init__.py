@@ -1,20 +1,28 @@
-"""The composed omni model: one language model with the towers of several donors.
+"""Omni models: one language model with the towers of several donors. This room ships inside their checkpoints.
 
-Its modules import nothing but transformers, torch, numpy and each other, so that a checkpoint can carry them (see
-`export`) and load where this package is not installed.
+- `configuration`: `OmniConfig`, which says who the host and the guests are, and who serves which modality
+- `modeling`: `OmniForConditionalGeneration`, the model
+- `donors`: the parts of the model that come from donors: the host, and the guests without their language model
+- `routing`: linear layers that treat the tokens of a modality by what its owner has there (DAMC)
+- `internals`: the private names of transformers that config and model need
+- `processing`: `OmniProcessor`, one tokenizer and one chat template over the processors of the donors
+- `expansion`: the tokens and tensors that a donor's processor makes of an image, video or audio
+- `media`: images, videos and audio as users give them, brought into one form
+- `audio`, `video`: the loaders of files, which evaluation uses too
+- `templates`: what chat templates write for a modality, and one template for all modalities
+- `export`: copies the modules above into a checkpoint
+
+May import transformers, and torch and numpy, which transformers needs anyway; optional decoders (soundfile, PyAV) where
+a file asks for them; and its own modules, relatively. Nothing else, and nothing of this package: a checkpoint is loaded
+where this package is not installed.
 """
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Makes transformers' auto classes know `mllm_omni`. Imports transformers and torch; safe to call again."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForImageTextToText,
-        AutoModelForMultimodalLM,
-        AutoProcessor,
-    )
+    """Make transformers' auto classes know `mllm_omni`. Imports transformers and torch; safe to call again."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
     from .configuration import OmniConfig
     from .modeling import OmniForConditionalGeneration
@@ -22,14 +30,9 @@ def register() -> None:
 
     AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)
     AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
-    for auto in (AutoModelForMultimodalLM, AutoModelForImageTextToText):  # as in export.AUTO_MODELS
+    for auto in (AutoModelForMultimodalLM, AutoModelForImageTextToText):  # the same as in `export.AUTO_MODELS`
         auto.register(OmniConfig, OmniForConditionalGeneration, exist_ok=True)
-    # so that `save_pretrained` writes the code into a fine-tuned checkpoint too
+    # With these, `save_pretrained` writes the code into a fine-tuned checkpoint too.
     OmniConfig.register_for_auto_class()
     OmniForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
     OmniProcessor.register_for_auto_class()
-
-
-# Before any module here, and after `register`: importing it makes the start-up hook ask for both, which would fail if
-# one of our modules were the first to import it and were itself only half imported.
-import transformers.models.auto.configuration_auto  # noqa: E402, F401

@@ -6,27 +6,29 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .internals import GuestsFollowAttention
 
-class OmniConfig(PreTrainedConfig):
-    """What an `OmniForConditionalGeneration` is made of.
+
+class OmniConfig(GuestsFollowAttention, PreTrainedConfig):
+    """The parts of an `OmniForConditionalGeneration`.
 
     host: config of the model (multimodal, or a text LLM) whose class runs the language model. Every token id and
         vocabulary size in it is of the omni vocabulary.
     guests: name -> config of a model of which only the towers and projectors are used, as its donor saved it: its token
-        ids are the donor's own.
-    modalities: "image" | "video" | "audio" -> {"owner": "host" or the name of a guest, "token_id": the placeholder of
-        that modality in the omni vocabulary}. The host's own placeholder ids are set from here.
-    routed: name of a linear layer inside each layer of the language model ("self_attn.q_proj") -> what the tokens of a
-        medium are multiplied by there: "full", a matrix of its owner's; a rank, the text's matrix and factors of its
-        owner's; 0, the text's matrix. One for all layers, or a list with one for each. By default no layer is named.
+        ids are those of the donor's vocabulary.
+    modalities: "image" | "video" | "audio" -> {"owner": "host" or the name of a guest, "token_id": the id of that
+        modality's placeholder token in the omni vocabulary}. The host's placeholder ids are set from these.
+    routed: name of a linear layer inside each layer of the language model ("self_attn.q_proj") -> the weights for the
+        tokens of a modality there: "full", a matrix of the modality's owner; a rank, the matrix for text plus factors
+        of that rank of the owner; 0, the matrix for text. One value for all layers of the language model, or a list
+        with one value per layer. By default no linear layer is named.
 
     Configs are given as dicts (`config.to_dict()`, with `model_type`, and `architectures` where that decides the class)
     or as objects; they are held as objects and saved as dicts.
     """
 
     model_type = "mllm_omni"
-    sub_configs: ClassVar[dict[str, Any]] = {"host": AutoConfig}  # so that dtype and attn_implementation reach it
-    before_use: ClassVar[list[Any]] = []  # called once, when the first config is made
+    sub_configs: ClassVar[dict[str, Any]] = {"host": AutoConfig}  # transformers hands dtype and attention down to it
 
     host: Any = None
     guests: Any = None
@@ -34,8 +36,6 @@ class OmniConfig(PreTrainedConfig):
     routed: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        while OmniConfig.before_use:
-            OmniConfig.before_use.pop()()
         self.host = None if self.host is None else as_config(self.host)
         self.guests = {name: as_config(guest) for name, guest in (self.guests or {}).items()}
         self.modalities = {modality: dict(entry) for modality, entry in (self.modalities or {}).items()}
@@ -58,12 +58,12 @@ class OmniConfig(PreTrainedConfig):
 
     @property
     def owners(self) -> list[str]:
-        """Who serves a modality, each once."""
+        """The donors that serve a modality ("host" and names of guests), sorted."""
         return sorted({entry["owner"] for entry in self.modalities.values()})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The config of the language model, which is the host's."""
-        # some configs of hosts take fewer keywords
+        # Only the keywords that were given are passed on: some families take fewer of them.
         asked = {key: value for key, value in (("decoder", decoder), ("encoder", encoder)) if value is not None}
         return self if self.host is None else self.host.get_text_config(**asked)
 
@@ -77,19 +77,9 @@ class OmniConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        # A diff against defaults would drop what makes the donors' configs complete on their own.
+        # A difference from defaults would drop keys without which the donors' configs are not complete.
         output = super().to_diff_dict()
         return {**output, **{key: value for key, value in self.to_dict().items() if key in ("host", "guests")}}
-
-    @property
-    def _attn_implementation(self) -> Any:
-        return PreTrainedConfig._attn_implementation.fget(self)
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, value: Any) -> None:
-        PreTrainedConfig._attn_implementation.fset(self, value)
-        for guest in (self.__dict__.get("guests") or {}).values():
-            guest._attn_implementation = value
 
 
 def as_config(config: Any) -> Any:
@@ -102,7 +92,7 @@ def as_config(config: Any) -> Any:
 
 
 def placeholder_attribute(config: Any, modality: str) -> str:
-    """Name of the attribute that holds a family's placeholder id of `modality`."""
+    """The name of a config's attribute for the id of the placeholder token of `modality`."""
     for name in (f"{modality}_token_id", f"{modality}_token_index"):
         if isinstance(getattr(config, name, None), int):
             return name
@@ -110,7 +100,7 @@ def placeholder_attribute(config: Any, modality: str) -> str:
 
 
 def _language_model_attribute(name: str) -> property:
-    """An attribute of the language model's config, read and written there, where generation and loading look."""
+    """An attribute that is read from and written to the language model's config, since it must agree with that."""
 
     def read(self: OmniConfig) -> Any:
         text = self.get_text_config()

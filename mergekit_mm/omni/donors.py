@@ -1,8 +1,8 @@
 """Donors taken apart: a host whose language model accepts rows from guests, guests without their language model.
 
-Every family of transformers embeds its media inside its inner model's forward, in front of its language model, by its
-own rules: which keyword goes where, how features are packed and counted, where they are put. A guest runs that forward
-as it is; what stands in for its language model (`IdentityDecoder`) hands back the embeddings it is given.
+Every family of transformers embeds media inside the forward of its inner model, in front of its language model, by
+rules of its own: which keyword goes where, how features are packed and counted, where they are put. A guest runs that
+forward as it is, and in the place of its language model an `IdentityDecoder` returns the embeddings that it is given.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSeq2SeqLM,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -30,7 +30,7 @@ from .configuration import placeholder_attribute
 
 logger = logging.get_logger(__name__)
 
-# What every decoder of transformers takes. A decoder that takes more is fed more than embeddings by its own family:
+# The inputs of any decoder of transformers. A decoder with more inputs is given more than embeddings by its family:
 # features for deeper layers (DeepStack), states to cross-attend to, embeddings per layer, masks by token type.
 DECODER_INPUTS = {
     "self",
@@ -49,26 +49,32 @@ DECODER_INPUTS = {
     "kwargs",
 }
 
-# The rows that guests put in place of their placeholders: a mask (batch, sequence) and embeddings (batch, sequence,
-# hidden). A context variable, because the host's forward, which is between the two ends, has no keyword for it.
+# The rows that guests put in the place of their placeholder tokens: a mask (batch, sequence) and embeddings (batch,
+# sequence, hidden). They are a context variable because the host's forward, through which they pass, has no keyword for
+# them.
 _rows: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("_rows", default=None)
 
 
 def donor_class(config: Any) -> type[PreTrainedModel]:
-    """The class with a language model head that a donor's config belongs to."""
+    """The class with a language model head for a donor's config. ValueError: transformers has none."""
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
-    for auto in (AutoModelForMultimodalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoModelForCausalLM):
-        if type(config) in auto._model_mapping:
-            found = auto._model_mapping[type(config)]
+    for mapping in (
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+    ):
+        if type(config) in mapping:
+            found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
     raise ValueError(f"transformers has no model with a language model head for a {config.model_type!r} config.")
 
 
 def use_dtype(config: Any, dtype: torch.dtype) -> None:
-    """Sets the dtype in which a donor's parts are made, at any depth: donors remember the one they were saved in."""
+    """Set the dtype in which a donor's parts are made, at any depth: its configs name the one they were saved in."""
     config.dtype = dtype
     for name in config.sub_configs:
         if (part := getattr(config, name, None)) is not None:
@@ -76,9 +82,9 @@ def use_dtype(config: Any, dtype: torch.dtype) -> None:
 
 
 def build_host(config: Any) -> Any:
-    """The donor's whole model, whose language model takes the rows that `guest_rows` announces.
+    """The donor's whole model, whose language model takes the rows that `guest_rows` sets.
 
-    Raises ValueError for a class without `model` and `lm_head`, or whose decoder cannot be told from its towers.
+    Raises ValueError for a class without `model` and `lm_head`, or whose language model is not a part of `model`.
     """
     host: Any = donor_class(config)(config)
     inner, cls = getattr(host, "model", None), type(host).__name__
@@ -97,7 +103,7 @@ def _own_inputs(decoder: Any) -> list[str]:
 
 @contextlib.contextmanager
 def guest_rows(rows: tuple[torch.Tensor, torch.Tensor] | None) -> Iterator[None]:
-    """While open, the host's language model has `rows` (mask, embeddings) in its input."""
+    """While open, `rows` (mask, embeddings) replace embeddings in the input of the host's language model."""
     token = _rows.set(rows)
     try:
         yield
@@ -106,14 +112,14 @@ def guest_rows(rows: tuple[torch.Tensor, torch.Tensor] | None) -> Iterator[None]
 
 
 def _take_rows(decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Pre-hook of the host's decoder: it sees what the host's forward made, with the host's own media in it."""
+    """Pre-hook of the host's decoder: puts the guests' rows into the embeddings that the host's forward has made."""
     rows = _rows.get()
     if rows is None:
         return None
     mask, features = rows
     inputs = {**dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)), **kwargs}
     embeds = inputs.get("inputs_embeds")
-    if embeds is None:  # a text LLM as the host embeds inside its decoder
+    if embeds is None:  # a host that is a text LLM embeds inside its decoder
         embeds = decoder.get_input_embeddings()(inputs.pop("input_ids"))
     features = features.to(embeds.device, embeds.dtype)
     inputs["inputs_embeds"] = torch.where(mask.unsqueeze(-1).to(embeds.device), features, embeds)
@@ -121,7 +127,7 @@ def _take_rows(decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, di
 
 
 class _NoEmbeddings(nn.Module):
-    """Embeds every token as zeros: only the rows of media are of interest."""
+    """Embeds every token as zeros, because only the rows of media are used."""
 
     like: torch.Tensor
 
@@ -135,7 +141,7 @@ class _NoEmbeddings(nn.Module):
 
 
 class IdentityDecoder(nn.Module):
-    """Stands where a guest's language model was: gives back the embeddings (batch, sequence, hidden) it is given."""
+    """In the place of a guest's language model: returns the embeddings (batch, sequence, hidden) that it is given."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -162,7 +168,8 @@ class IdentityDecoder(nn.Module):
 def build_guest(name: str, config: Any, hidden_size: int) -> Any:
     """The donor's inner model with towers and projectors, and without its language model.
 
-    Raises ValueError for a family whose media cannot be handed over as rows of embeddings of `hidden_size`.
+    Raises ValueError for a family whose media cannot be given to another language model as rows of embeddings of
+    `hidden_size`.
     """
     donor: Any = donor_class(config)(config)
     inner: Any = getattr(donor, "model", None)
@@ -187,31 +194,32 @@ def build_guest(name: str, config: Any, hidden_size: int) -> Any:
     return inner
 
 
-def run_guest(guest: Any, modality: str, is_medium: torch.Tensor, mask: torch.Tensor, media: dict[str, Any]) -> Any:
-    """Embeddings (batch, sequence, hidden) with the features of `media` where `is_medium` (batch, sequence).
+def run_guest(guest: Any, modality: str, here: torch.Tensor, mask: torch.Tensor, media: dict[str, Any]) -> Any:
+    """Embeddings (batch, sequence, hidden) with the features of `media` where `here` (batch, sequence) is true.
 
-    `mask` is the attention mask (batch, sequence). A different number of placeholders and features is a ValueError.
+    mask: the attention mask (batch, sequence). ValueError: an input that the guest does not take, or placeholders and
+    features of different numbers.
     """
     known = inspect.signature(guest.forward).parameters
     unknown = sorted(set(media) - set(known))
     if unknown:
         raise ValueError(f"{modality}: {type(guest).__name__} takes no {', '.join(unknown)}.")
-    if not is_medium.any():
+    if not here.any():
         raise ValueError(f"{modality}: there are inputs, and no placeholder for them in the text.")
     donor_id = getattr(guest.config, placeholder_attribute(guest.config, modality))
-    ids = torch.where(is_medium, donor_id, _ordinary_token(guest.config))
+    ids = torch.where(here, donor_id, _ordinary_token(guest.config))
     extra = {"attention_mask": mask, "position_ids": mask.long().cumsum(-1).sub(1).clamp(min=0), "use_cache": False}
-    extra = {key: value for key, value in extra.items() if key in known}  # positions, or M-RoPE would be worked out
+    extra = {key: value for key, value in extra.items() if key in known}  # with positions given, none are computed
     try:
         rows = guest(input_ids=ids, return_dict=True, **extra, **media).last_hidden_state
     except ValueError as error:
-        raise ValueError(f"{modality}, {int(is_medium.sum())} placeholders: {error}") from error
+        raise ValueError(f"{modality}, {int(here.sum())} placeholders: {error}") from error
     if rows.shape[:2] != ids.shape:
         raise ValueError(f"{modality}: {type(guest).__name__} made {rows.shape[1]} rows of {ids.shape[1]} tokens.")
     return rows
 
 
 def _ordinary_token(config: Any) -> int:
-    """A token id that means nothing to the donor's forward."""
+    """The id of a token that the donor's forward treats as text."""
     taken = {value for key, value in vars(config).items() if "token" in key and isinstance(value, int)}
     return next(i for i in range(len(taken) + 1) if i not in taken)

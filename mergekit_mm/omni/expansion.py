@@ -1,4 +1,4 @@
-"""What a donor's processor makes of a medium: token ids in place of a placeholder, and tensors for its tower."""
+"""What a donor's processor makes of its modality: token ids in the place of a placeholder, tensors for its tower."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 ARGUMENT = {"image": "images", "video": "videos", "audio": "audio"}  # of transformers' processors
-PER_TOKEN = ("mm_token_type_ids", "token_type_ids")  # a donor's outputs that run along input_ids
+PER_TOKEN = ("mm_token_type_ids", "token_type_ids")  # outputs of a processor with one value per token
 
-Piece = tuple[list[int], dict[str, list[int]]]  # donor's token ids of one medium, and values along them by name
+Piece = tuple[list[int], dict[str, list[int]]]  # the donor's token ids of one input, and values per token by name
 
 
 def run_donor(
     donor: Any, modality: str, snippet: str, items: list[list[Any]], options: dict[str, Any]
 ) -> tuple[list[Piece], dict[str, Any]]:
-    """One piece per medium of `items` (media of each sample), in order, and the tensors for the donor's forward.
+    """One piece for each of `items` (the inputs of each text), in order, and the tensors for the donor's forward.
 
-    The donor's processor sees `snippet` for each medium and no other text. The images of a sample are processed
-    together, since how they are tiled may depend on how many there are; an end of text, which no donor writes for a
-    medium, tells them apart.
+    The donor's processor is given `snippet` for each input and no other text. The images of a text are processed
+    together, since their tiling may depend on their number; an end-of-text token, which no donor writes for an image,
+    separates them.
     """
     tokenizer = donor.tokenizer
     separator = tokenizer.eos_token
@@ -41,7 +41,7 @@ def run_donor(
 
 
 def _between(row: list[int], separator: int | None) -> list[tuple[int, int]]:
-    """Start and end of what is between separators; the whole row when there is none."""
+    """The start and end of each part between separators; those of the whole row without a separator."""
     if separator is None:
         return [(0, len(row))]
     cuts = [i for i, token in enumerate(row) if token == separator]
@@ -49,10 +49,10 @@ def _between(row: list[int], separator: int | None) -> list[tuple[int, int]]:
 
 
 def translation(omni: Any, donor: Any, entries: list[dict[str, Any]]) -> Callable[[int], int]:
-    """Donor's token id -> omni token id, for the tokenizers `omni` and `donor`.
+    """A function from the donor's token ids to omni token ids, for the tokenizers `omni` and `donor`.
 
-    Placeholders are those of `entries` ("donor_token", "token"), other tokens go by name, or by "rename". The function
-    raises ValueError for a token that the omni tokenizer does not have.
+    Placeholder tokens are matched by `entries` ("donor_token" and "token"), other tokens by their name, or by "rename".
+    The function raises ValueError for a token that the omni tokenizer does not have.
     """
     known = {donor.convert_tokens_to_ids(e["donor_token"]): omni.convert_tokens_to_ids(e["token"]) for e in entries}
     rename = {old: new for entry in entries for old, new in entry.get("rename", {}).items()}
@@ -63,7 +63,7 @@ def translation(omni: Any, donor: Any, entries: list[dict[str, Any]]) -> Callabl
             token = rename.get(token, token)
             found = omni.convert_tokens_to_ids(token)
             if found is None or (found == omni.unk_token_id and token != omni.unk_token):
-                raise ValueError(f"The omni tokenizer has no {token!r}, which a donor's processor writes for a medium.")
+                raise ValueError(f"The omni tokenizer has no {token!r}, which a donor's processor writes.")
             known[token_id] = int(found)
         return known[token_id]
 

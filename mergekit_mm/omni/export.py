@@ -1,4 +1,4 @@
-"""The code that a checkpoint carries, for environments with transformers alone."""
+"""The modules of this room that a checkpoint carries, for environments with transformers and without this package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 FILES = (
     "configuration.py",
+    "internals.py",
     "donors.py",
     "routing.py",
     "modeling.py",
     "media.py",
-    "files.py",
+    "audio.py",
+    "video.py",
     "expansion.py",
     "templates.py",
     "processing.py",
@@ -20,9 +22,9 @@ AUTO_MODELS = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText")
 
 
 def copy_code(directory: str | Path) -> dict[str, str]:
-    """Copies the modules into a checkpoint; returns the `auto_map` of its config.json.
+    """Copy the modules into a checkpoint's directory, and return the `auto_map` for its config.json.
 
-    The same `auto_map` goes into processor_config.json (`OmniProcessor.auto_map`).
+    The entry "AutoProcessor" of that map also belongs into processor_config.json (`OmniProcessor.auto_map`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Media as users give them, in the order of their placeholders: single, listed, or listed per sample."""
+"""Images, videos and audio as users give them (single, listed, or listed per text), brought into one form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # files of these in a list are frames of one video
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # a list of such files is one video
 
 
 def _dimensions(item: Any) -> int:
@@ -18,7 +18,7 @@ def _dimensions(item: Any) -> int:
 
 def _is_frame(item: Any) -> bool:
     if isinstance(item, (str, os.PathLike)):
-        return os.fspath(item).lower().endswith(PICTURES)
+        return os.fspath(item).lower().endswith(IMAGE_FILES)
     return not isinstance(item, (list, tuple)) and _dimensions(item) in (-1, 2, 3)
 
 
@@ -44,9 +44,11 @@ _IS_ONE: dict[str, Callable[[Any], bool]] = {"image": _is_image, "video": _is_vi
 
 
 def by_sample(modality: str, media: Any, wanted: list[int], token: str) -> list[list[Any]]:
-    """The media of each sample; `wanted` is the number of placeholders (`token`) in each.
+    """The inputs of a modality for each text, in the order of their placeholders.
 
-    Raises ValueError, with both numbers, when placeholders and media do not match.
+    wanted: the number of placeholder tokens (`token`) in each text.
+
+    Raises ValueError, with both numbers, when placeholders and inputs differ in number.
     """
     is_one = _IS_ONE[modality]
     nested = isinstance(media, (list, tuple)) and not is_one(media) and len(media) == len(wanted)
@@ -68,7 +70,7 @@ def _flat(media: Any, is_one: Callable[[Any], bool]) -> list[Any]:
 
 
 def _plain(item: Any) -> Any:
-    """Paths as donors' processors take them."""
+    """An input with its paths as strings, which is what donors' processors take."""
     if isinstance(item, (list, tuple)):
         return [_plain(part) for part in item]
     return os.fspath(item) if isinstance(item, os.PathLike) else item
@@ -81,15 +83,15 @@ def _check(modality: str, token: str, placeholders: int, media: int, where: str)
         )
 
 
-def with_sounds(conversation: Any, load: Callable[[Any], Any]) -> Any:
-    """A conversation, or a list of them, in which every sound is what `load` makes of it."""
+def with_loaded_audio(conversation: Any, load: Callable[[Any], Any]) -> Any:
+    """A conversation, or a list of conversations, with all audio in it replaced by what `load` returns for it."""
     if isinstance(conversation, (list, tuple)):
-        return [with_sounds(part, load) for part in conversation]
+        return [with_loaded_audio(part, load) for part in conversation]
     if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
         return conversation
-    return {**conversation, "content": [_with_sound(part, load) for part in conversation["content"]]}
+    return {**conversation, "content": [_loaded(part, load) for part in conversation["content"]]}
 
 
-def _with_sound(part: dict[str, Any], load: Callable[[Any], Any]) -> dict[str, Any]:
+def _loaded(part: dict[str, Any], load: Callable[[Any], Any]) -> dict[str, Any]:
     found = [part[key] for key in ("audio", "path", "url") if part.get(key) is not None]
     return {"type": "audio", "audio": load(found[0])} if part.get("type") == "audio" and found else part

@@ -1,4 +1,4 @@
-"""Text and media of an omni model into its inputs, each medium by its own donor's processor."""
+"""The processor of omni models: text is tokenized once, each modality is prepared by its own donor's processor."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
+from .audio import load_audio
 from .expansion import ARGUMENT, run_donor, translation
-from .files import donors_read_videos, load_sound, load_video
-from .media import by_sample, with_sounds
+from .media import by_sample, with_loaded_audio
 from .templates import media_snippet, omni_template, space_after
+from .video import load_video, read_by_donors
 
 VIDEO_SAMPLING = ("num_frames", "fps", "do_sample_frames", "video_metadata")
-DIRECTORY = "processors"  # of a checkpoint: each donor's processor is in a directory of its own in there
+DIRECTORY = "processors"  # of a checkpoint; each donor's processor has a folder of its own in it
 
 
 class OmniProcessor(ProcessorMixin):
@@ -25,13 +26,17 @@ class OmniProcessor(ProcessorMixin):
 
     tokenizer: of the omni vocabulary.
     donors: owner ("host" or the name of a guest) -> the donor's processor.
-    modalities: "image" | "video" | "audio" -> {"owner": ..., "token": placeholder in the omni vocabulary}, and if need
-        be "donor_token": the donor's placeholder (default: its processor's), "snippet": what the donor writes for a
-        medium (default: the placeholder with the special tokens that the donor's chat template puts around it),
+    modalities: "image" | "video" | "audio" -> {"owner": ..., "token": placeholder token in the omni vocabulary}, and
+        optionally
+        "donor_token": the placeholder token in the donor's vocabulary; default: that of the donor's processor;
+        "snippet": the text that the donor's processor expects for one input of the modality; default: the placeholder
+        token with the special tokens that the donor's chat template puts around it;
         "rename": donor token -> omni token, for tokens that have another name in the omni vocabulary.
-    chat_template: over content lists of text and media; default: the host's, made so (`omni_template`).
+    chat_template: for messages whose content is a list of text and media; default: the host's template, extended to
+        all modalities by `omni_template`.
 
-    In a text, a medium is one placeholder. It becomes what the donor's processor makes of its snippet.
+    In a text, each image, video or audio is one placeholder token. It is replaced by the tokens that the donor's
+    processor makes of the snippet.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class OmniProcessor(ProcessorMixin):
             raise ValueError(f"{modality}: {type(donor).__name__} of {owner!r} has no {modality}_token.")
         if "snippet" not in entry:
             entry["snippet"] = media_snippet(donor, modality, str(token))
-        if donor.tokenizer.pad_token is None:  # media of unequal length are processed together
+        if donor.tokenizer.pad_token is None:  # snippets that expand to unequal lengths are padded to one batch
             donor.tokenizer.pad_token = donor.tokenizer.eos_token
         return entry
 
@@ -89,11 +94,13 @@ class OmniProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` (batch, sequence), and the media as `<modality>__<key>`.
 
-        Media are given singly, as a list in the order of their placeholders, or as a list per text; an image as PIL,
-        array, path or URL; a video as array or list of frames, path or URL; a sound as array of samples, path or URL.
-        `images_kwargs`, `videos_kwargs` and `audio_kwargs` go to the donors' processors; `text_kwargs` may hold what is
-        named here. Raises ValueError when placeholders and media differ in number, when `sampling_rate` is not that of
-        the audio donor, when `max_length` would cut a medium.
+        Media are given singly, as a list in the order of their placeholders, or as a list per text. An image is a PIL
+        image, an array, a path or a URL; a video is an array or a list of frames, a path or a URL; audio is an array of
+        samples, a path or a URL. `images_kwargs`, `videos_kwargs` and `audio_kwargs` go to the donors' processors;
+        `text_kwargs` may hold the arguments about text (padding, truncation, ...) instead.
+
+        Raises ValueError when placeholders and media differ in number, when `sampling_rate` is not that of the audio
+        donor, and when `max_length` would cut tokens of an image, video or audio.
         """
         if text is None or return_tensors not in (None, "pt"):
             raise ValueError("An omni processor needs text, and returns tensors of torch ('pt').")
@@ -139,39 +146,42 @@ class OmniProcessor(ProcessorMixin):
         return options
 
     def _expanded(self, modality: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Omni ids (and values along them) of each medium, and what the tower gets."""
+        """Of each input of a modality the omni token ids and the values along them; and the tensors for the tower.
+
+        items: the inputs of each text. Values along the ids, such as token types, have one entry per id, by name.
+        """
         owner = self.modalities[modality]["owner"]
         entries = [entry for entry in self.modalities.values() if entry["owner"] == owner]
         if modality == "audio":
-            items = [[self._heard(item) for item in sample] for sample in items]
+            items = [[self._load_audio(item) for item in sample] for sample in items]
         if modality == "video":
-            items, options = self._watched(owner, items, options)
+            items, options = self._load_videos(owner, items, options)
         pieces, made = run_donor(self.donors[owner], modality, self.modalities[modality]["snippet"], items, options)
         to_omni = translation(self.tokenizer, self.donors[owner].tokenizer, entries)
-        # what runs along the tokens is for the language model, which is the host's
+        # Values along the ids are inputs of the language model, which is the host's and knows only its own.
         return [([to_omni(token) for token in ids], along if owner == "host" else {}) for ids, along in pieces], made
 
-    def _heard(self, sound: Any) -> Any:
-        """A sound as array of samples."""
-        if isinstance(sound, (str, os.PathLike)):
-            return load_sound(os.fspath(sound), self._audio_processor.sampling_rate)
-        return np.asarray(sound)
+    def _load_audio(self, audio: Any) -> Any:
+        """Audio as an array of samples, at the tower's sampling rate if it comes from a path or a URL."""
+        if isinstance(audio, (str, os.PathLike)):
+            return load_audio(os.fspath(audio), self._audio_processor.sampling_rate)
+        return np.asarray(audio)
 
-    def _watched(self, owner: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Videos of files as frames, chosen as the donor's own processor does, where that cannot open files."""
+    def _load_videos(self, owner: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Videos from files as frames, and the options for them: frames are sampled by the donor's own rules."""
         items = [[_frames(item) for item in sample] for sample in items]
         files = {isinstance(item, str) for sample in items for item in sample}
-        if files == {False} or donors_read_videos():
+        if files == {False} or read_by_donors():
             return items, options
         if len(files) > 1:
             raise ValueError("video: give all videos of one call as files, or none.")
         processor = self.donors[owner].video_processor
-        settings = {name: getattr(processor, name, None) for name in processor.valid_kwargs.__annotations__} | options
-        choose = partial(processor.sample_frames, **settings) if settings.pop("do_sample_frames", False) else None
+        arguments = {name: getattr(processor, name, None) for name in processor.valid_kwargs.__annotations__} | options
+        choose = partial(processor.sample_frames, **arguments) if arguments.pop("do_sample_frames", False) else None
         loaded = [[load_video(item, choose) for item in sample] for sample in items]
-        known = [metadata for sample in loaded for _, metadata in sample]
+        metadata = [known for sample in loaded for _, known in sample]
         frames = [[video for video, _ in sample] for sample in loaded]
-        return frames, {**options, "do_sample_frames": False, "video_metadata": known}
+        return frames, {**options, "do_sample_frames": False, "video_metadata": metadata}
 
     def _sequences(
         self,
@@ -182,7 +192,10 @@ class OmniProcessor(ProcessorMixin):
         truncation: Any,
         max_length: int | None,
     ) -> dict[str, Any]:
-        """Texts with their media expanded, cut and padded together with the values that run along them."""
+        """`input_ids`, `attention_mask` and the values along them (batch, sequence), with each placeholder expanded.
+
+        ids: the token ids of each text. expansions: id of a placeholder token -> its `_expanded` inputs, in order.
+        """
         rest = {token: iter(pieces) for token, pieces in expansions.items()}
         names = sorted({name for pieces in expansions.values() for _, values in pieces for name in values})
         rows: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *names)}
@@ -212,16 +225,16 @@ class OmniProcessor(ProcessorMixin):
         return {name: torch.tensor(row) for name, row in out.items()}
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As ever; sounds of files are read here, by what is installed."""
+        """As `ProcessorMixin.apply_chat_template`, but audio files are read by this package's loader."""
         if kwargs.get("tokenize") and "audio" in self.modalities:
-            conversation = with_sounds(conversation, self._heard)
+            conversation = with_loaded_audio(conversation, self._load_audio)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     # --------------------------------------------------------------------------------------- what transformers asks
 
     @property
     def _audio_processor(self) -> Any:
-        """The audio donor's feature extractor, whose sampling rate `apply_chat_template` loads files at."""
+        """The audio donor's feature extractor, at whose sampling rate audio files are loaded; None without audio."""
         owner = self.modalities.get("audio", {}).get("owner")
         return None if owner is None else getattr(self.donors[owner], "feature_extractor", None)
 
@@ -242,14 +255,13 @@ class OmniProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         path = os.fspath(pretrained_model_name_or_path)
         known, _ = cls.get_processor_dict(path, **kwargs)
-        kwargs.pop("_from_auto", None)
+        kwargs = {name: value for name, value in kwargs.items() if not name.startswith("_")}  # the auto classes' own
         donors = {}
         for owner in sorted({entry["owner"] for entry in known["modalities"].values()}):
-            # a local directory of its own, or a folder of a repository
             inside = os.path.join(kwargs.get("subfolder") or "", DIRECTORY, owner)
-            local = os.path.isdir(path)
-            place = (os.path.join(path, inside), {"subfolder": ""}) if local else (path, {"subfolder": inside})
-            donors[owner] = AutoProcessor.from_pretrained(place[0], **{**kwargs, **place[1]})
+            local = os.path.isdir(path)  # else a repository of the hub, in which a folder is named by `subfolder`
+            place, subfolder = (os.path.join(path, inside), "") if local else (path, inside)
+            donors[owner] = AutoProcessor.from_pretrained(place, **{**kwargs, "subfolder": subfolder})
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
         processor = cls(tokenizer, donors, known["modalities"], chat_template=known.get("chat_template"))
         if "auto_map" in known:
@@ -264,7 +276,7 @@ def _spread(row: list[int], mask: list[int]) -> list[int]:
 
 
 def _frames(video: Any) -> Any:
-    """A list of frames with those of files opened; any other video as it is."""
+    """A list of frames with the image files among them opened; any other video as it is."""
     if not isinstance(video, list):
         return video
     return [load_image(frame) if isinstance(frame, str) else frame for frame in video]

@@ -1,6 +1,6 @@
-"""Linear layers that multiply the tokens of a medium by what its donor has there (DAMC: Chen et al., ACL 2024).
+"""Linear layers with separate weights for the tokens of each donor's modalities (DAMC: Chen et al., ACL 2024).
 
-Text, to which belongs what is generated, goes through the layer as it was.
+The tokens of text, generated ones included, go through the layer as it was.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-FULL = "full"  # a donor's tokens have a matrix of their own there; else a rank, of what is added for them
+FULL = "full"  # the form of a layer with a whole matrix per donor; any other form is the rank of added factors
 
 
 class Places(NamedTuple):
-    """The tokens of a batch, counted along its flattened (batch, sequence), by whom they belong to."""
+    """The tokens of a batch by their owner, as indices into its flattened (batch, sequence)."""
 
-    of: dict[str, torch.Tensor]  # owner of a medium -> the places of its tokens
-    text: torch.Tensor
-    back: torch.Tensor  # where each token is in text and media, put one after the other
+    of: dict[str, torch.Tensor]  # owner of a modality -> the indices of its tokens
+    text: torch.Tensor  # the indices of all other tokens
+    back: torch.Tensor  # the order that puts `text` and the values of `of`, concatenated, back into the batch's order
 
 
-# The tokens of the forward that runs now; None when all are text. A context variable, because the host's forward, which
-# is between the two ends, has no keyword for it.
+# The tokens of the forward that runs now; None when all are text. It is a context variable because the host's forward,
+# through which it passes, has no keyword for it.
 _places: ContextVar[Places | None] = ContextVar("_places", default=None)
 
 
 @contextlib.contextmanager
 def token_places(masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """While open, routed layers know which tokens are whose: owner -> mask (batch, sequence)."""
+    """While open, routed layers know which tokens belong to whom. masks: owner -> mask (batch, sequence)."""
     token = _places.set(_find(masks))
     try:
         yield
@@ -50,7 +50,7 @@ def _find(masks: Mapping[str, torch.Tensor]) -> Places | None:
 
 
 def with_places(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """A checkpointing function whose second pass, from the backward pass, knows the tokens of the first."""
+    """A gradient checkpointing function whose recomputation, in the backward pass, knows the tokens of the forward."""
 
     def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return checkpoint(partial(copy_context().run, function), *args, **kwargs)
@@ -59,10 +59,11 @@ def with_places(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RoutedLinear(nn.Module):
-    """A linear layer of the language model, and what takes its place for the tokens of each owner.
+    """A linear layer of the language model with other weights for the tokens of each owner.
 
-    text: the layer of all other tokens. Form `FULL`: `media.<owner>`, a layer of the same shape. A rank: to what `text`
-    gives, `media.<owner>(shared(x))` is added, with `shared` (rank, in) and `media.<owner>` (out, rank).
+    text: the layer for all other tokens. With the form `FULL`, the tokens of an owner go through `media.<owner>`, a
+    layer of the same shape. With a rank, `media.<owner>(shared(x))` is added to `text(x)` for them; the weight of
+    `shared` is (rank, in), that of `media.<owner>` (out, rank).
     """
 
     def __init__(self, text: nn.Linear, owners: list[str], form: str | int) -> None:
@@ -93,7 +94,7 @@ class RoutedLinear(nn.Module):
 
 
 def route(decoder: Any, routed: Mapping[str, Any], owners: list[str]) -> None:
-    """Replaces linear layers of each of the decoder's layers; `routed` as in the omni config.
+    """Replace linear layers in each layer of the decoder by routed ones; `routed` is that of the omni config.
 
     Raises ValueError for a name that is no linear layer there.
     """

@@ -1,4 +1,4 @@
-"""Chat templates: what a donor's template writes for a medium, and one template for all media."""
+"""Chat templates: what a donor's template writes for its modality, and one template for all modalities."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-# For a host without a template of its own, or with one that nothing can be made of.
+# For a host without a chat template, or with one that renders neither plain nor listed text.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}{{ message['role'] | upper + ': ' + message['content'] + '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
 )
 
-# Turns lists of parts into what the host's template reads: text in which each medium is its placeholder.
+# Turns lists of parts into text, which the host's template reads, with a placeholder token for each input.
 _FLATTEN = """\
 {%%- set omni = namespace(messages=[]) -%%}
 {%%- for message in messages -%%}
@@ -28,17 +28,17 @@ _FLATTEN = """\
 {%%- endfor -%%}
 {%%- set messages = omni.messages -%%}
 """
-_MEDIUM = "{%%- elif item['type'] == '%s' -%%}{%%- set part.text = part.text + '%s' -%%}\n"
+_PLACEHOLDER = "{%%- elif item['type'] == '%s' -%%}{%%- set part.text = part.text + '%s' -%%}\n"
 _TEXT = "What is it?"
 
 
 def omni_template(templates: Iterable[Any], placeholders: dict[str, str], **special_tokens: Any) -> str:
     """A chat template over content lists of text and the modalities of `placeholders` (modality -> token).
 
-    It writes what the first of `templates` that writes plain or listed text content does, or else `PLAIN_TEMPLATE`,
-    with a placeholder for each medium where it was given. Of templates by name, the one named "default" is meant.
+    It renders text as the first of `templates` does that can render plain or listed content, or else as
+    `PLAIN_TEMPLATE`, with a placeholder token for each image, video or audio. Of a dict of templates, "default" counts.
     """
-    media = "".join(_MEDIUM % (modality, token.replace("'", "\\'")) for modality, token in placeholders.items())
+    media = "".join(_PLACEHOLDER % (modality, token.replace("'", "\\'")) for modality, token in placeholders.items())
     for template in templates:
         template = template.get("default") if isinstance(template, dict) else template
         for content in ("part.text", "[{'type': 'text', 'text': part.text}]"):
@@ -49,19 +49,19 @@ def omni_template(templates: Iterable[Any], placeholders: dict[str, str], **spec
 
 
 def media_snippet(donor: Any, modality: str, token: str) -> str:
-    """What a donor's processor is to see for a medium: its placeholder `token` with the special tokens around it.
+    """The text for one input of a modality: a donor's placeholder `token` with the special tokens around it.
 
-    For instance `<|vision_start|><|image_pad|><|vision_end|>`, as the donor's chat template writes it; or what this
-    writes in the place of the placeholder, if the processor puts that there itself (Gemma 3). Without a template, or
-    with one that writes neither, the placeholder alone.
+    It is what the donor's chat template writes, for instance `<|vision_start|><|image_pad|><|vision_end|>`. Where the
+    template writes another token and the processor puts the placeholder there itself (Gemma 3), it is that token with
+    its surroundings. Without a template, or with one that writes neither, it is the placeholder token alone.
     """
     written, specials = _written(donor, modality), special_tokens(donor.tokenizer)
-    marks = (token, str(getattr(donor, f"{modality}_token", None) or token))
-    mark = next((mark for mark in marks if written.count(mark) == 1), None)
-    if mark is None:
+    candidates = (token, str(getattr(donor, f"{modality}_token", None) or token))
+    found = next((each for each in candidates if written.count(each) == 1), None)
+    if found is None:
         return token
-    before, after = written.split(mark)
-    token = mark
+    before, after = written.split(found)
+    token = found
     while ends := [s for s in specials if before.endswith(s)]:
         longest = max(ends, key=len)
         token, before = longest + token, before.removesuffix(longest)
@@ -72,13 +72,13 @@ def media_snippet(donor: Any, modality: str, token: str) -> str:
 
 
 def space_after(donor: Any, modality: str) -> str:
-    """The line break, or other space, that a donor's chat template writes between a medium and the text after it."""
+    """The line break or other space that a donor's chat template writes between an image, video or audio and text."""
     written = _written(donor, modality)
     return written[len(written.rstrip()) :]
 
 
 def _written(donor: Any, modality: str) -> str:
-    """What a donor's chat template writes for one medium before a text; empty without a template."""
+    """What a donor's chat template writes for one input of a modality before a text; empty without a template."""
     template, tokenizer = getattr(donor, "chat_template", None), donor.tokenizer
     if not isinstance(template, str):
         return ""
@@ -92,21 +92,21 @@ def _written(donor: Any, modality: str) -> str:
 
 
 def _alike(a: str, b: str) -> int:
-    """With how many equal characters both begin."""
+    """The number of equal characters at the beginning of both."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def special_tokens(tokenizer: Any) -> set[str]:
-    """All of a tokenizer's: those with a part to play, and those that were added."""
+    """All special tokens of a tokenizer: those with a role, such as the end of a text, and those that were added."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return {token for token in {*tokenizer.all_special_tokens, *added} if token}
 
 
 def _render(template: str, content: Any, **special_tokens: Any) -> str | None:
-    """One user message, or None when the template fails on it."""
+    """One user message as the template renders it; None when the template fails."""
     conversation = [{"role": "user", "content": content}]
     try:
         rendered, _ = render_jinja_template(conversations=[conversation], chat_template=template, **special_tokens)
-    except Exception:  # a template may raise anything, by its own design too
+    except Exception:  # a template may raise errors of any type, some of them on purpose
         return None
     return str(rendered[0])

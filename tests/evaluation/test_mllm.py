@@ -223,7 +223,7 @@ def test_a_document_at_fault_is_named(llava: MLLM, tmp_path: Path) -> None:
         said(llava, [fine, {**fine, "prompt": "<image><image>"}])
     with pytest.raises(ValueError, match="mine, document 1: a prompt of 604 tokens, media included, and 6 new ones"):
         said(llava, [fine, {**fine, "prompt": "<image>" + 600 * "a"}])
-    with pytest.raises(ValueError, match="mine, document 0: its audio cannot be read: a sound given as bytes"):
+    with pytest.raises(ValueError, match="mine, document 0: its audio cannot be read: audio given as bytes"):
         said(model(saved("qwen2_audio")), [{"prompt": "<audio>", "audio": broken}])
 
 

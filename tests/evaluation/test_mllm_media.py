@@ -263,7 +263,7 @@ HEARD = [{"prompt": "<audio>what?", "audio": wav(each)} for each in LONG]
 
 @pytest.mark.parametrize("path", [functools.partial(saved, "qwen2_audio"), omni], ids=["qwen2_audio", "omni"])
 def test_a_sound_that_is_not_heard_whole_is_an_error(path: Any) -> None:
-    with pytest.raises(ValueError, match=r"hears 1\.0 s of a sound, and 2 documents have longer ones") as caught:
+    with pytest.raises(ValueError, match=r"hears 1\.0 s of audio, and 2 documents have longer audio") as caught:
         said(model(path()), HEARD)
     assert "mine, document 1: 2.0 s" in str(caught.value)
     assert "mine, document 2: 4.0 s" in str(caught.value)
@@ -321,7 +321,7 @@ def test_a_task_without_media_keeps_its_words(words: str) -> None:
         prompt = found["samples"]["words"][0]["arguments"][0][0]
         assert prompt == (f"u:{words}</s>a:" if chat else words)
         as_hf = lm.tokenizer.apply_chat_template(
-            [{"role": "user", "content": words}], chat_template=lm.reader.writer.template, add_generation_prompt=True
+            [{"role": "user", "content": words}], chat_template=lm.reader.renderer.template, add_generation_prompt=True
         )
         if chat:
             assert lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] == as_hf["input_ids"]

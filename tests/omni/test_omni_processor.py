@@ -203,7 +203,7 @@ def test_a_video_file_is_sampled_as_the_donor_samples(family: str, tmp_path: Pat
     assert torch.equal(out["video__pixel_values_videos"], four)
     with pytest.raises(ValueError, match="as files, or none"):
         processor(text=PLACEHOLDER["video"] * 2, videos=[path, frames])
-    with pytest.raises(ValueError, match="no pictures in it"):
+    with pytest.raises(ValueError, match="no images in it"):
         processor(**text, videos=sound_file(tmp_path / "a.wav"))
 
 

@@ -15,13 +15,16 @@ from mergekit_mm.evaluation.tasks.pictures import Later
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request: where it comes from, the prompt as the model reads it, its media in the order of the prompt."""
+class PreparedRequest:
+    """A request whose prompt is rendered: the text as the model reads it, and the media in the order of that text.
+
+    where: the document that it comes from, for messages. options: requests with different ones do not share a batch.
+    """
 
     where: str
     text: str
     media: Mapping[str, Sequence[Any]]
-    options: str = ""  # requests with different ones do not share a batch
+    options: str = ""
 
     @property
     def kind(self) -> tuple[str, tuple[int, ...]]:
@@ -29,23 +32,22 @@ class Asked:
         return self.options, tuple(len(self.media[modality]) for modality in MODALITIES)
 
     @property
-    def extent(self) -> int:
-        """About how long it is, in letters: prompts of like length are put together, the longest first."""
+    def length(self) -> int:
+        """About how many characters it is worth, where 200 pixels of an image count as one. Batches are made by it."""
         opened = (each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, Later))
-        pictures = (each.size for each in opened)
-        return len(self.text) + sum(width * height // 200 for width, height in pictures)
+        return len(self.text) + sum(width * height // 200 for width, height in (each.size for each in opened))
 
 
-def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
-    """Places of requests that are processed together: of one kind, of like length, the longest first."""
-    order = sorted(range(len(asked)), key=lambda n: (asked[n].kind, -asked[n].extent, asked[n].text, n))
-    for _, group in groupby(order, key=lambda n: asked[n].kind):
+def batches(requests: Sequence[PreparedRequest], size: int) -> Iterator[list[int]]:
+    """Indices of requests that are processed together: of one kind and of similar length, the longest first."""
+    order = sorted(range(len(requests)), key=lambda n: (requests[n].kind, -requests[n].length, requests[n].text, n))
+    for _, group in groupby(order, key=lambda n: requests[n].kind):
         members = list(group)
         yield from (members[at : at + size] for at in range(0, len(members), size))
 
 
-def ahead(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """(item, prepare(item)) for each; the next one is prepared in a thread while the caller is busy with this one."""
+def prefetch(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """(item, prepare(item)) for each item; the next one is prepared in a thread while the caller works on this one."""
     with ThreadPoolExecutor(1) as pool:
         waiting: list[tuple[Any, Any]] = []
         for item in items:

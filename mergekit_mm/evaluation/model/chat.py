@@ -1,6 +1,7 @@
-"""How a prompt with media is written for a model: by its processor's chat template, or without one.
+"""How a prompt with media is rendered for a model: by its processor's chat template, or without one.
 
-A prompt is a list of parts, each ("text", words) or (modality, place of the medium among its kind).
+A prompt is a list of parts: ("text", words), or (modality, index), where the index counts the inputs of the modality.
+Tasks write the latter as placeholders: <image>, <video>, <audio>. The model reads placeholder tokens of its own.
 """
 
 import logging
@@ -12,14 +13,15 @@ from typing import Any
 from mergekit_mm.omni.templates import media_snippet
 
 LOG = logging.getLogger(__name__)
-MODALITIES = ("video", "image", "audio")  # in this order where a prompt does not say
-MARK = re.compile(r"(\\?)<(image|video|audio)(\d*)>")
+MODALITIES = ("video", "image", "audio")  # the order of the media of a prompt without placeholders
+PLACEHOLDER = re.compile(r"(\\?)<(image|video|audio)(\d*)>")
 Part = tuple[str, str | int]
-_Shape = tuple[tuple[str, tuple[str, ...]], ...]
 _Turn = tuple[str, Sequence[Part]]  # role, content
+_Shape = tuple[tuple[str, tuple[str, ...]], ...]  # of turns: role, modalities
+_Renderer = Callable[[Sequence[_Turn], bool], str]  # turns, add_generation_prompt -> text
 _PROBE = "probe me"
-# Whose content is a list of text and media, which templates of multimodal models read; that of the others is text, in
-# which the model's own tokens stand for the media.
+# Of which roles the content is given to the template as a list of text and media, which templates of multimodal models
+# read. The content of the other roles is given as a text with the model's own placeholder tokens in it.
 _LISTED: dict[str, Callable[[str], bool]] = {
     "all": lambda role: True,
     "the user": lambda role: role == "user",
@@ -27,11 +29,11 @@ _LISTED: dict[str, Callable[[str], bool]] = {
 }
 
 
-class Written(str):
-    """A chat as text, by lm-eval's --apply_chat_template, which does not say whether media belong to it.
+class RenderedPrompt(str):
+    """A chat that lm-eval had rendered (--apply_chat_template) before it said whether media belong to it.
 
-    The text is that of a task without media, in which the words <image>, <video> and <audio> mean nothing. For a
-    request with media the `turns` (role, content) are written anew.
+    The text is right for a request without media, in which the words <image>, <video> and <audio> mean nothing. For a
+    request with media, the `turns` (role, content) are rendered anew.
     """
 
     turns: Sequence[tuple[str, str]] = ()
@@ -39,19 +41,19 @@ class Written(str):
 
 
 def parts_of(text: str, before: Sequence[Part] = ()) -> list[Part]:
-    """`text` at its marks <image>, <video>, <audio>; <image2> is the second image, whatever was before.
+    """`text`, split at its placeholders <image>, <video>, <audio>; <image2> is the second image wherever it stands.
 
-    `before`: the parts of earlier turns, whose media come first. A mark after a backslash is the words themselves.
+    before: the parts of earlier turns, whose media come first. A placeholder after a backslash is plain words.
     """
     parts: list[Part] = []
-    counts = {modality: len(places_of(modality, before)) for modality in MODALITIES}
+    counts = {modality: len(indices_of(modality, before)) for modality in MODALITIES}
     words, end = "", 0
-    for mark in MARK.finditer(text):
-        words += text[end : mark.start()]
-        escape, modality, number = mark.groups()
-        end = mark.end()
+    for found in PLACEHOLDER.finditer(text):
+        words += text[end : found.start()]
+        escape, modality, number = found.groups()
+        end = found.end()
         if escape:
-            words += mark[0][1:]
+            words += found[0][1:]
             continue
         parts += [("text", words), (modality, int(number) - 1 if number else counts[modality])]
         words = ""
@@ -59,13 +61,17 @@ def parts_of(text: str, before: Sequence[Part] = ()) -> list[Part]:
     return [part for part in [*parts, ("text", words + text[end:])] if part[1] != ""]
 
 
-def places_of(modality: str, parts: Sequence[Part]) -> list[int]:
-    """Which media of a modality the parts show, in order."""
+def indices_of(modality: str, parts: Sequence[Part]) -> list[int]:
+    """The indices of the inputs of a modality that the parts show, in order."""
     return [int(what) for kind, what in parts if kind == modality]
 
 
-class Writer:
-    """Prompts for one processor. `template` is a chat template (Jinja), or None for none."""
+class PromptRenderer:
+    """Renders prompts for one processor.
+
+    config: of the model. template: a chat template (Jinja), or None for none. system_prompt: the content of a first
+    turn with the role "system". arguments: variables for the template.
+    """
 
     def __init__(
         self,
@@ -79,68 +85,66 @@ class Writer:
         self.template = template
         self.system_prompt = system_prompt
         self.arguments = dict(arguments or {})
-        self.tokens = {modality: _token(processor, modality) for modality in MODALITIES}
+        self.tokens = {modality: _placeholder_token(processor, modality) for modality in MODALITIES}
         self._config = config
-        self._ways: dict[_Shape, Callable[..., str]] = {}
-        self._asked = lru_cache(maxsize=4096)(self._chat)  # many questions of a task have the same words
+        self._renderers: dict[_Shape, _Renderer] = {}
+        self._cached = lru_cache(maxsize=4096)(self._user_turn)  # many prompts of a task are equal
 
-    def ask(self, parts: Sequence[Part]) -> str:
-        """One user's turn, with the system prompt, and what comes before the answer."""
+    def render(self, parts: Sequence[Part]) -> str:
+        """The prompt of one user's turn: the system prompt, the parts, and the beginning of the answer's turn."""
         if self.template is None:
             before = f"{self.system_prompt}\n\n" if self.system_prompt else ""
-            return before + self._plain(parts)
-        return self._asked(tuple(parts))
+            return before + self._as_text(parts)
+        return self._cached(tuple(parts))
 
-    def _chat(self, parts: tuple[Part, ...]) -> str:
+    def _user_turn(self, parts: tuple[Part, ...]) -> str:
         turns: list[_Turn] = [("user", parts)]
         if self.system_prompt:
             turns.insert(0, ("system", [("text", self.system_prompt)]))
-        return self.chat(turns)
+        return self.render_chat(turns)
 
-    def chat(self, turns: Sequence[_Turn], add_generation_prompt: bool = True) -> str:
-        """Turns (role, parts) by the chat template; without `add_generation_prompt` the last turn stays open.
+    def render_chat(self, turns: Sequence[_Turn], add_generation_prompt: bool = True) -> str:
+        """Turns (role, parts) as the chat template has them; without `add_generation_prompt` the last one stays open.
 
         ValueError: there is no template, or it loses words of the prompt.
         """
         if self.template is None:
             raise ValueError("this model has no chat template: name a file of one by chat_template=")
-        # what the template must write, but for the words: roles, and kinds of media
         shape = tuple((role, tuple(sorted({kind for kind, _ in parts} - {"text"}))) for role, parts in turns)
-        if shape not in self._ways:
-            self._ways[shape] = self._way(shape)
-        written = self._ways[shape](turns, add_generation_prompt)
+        if shape not in self._renderers:
+            self._renderers[shape] = self._find_renderer(shape)
+        rendered = self._renderers[shape](turns, add_generation_prompt)
         for words in (str(what).strip() for _, parts in turns for kind, what in parts if kind == "text"):
-            if words not in written:
+            if words not in rendered:
                 raise ValueError(f"the chat template loses {words!r} of the prompt; chat_template=none writes none")
-        return written
+        return rendered
 
-    def _way(self, shape: _Shape) -> Callable[..., str]:
-        """The first way of using the template that loses nothing, tried on turns of this shape."""
+    def _find_renderer(self, shape: _Shape) -> _Renderer:
+        """The first way of using the template that loses nothing of probe turns of this shape."""
         probe: list[tuple[str, list[Part]]] = [
             (role, [*((m, 0) for m in shown), ("text", _PROBE)]) for role, shown in shape
         ]
         tokens = [self.tokens[modality] or "" for _, shown in shape for modality in shown]
-        # content without media is a text, as lm-eval's `hf` and most users have it
+        # Without media the content is tried as a text first, which is how lm-eval's `hf` and most users give it.
         order = sorted(_LISTED, key=lambda roles: roles != "nobody") if not tokens else list(_LISTED)
         for roles in order:
-            listed = _LISTED[roles]
-            way = partial(self._rendered, listed=listed)
+            renderer = partial(self._by_template, listed=_LISTED[roles])
             try:
-                written = way(probe, True)
-            except Exception as error:  # a template may raise anything, by its own design too
+                rendered = renderer(probe, True)
+            except Exception as error:  # a template may raise errors of any type, some of them on purpose
                 LOG.debug("chat template, lists for %s: %s", roles, error)
                 continue
-            printed = "'type'" in written  # a list, by a template that takes text
-            if written.count(_PROBE) == len(shape) and not printed and all(token in written for token in tokens):
-                return way
+            printed = "'type'" in rendered  # a template that takes text has printed the list as Python writes it
+            if rendered.count(_PROBE) == len(shape) and not printed and all(token in rendered for token in tokens):
+                return renderer
         named = ", ".join(modality for _, shown in shape for modality in shown) or "text"
         LOG.warning(f"The chat template does not write prompts with {named}: they are written without it.")
-        return lambda turns, _: "\n\n".join(self._plain(parts) for _, parts in turns)
+        return lambda turns, _: "\n\n".join(self._as_text(parts) for _, parts in turns)
 
-    def _rendered(self, turns: Sequence[_Turn], add_generation_prompt: bool, listed: Callable[[str], bool]) -> str:
-        written: str = self.processor.apply_chat_template(
+    def _by_template(self, turns: Sequence[_Turn], add_generation_prompt: bool, listed: Callable[[str], bool]) -> str:
+        rendered: str = self.processor.apply_chat_template(
             [
-                {"role": role, "content": [_typed(part) for part in parts] if listed(role) else self._plain(parts)}
+                {"role": role, "content": [_typed(part) for part in parts] if listed(role) else self._as_text(parts)}
                 for role, parts in turns
             ],
             chat_template=self.template,
@@ -149,13 +153,13 @@ class Writer:
             continue_final_message=not add_generation_prompt,
             **self.arguments,
         )
-        return written
+        return rendered
 
-    def _plain(self, parts: Sequence[Part]) -> str:
+    def _as_text(self, parts: Sequence[Part]) -> str:
         return "".join(str(what) if kind == "text" else self._snippet(kind) for kind, what in parts)
 
     def _snippet(self, modality: str) -> str:
-        """The placeholder of a modality, with the tokens that the template, or the config, puts around it."""
+        """A modality's placeholder token, with the special tokens around it that the template or the config has."""
         token = self.tokens[modality]
         if token is None:
             raise ValueError(
@@ -177,8 +181,8 @@ def _typed(part: Part) -> dict[str, Any]:
     return {"type": "text", "text": what} if kind == "text" else {"type": kind}
 
 
-def _token(processor: Any, modality: str) -> str | None:
-    """What stands for one medium in a text that this processor takes."""
-    entry = getattr(processor, "modalities", {}).get(modality)  # of an omni model
+def _placeholder_token(processor: Any, modality: str) -> str | None:
+    """The token that stands for one input of a modality in a text for this processor, if it has one."""
+    entry = getattr(processor, "modalities", {}).get(modality)  # the processor of an omni model has `modalities`
     token = entry["token"] if entry else getattr(processor, f"{modality}_token", None)
     return None if token is None else str(token)

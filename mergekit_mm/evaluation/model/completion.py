@@ -1,5 +1,7 @@
-"""Processors of LLaVA's kind that do not know how many tokens a picture takes, as older versions of transformers saved
-them. The model's config and tower know: what is lacking is filled in, as transformers 4 did, and told."""
+"""Processors of LLaVA's kind, as older versions of transformers saved them, do not know how many tokens an image takes.
+
+The model's config and its vision tower know: the missing values are filled in, as transformers 4 did, and reported.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ _EXTRA = "num_additional_image_tokens"
 
 
 def complete(processor: Any, model: Any, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fill in what a processor lacks to count the tokens of pictures; the values that were filled in.
+    """Fill in what a processor lacks to count the tokens of images, and return the values that were filled in.
 
-    saved: the processor as it stands in its file, where it comes from one. What it does not say at all is lacking too,
-    since the default of transformers, no token beside the patches, is wrong for towers with a class token.
+    saved: the processor as it stands in its file, where it comes from one. A key that the file does not have is missing
+    too, since transformers' default, no token beside the patches, is wrong for towers with a class token.
     """
     if not all(hasattr(processor, name) for name in (*_OF_CONFIG, _EXTRA)):
         return {}

@@ -1,9 +1,13 @@
-"""From requests of lm-eval to the inputs of a model: marks and media matched, pictures opened, one processor call."""
+"""From requests of lm-eval to the inputs of a model.
+
+Placeholders and media are matched, the prompt is rendered, the media are decoded, and the processor is called once.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,38 +15,38 @@ import torch
 
 from mergekit_mm.errors import EvaluationError
 from mergekit_mm.evaluation.model import decoding
-from mergekit_mm.evaluation.model.batching import Asked
-from mergekit_mm.evaluation.model.chat import MODALITIES, Part, Writer, Written, parts_of, places_of
+from mergekit_mm.evaluation.model.audio import AudioWindow
+from mergekit_mm.evaluation.model.batching import PreparedRequest
+from mergekit_mm.evaluation.model.chat import MODALITIES, Part, PromptRenderer, RenderedPrompt, indices_of, parts_of
 from mergekit_mm.evaluation.model.decoding import Sampling
-from mergekit_mm.evaluation.model.sounds import Window
 from mergekit_mm.evaluation.model.videos import has_times
 from mergekit_mm.omni.expansion import ARGUMENT
 
 LOG = logging.getLogger(__name__)
-_PREPARES = {
+_PROCESSORS = {  # attributes of a processor that prepare a modality
     "image": ("image_processor",),
     "video": ("video_processor",),
     "audio": ("feature_extractor", "audio_processor"),
 }
-_SAMPLING = ("num_frames", "fps", "min_frames", "max_frames")  # done here, before the processor has the frames
-_OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_SAMPLING = ("num_frames", "fps", "min_frames", "max_frames")  # followed here: the processor gets chosen frames
+_TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
-def prepares(processor: Any, modality: str) -> Any:
-    """The part of a processor that prepares a modality, or None: the model takes none of that."""
-    if hasattr(processor, "donors"):  # of an omni model
+def modality_processor(processor: Any, modality: str) -> Any:
+    """The part of a processor that prepares a modality; None if the model does not take the modality."""
+    if hasattr(processor, "donors"):  # the processor of an omni model
         if modality not in processor.modalities:
             return None
         processor = processor.donors[processor.modalities[modality]["owner"]]
-    return next((part for name in _PREPARES[modality] if (part := getattr(processor, name, None)) is not None), None)
+    return next((part for name in _PROCESSORS[modality] if (part := getattr(processor, name, None)) is not None), None)
 
 
 def pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-    """`images_kwargs` that keep pictures between so many pixels. ValueError: this processor has no such limits."""
+    """`images_kwargs` that keep images between so many pixels. EvaluationError: this processor has no such limits."""
     given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     if not any(given.values()):
         return {}
-    part = prepares(processor, "image")
+    part = modality_processor(processor, "image")
     known = getattr(getattr(part, "valid_kwargs", None), "__annotations__", {})
     size = dict(getattr(part, "size", None) or {})
     if "max_pixels" not in known or not {"shortest_edge", "longest_edge"} <= size.keys():
@@ -59,9 +63,10 @@ def pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None)
 
 
 def sampling(part: Any, options: Mapping[str, Any], **arguments: Any) -> Sampling:
-    """Which frames of videos are taken: `arguments` of the model, and `videos_kwargs`. ValueError: they disagree.
+    """Which frames of videos are taken, by `arguments` of the model and by `options`, which are its `videos_kwargs`.
 
-    With `do_sample_frames` the processor's own `sample_frames` chooses.
+    With the option `do_sample_frames`, the rule is `sample_frames` of `part`, the processor's part for videos.
+    EvaluationError: the two disagree.
     """
     given = {key: options.get(key) for key in _SAMPLING}
     for key, value in arguments.items():
@@ -70,11 +75,10 @@ def sampling(part: Any, options: Mapping[str, Any], **arguments: Any) -> Samplin
         given[key] = value if value is not None else given[key]
     if options.get("do_sample_frames") and part is not None:
         named = getattr(getattr(part, "valid_kwargs", None), "__annotations__", {})
-        settings = {name: getattr(part, name, None) for name in named} | {
-            k: v for k, v in given.items() if v is not None
-        }
-        settings |= {k: v for k, v in options.items() if k not in _SAMPLING}
-        return Sampling(choose=partial(part.sample_frames, **settings))
+        chosen = {name: getattr(part, name, None) for name in named}
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        chosen |= {name: value for name, value in options.items() if name not in _SAMPLING}
+        return Sampling(choose=partial(part.sample_frames, **chosen))
     try:
         return Sampling(**given)
     except ValueError as error:
@@ -82,18 +86,22 @@ def sampling(part: Any, options: Mapping[str, Any], **arguments: Any) -> Samplin
 
 
 class Reader:
-    """Requests for one processor. `options`: modality -> what else its part of the processor is told."""
+    """Prepares and encodes requests for one processor.
+
+    options: modality -> keyword arguments for its part of the processor. frames: arguments of `sampling`. window: how
+    much of audio the processor hears.
+    """
 
     def __init__(
         self,
         processor: Any,
-        writer: Writer,
+        renderer: PromptRenderer,
         options: Mapping[str, Mapping[str, Any]],
         frames: Mapping[str, Any],
-        window: Window,
+        window: AudioWindow,
     ) -> None:
-        self.processor, self.writer, self.window = processor, writer, window
-        self.parts = {modality: prepares(processor, modality) for modality in MODALITIES}
+        self.processor, self.renderer, self.window = processor, renderer, window
+        self.parts = {modality: modality_processor(processor, modality) for modality in MODALITIES}
         self.options = {modality: dict(options[modality]) for modality in MODALITIES}
         for modality, given in self.options.items():
             known = getattr(getattr(self.parts[modality], "valid_kwargs", None), "__annotations__", None)
@@ -107,11 +115,12 @@ class Reader:
             if given and self.parts[modality] is None:
                 raise EvaluationError(f"{ARGUMENT[modality]}_kwargs: {type(processor).__name__} takes no {modality}")
         self.sampling = sampling(self.parts["video"], self.options["video"], **frames)
-        self.untimed: set[str] = set()  # documents whose videos have no times, for a model that is told times
-        self._told_times: bool | None = None
+        self.untimed: set[str] = set()  # documents whose videos have no times, if the model is told times
+        self._told_times: bool | None = None  # None: not yet tried
+        self._warned_of: set[str] = set()  # tasks
 
     def check(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """ValueError if any of the (task, media) has a medium that this processor does not take."""
+        """EvaluationError: among the (task, media) are media of a modality that this processor does not take."""
         lacking: dict[str, set[str]] = {}
         for task, given in requests:
             for modality, media in by_modality(given).items():
@@ -123,75 +132,85 @@ class Reader:
             name = type(self.processor).__name__
             raise EvaluationError(f"tasks bring media that this model does not take. {told}. {name} takes {able}.")
 
-    def read(self, context: str, given: Mapping[str, Any], where: str, options: str = "") -> Asked:
-        """ValueError: as many marks as media there must be, of each modality; or none at all, then media come first."""
+    def read(self, context: str, given: Mapping[str, Any], where: str, options: str = "") -> PreparedRequest:
+        """A request with the prompt `context` and the media `given` as lm-eval has them, of the document `where`.
+
+        Without any placeholder in the prompt, the media are put in front of it. EvaluationError: otherwise each
+        modality needs as many placeholders as inputs.
+        """
         media = by_modality(given)
-        by_host = isinstance(context, Written)  # a chat of lm-eval's --apply_chat_template
-        turns = list(context.turns) if isinstance(context, Written) else [("user", context)]
+        turns = list(context.turns) if isinstance(context, RenderedPrompt) else [("user", context)]
         parts: list[list[Part]] = []
         for _, text in turns:
             parts.append(parts_of(text, [part for turn in parts for part in turn]))
         if any(media.values()) and not any(kind != "text" for turn in parts for kind, _ in turn):
-            _warn_once(where, "has media and no marks such as <image> in its prompt: they are put in front of it")
+            self._warn_of_media_without_placeholders(where)
             last = max((at for at, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
             parts[last] = [*((m, at) for m in MODALITIES for at in range(len(media[m]))), *parts[last]]
         every = [part for turn in parts for part in turn]
-        places = {modality: places_of(modality, every) for modality in MODALITIES}
-        _compare({modality: len(each) for modality, each in places.items()}, media, where, context)
-        ordered = {modality: _in_order(modality, media[modality], each, where) for modality, each in places.items()}
+        indices = {modality: indices_of(modality, every) for modality in MODALITIES}
+        _compare({modality: len(each) for modality, each in indices.items()}, media, where, context)
+        ordered = {modality: _in_order(modality, media[modality], each, where) for modality, each in indices.items()}
         if any(media.values()):
-            self._refuse_placeholders(every, where)
+            self._refuse_placeholder_tokens(every, where)
         if self.window.chunks and ordered["audio"]:
             parts, ordered["audio"] = self.window.split(parts, media["audio"])
         try:
-            if by_host:
-                written = list(zip((role for role, _ in turns), parts, strict=True))
-                text = self.writer.chat(written, context.add_generation_prompt)  # type: ignore[attr-defined]
+            if isinstance(context, RenderedPrompt):
+                chat = list(zip((role for role, _ in turns), parts, strict=True))
+                text = self.renderer.render_chat(chat, context.add_generation_prompt)
             else:
-                text = self.writer.ask(parts[0])
-            return Asked(where, text, ordered, options)
+                text = self.renderer.render(parts[0])
+            return PreparedRequest(where, text, ordered, options)
         except ValueError as error:
             raise EvaluationError(f"{where}: {error}") from error
 
-    def _refuse_placeholders(self, parts: Sequence[Part], where: str) -> None:
-        for modality, token in self.writer.tokens.items():
+    def _warn_of_media_without_placeholders(self, where: str) -> None:
+        task = where.partition(",")[0]
+        if task not in self._warned_of:
+            self._warned_of.add(task)
+            LOG.warning(f"{task} has media and no marks such as <image> in its prompt: they are put in front of it")
+
+    def _refuse_placeholder_tokens(self, parts: Sequence[Part], where: str) -> None:
+        for modality, token in self.renderer.tokens.items():
             if token and any(kind == "text" and token in str(what) for kind, what in parts):
                 raise EvaluationError(
                     f"{where}: the prompt has the words {token!r}, which are this model's own placeholder for "
                     f"{modality}. Write them in another way, for instance with a blank in them"
                 )
 
-    def encode(self, batch: Sequence[Asked], padding_side: str) -> Any:
-        """The inputs of a batch of one kind, as tensors. ValueError says which documents the processor refused."""
+    def encode(self, batch: Sequence[PreparedRequest], padding_side: str) -> Any:
+        """The inputs of a batch of one kind, as tensors. EvaluationError: the processor refuses these documents."""
         return self._encoded(batch, padding_side, {})
 
-    def encode_apart(self, batch: Sequence[Asked], padding_side: str) -> list[tuple[list[int], Any]]:
-        """Places in the batch and their inputs: in several parts where the processor cannot stack the media of all.
+    def encode_in_parts(self, batch: Sequence[PreparedRequest], padding_side: str) -> list[tuple[list[int], Any]]:
+        """The inputs of a batch, in several parts where the processor cannot stack the media of all its requests.
 
-        Many processors stack the frames of videos, or the tiles of pictures, which takes equal numbers of them.
+        Many processors stack the frames of videos or the tiles of images, of which there must then be equally many.
+        Each part is its indices in the batch and its inputs.
         """
         opened: dict[int, Any] = {}
-        waiting, made = _apart(range(len(batch)), lambda at: self._timed(batch[at])), []
+        waiting, made = _grouped(range(len(batch)), lambda at: self._has_times(batch[at])), []
         while waiting:
-            places = waiting.pop(0)
+            part = waiting.pop(0)
             try:
-                made.append((places, self._encoded([batch[at] for at in places], padding_side, opened)))
+                made.append((part, self._encoded([batch[at] for at in part], padding_side, opened)))
             except EvaluationError:
-                if len(places) == 1 or not any(batch[places[0]].media.values()):
+                if len(part) == 1 or not any(batch[part[0]].media.values()):
                     raise
-                unlike = _apart(places, lambda at: _shapes(batch[at], opened))
-                waiting = (unlike if len(unlike) > 1 else [[at] for at in places]) + waiting
+                by_shape = _grouped(part, lambda at: _shapes(batch[at], opened))
+                waiting = (by_shape if len(by_shape) > 1 else [[at] for at in part]) + waiting
         return made
 
-    def _timed(self, one: Asked) -> bool:
-        """Whether all times of its videos are known; a processor takes those of all videos or of none."""
+    def _has_times(self, one: PreparedRequest) -> bool:
+        """Whether the times of all its videos are known; a processor takes the times of all videos or of none."""
         return all(has_times(each) for each in one.media["video"])
 
-    def _encoded(self, batch: Sequence[Asked], padding_side: str, opened: dict[int, Any]) -> Any:
+    def _encoded(self, batch: Sequence[PreparedRequest], padding_side: str, opened: dict[int, Any]) -> Any:
         tokenizer = self.processor.tokenizer
         text: dict[str, Any] = {"padding": True, "padding_side": padding_side}
         if tokenizer.bos_token and batch[0].text.startswith(tokenizer.bos_token):
-            text["add_special_tokens"] = False  # by the chat template
+            text["add_special_tokens"] = False  # the chat template has written them
         given: dict[str, Any] = text if hasattr(self.processor, "donors") else {"text_kwargs": text}
         for modality in MODALITIES:
             if batch[0].media[modality]:
@@ -208,7 +227,7 @@ class Reader:
             raise EvaluationError(
                 f"{type(self.processor).__name__} does not pad on the {padding_side}: use batch_size=1"
             )
-        if any(batch[0].media.values()) and not set(inputs) - _OF_TEXT:
+        if any(batch[0].media.values()) and not set(inputs) - _TEXT_KEYS:
             raise EvaluationError(f"{type(self.processor).__name__} makes nothing of the media of {batch[0].where}")
         return inputs
 
@@ -220,14 +239,14 @@ class Reader:
         if modality == "audio":
             return {name: flat, f"{name}_kwargs": {"sampling_rate": self.parts[modality].sampling_rate, **options}}
         options = {key: value for key, value in options.items() if key not in _SAMPLING}
-        options["do_sample_frames"] = False  # they are sampled
+        options["do_sample_frames"] = False  # the frames are already chosen
         if all(each.metadata for each in flat):
             options["video_metadata"] = [each.metadata for each in flat]
         return {name: [each.frames for each in flat], f"{name}_kwargs": options}
 
-    def note_times(self, asked: Sequence[Asked]) -> None:
-        """Warn of videos of which nobody says when their frames were, for a model that is told times."""
-        without = [one for one in asked if one.media["video"] and not self._timed(one)]
+    def note_times(self, requests: Sequence[PreparedRequest]) -> None:
+        """Warn of videos whose times nobody knows, if the model is told the times of frames."""
+        without = [one for one in requests if one.media["video"] and not self._has_times(one)]
         if without and self._is_told_times(without[0]):
             self.untimed |= {one.where for one in without}
             LOG.warning(
@@ -236,18 +255,18 @@ class Reader:
                 "(seconds) beside `frames`. A rate of the processor's own is taken"
             )
 
-    def _is_told_times(self, one: Asked) -> bool:
-        """Whether anything that reaches the model depends on the times of frames, tried on one document."""
+    def _is_told_times(self, one: PreparedRequest) -> bool:
+        """Whether anything that reaches the model depends on the times of frames, which is tried out on one request."""
         if self._told_times is None:
             made = []
             for rate in (1.0, 0.5):
-                films = [{**each, "fps": rate} for each in one.media["video"]]
-                made.append(self.encode([Asked(one.where, one.text, {**one.media, "video": films})], "left"))
+                videos = [{**each, "fps": rate} for each in one.media["video"]]
+                made.append(self.encode([replace(one, media={**one.media, "video": videos})], "left"))
             self._told_times = not same_inputs(*made)
         return self._told_times
 
     def _open(self, modality: str, given: Any, where: str, opened: dict[int, Any]) -> Any:
-        """A medium, decoded; once for all questions of a batch that are about it."""
+        """One input, decoded; once for all requests of a batch that share it."""
         if id(given) not in opened:
             try:
                 if modality == "image":
@@ -255,14 +274,14 @@ class Reader:
                 elif modality == "video":
                     opened[id(given)] = decoding.video(given, sampling=self.sampling)
                 else:
-                    opened[id(given)] = self.window.heard(given, self.parts[modality].sampling_rate)
+                    opened[id(given)] = self.window.samples(given, self.parts[modality].sampling_rate)
             except Exception as error:
                 raise EvaluationError(f"{where}: its {modality} cannot be read: {error}") from error
         return opened[id(given)]
 
 
 def same_inputs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two results of a processor are the same to the model."""
+    """Whether two outputs of a processor are equal, tensors bit for bit."""
     if one.keys() != other.keys():
         return False
     for key in one:
@@ -273,15 +292,15 @@ def same_inputs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return True
 
 
-def _apart(places: Iterable[int], key: Any) -> list[list[int]]:
+def _grouped(indices: Iterable[int], key: Any) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
-    for at in places:
+    for at in indices:
         groups.setdefault(key(at), []).append(at)
     return list(groups.values())
 
 
-def _shapes(one: Asked, opened: Mapping[int, Any]) -> tuple[Any, ...]:
-    """What is equal where media can be stacked: the shapes of videos, the sizes of pictures, the lengths of sounds."""
+def _shapes(one: PreparedRequest, opened: Mapping[int, Any]) -> tuple[Any, ...]:
+    """What must be equal for media to be stacked: the shapes of videos and of audio, the sizes of images."""
     found: list[Any] = []
     for modality in MODALITIES:
         for each in (opened.get(id(given)) for given in one.media[modality]):
@@ -290,22 +309,22 @@ def _shapes(one: Asked, opened: Mapping[int, Any]) -> tuple[Any, ...]:
 
 
 def by_modality(given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Media of a request as `evaluation.media` describes them: videos are mappings among the pictures."""
+    """The media of a request by modality. Videos are mappings among its images, as `evaluation.tasks.media` says."""
     visual, audio = given.get("visual") or [], given.get("audio") or []
-    films = [each for each in visual if isinstance(each, Mapping) and each.get("type") == "video"]
+    videos = [each for each in visual if isinstance(each, Mapping) and each.get("type") == "video"]
     return {
-        "video": films,
-        "image": [each for each in visual if all(each is not film for film in films)],
+        "video": videos,
+        "image": [each for each in visual if all(each is not video for video in videos)],
         "audio": list(audio),
     }
 
 
-def _in_order(modality: str, media: list[Any], places: Sequence[int], where: str) -> list[Any]:
-    if sorted(places) != list(range(len(media))):
+def _in_order(modality: str, media: list[Any], indices: Sequence[int], where: str) -> list[Any]:
+    if sorted(indices) != list(range(len(media))):
         raise EvaluationError(
-            f"{where}: marks <{modality}> are numbered {[at + 1 for at in places]}, for {len(media)} media"
+            f"{where}: marks <{modality}> are numbered {[at + 1 for at in indices]}, for {len(media)} media"
         )
-    return [media[at] for at in places]
+    return [media[at] for at in indices]
 
 
 def _compare(found: Mapping[str, int], media: Mapping[str, list[Any]], where: str, context: str) -> None:
@@ -315,13 +334,3 @@ def _compare(found: Mapping[str, int], media: Mapping[str, list[Any]], where: st
                 f"{where}: {count} x <{modality}> in the prompt, but {len(media[modality])} media: {context!r}. "
                 f"Where the prompt means the words, write \\<{modality}> with a backslash"
             )
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(where: str, text: str) -> None:
-    task = where.partition(",")[0]
-    if task not in _warned:
-        _warned.add(task)
-        LOG.warning(f"{task} {text}")

@@ -1,9 +1,9 @@
-"""InternVL in the form of its original repositories: code of its own, a tokenizer, no processor (`internvl_chat`).
+"""InternVL in the form of its original repositories (`internvl_chat`): with code of its own, and without a processor.
 
 transformers has the same model as `InternVLForConditionalGeneration`. Config, weights and processor are brought into
-that form in memory, as transformers' own conversion of these checkpoints did it; no code of the checkpoint is run. The
-weights are split and renamed and nothing else, so that the model is the same. Pictures are cut into the same tiles;
-they are resized by torchvision in the place of Pillow, which differs by a shade in some pixels.
+that form in memory, by the rules of transformers' own conversion script; no code of the checkpoint is run. The weights
+are split and renamed and nothing else, so that the model is the same. Images are cut into the same tiles, but resized
+by torchvision instead of Pillow, which makes some pixels differ by one in 255.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
-from transformers.utils import cached_file
+from huggingface_hub.errors import EntryNotFoundError
 
 from mergekit_mm.checkpoints.disk import read_headers
 from mergekit_mm.errors import EvaluationError
 
 MODEL_TYPE = "internvl_chat"
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and standard deviation of ImageNet's channels
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's channels
 _TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-# The defaults of the original `InternVisionConfig`, which count where a config does not say.
+# The defaults of the original `InternVisionConfig`, for keys that a config does not have.
 _VISION = {
     "hidden_size": 3200,
     "num_attention_heads": 25,
@@ -42,7 +43,7 @@ _VISION = {
     "qk_normalization": True,
 }
 _RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}  # InternVL's key -> transformers' key
-_LANGUAGE = {"InternLM2ForCausalLM": "llama"}  # the same model under other names
+_LANGUAGE = {"InternLM2ForCausalLM": "llama"}  # architectures that transformers has under another name
 _NAMES = [
     (r"^vision_model\.embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),
     (r"^vision_model\.embeddings\.position_embedding$", "model.vision_tower.embeddings.position_embeddings"),
@@ -66,7 +67,7 @@ _NAMES = [
     (r"\.attention_norm\.", ".input_layernorm."),
     (r"\.ffn_norm\.", ".post_attention_layernorm."),
 ]
-# The conversation of InternVL2.5, for a checkpoint without the file that has it.
+# The conversation of InternVL2.5, for a checkpoint without `conversation.py`.
 _SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 _CONVERSATION = {
     "system_template": "<|im_start|>system\n{system_message}",
@@ -77,13 +78,13 @@ _CONVERSATION = {
 
 
 def original_config(pretrained: str, **where: Any) -> dict[str, Any] | None:
-    """The config of a checkpoint in the original form, None for any other. where: `revision`, `subfolder`."""
+    """The config of a checkpoint in the original form; None for any other. where: `revision` and `subfolder`."""
     config, _ = transformers.PretrainedConfig.get_config_dict(pretrained, **where)
     return config if config.get("model_type") == MODEL_TYPE else None
 
 
 def config_of(original: Mapping[str, Any], image_token_id: int | None = None) -> Any:
-    """transformers' config of the model. EvaluationError: a variant that transformers does not have."""
+    """transformers' config of the model. EvaluationError: transformers does not have this variant."""
     vision = {**_VISION, **original["vision_config"]}
     for key, only in {"ps_version": "v2", "use_thumbnail": True}.items():
         if original.get(key, only) != only:
@@ -118,10 +119,10 @@ def config_of(original: Mapping[str, Any], image_token_id: int | None = None) ->
 
 
 def converted(tensors: Iterator[tuple[str, torch.Tensor]], config: Any) -> dict[str, torch.Tensor]:
-    """Tensors of the original names under those of transformers, in memory; fused ones taken apart."""
+    """The tensors under their names in transformers, as the model has them in memory, with fused ones split."""
     made: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
-        if name.endswith("rotary_emb.inv_freq"):  # computed, not learned
+        if name.endswith("rotary_emb.inv_freq"):  # a constant, which transformers computes
             continue
         for old, new in _NAMES:
             name = re.sub(old, new, name)
@@ -137,14 +138,14 @@ def converted(tensors: Iterator[tuple[str, torch.Tensor]], config: Any) -> dict[
 
 
 def _by_head(fused: torch.Tensor, text: Any) -> list[torch.Tensor]:
-    """Queries, keys and values of InternLM2: for each head of keys its queries, its keys, its values."""
+    """The queries, keys and values of InternLM2, which are fused by head of keys: its queries, its keys, its values."""
     groups, heads = text.num_key_value_heads, text.num_attention_heads // text.num_key_value_heads
     rows = fused.unflatten(0, (groups, heads + 2, -1))
     return [part.flatten(0, 2) for part in rows.split([heads, 1, 1], dim=1)]
 
 
 class Loader:
-    """Loads the weights of a checkpoint in the original form, in the place of one of transformers' auto classes."""
+    """Loads a checkpoint in the original form; stands in for one of transformers' auto classes."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -159,7 +160,7 @@ class Loader:
         gguf_file: str | None = None,
         **options: Any,
     ) -> Any:
-        """The model. options: as of transformers' method. EvaluationError: weights and config differ."""
+        """The model. options: those of transformers' method. EvaluationError: the weights do not fit the config."""
         config = self._config
         state = converted(_read(_folder(pretrained, {"revision": revision, "subfolder": subfolder})), config)
         if "lm_head.weight" not in state:
@@ -178,11 +179,9 @@ class Loader:
 
 
 def _folder(pretrained: str, where: Mapping[str, Any]) -> Path:
-    """The directory with the weights; of the hub, where they are downloaded to."""
+    """The directory with the weights, which are downloaded from the hub if need be."""
     if Path(pretrained).is_dir():
         return Path(pretrained) / (where.get("subfolder") or "")
-    import huggingface_hub
-
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     patterns = ["*.safetensors", "*.json"]
     return Path(
@@ -205,15 +204,15 @@ def _read(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def processor_of(pretrained: str, original: Mapping[str, Any], where: Mapping[str, Any], trust: bool | None) -> Any:
-    """Tokenizer, tiles, chat template. EvaluationError: the tokenizer lacks the tokens of pictures."""
+    """The processor: tokenizer, tiles, chat template. EvaluationError: the tokenizer lacks the tokens for images."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained, trust_remote_code=trust, **where)
     for role, token in _TOKENS.items():
         token_id = tokenizer.convert_tokens_to_ids(token)
         if token_id is None or token_id == tokenizer.unk_token_id:
-            raise EvaluationError(f"{pretrained}: its tokenizer has no {token}, which stands for pictures in InternVL")
+            raise EvaluationError(f"{pretrained}: its tokenizer has no {token}, which stands for images in InternVL")
         setattr(tokenizer, role, token)
         setattr(tokenizer, f"{role}_id", token_id)
-    tokenizer.video_token = "<video>"  # replaced by its frames before anything is a token
+    tokenizer.video_token = "<video>"  # the processor replaces this text by the frames before it is tokenized
     config = config_of(original)
     side = int(original.get("force_image_size") or config.vision_config.image_size[0])
     common = {"size": {"height": side, "width": side}, "image_mean": _MEAN, "image_std": _STD}
@@ -236,19 +235,18 @@ def processor_of(pretrained: str, original: Mapping[str, Any], where: Mapping[st
 
 
 def reply_ends(processor: Any, conversation_end: str = "<|im_end|>") -> list[int]:
-    """Ids of the tokens that end a reply: of the conversation, and of the text."""
+    """The ids of the tokens that end a reply: the end of the text, and that of a turn of the conversation."""
     tokenizer = processor.tokenizer
     ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(conversation_end)]
     return [each for each in dict.fromkeys(ids) if each is not None and each != tokenizer.unk_token_id]
 
 
 def _conversation(pretrained: str, original: Mapping[str, Any], where: Mapping[str, Any]) -> dict[str, Any]:
-    """The conversation that `template` names, read from the checkpoint's `conversation.py`, which is not run."""
-    given = {key: value for key, value in where.items() if value}
-    file = cached_file(pretrained, "conversation.py", _raise_exceptions_for_missing_entries=False, **given)
+    """The conversation that the config's `template` names, read from `conversation.py`, which is not run."""
+    file = _file(pretrained, "conversation.py", where)
     if file is None:
         return _CONVERSATION
-    for call in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+    for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Conversation"):
             continue
         found = {each.arg: _literal(each.value) for each in call.keywords if each.arg}
@@ -257,14 +255,27 @@ def _conversation(pretrained: str, original: Mapping[str, Any], where: Mapping[s
     return _CONVERSATION
 
 
-def _literal(node: ast.expr) -> Any:
+def _file(pretrained: str, name: str, where: Mapping[str, Any]) -> Path | None:
+    """A file of the checkpoint, downloaded from the hub if need be; None if there is none."""
+    if Path(pretrained).is_dir():
+        file = Path(pretrained) / (where.get("subfolder") or "") / name
+        return file if file.is_file() else None
+    given = {key: value for key, value in where.items() if value}
     try:
-        return ast.literal_eval(node)
-    except ValueError:  # such as SeparatorStyle.MPT
+        return Path(huggingface_hub.hf_hub_download(pretrained, name, **given))
+    except EntryNotFoundError:  # a local one too, where the hub cannot be reached
         return None
 
 
-# Turns, each begun by its role and ended by `sep`; a picture is followed by a line break.
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal; None for any other expression, such as SeparatorStyle.MPT."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+# The chat template: each turn begins with its role and ends with `sep`; an image is followed by a line break.
 _TEMPLATE = Template("""\
 {%- if messages[0]['role'] != 'system' -%}{{ $before + $message + $after + $sep }}{%- endif -%}
 {%- for m in messages -%}
@@ -279,7 +290,7 @@ _TEMPLATE = Template("""\
 
 
 def _template(conversation: Mapping[str, Any]) -> str:
-    """A chat template (Jinja) of a conversation."""
+    """The chat template (Jinja) of a conversation."""
     user, assistant = conversation["roles"]
     before, _, after = conversation["system_template"].partition("{system_message}")
     words = {"user": user, "assistant": assistant, "sep": conversation["sep"], "before": before, "after": after}

@@ -1,7 +1,7 @@
-"""A reply with what its scorer may need to know of how the model saw the document.
+"""A reply together with what its scorer may need to know of how the model saw the document.
 
-lm-eval hands a scorer the document and the reply, a text. What only the model knows travels with that text, as its
-attributes: through filters that pass the text on, the response cache and several processes.
+lm-eval hands a scorer the document and the reply, a text. What only the model knows travels as attributes of that text:
+through filters that pass the text on, the response cache and several processes.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mergekit_mm.evaluation.model.batching import Asked
+from mergekit_mm.evaluation.model.batching import PreparedRequest
 
 
 class Reply(str):
-    """The model's words. `family`: the `model_type` of what prepares pictures for it. `pictures`: the sizes (width,
-    height) in pixels of the document's pictures as the processor made them, in order; empty where it does not tell."""
+    """The model's words.
+
+    family: the `model_type` of the part of the model that prepares images.
+    pictures: the sizes (width, height) in pixels of the document's images as the processor made them, in order; empty
+        where it does not tell them. Response caches on disk hold both attributes under these names.
+    """
 
     family: str = ""
     pictures: tuple[tuple[int, int], ...] = ()
 
 
-def with_pictures(replies: Sequence[str], asked: Sequence[Asked], inputs: Any, reader: Any, config: Any) -> list[str]:
-    """`replies` to the prompts of a batch, each with its pictures' sizes in `inputs`.
+def with_image_sizes(
+    replies: Sequence[str], requests: Sequence[PreparedRequest], inputs: Any, reader: Any, config: Any
+) -> list[str]:
+    """`replies` to the requests of a batch, each with the sizes of its images in `inputs`.
 
-    Processors of the Qwen-VL kind tell them: `image_grid_thw` (pictures, 3) has frames, rows and columns of patches.
+    Processors of the Qwen-VL kind tell the sizes: `image_grid_thw` (images, 3) holds the number of frames, rows and
+    columns of patches.
     """
     grids: list[list[int]] = next((inputs[key].tolist() for key in inputs if key.endswith("image_grid_thw")), [])
     side = getattr(reader.parts["image"], "patch_size", None)
-    counts = [len(one.media["image"]) for one in asked]
+    counts = [len(one.media["image"]) for one in requests]
     sizes = [(columns * side, rows * side) for _, rows, columns in grids] if isinstance(side, int) else []
     if len(sizes) != sum(counts):
         sizes = []
@@ -41,7 +48,7 @@ def with_pictures(replies: Sequence[str], asked: Sequence[Asked], inputs: Any, r
 
 
 def _family(config: Any) -> str:
-    """The `model_type`; of an omni model, that of the part that reads pictures."""
+    """The `model_type`; of an omni model, that of the donor whose tower sees images."""
     if entry := (getattr(config, "modalities", None) or {}).get("image"):
         config = config.guests.get(entry["owner"], config.host)
     return str(config.model_type)

@@ -1,4 +1,7 @@
-"""What happens in a run beside answering: documents that cannot be asked, replies that were cut, failures."""
+"""What happens in a run besides answering: inputs that cannot be read, replies that are cut, failures.
+
+The response cache is reached through `CacheHook` and `hash_args`, which lm-eval 0.4 has in `lm_eval.api.model`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from typing import Any
 from lm_eval.api.model import CacheHook, hash_args
 
 from mergekit_mm.errors import EvaluationError
-from mergekit_mm.evaluation.model.checks import Checks
+from mergekit_mm.evaluation.model.checks import MediaChecks
 from mergekit_mm.evaluation.model.inputs import by_modality
 from mergekit_mm.evaluation.tasks.missing import NoAnswer, NoScore, none_left, of_task, refusal, told
 
 LOG = logging.getLogger(__name__)
 
 
-def where(request: Any) -> str:
+def document_of(request: Any) -> str:
+    """The document that a request belongs to, as messages name it."""
     return f"{request.task_name}, document {request.doc_id}"
 
 
@@ -30,7 +34,7 @@ def completed_scores(processes: list[Any]) -> list[Any]:
     """
     tasks: list[dict[str, dict[Any, list[Any]]]] = [each for each in processes if isinstance(each, dict)]
     if len(tasks) != len(processes) or not all(isinstance(found, dict) for each in tasks for found in each.values()):
-        return processes  # something else, such as samples
+        return processes  # lm-eval gathers other things too, such as samples
     for task in tasks[0]:
         metrics = dict.fromkeys(metric for each in tasks for metric in each[task])
         if lost := [str(metric[0]) for metric in metrics if metric not in tasks[0][task]]:
@@ -41,7 +45,7 @@ def completed_scores(processes: list[Any]) -> list[Any]:
 
 
 def forget_stand_ins(cache: Any) -> None:
-    """Remove from a response cache, a mapping, what is no answer of a model: lm-eval keeps all that it is given."""
+    """Remove stand-ins for answers from a response cache (a mapping), in which lm-eval keeps all that it is given."""
     if cache is None:
         return
     for key in [key for key, answer in cache.items() if isinstance(answer, (NoAnswer, NoScore))]:
@@ -50,7 +54,7 @@ def forget_stand_ins(cache: Any) -> None:
 
 
 class Answers(CacheHook):
-    """The answers so far, in the place of lm-eval's response cache where that is off."""
+    """The answers so far, kept where lm-eval's response cache is off."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -60,7 +64,7 @@ class Answers(CacheHook):
         self.found.append((attr, req, res))
 
     def write(self) -> str:
-        """Write them as a cache of lm-eval; the value of --use_cache that reads it."""
+        """Write the answers as a response cache of lm-eval, and return the value of --use_cache that reads it."""
         from sqlitedict import SqliteDict
 
         name = next(f"mllm_answers_{n}" for n in range(1, 10**6) if not Path(f"mllm_answers_{n}_rank0.db").exists())
@@ -68,14 +72,14 @@ class Answers(CacheHook):
             for attr, req, res in self.found:
                 try:
                     database[hash_args(attr, req)] = res
-                except TypeError:  # media as arrays, which lm-eval's cache does not take
+                except TypeError:  # lm-eval's cache takes no media given as arrays
                     continue
             database.commit()
         return name
 
 
 class Run:
-    """One model's: `facts` go into results.json."""
+    """What is counted during a run of one model; `facts` go into results.json."""
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
@@ -83,36 +87,36 @@ class Run:
         self._replies: Counter[str] = Counter()
         self._cut: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
-        self._longer: dict[str, float] = {}  # document -> seconds of its longest sound, where that is not heard whole
+        self._longer: dict[str, float] = {}  # document -> seconds of its longest audio, if that is not heard whole
 
     # ------------------------------------------------------------------------------------------- before the run
 
     def examine(self, requests: Sequence[Any]) -> dict[int, Any]:
-        """Places of requests that cannot be asked, and what stands for their answers.
+        """Index of a request that cannot be given to the model -> what stands for its answer.
 
-        EvaluationError: there are such, and they should not be passed over; or sounds are longer than the model hears.
+        EvaluationError: there are such requests and the policy is to stop, or audio is longer than the model hears.
         """
         if not requests:
             return {}
         reader = self._lm.reader
         media = [by_modality(request.args[2]) for request in requests]
-        checks = Checks(reader)
+        checks = MediaChecks(reader)
         flaws = checks.flaws(media)
-        reasons = {where(requests[n]): f"{where(requests[n])}: {flaw}" for n, flaw in flaws.items()}
+        reasons = {document_of(requests[n]): f"{document_of(requests[n])}: {flaw}" for n, flaw in flaws.items()}
         policies = {n: of_task.get(requests[n].task_name, self._lm.missing) for n in flaws}
-        documents = len({where(request) for request in requests})
+        documents = len({document_of(request) for request in requests})
         if "error" in policies.values():
             raise refusal(list(reasons.values()), documents)
         if flaws:
             LOG.warning(told(list(reasons.values()), documents))
             self._refuse_empty_tasks(requests, flaws)
         self._unanswered.update(requests[n].task_name for n in flaws)
-        checks.measure_sounds()
-        self._long_sounds(requests, media, flaws, checks)
+        checks.measure_audio_window()
+        self._check_long_audio(requests, media, flaws, checks)
         return {n: self._stand_in(requests[n], policy) for n, policy in policies.items()}
 
     def _refuse_empty_tasks(self, requests: Sequence[Any], flaws: dict[int, str]) -> None:
-        if self._lm.cache_hook is not self.answers:  # the others may be in the cache: this is seen when all is there
+        if self._lm.cache_hook is not self.answers:  # answers to the task's other documents may be in the cache
             return
         left = {request.task_name for n, request in enumerate(requests) if n not in flaws}
         if empty := sorted({request.task_name for request in requests} - left):
@@ -131,25 +135,25 @@ class Run:
             )
         return NoScore((float("-inf"), False))
 
-    def _long_sounds(
-        self, requests: Sequence[Any], media: Sequence[Any], flaws: dict[int, str], checks: Checks
+    def _check_long_audio(
+        self, requests: Sequence[Any], media: Sequence[Any], flaws: dict[int, str], checks: MediaChecks
     ) -> None:
         window, longer = self._lm.reader.window, {}
         for n, request in enumerate(requests):
-            lengths = [checks.length(sound) for sound in media[n]["audio"] if n not in flaws]
-            if lengths and window.longer_than(max(lengths)):
-                longer[where(request)] = max(lengths)
+            lengths = [checks.audio_seconds(one) for one in media[n]["audio"] if n not in flaws]
+            if lengths and window.is_shorter_than(max(lengths)):
+                longer[document_of(request)] = max(lengths)
         if not longer or window.seconds is None:
             return
         name = type(self._lm.processor).__name__
         listed = [f"{document}: {seconds:.1f} s" for document, seconds in list(longer.items())[:10]]
         more = [f"... and {len(longer) - 10} more"] if len(longer) > 10 else []
-        text = f"{name} hears {window.seconds:.1f} s of a sound, and {len(longer)} documents have longer ones:"
+        text = f"{name} hears {window.seconds:.1f} s of audio, and {len(longer)} documents have longer audio:"
         text = "\n  ".join([text, *listed, *more])
         if window.policy == "error":
             raise EvaluationError(
                 f"{text}\nTo go on: --model_args long_audio=cut (what is beyond is not heard) or long_audio=chunk "
-                "(such a sound is given as several)"
+                "(such audio is given as several)"
             )
         self._longer |= longer
         LOG.warning(f"{text}\n{'The rest is cut off' if window.policy == 'cut' else 'They are given as several'}.")
@@ -157,12 +161,13 @@ class Run:
     # ------------------------------------------------------------------------------------------- during the run
 
     def count_reply(self, document: str, cut: bool) -> None:
+        """Count a reply to a document's request, and whether it was cut."""
         task = document.rpartition(", document ")[0] or document
         self._replies[task] += 1
         self._cut[task] += cut
 
-    def tell(self) -> None:
-        """Warn of replies that were cut."""
+    def warn_of_cut_replies(self) -> None:
+        """Warn of replies that were not finished, by task."""
         for task, count in self._cut.items():
             if count:
                 LOG.warning(
@@ -171,8 +176,8 @@ class Run:
                 )
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """While open, a failure leaves the answers so far to the next run."""
+    def keeping_answers(self) -> Iterator[None]:
+        """While open, a failure leaves the answers so far in a cache for the next run."""
         self.answers.found.clear()
         try:
             yield
@@ -189,7 +194,7 @@ class Run:
             raise
 
     def facts(self) -> dict[str, Any]:
-        """What of the run belongs into results.json. lm-eval asks for it at the end; the next run begins here."""
+        """The entries of the run in results.json. lm-eval asks for them at the end: all counts begin anew."""
         window, untimed = self._lm.reader.window, self._lm.reader.untimed
         found: dict[str, Any] = {
             "replies_cut_at_max_gen_toks": {

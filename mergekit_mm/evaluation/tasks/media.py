@@ -2,7 +2,7 @@
 
 lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
 "path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
-is `{"path": ...}` or `{"bytes": ...}`, not decoded. `mllm.decoding` opens them for the model `mllm`.
+is `{"path": ...}` or `{"bytes": ...}`, not decoded. `evaluation.model.decoding` opens them for `mllm`.
 """
 
 import io
@@ -36,15 +36,15 @@ def _content(stored: Mapping[str, Any]) -> bytes:
 
 
 def _middle_frame(path: str) -> Image.Image:
-    from mergekit_mm.omni.files import load_frame_at  # local: it loads transformers
+    from mergekit_mm.omni.video import load_frame_at  # local: it loads transformers
 
     return Image.fromarray(load_frame_at(path, 0.5))
 
 
 def _look_at_video(path: str) -> None:
-    from mergekit_mm.omni.files import video_facts
+    from mergekit_mm.omni.video import video_metadata
 
-    video_facts(path, path)
+    video_metadata(path, path)
 
 
 def shown(stored: Mapping[str, Any]) -> Image.Image:

@@ -1,7 +1,8 @@
-"""How much of a sound a processor takes in, and what is done with longer ones: nothing is cut off unseen.
+"""How much of an audio input a processor takes in, and what is done with longer ones: nothing is cut off unseen.
 
-Feature extractors keep the first 30 s (Whisper's) or 300 s of a sound and drop the rest without a word; the processors
-of other families cut a sound into windows themselves. Which is the case is tried out, since no attribute tells.
+Feature extractors keep the first 30 s (Whisper's) or 300 s of an audio and drop the rest without a word; the processors
+of other families cut audio into windows themselves. No attribute of a processor tells which is the case, so it is tried
+out.
 """
 
 from __future__ import annotations
@@ -18,36 +19,40 @@ from mergekit_mm.evaluation.model import decoding
 from mergekit_mm.evaluation.model.chat import Part
 
 POLICIES = ("error", "cut", "chunk")
-_STEP = 0.05  # seconds at the end of a sound whose influence is tried out
+_STEP = 0.05  # seconds at the end of an audio whose influence is tried out
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One of `of` equal windows of a sound, the last one shorter, given to the model as a sound of its own."""
+class Chunk:
+    """Number `at` of the `of` equal windows of an audio input (the last one is shorter), an input of its own."""
 
-    sound: Mapping[str, Any]
+    audio: Mapping[str, Any]
     at: int
     of: int
 
 
-class Window:
-    """What a processor hears of one sound, and the `policy` for longer ones.
+class AudioWindow:
+    """How many seconds of one audio input a processor hears, and the `policy` for longer inputs.
 
-    `error` names them before the run, `cut` lets the processor cut them, `chunk` gives each as several sounds.
+    `error` lists them before the run, `cut` lets the processor cut them, `chunk` gives each as several inputs.
     """
 
     def __init__(self, policy: str) -> None:
         if policy not in POLICIES:
             raise EvaluationError(f"long_audio is {policy!r}; it must be one of {', '.join(POLICIES)}")
         self.policy = policy
-        self.seconds: float | None = None  # None: as far as it was tried, all of it
+        self.seconds: float | None = None  # None: all inputs that were tried are heard whole
 
     @property
     def chunks(self) -> bool:
+        """Whether long inputs are given as several."""
         return self.policy == "chunk" and self.seconds is not None
 
     def measure(self, hears: Callable[[int], bool], longest: float, rate: int) -> None:
-        """Find out what is heard of sounds up to `longest` seconds; hears(n): whether the end of n samples matters."""
+        """Find out, by bisection, how much is heard of inputs of up to `longest` seconds at `rate` Hz.
+
+        hears: whether the processor's output depends on the end of an input of so many samples.
+        """
         if self.seconds is not None:
             return
         step = max(int(rate * _STEP), 1)
@@ -59,12 +64,13 @@ class Window:
             heard, not_heard = (middle, not_heard) if hears(middle) else (heard, middle)
         self.seconds = (heard - heard % step) / rate
 
-    def longer_than(self, seconds: float) -> bool:
+    def is_shorter_than(self, seconds: float) -> bool:
+        """Whether the end of an input of so many seconds is not heard."""
         return self.seconds is not None and seconds > self.seconds + 2 * _STEP
 
-    def split(self, parts: Sequence[Sequence[Part]], sounds: Sequence[Any]) -> tuple[list[list[Part]], list[Any]]:
-        """The parts of all turns with several sounds in the place of a long one, and the sounds in their order."""
-        pieces: list[Any] = []
+    def split(self, parts: Sequence[Sequence[Part]], audio: Sequence[Any]) -> tuple[list[list[Part]], list[Any]]:
+        """The parts of all turns with several placeholders for each long input, and the inputs in their order."""
+        inputs: list[Any] = []
         made: list[list[Part]] = []
         for turn in parts:
             made.append([])
@@ -72,38 +78,37 @@ class Window:
                 if kind != "audio":
                     made[-1].append((kind, what))
                     continue
-                sound, count = sounds[int(what)], 1
-                if self.longer_than(length := decoding.seconds(sound)):
+                one, count = audio[int(what)], 1
+                if self.is_shorter_than(length := decoding.seconds(one)):
                     assert self.seconds
                     count = math.ceil(length / self.seconds)
                 for at in range(count):
-                    made[-1].append((kind, len(pieces)))
-                    pieces.append(Piece(sound, at, count) if count > 1 else sound)
-        return made, pieces
+                    made[-1].append((kind, len(inputs)))
+                    inputs.append(Chunk(one, at, count) if count > 1 else one)
+        return made, inputs
 
-    def heard(self, given: Any, rate: int) -> decoding.Samples:
-        """The samples (n,) of a sound or of a piece of one. ValueError: it is longer than its header said."""
-        if isinstance(given, Piece):
+    def samples(self, given: Any, rate: int) -> decoding.Samples:
+        """The samples (n,) at `rate` Hz of an audio input or a chunk. ValueError: it is longer than its header said."""
+        if isinstance(given, Chunk):
             assert self.seconds
             size = int(self.seconds * rate)
-            start = given.at * size
-            samples = decoding.sound(given.sound, rate)[start:]
+            samples = decoding.sound(given.audio, rate)[given.at * size :]
             if given.at + 1 < given.of:
                 return _padded(samples[:size], rate)
         else:
             samples = decoding.sound(given, rate)
-        if self.policy != "cut" and self.longer_than(len(samples) / rate):
+        if self.policy != "cut" and self.is_shorter_than(len(samples) / rate):
             raise ValueError("it is longer than its header says, and than the model hears")
-        return _padded(samples, rate) if isinstance(given, Piece) else samples
+        return _padded(samples, rate) if isinstance(given, Chunk) else samples
 
 
 def _padded(samples: decoding.Samples, rate: int) -> decoding.Samples:
-    """At least a tenth of a second: extractors refuse what is shorter than one of their steps."""
+    """At least a tenth of a second: feature extractors refuse what is shorter than one of their steps."""
     return np.pad(samples, (0, max(rate // 10 - len(samples), 0)))
 
 
 def probe(samples: int, rate: int, loud_end: bool) -> dict[str, Any]:
-    """A sound whose last bit is one of two."""
+    """An audio input of so many samples at `rate` Hz, whose last `_STEP` seconds are one of two."""
     made = 0.1 * np.sin(np.arange(samples) * (2 * np.pi * 220 / rate))
     step = max(int(rate * _STEP), 1)
     if loud_end:
