@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 from mergekit_mm.errors import MergeError, UserError
@@ -27,6 +28,7 @@ from mergekit_mm.methods.apply import TaskVectorMethod, task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.config import read_config
 from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.scope import is_planned_here
 from mergekit_mm.plan.tensor_plan import TensorPlan
 
 __all__ = [
@@ -65,12 +67,15 @@ def check(config: Config, **options: Any) -> str:
 
 
 def merge(config: Config, out: str | Path, **options: Any) -> Path:
-    """Run a merge; `out` appears only if all of it succeeds. Returns its path.
+    """Run a merge; `out` appears only if all of it succeeds. Returns its path. Text-only merges are left to mergekit.
 
     Arguments and errors are those of `plan`; `cuda`, `multi_gpu`, `out_shard_size` and `quiet` are options too.
     """
     parsed, source = _read(config)
-    run_multimodal_merge(parsed, str(out), _options(options), source)
+    if is_planned_here(parsed):
+        run_multimodal_merge(parsed, str(out), _options(options), source)
+    else:
+        run_merge(parsed, str(out), _options(options), source)
     return Path(out)
 
 

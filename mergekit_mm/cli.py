@@ -185,23 +185,37 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Write the whole plan as JSON, every tensor of it.")
+@click.option("--tensor", metavar="NAME", help="Tell what is done with this one tensor, from which inputs, and why.")
 @logged
-def check(config: str) -> None:
+def check(config: str, as_json: bool, tensor: str | None) -> None:
     """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
     Of models on the hub, headers and small files are downloaded. Exits with 1 and the reasons if mergekit-yaml would
-    refuse the merge.
+    refuse the merge. The names of tensors are those that the output has on disk or in memory.
     """
+    import json
+
     from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.merge import check_merge
+    from mergekit_mm.merge import plan_merge
+    from mergekit_mm.plan import as_json as plan_as_json
     from mergekit_mm.plan.scope import is_planned_here
 
+    if as_json and tensor:
+        raise click.UsageError("--json has every tensor: leave --tensor out.")
     source, parsed = _read_config(config)
     if not is_planned_here(parsed):
-        click.echo("Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself.")
+        told = "Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself."
+        if as_json or tensor:
+            raise MergeError(told)
+        click.echo(told)
         return
     with headers_only() as options:
-        click.echo(check_merge(parsed, options, source))
+        plan = plan_merge(parsed, options, source)
+        if as_json:
+            click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
+        else:
+            click.echo(plan[tensor] if tensor else plan)
 
 
 @main.command()
@@ -283,11 +297,15 @@ def report(
 
 
 def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and mergekit's reading of it, which needs our methods to be registered."""
+    """The text of a merge config, and what mergekit reads in it.
+
+    Raises:
+        MergeError: it is no YAML, or no merge config.
+    """
     from mergekit_mm.hosts.registration import register_methods
     from mergekit_mm.plan.config import read_config
 
-    with refused_by(register_methods.__module__):  # it refuses versions of mergekit outside our range
+    with refused_by(register_methods.__module__):  # another version of mergekit
         register_methods()
     try:
         source = Path(path).read_text(encoding="utf-8")

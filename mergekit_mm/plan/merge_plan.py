@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from mergekit.config import MergeConfiguration
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
+from mergekit_mm.errors import MergeError
 from mergekit_mm.plan.inputs import Inputs, OmniInputs, as_written
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.side_files import SideFiles
@@ -43,10 +45,19 @@ class MergePlan:
     side_files: SideFiles | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> TensorPlan:
-        """The plan of one tensor, by its name in memory or on disk."""
+        """The plan of one tensor, by its name in memory or on disk.
+
+        Raises:
+            MergeError: the output has no such tensor; the names that come closest are told.
+        """
         if name in self._by_name:
             return self._by_name[name]
-        return next(self._by_name[output.tensor] for output in self.outputs if output.name == name)
+        on_disk = {output.name: output.tensor for output in self.outputs}
+        if name in on_disk:
+            return self._by_name[on_disk[name]]
+        close = difflib.get_close_matches(name, [*self._by_name, *on_disk], n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise MergeError(f"The output has no tensor {name!r}.{hint}")
 
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)
