@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,14 +29,15 @@ ROOMS = {
     "tasks": f"{INPUTS} {PLANS} methods numerics errors",
     "output": f"{INPUTS} {PLANS} numerics omni errors",
     "merge": MERGE,
-    "api": f"{MERGE} merge",
+    "merge_adapter": f"{MERGE} merge",
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
-    "hosts": f"{MERGE} merge api {EVALUATION} _autoload",
+    "hosts": f"{MERGE} merge {EVALUATION} _autoload",
+    "api": f"{MERGE} merge hosts",
     "register": "hosts",
     "_autoload": "",
-    "cli": f"{MERGE} merge api {EVALUATION} hosts register",
+    "cli": f"{MERGE} merge merge_adapter api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports
     "evaluation": "",  # mergekit_mm/evaluation/__init__.py
@@ -50,8 +50,11 @@ PUBLIC: dict[str, set[str]] = {
         "mergekit.config",
         "mergekit.options",
         "mergekit.merge_methods",
+        "mergekit.merge_methods.base",
+        "mergekit.parameter_resolver.resolve_parameters",
         "mergekit.common.ModelPath",
         "mergekit.common.ModelReference",
+        "mergekit.common.parse_kmb",
     },
     "lm_eval": set(),
 }
@@ -63,22 +66,9 @@ DOORS = {
         "lm_eval.tasks.manager",  # its `TaskManager` is given the task files
         "lm_eval._cli.harness",
     },
+    "api": {"mergekit.merge.run_merge"},  # for merges that mergekit plans by itself
     "cli": {"mergekit.scripts.run_yaml"},  # which `mergekit-mm yaml` runs
-}
-
-# What is not yet as the tables have it, and why: imports of other rooms, and imports of mergekit.
-NOT_YET = {
-    "plan": "decisions are still made by building tasks, which need the values of deltas",
-    "cli": "calls `merge_adapter`",
-    "merge_adapter": "is to become a part of `merge`",
-}
-NOT_YET_OF_MERGEKIT = {
-    "plan": "decisions are still made by building tasks",
-    "checkpoints": "reads the index of shards by a loader of mergekit's that is not public",
-    "output": "takes a text of the card from a module of mergekit's that is not public",
-    "merge": "handles tasks and tokenizers of mergekit's itself",
-    "merge_adapter": "is to become a part of `merge`",
-    "cli": "parses sizes by a function of mergekit's that is not public",
+    "checkpoints": {"mergekit.io.lazy_tensor_loader.ShardedTensorIndex"},  # finds the files that mergekit will read
 }
 
 
@@ -112,12 +102,6 @@ IMPORTS = {module: set(imports(path)) for module, path in MODULES.items()}
 IN_PACKAGE = sorted({room_of(module) for module in MODULES})
 
 
-def rooms(not_yet: dict[str, str]) -> list[Any]:
-    """All rooms of the package as parameters; those which are not yet in order may fail."""
-    late = {room: pytest.mark.xfail(reason=reason, strict=False) for room, reason in not_yet.items()}
-    return [pytest.param(room, marks=late.get(room, ()), id=room or "mergekit_mm") for room in IN_PACKAGE]
-
-
 def reaching_in(room: str, host: str) -> list[str]:
     """What a room imports of a host, apart from what is public and from its own doors."""
     allowed = PUBLIC[host] | DOORS.get(room, set())
@@ -130,7 +114,7 @@ def imported_rooms(module: str) -> set[str]:
     return {room_of(name) for name in names - {"__version__", ""}}
 
 
-@pytest.mark.parametrize("room", rooms(NOT_YET))
+@pytest.mark.parametrize("room", IN_PACKAGE)
 def test_a_room_imports_those_that_the_table_names(room: str) -> None:
     assert room in ROOMS, f"{room} is no room of the table"
     allowed = {room, *ROOMS[room].split()}
@@ -138,12 +122,12 @@ def test_a_room_imports_those_that_the_table_names(room: str) -> None:
     assert not {module: others for module, others in wrong.items() if others}
 
 
-@pytest.mark.parametrize("room", rooms(NOT_YET_OF_MERGEKIT))
+@pytest.mark.parametrize("room", IN_PACKAGE)
 def test_tasks_alone_reach_into_mergekit(room: str) -> None:
     assert room == "tasks" or not reaching_in(room, "mergekit")
 
 
-@pytest.mark.parametrize("room", rooms({}))
+@pytest.mark.parametrize("room", IN_PACKAGE)
 def test_the_evaluated_model_alone_reaches_into_lm_eval(room: str) -> None:
     assert room == "evaluation.model" or not reaching_in(room, "lm_eval")
 
