@@ -16,19 +16,20 @@ from mergekit_mm.checkpoints.adapters.embedded import with_embedded_adapters
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.errors import MergeError
 from mergekit_mm.plan.decisions import Decisions, decide_all
-from mergekit_mm.plan.inputs import Inputs, OmniInputs, models_in_order, open_inputs
-from mergekit_mm.plan.keys import check_keys
+from mergekit_mm.plan.inputs import Inputs, OmniInputs
+from mergekit_mm.plan.keys import unknown_keys
 from mergekit_mm.plan.merge_plan import DTYPES, MergePlan
 from mergekit_mm.plan.modules import module_definitions, modules_of, moved_layers, unlisted_modules
 from mergekit_mm.plan.omni.build import build_omni_plan
 from mergekit_mm.plan.omni.composition import CHOICE, COMPOSITION, DAMC, HOST, is_decoupled
+from mergekit_mm.plan.opening import models_in_order, open_inputs
 from mergekit_mm.plan.outputs import outputs_like_base
 from mergekit_mm.plan.parameters import (
-    check_modules,
-    check_parameters,
     ignored,
-    require_known_method,
+    unknown_method,
+    unknown_modules,
     unread_parameters,
+    wrong_parameters,
 )
 from mergekit_mm.plan.policies import Policy, policy_of
 from mergekit_mm.plan.side_files import plan_side_files
@@ -46,15 +47,13 @@ def build_plan(config: MergeConfiguration, options: MergeOptions, source: str | 
     Raises:
         MergeError: an input is damaged, the inputs do not fit each other, or the config asks for what does not exist.
     """
-    if source is not None:
-        check_keys(source)
-    _require_config(config)
+    _require_config(config, source)
     config, embedded = with_embedded_adapters(config, models_in_order(config), options, (*CHOICE.values(), HOST))
     inputs = open_inputs(config, options)
     notes = [*embedded, *inputs.notes, *unchanged(inputs, config.base_model is not None), *_headers_only(inputs)]
     modules = modules_of(inputs.tensors.values())
-    check_parameters(config)
-    check_modules(config, list(modules), inputs.base, inputs.checkpoints)
+    if wrong := list(unknown_modules(config, list(modules), inputs.base, inputs.checkpoints)):
+        raise MergeError("\n".join(wrong))
     if unread := unread_parameters(config):
         notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
     if isinstance(inputs, OmniInputs):
@@ -99,17 +98,23 @@ def with_side_files(plan: MergePlan, options: MergeOptions) -> MergePlan:
     return replace(plan, side_files=found, notes=(*plan.notes, *found.warnings, *found.notes))
 
 
-def _require_config(config: MergeConfiguration) -> None:
+def _require_config(config: MergeConfiguration, source: str | None) -> None:
+    """MergeError with all that is wrong with a config by itself, before any input is looked for."""
+    problems = [*(unknown_keys(source) if source is not None else ()), *unknown_method(config.merge_method)]
     if not (config.models or config.slices or config.modules):
-        raise MergeError("The merge config lists no models.")
-    require_known_method(config.merge_method)
-    if merge_methods.get(config.merge_method).spec.contract.base is BasePolicy.REQUIRED and not config.base_model:
-        raise MergeError(
-            f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
-        )
+        problems.append("The merge config lists no models.")
     for name in ("dtype", "out_dtype"):
         if (value := getattr(config, name)) not in (None, *DTYPES):
-            raise MergeError(f"{name}: {value!r} will not do; choose {' | '.join(DTYPES)}.")
+            problems.append(f"{name}: {value!r} will not do; choose {' | '.join(DTYPES)}.")
+    if config.merge_method in {method.spec.name for method in merge_methods.registered_methods()}:
+        needs_base = merge_methods.get(config.merge_method).spec.contract.base is BasePolicy.REQUIRED
+        if needs_base and not config.base_model:
+            problems.append(
+                f"merge_method {config.merge_method} needs a base model: add `base_model: <model>` to the config."
+            )
+        problems += wrong_parameters(config)
+    if problems:
+        raise MergeError("\n".join(dict.fromkeys(problems)))
 
 
 def _headers_only(inputs: Inputs) -> Iterator[str]:

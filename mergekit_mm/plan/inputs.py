@@ -7,25 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mergekit.common import ModelPath, ModelReference
-from mergekit.config import MergeConfiguration
-from mergekit.options import MergeOptions
+from mergekit.common import ModelReference
 
-from mergekit_mm.checkpoints.adapters.binding import Adaptation, bind_adapter
-from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint, require_complete
-from mergekit_mm.checkpoints.hub import locate
-from mergekit_mm.checkpoints.hyperparameters import compare_language_models
-from mergekit_mm.checkpoints.ignoring import Ignored
-from mergekit_mm.checkpoints.listing import some
+from mergekit_mm.checkpoints.adapters.binding import Adaptation
+from mergekit_mm.checkpoints.checkpoint import Checkpoint, TensorInfo
 from mergekit_mm.checkpoints.matching import Match
-from mergekit_mm.checkpoints.submodels import share_language_model
-from mergekit_mm.checkpoints.values import same_values
-from mergekit_mm.errors import MergeError
-from mergekit_mm.omni.configuration import OmniConfig
-from mergekit_mm.plan.beside import OwnAdapter, own_adapter, require_same_folders, unused_beside
-from mergekit_mm.plan.omni.composition import Composition, compose, is_composed
-from mergekit_mm.plan.omni.layout import lay_out
-from mergekit_mm.plan.parameters import ignored, trusted_adapters
+from mergekit_mm.plan.beside import OwnAdapter, unused_beside
+from mergekit_mm.plan.omni.composition import Composition
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,192 +114,11 @@ class OmniInputs(Inputs):
         return self.composition.source_model(tensor)
 
 
-def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
-    """Every model that a config names, base first, then as listed, each once (mergekit's own list has no order)."""
-    listed: list[ModelReference] = [config.base_model] if config.base_model else []
-    listed += [entry.model for entry in config.models or ()]
-    slices = list(config.slices or ())
-    for module in (config.modules or {}).values():
-        listed += [entry.model for entry in module.models or ()]
-        slices += module.slices or ()
-    listed += [source.model for part in slices for source in part.sources]
-    return list(dict.fromkeys(listed))
-
-
-def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
-    """Open every input and match its tensors with the base's.
-
-    What does not fit (tensors that an input lacks, tensors that nothing would consume, shapes that differ) is a problem
-    only where the merge asks for it, which its planner knows.
-
-    Raises:
-        MergeError: listing all inputs that cannot be opened; or donors that do not make an omni model.
-    """
-    models = models_in_order(config)
-    checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config), ignored(config))
-    if not problems and is_composed(checkpoints):
-        for checkpoint in checkpoints.values():  # an incomplete one may be of another kind than its config says
-            require_complete(checkpoint)
-        own_adapter(checkpoints, adaptations, composed=True)
-        return _composed(compose(config, checkpoints), checkpoints, adaptations, ignored(config))
-    _refuse(problems)
-    base = checkpoints[models[0]]
-    require_complete(base)
-    keeps_vocabulary = config.tokenizer is None and config.tokenizer_source is None
-    names: dict[ModelReference, Mapping[str, str]] = {}
-    matches: dict[ModelReference, list[Match]] = {}
-    notes = _on_other_models(checkpoints, base) if config.base_model else []
-    for model, checkpoint in checkpoints.items():
-        match = Match(base, checkpoint, keeps_vocabulary)
-        names[model], matches[model] = match.names(), [match]
-        if share_language_model(base, checkpoint):
-            match.computing, known = compare_language_models(base, checkpoint)
-            notes += known
-        if not keeps_vocabulary or options.unsafe_truncate_embeddings:
-            problems += _unlike_tables(checkpoint)
-    found = [match for each in matches.values() for match in each]
-    problems += ignored(config).problems(base, found, _left_out(adaptations))
-    if base.unknown:
-        notes.append(
-            f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
-            "they are kept under their names on disk."
-        )
-    if any(".shared." in name for name in base.tensors) and base.model_type == OmniConfig.model_type:
-        notes.append(
-            f"{base.name} keeps factors for its media (composition: damc). They are merged one by one, not "
-            "as products: right for fine-tunes of one such model, but for no others."
-        )
-    copies = _copies(base, checkpoints, names)
-    tensors = {name: info for name, info in base.tensors.items() if name not in copies}
-    require_same_folders(base, [c for c in checkpoints.values() if c is not base])
-    own, told = own_adapter(checkpoints, adaptations, composed=False)
-    notes = [*_told(checkpoints, adaptations), *notes, *told]
-    return Inputs(
-        models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
-    )
-
-
-def _unlike_tables(checkpoint: Checkpoint) -> list[str]:
-    """The problem of a vocabulary that is to be changed and has tables of different lengths; none if it has not."""
-    if len(checkpoint.vocabulary_sizes) < 2:
-        return []
-    tables = " and ".join(f"{size} rows in {name}" for size, name in sorted(checkpoint.vocabulary_sizes.items()))
-    return [
-        f"  {checkpoint.name} has embeddings and head of different lengths ({tables}), as some ids mean more than a "
-        "token of text: neither a `tokenizer:` section nor --unsafe-truncate-embeddings can change them. Without "
-        "these, the vocabulary is the base's."
-    ]
-
-
-def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
-    """What adapters hold and the models they are put on have no place for, by the adapters' own names."""
-    return [name for adaptation in adaptations.values() for names in adaptation.left_out.values() for name in names]
-
-
-def _copies(
-    base: Checkpoint,
-    checkpoints: Mapping[ModelReference, Checkpoint],
-    names: Mapping[ModelReference, Mapping[str, str]],
-) -> dict[str, str]:
-    """Tensors that the base stores beside the one it ties them to, where they are equal to it in all inputs.
-
-    Such a pair is one tensor, and has to stay one: transformers unties what differs. A pair that differs in an input is
-    two tensors, as it is in the model that transformers loads.
-    """
-    copies: dict[str, str] = {}
-    for alias in base.meta_model.aliases if base.meta_model else ():
-        first = base.meta_model.first_of(alias, base.tensors) if base.meta_model else alias
-        own = {(checkpoints[m], found.get(alias), found.get(first)) for m, found in names.items()}
-        if alias in base.tensors and alias != first and all(one == two or _equal(c, one, two) for c, one, two in own):
-            copies[alias] = first
-    return copies
-
-
-def _equal(checkpoint: Checkpoint, one: str | None, two: str | None) -> bool:
-    return one is not None and two is not None and same_values(checkpoint, one, two)
-
-
-def _composed(
-    omni: Composition,
-    checkpoints: Mapping[ModelReference, Checkpoint],
-    adaptations: Mapping[ModelReference, Adaptation],
-    left_out: Ignored,
-) -> OmniInputs:
-    """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints, left_out, _left_out(adaptations))
-    _refuse(layout.problems)
-    notes = [*_told(checkpoints, adaptations), *layout.notes]
-    found = layout.tensors, layout.names, notes, layout.matches
-    return OmniInputs(omni.host, checkpoints, adaptations, *found, composition=omni)
-
-
-def _told(
-    checkpoints: Mapping[ModelReference, Checkpoint], adaptations: Mapping[ModelReference, Adaptation]
-) -> list[str]:
-    """What was made of the files of the inputs, where that may surprise."""
-    notes = [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
-    notes += [note for adaptation in adaptations.values() for note in adaptation.notes]
-    for adapter in dict.fromkeys(adaptation.adapter for adaptation in adaptations.values()):
-        files = dict.fromkeys(adapter.trained.values())
-        notes += [f"{adapter.name}: {file} goes with it, in place of the model's own." for file in files]
-    return notes
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise MergeError("These inputs cannot be merged:\n" + "\n".join(problems))
-
-
-def _open_all(
-    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference], left_out: Ignored
-) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
-    """All checkpoints and adapters that can be opened, and what is wrong with the others."""
-    opened: dict[ModelReference, Checkpoint] = {}
-    adaptations: dict[ModelReference, Adaptation] = {}
-    alone: dict[ModelPath, Checkpoint | MergeError] = {}  # the model of many adapters is opened once
-    problems: list[str] = []
-    for model in models:
-        if model.model not in alone:
-            alone[model.model] = _open(model.model, options)
-        checkpoint = alone[model.model]
-        if isinstance(checkpoint, MergeError):
-            problems.append(f"  {checkpoint}")
-            continue
-        opened[model] = checkpoint
-        try:
-            if model.lora:
-                where = locate(model.lora, options)
-                adaptations[model] = bind_adapter(model, where, checkpoint, model in trusted, left_out)
-        except MergeError as error:
-            problems.append(f"  {error}")
-    return opened, adaptations, list(dict.fromkeys(problems))
-
-
-def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> list[str]:
-    """Notes on adapters that are put on another model of the base's architecture than the base itself."""
-    return [
-        f"{model.lora} is put on {model.model}, not on {base.name}: the two together are one expert, whose delta over "
-        f"{base.name} is what {model.model} has beyond it and what the adapter adds."
-        for model, checkpoint in checkpoints.items()
-        if model.lora
-        and checkpoint.directory.resolve() != base.directory.resolve()
-        and checkpoint.model_type == base.model_type
-        and not _is_embedded(model)
-    ]
-
-
 def as_written(model: ModelReference) -> str:
     """An input's name as in the config: a model with an adapter in its own directory is written without that."""
-    return str(model.model) if _is_embedded(model) else str(model)
+    return str(model.model) if is_embedded(model) else str(model)
 
 
-def _is_embedded(model: ModelReference) -> bool:
+def is_embedded(model: ModelReference) -> bool:
     """Whether an adapter lies in the directory of its model: then the two together are a fine-tune of their own."""
     return model.lora == model.model
-
-
-def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | MergeError:
-    try:
-        return open_checkpoint(str(model), locate(model, options), whole=False)
-    except MergeError as error:
-        return error

@@ -16,9 +16,7 @@ from mergekit.config import (
 )
 from pydantic import BaseModel
 
-from mergekit_mm.errors import MergeError
-
-_PARTS: dict[str, type[BaseModel]] = {  # what stands under a key, once or several times
+_PARTS: dict[str, type[BaseModel]] = {  # key -> mergekit's class of what is listed under it
     "models": InputModelDefinition,
     "slices": OutputSliceDefinition,
     "sources": InputSliceDefinition,
@@ -26,22 +24,19 @@ _PARTS: dict[str, type[BaseModel]] = {  # what stands under a key, once or sever
 }
 
 
-def check_keys(source: str) -> None:
-    """Refuse what looks like a misspelt key at the top of a config, and any unknown one of its parts.
+def unknown_keys(source: str) -> Iterator[str]:
+    """A sentence for each key that looks misspelt at the top of a config, and for any unknown one of its parts.
 
     Other keys at the top pass: mergekit-multi's `name`, and what YAML's anchors are defined in.
-
-    Raises:
-        MergeError: naming the key, and what was probably meant.
     """
     config = yaml.safe_load(source)
     for key in _unknown(config, MergeConfiguration):
         if meant := _meant(key, MergeConfiguration):
-            raise MergeError(f"Unknown key {key!r} in the merge config.{meant}")
+            yield f"Unknown key {key!r} in the merge config.{meant}"
     for where, part, kind in _parts(config, ""):
         for key in _unknown(part, kind):
             meant = _meant(key, kind) or f" Write `parameters: {{{key}: ...}}` if it is a parameter."
-            raise MergeError(f"Unknown key {key!r} of {where} in the merge config.{meant}")
+            yield f"Unknown key {key!r} of {where} in the merge config.{meant}"
 
 
 def _unknown(part: dict[str, Any], kind: type[BaseModel]) -> list[str]:

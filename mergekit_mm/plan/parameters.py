@@ -1,10 +1,10 @@
-"""The names and values in a merge config, held against what there is: mergekit itself ignores what it does not know."""
+"""Names and values in a merge config that mergekit itself would ignore: parameters, modules, policies."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mergekit import merge_methods
@@ -22,7 +22,7 @@ from mergekit_mm.plan.modules import ALIASES
 from mergekit_mm.plan.omni.composition import COMPOSITION, HOST
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 
-# not a tensor's policy, but a parameter of the whole merge: which model's processor and tokenizer files are copied
+# The model whose processor and tokenizer files are copied: a parameter of the whole merge, not of a tensor.
 SIDE_FILES = "processor_source"
 OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE, IGNORE)
 OF_INPUTS = (ADAPTER_BASE,)  # may also be written for one input
@@ -40,16 +40,16 @@ def ignored(config: MergeConfiguration) -> Ignored:
     return Ignored(tuple(patterns))
 
 
-def check_modules(
+def unknown_modules(
     config: MergeConfiguration,
     known: Collection[str],
     base: ModelReference,
     checkpoints: Mapping[ModelReference, Checkpoint],
-) -> None:
-    """Refuse modules that the output does not have, `known` being its own. Its layout is that of the input `base`.
+) -> Iterator[str]:
+    """A sentence for each listed module that the output does not have, `known` being its own.
 
-    Raises:
-        MergeError: naming the module and, where another input has it, how to make that one the layout.
+    The output has the layout of the input `base`. Where another input has the module, the sentence says how to make
+    that input's the layout.
     """
     for name in config.modules or ():
         module = ALIASES.get(name, name)
@@ -58,20 +58,20 @@ def check_modules(
         where = f": the output has the layout of {base}, whose modules are {', '.join(known)}"
         having = [m for m, c in checkpoints.items() if any(t.role.module == module for t in c.tensors.values())]
         if having:
-            raise MergeError(
+            yield (
                 f"Unknown module {name!r} in the merge config{where}. {having[0]} has it: for its layout, make it "
                 "the `base_model:`, or the model that is named first."
             )
-        _require_known("module", name, {*known, *(alias for alias, meant in ALIASES.items() if meant in known)}, where)
+            continue
+        aliases = {alias for alias, meant in ALIASES.items() if meant in known}
+        yield from _unknown("module", name, {*known, *aliases}, where)
 
 
-def check_parameters(config: MergeConfiguration) -> None:
-    """Refuse misspelled parameters, which mergekit itself would ignore without a word.
+def wrong_parameters(config: MergeConfiguration) -> Iterator[str]:
+    """A sentence for each parameter that mergekit would ignore without a word, and for each useless value.
 
-    A parameter of another merge method passes: one line of a config then switches between methods.
-
-    Raises:
-        MergeError: naming the parameter, and what was probably meant; or a value that is of no use.
+    Misspelt names are told with what was probably meant. A parameter of another merge method passes: one line of a
+    config then switches between methods.
     """
     of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
     own = {p.name: p for p in merge_methods.get(config.merge_method).spec.parameters}
@@ -79,25 +79,27 @@ def check_parameters(config: MergeConfiguration) -> None:
     for scope in wide:
         for name, setting in (scope.parameters or {}).items():
             if name in OF_THE_WHOLE and scope is not config:
-                raise MergeError(f"parameter {name} is for the whole merge: write it under the top `parameters:`.")
-            _require_known("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
-            _require_valid(own.get(name), setting)
+                yield f"parameter {name} is for the whole merge: write it under the top `parameters:`."
+                continue
+            yield from _unknown("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
+            yield from _invalid(own.get(name), setting)
     for scope in inputs:
         for name, setting in (scope.parameters or {}).items():
             shared = name in own and own[name].scope is ParameterScope.SHARED
             if name in OF_INPUTS:
                 continue
             if shared or name in (*ROLE_PARAMETERS, *OF_THE_WHOLE):
-                raise MergeError(
+                yield (
                     f"parameter {name} of input {scope.model} holds for all inputs or none: "
                     "write it under `parameters:` at the top level, or of a module or slice."
                 )
-            _require_known("parameter", name, of_methods)
-            _require_valid(own.get(name), setting)
+                continue
+            yield from _unknown("parameter", name, of_methods)
+            yield from _invalid(own.get(name), setting)
     if config.base_model and config.models and all(entry.model != config.base_model for entry in config.models):
         wanted = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
         if absent := [name for name in wanted if name not in (config.parameters or {})]:
-            raise MergeError(
+            yield (
                 f"{config.merge_method} merges the base model like any other: list {config.base_model} under `models:` "
                 f"with its own {', '.join(absent)}, or leave out `base_model:`."
             )
@@ -150,32 +152,32 @@ def _scopes(config: MergeConfiguration) -> tuple[list[Any], list[Any]]:
     return wide, inputs + [source for scope in wide for source in getattr(scope, "sources", ())]
 
 
-def require_known_method(name: str) -> None:
-    """MergeError, with what was probably meant, for a merge method that nobody has registered."""
-    _require_known("merge method", name, {method.spec.name for method in merge_methods.registered_methods()})
+def unknown_method(name: str) -> Iterator[str]:
+    """A sentence, with what was probably meant, if nobody has registered a merge method of this name."""
+    return _unknown("merge method", name, {method.spec.name for method in merge_methods.registered_methods()})
 
 
-def _require_valid(parameter: ParameterSpec | None, setting: ParameterSetting) -> None:
-    """MergeError for a value that the parameter cannot have, in whatever gradient or behind whatever filter."""
+def _invalid(parameter: ParameterSpec | None, setting: ParameterSetting) -> Iterator[str]:
+    """A sentence for each value that the parameter cannot have, in whatever gradient or behind whatever filter."""
     if parameter is None:  # of another method
         return
     if isinstance(setting, list):
         for part in setting:
-            _require_valid(parameter, part)
+            yield from _invalid(parameter, part)
     elif isinstance(setting, ConditionalParameter):
-        _require_valid(parameter, setting.value)
+        yield from _invalid(parameter, setting.value)
     else:
         try:
             value = parameter.validate(setting)
             if isinstance(value, float) and not math.isfinite(value):
-                raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; it must be finite.")
+                yield f"parameter {parameter.name}: {setting!r} will not do; it must be finite."
         except ValidationError as error:
             told = error.errors()[0]["msg"].lower()
-            raise MergeError(f"parameter {parameter.name}: {setting!r} will not do; {told}.") from error
+            yield f"parameter {parameter.name}: {setting!r} will not do; {told}."
 
 
-def _require_known(what: str, name: str, known: set[str], where: str = "") -> None:
+def _unknown(what: str, name: str, known: set[str], where: str = "") -> Iterator[str]:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else "" if where else f" Known: {', '.join(sorted(known))}."
-        raise MergeError(f"Unknown {what} {name!r} in the merge config{where}.{hint}")
+        yield f"Unknown {what} {name!r} in the merge config{where}.{hint}"

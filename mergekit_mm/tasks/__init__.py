@@ -10,6 +10,5 @@
 - `chat_template`: mergekit's `chat_template:`
 - `executors`: mergekit's executors, which run the tasks; `step` is what most tasks are
 
-May import `plan`, `checkpoints`, `methods` and `numerics`. Supported are the versions of mergekit in pyproject.toml; what
-is used of its inside is named where it is used, and held by tests.
+May import `plan`, `checkpoints`, `methods` and `numerics`. The versions of mergekit that it fits are in pyproject.toml.
 """
