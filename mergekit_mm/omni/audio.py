@@ -103,7 +103,7 @@ def _by_pyav(source: Any, name: str) -> tuple[Any, int]:
         from av import AudioResampler
 
         stream = _audio_stream(file, name)
-        to_floats = AudioResampler(format="fltp")  # changes the type of the samples alone
+        to_floats = AudioResampler(format="fltp")  # changes the type of the samples and nothing else
         parts = [made.to_ndarray().T for frame in file.decode(stream) for made in to_floats.resample(frame)]
         if not parts:
             raise ValueError(f"{name} has no audio in it.")
@@ -115,7 +115,7 @@ def _seconds_by_pyav(source: Any, name: str) -> float:
         stream = _audio_stream(file, name)
         if stream.duration is not None:
             return float(stream.duration * stream.time_base)
-        return float(file.duration or 0) / 1_000_000  # PyAV counts in microseconds where it gives no time base
+        return float(file.duration or 0) / 1e6  # a container's duration is in microseconds
 
 
 def _audio_stream(file: Any, name: str) -> Any:
@@ -140,8 +140,8 @@ def resample(samples: Any, rate: int, wanted: int) -> Any:
     half = ZERO_CROSSINGS * max(up, down)  # the filter's taps on each side of its middle, at `up` times the rate
     window = np.sinc(np.arange(-half, half + 1) / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
     window *= up / window.sum()
-    # Output n is the filter's middle at place n * down among the samples with up - 1 zeros after each. Only every
-    # up-th tap meets a sample: which ones, the phase says.
+    # With up - 1 zeros after each sample, the filter is centred at index n * down for output n. Only every up-th of its
+    # taps meets a sample and not a zero: those from tap `phase` on, and the first of them meets the sample `latest`.
     width = -(-len(window) // up)
     phases = np.pad(window, (0, width * up - len(window))).reshape(width, up).T[:, ::-1]  # (up, width)
     count = -(-len(samples) * up // down)

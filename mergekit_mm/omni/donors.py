@@ -141,7 +141,7 @@ class _NoEmbeddings(nn.Module):
 
 
 class IdentityDecoder(nn.Module):
-    """In the place of a guest's language model: returns the embeddings (batch, sequence, hidden) that it is given."""
+    """Takes the place of a guest's language model, and returns the embeddings (batch, sequence, hidden) it is given."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def run_guest(guest: Any, modality: str, here: torch.Tensor, mask: torch.Tensor,
     donor_id = getattr(guest.config, placeholder_attribute(guest.config, modality))
     ids = torch.where(here, donor_id, _ordinary_token(guest.config))
     extra = {"attention_mask": mask, "position_ids": mask.long().cumsum(-1).sub(1).clamp(min=0), "use_cache": False}
-    extra = {key: value for key, value in extra.items() if key in known}  # with positions given, none are computed
+    extra = {key: value for key, value in extra.items() if key in known}  # without positions, M-RoPE would compute some
     try:
         rows = guest(input_ids=ids, return_dict=True, **extra, **media).last_hidden_state
     except ValueError as error:

@@ -33,7 +33,7 @@ class GuestsFollowAttention:
 
 
 class GeneratesAsHost(PreTrainedModel):
-    """Part of a model: what transformers asks a model about itself and about generation is answered by its `_host`.
+    """Part of a model: what transformers asks it about generation is passed on to its `_host`.
 
     Position ids, caches, slicing and beam search differ from family to family. The host is not given the inputs of
     guests, which are `<modality>__<key>` and `copies`.

@@ -27,14 +27,14 @@ def _is_image(item: Any) -> bool:
 
 
 def _is_video(item: Any) -> bool:
-    """A path, an array (frames, ...), or a list of frames, which may be files."""
+    """Whether an item is one video: a path, an array (frames, ...), or a list of frames, which may be files."""
     if isinstance(item, (list, tuple)):
         return bool(item) and all(_is_frame(frame) for frame in item)
     return _dimensions(item) != 5
 
 
 def _is_audio(item: Any) -> bool:
-    """A path, an array (samples,), or a list of numbers."""
+    """Whether an item is one audio input: a path, an array (samples,), or a list of numbers."""
     if isinstance(item, (list, tuple)):
         return bool(item) and isinstance(item[0], (int, float))
     return _dimensions(item) != 2

@@ -146,7 +146,7 @@ class OmniProcessor(ProcessorMixin):
         return options
 
     def _expanded(self, modality: str, items: list[list[Any]], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Of each input of a modality the omni token ids and the values along them; and the tensors for the tower.
+        """For each input of a modality its omni token ids and the values along them; and the tensors for the tower.
 
         items: the inputs of each text. Values along the ids, such as token types, have one entry per id, by name.
         """

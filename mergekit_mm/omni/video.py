@@ -63,7 +63,7 @@ def video_metadata(source: Any, name: str) -> Any:
 
 
 def read_by_donors() -> bool:
-    """Whether video files are left to the processors of transformers: they read by torchcodec, this module by PyAV."""
+    """Whether donors' processors have to read video files: there is torchcodec, which they use, and no PyAV."""
     return bool(find_spec("torchcodec")) and not find_spec("av")
 
 

@@ -1,8 +1,7 @@
 """How much of an audio input a processor takes in, and what is done with longer ones: nothing is cut off unseen.
 
-Feature extractors keep the first 30 s (Whisper's) or 300 s of an audio and drop the rest without a word; the processors
-of other families cut audio into windows themselves. No attribute of a processor tells which is the case, so it is tried
-out.
+Feature extractors keep the first 30 s (Whisper's) or 300 s of audio and drop the rest without a word; the processors of
+other families cut audio into windows themselves. No attribute of a processor tells which is the case: it is tried out.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from mergekit_mm.evaluation.model import decoding
 from mergekit_mm.evaluation.model.chat import Part
 
 POLICIES = ("error", "cut", "chunk")
-_STEP = 0.05  # seconds at the end of an audio whose influence is tried out
+_STEP = 0.05  # seconds at the end of an input, whose influence on the processor's output is tried out
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Number `at` of the `of` equal windows of an audio input (the last one is shorter), an input of its own."""
+    """Window `at` of an audio input that is cut into `of` windows, all of one length but the last: an input itself."""
 
     audio: Mapping[str, Any]
     at: int
@@ -108,7 +107,7 @@ def _padded(samples: decoding.Samples, rate: int) -> decoding.Samples:
 
 
 def probe(samples: int, rate: int, loud_end: bool) -> dict[str, Any]:
-    """An audio input of so many samples at `rate` Hz, whose last `_STEP` seconds are one of two."""
+    """A tone of so many samples at `rate` Hz, which has noise in its last `_STEP` seconds if `loud_end`."""
     made = 0.1 * np.sin(np.arange(samples) * (2 * np.pi * 220 / rate))
     step = max(int(rate * _STEP), 1)
     if loud_end:

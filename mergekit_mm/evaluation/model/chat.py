@@ -20,8 +20,8 @@ _Turn = tuple[str, Sequence[Part]]  # role, content
 _Shape = tuple[tuple[str, tuple[str, ...]], ...]  # of turns: role, modalities
 _Renderer = Callable[[Sequence[_Turn], bool], str]  # turns, add_generation_prompt -> text
 _PROBE = "probe me"
-# Of which roles the content is given to the template as a list of text and media, which templates of multimodal models
-# read. The content of the other roles is given as a text with the model's own placeholder tokens in it.
+# The roles whose content the template is given as a list of text and media, as most templates of multimodal models read
+# it. The content of other roles is given as a text, with the model's placeholder tokens in it.
 _LISTED: dict[str, Callable[[str], bool]] = {
     "all": lambda role: True,
     "the user": lambda role: role == "user",

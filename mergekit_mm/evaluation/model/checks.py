@@ -85,7 +85,7 @@ class MediaChecks:
         return PreparedRequest(where, self._reader.renderer.render([(modality, 0), ("text", "?")]), media)
 
     def audio_seconds(self, given: Any) -> float:
-        """How long an audio input lasts that was looked at."""
+        """The length of an audio input that `flaws` has looked at."""
         return self._seconds[_identity(given)]
 
     def measure_audio_window(self) -> None:
@@ -106,7 +106,7 @@ class MediaChecks:
 
 
 def _identity(given: Any) -> Any:
-    """What tells one input from another: the path of a file, the object of any other input."""
+    """A key for an input: the path of a file, the id of any other object."""
     simple = isinstance(given, Mapping) and given.get("path") and not any(given.get(k) for k in ("bytes", "frames"))
     return str(given["path"]) if simple and "array" not in given else id(given)
 

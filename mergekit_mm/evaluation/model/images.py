@@ -28,7 +28,7 @@ def _on_white(source: Image.Image) -> Image.Image:
     """The image in RGB as a viewer shows it, with a white page behind its transparent parts."""
     # PNG and GIF name one transparent colour, or the opacity of each colour of a palette.
     transparency = source.info.get("transparency")
-    if source.mode.startswith("I"):  # 16 or 32 bits, which Pillow would clip at 255: most such images became white
+    if source.mode.startswith("I"):  # 16 or 32 bits, which Pillow clips at 255, so that most such images would be white
         values = np.asarray(source)
         shades = np.asarray(values >> 8 if source.mode != "I" or values.max(initial=0) > 255 else values, np.uint8)
         opacity = np.full(values.shape, 255) if transparency is None else np.where(values == transparency, 0, 255)
