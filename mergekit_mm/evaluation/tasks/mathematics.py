@@ -14,9 +14,10 @@ from typing import Any
 
 from mergekit_mm.evaluation.tasks.options import is_bare_option, option_letter, read_option, strict_option
 from mergekit_mm.evaluation.tasks.quantities import Quantity, joined, plain, quantities
-from mergekit_mm.evaluation.tasks.reading import last_list, stated_list, stated_number, tail
 from mergekit_mm.evaluation.tasks.replies import answer_part
-from mergekit_mm.evaluation.tasks.statements import sentences, statements, without_emphasis, without_reason
+from mergekit_mm.evaluation.tasks.sentences import sentences, without_reason
+from mergekit_mm.evaluation.tasks.stated_answers import last_list, stated_list, stated_number
+from mergekit_mm.evaluation.tasks.statements import stated_answer, statements, without_emphasis
 
 _LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
@@ -82,7 +83,7 @@ def mathvista_answer(
         return stated_list(prediction)
     if answer_type in ("integer", "float"):
         return stated_number(prediction)
-    return tail(prediction) or None
+    return stated_answer(prediction) or None
 
 
 def mathvista_strict(
@@ -160,7 +161,7 @@ def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] 
         return 0.0
     if choices:
         return float(read_option(prediction, choices) == option_letter(reference, choices, letter_first=True))
-    stated = next(iter(statements(prediction)), "") or tail(prediction)
+    stated = next(iter(statements(prediction)), "") or stated_answer(prediction)
     return float(any(_equal(each, reference) for each in _narrowed(stated)) or _states_number(prediction, reference))
 
 
@@ -182,7 +183,7 @@ def _states_number(reply: str, reference: str) -> bool:
     target, found = _value(_undressed(reference)), stated_number(reply)
     if target is None or found is None or not math.isclose(found.value, target, rel_tol=1e-6):
         return False
-    stated = plain(next(iter(statements(reply)), "") or tail(reply))
+    stated = plain(next(iter(statements(reply)), "") or stated_answer(reply))
     line = _ASIDE.sub("", without_reason(next((each for each in sentences(stated) if quantities(each)), stated)))
     numbered = quantities(line)
     rest = "".join(

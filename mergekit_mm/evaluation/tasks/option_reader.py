@@ -6,8 +6,8 @@ from itertools import pairwise
 from string import ascii_uppercase
 
 from mergekit_mm.evaluation.tasks.quantities import plain, quantities
-from mergekit_mm.evaluation.tasks.reading import stated_number
-from mergekit_mm.evaluation.tasks.statements import refuses, sentences, telling, without_reason
+from mergekit_mm.evaluation.tasks.sentences import refuses, sentences, telling, without_reason
+from mergekit_mm.evaluation.tasks.stated_answers import stated_number
 
 # A capital letter on its own, with what may stand around it. "A" and "I" before a lower-case word are words, unless the
 # word goes on about an option. A letter behind a number is a unit (25 C). ASCII: as in "答案是B".

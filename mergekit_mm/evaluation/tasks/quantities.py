@@ -156,9 +156,3 @@ def _said(match: re.Match[str]) -> float:
             group = (group or 1) / part
     decimals = "".join(str(_WORDS[each.lower()]) for each in more.split()[1:])  # after "point"
     return total + group + float(f"0.{decimals}0")
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers written in `text` with digits, in order: "1,000" is one, the 2 of "cm2" and "cm^2" is none."""
-    flat = plain(text)
-    return [each.value for each in quantities(flat) if re.search(r"\d", flat[each.start : each.end])]

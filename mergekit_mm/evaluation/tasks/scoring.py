@@ -1,42 +1,17 @@
 """`process_results` of the tasks: one document and the reply to it give the metrics, `score` always among them."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_mm.evaluation.tasks import boxes, judge, mathematics, metrics, options
 from mergekit_mm.evaluation.tasks.grounding import upright_truth
 from mergekit_mm.evaluation.tasks.replies import answer_part, has_thoughts
-from mergekit_mm.evaluation.tasks.short_answers import as_list
+from mergekit_mm.evaluation.tasks.short_answers import as_list, short_answer
 
 Doc = Mapping[str, Any]
 Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
-
-
-_LABEL = re.compile(
-    r"(?:\*\*|__)?(?:(?:[Tt]he\s+)?(?:[Ff]inal\s+|[Ss]hort\s+)?[Aa]nswer|ANSWER|A)\s*(?:\*\*|__)?:(?:\*\*|__)?\s*"
-)
-_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\$?\\boxed\{(?:\\text\{)?([^{}]+)\}{1,2}\$?[.]?")
-_REPEATED_QUESTION = re.compile(r"(?:Question|QUESTION|Q)\s*:[^\n]*\n\s*(?=(?:Answer|ANSWER|A)\s*:)")
-
-
-def _short_answer(reply: str) -> str:
-    """The first line with words in it, without a label ("Answer:") in front and bold type or a box around it.
-
-    A question that the reply repeats before its label does not count.
-
-    A base model often breaks the line before it answers, and goes on after it. That is not done by `until: ["\\n"]`,
-    which would cut such a reply down to nothing.
-    """
-    text = answer_part(reply).strip()
-    if repeated := _REPEATED_QUESTION.match(text):
-        text = text[repeated.end() :]
-    label = _LABEL.match(text)
-    line = (text[label.end() :] or text if label else text).partition("\n")[0].strip()
-    dressed = _DRESSED.fullmatch(line)
-    return (dressed[1] or dressed[2]) if dressed else line
 
 
 def _with_thoughts(reply: str, scores: Scores) -> Scores:
@@ -51,12 +26,12 @@ def count(marks: Sequence[float]) -> float:
 
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
     """VizWiz and TextVQA."""
-    return _with_thoughts(results[0], {"score": metrics.vqa_soft(_short_answer(results[0]), doc["answers"])})
+    return _with_thoughts(results[0], {"score": metrics.vqa_soft(short_answer(results[0]), doc["answers"])})
 
 
 def short(doc: Doc, results: Sequence[str]) -> Scores:
     """GQA and OCR-VQA; `exact_match_strict` minds punctuation (upstream VLMEvalKit)."""
-    references, reply = as_list(doc["answer"]), _short_answer(results[0])
+    references, reply = as_list(doc["answer"]), short_answer(results[0])
     strict = reply.strip().lower() in [each.strip().lower() for each in references]
     scores = {"score": metrics.exact_match_nopunct(reply, references), "exact_match_strict": float(strict)}
     return _with_thoughts(results[0], scores)
@@ -64,7 +39,7 @@ def short(doc: Doc, results: Sequence[str]) -> Scores:
 
 def chartqa(doc: Doc, results: Sequence[str]) -> Scores:
     """ChartQA, and the same over questions by people or generated ones."""
-    score = metrics.chartqa_relaxed(_short_answer(results[0]), doc["answer"])
+    score = metrics.chartqa_relaxed(short_answer(results[0]), doc["answer"])
     part = "relaxed_human" if doc["type"] == "human_test" else "relaxed_augmented"
     return _with_thoughts(results[0], {"score": score, part: score})
 
@@ -134,7 +109,7 @@ def avqa(doc: Doc, results: Sequence[str]) -> Scores:
 
 def music_avqa(doc: Doc, results: Sequence[str]) -> Scores:
     """MUSIC-AVQA; and the same over its kind of question, and over its modality, where the data tell them."""
-    score = metrics.music_avqa_score(_short_answer(results[0]), doc["answer"])
+    score = metrics.music_avqa_score(short_answer(results[0]), doc["answer"])
     parts = (
         [kind, next((each for each in _MODALITIES if kind.startswith(each)), kind)]
         if (kind := doc["question_type"])

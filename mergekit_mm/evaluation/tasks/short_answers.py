@@ -1,9 +1,11 @@
-"""Metrics of short answers: VQA soft accuracy, relaxed accuracy, exact match, MUSIC-AVQA."""
+"""Short answers: how one is read from a reply, and the metrics that compare it with the references."""
 
 import ast
 import math
 import re
 from collections.abc import Sequence
+
+from mergekit_mm.evaluation.tasks.replies import answer_part
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_WORDS = "zero one two three four five six seven eight nine ten"
@@ -22,6 +24,29 @@ _APOSTROPHES = """
 _CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word for word in _APOSTROPHES.split() for at, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}
+
+_LABEL = re.compile(
+    r"(?:\*\*|__)?(?:(?:[Tt]he\s+)?(?:[Ff]inal\s+|[Ss]hort\s+)?[Aa]nswer|ANSWER|A)\s*(?:\*\*|__)?:(?:\*\*|__)?\s*"
+)
+_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\$?\\boxed\{(?:\\text\{)?([^{}]+)\}{1,2}\$?[.]?")
+_REPEATED_QUESTION = re.compile(r"(?:Question|QUESTION|Q)\s*:[^\n]*\n\s*(?=(?:Answer|ANSWER|A)\s*:)")
+
+
+def short_answer(reply: str) -> str:
+    """The first line with words in it, without a label ("Answer:") in front and bold type or a box around it.
+
+    A question that the reply repeats before its label does not count.
+
+    A base model often breaks the line before it answers, and goes on after it. That is not done by `until: ["\\n"]`,
+    which would cut such a reply down to nothing.
+    """
+    text = answer_part(reply).strip()
+    if repeated := _REPEATED_QUESTION.match(text):
+        text = text[repeated.end() :]
+    label = _LABEL.match(text)
+    line = (text[label.end() :] or text if label else text).partition("\n")[0].strip()
+    dressed = _DRESSED.fullmatch(line)
+    return (dressed[1] or dressed[2]) if dressed else line
 
 
 def normalise(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a reply that state its answer, and its sentences."""
+"""The parts of a reply that state its answer: a box, or what follows a marker such as "the answer is"."""
 
 import re
 from collections import deque
@@ -33,21 +33,6 @@ _RETRACTION = re.compile(
     r"[^.?\n]{0,40}?\b(?:it['’]s|(?:it|that|this)\s+(?:is|should\s+be|must\s+be)|i\s+mean|i\s+meant|make\s+(?:that|it))\s+(?!not\b)",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|。")
-_REASON = re.compile(
-    r"\b(?:because|since|due\s+to|given\s+that|which\s+(?:is|means|gives|makes)|as\s+(?=\S+\s+(?:is|are|has|have)\b))",
-    re.IGNORECASE,
-)
-_NOTE = re.compile(
-    r"[\s*_#>(-]*(?:note|notes|explanation|reason|reasoning|rationale|because|since|justification|verification|check"
-    r"|however|here'?s\s+why)\b",
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"\b(?:can(?:no|')t|cannot|unable|impossible|not\s+possible|do(?:es)?n(?:o|')t\s+know|don[o']?t\s+know|insufficient"
-    r"|not\s+enough|unclear|unanswerable|not\s+visible|not\s+sure|sorry)\b",
-    re.IGNORECASE,
-)
 
 
 def without_emphasis(text: str) -> str:
@@ -75,6 +60,15 @@ def statements(reply: str) -> list[str]:
     return []
 
 
+def stated_answer(reply: str) -> str:
+    r"""The part of `reply` that states the answer.
+
+    Inside the last `\boxed{...}`; else what follows the last marker ("the answer is", "Answer:", "the correct option
+    should be", "####"), or the last "result is" without one; else the whole reply. Without the ** of Markdown.
+    """
+    return next(iter(statements(reply)), "") or without_emphasis(answer_part(reply)).strip()
+
+
 def _last_box(text: str) -> str:
     r"""What is in the last `\boxed{...}`, or in the last ones, joined by a comma, "and" or "or"; empty without any."""
     found, end = "", 0
@@ -100,27 +94,3 @@ def braced(text: str, start: int) -> str:
         if depth == 0:
             return text[start:at]
     return text[start:]
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences and lines of `text` that have words in them, in order."""
-    return [each.strip() for each in _SENTENCE_END.split(text) if re.search(r"\w", each)]
-
-
-def telling(text: str) -> list[str]:
-    """The sentences of `text` that may state an answer: no notes and reasons behind it, no refusals."""
-    found = sentences(text)
-    kept = [each for at, each in enumerate(found) if not (at and _NOTE.match(each))]
-    return [each for each in kept if not _REFUSAL.search(each)]
-
-
-def refuses(text: str) -> bool:
-    """Whether `text` has the words of a refusal."""
-    return bool(_REFUSAL.search(text))
-
-
-def without_reason(text: str) -> str:
-    """`text` up to a "because", "since" or the like; `text` if it begins with that."""
-    match = _REASON.search(text)
-    before = text[: match.start()].rstrip(" \t\n,;:(*—-") if match else ""
-    return before if re.search(r"\w", before) else text

@@ -1,12 +1,13 @@
-"""What a reply states as its answer: the part that states it, a number, a list."""
+"""The number, or the list, that a reply states as its answer."""
 
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mergekit_mm.evaluation.tasks.quantities import Quantity, numbers, plain, quantities
+from mergekit_mm.evaluation.tasks.quantities import Quantity, plain, quantities
 from mergekit_mm.evaluation.tasks.replies import answer_part
-from mergekit_mm.evaluation.tasks.statements import sentences, statements, telling, without_emphasis
+from mergekit_mm.evaluation.tasks.sentences import sentences, telling
+from mergekit_mm.evaluation.tasks.statements import statements, without_emphasis
 
 _FILLER = re.compile(
     r"(?:[\s\"'“”*_(\[{≈:=>]|about\b|approximately\b|approx\b\.?|roughly\b|around\b|nearly\b|exactly\b|just\b|only\b"
@@ -55,21 +56,6 @@ _BULLET = re.compile(r"^[ \t]*[-*•][ \t]+", re.MULTILINE)
 _BARE = re.compile(r"[^A-Za-z]*")
 _AFTER_OPERATOR = re.compile(r"(?:[√^*/×÷]|\\sqrt|\\times|\\cdot)[\s{(]*$")
 _ENUMERATED = re.compile(r"^\s*[*_]*(\d{1,2})[.)](?=\s+\S)", re.MULTILINE)
-
-
-def tail(reply: str) -> str:
-    r"""The part of `reply` that states the answer.
-
-    Inside the last `\boxed{...}`; else what follows the last marker ("the answer is", "Answer:", "the correct option
-    should be", "####"), or the last "result is" without one; else the whole reply. Without the ** of Markdown.
-    """
-    return next(iter(statements(reply)), "") or without_emphasis(answer_part(reply)).strip()
-
-
-def last_number(text: str) -> float | None:
-    """The last number of `text`; without digits, the last number word; else None."""
-    found = numbers(text) or [each.value for each in quantities(plain(text))]
-    return found[-1] if found else None
 
 
 def stated_number(reply: str) -> Quantity | None:
