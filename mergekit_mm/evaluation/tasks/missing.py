@@ -1,7 +1,8 @@
-"""Documents that cannot be asked: one of their media is missing, cannot be read, or is refused by the processor.
+"""The option `missing`: what becomes of documents that cannot be asked.
 
-The option `missing` says what becomes of them: `error` (the default: the run is refused, and all are named), `skip`
-(they are left out of the scores) or `wrong` (they count as wrong). How many there were is written into the results.
+A document cannot be asked if one of its media is missing, cannot be read, or is refused by the processor. With `error`,
+the default, the run is refused and all such documents are named; with `skip` they are left out of the scores; with
+`wrong` they count as wrong. Their number is written into the results.
 """
 
 from __future__ import annotations
@@ -13,43 +14,44 @@ from mergekit_mm.errors import EvaluationError
 
 POLICIES = ("error", "skip", "wrong")
 LISTED = 10
-of_task: dict[str, str] = {}  # task -> what its metadata say, for the model, which sees requests only
+# The option by task, if the task's metadata have it. A model of lm-eval sees requests only, which do not hold metadata.
+of_task: dict[str, str] = {}
 
 
 class NoAnswer(str):
-    """Stands for the reply to a document that could not be asked. `policy`: what becomes of the document."""
+    """A stand-in for the reply to a document that could not be asked. policy: `skip` or `wrong`."""
 
     policy: str = "wrong"
 
 
 class NoScore(tuple[float, bool]):
-    """Stands for the likelihood of a choice about a document that could not be asked. `policy` as of `NoAnswer`."""
+    """A stand-in for the likelihood of a choice, if the document could not be asked. policy: `skip` or `wrong`."""
 
     policy: str = "skip"
 
 
 class Documents(dict[str, Any]):
-    """Splits of a data set, and what was left out of them: reasons by split."""
+    """The splits of a data set. left_out: the reason for each document that was left out, of `total` documents."""
 
     left_out: Sequence[str] = ()
     total: int = 0
 
 
 def check(policy: Any) -> str:
-    """The policy. EvaluationError: it is none."""
+    """The policy itself. EvaluationError: there is no such policy."""
     if policy not in POLICIES:
         raise EvaluationError(f"missing is {policy!r}; it must be one of {', '.join(POLICIES)}")
     return str(policy)
 
 
 def told(reasons: Sequence[str], total: int) -> str:
-    """The number of documents concerned, and the first reasons, one a line."""
+    """A message with the number of documents that cannot be asked, and the first reasons, one per line."""
     more = [f"... and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
     return "\n  ".join([f"{len(reasons)} of {total} documents cannot be asked:", *reasons[:LISTED], *more])
 
 
 def refusal(reasons: Sequence[str], total: int) -> EvaluationError:
-    """For the policy `error`."""
+    """The error of the policy `error`."""
     return EvaluationError(
         f'{told(reasons, total)}\nTo go on without them: --metadata \'{{"missing": "skip"}}\' (they are left out) or '
         '\'{"missing": "wrong"}\' (they count as wrong)'
@@ -57,5 +59,5 @@ def refusal(reasons: Sequence[str], total: int) -> EvaluationError:
 
 
 def none_left(tasks: str, example: str) -> EvaluationError:
-    """For tasks without any document that can be asked."""
+    """The error for tasks without any document that can be asked."""
     return EvaluationError(f"no document of {tasks} can be asked, for instance: {example}")

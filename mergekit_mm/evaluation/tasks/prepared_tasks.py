@@ -13,7 +13,11 @@ LOG = logging.getLogger(__name__)
 
 
 def prepare(task: Any) -> None:
-    """Make a task of lm-eval follow its `missing` option, and write into its metadata what was left out."""
+    """Make a task of lm-eval (0.4.13 up to 0.5) follow its option `missing`, and record what was left out.
+
+    The methods `process_results` and `apply_filters` of the task are replaced. `left_out` in its metadata, which
+    lm-eval writes into the results, has the number of documents that were left out and the first reasons.
+    """
     given = getattr(getattr(task, "config", None), "metadata", None)
     metadata = given if isinstance(given, Mapping) else {}
     policy = check(metadata.get("missing", "error"))
@@ -24,11 +28,11 @@ def prepare(task: Any) -> None:
         LOG.warning("%s: %s", task.task_name, told(left, task.dataset.total))
         _record(task, policy, left)
     original, filtering = task.process_results, task.apply_filters
-    counted: set[int] = set()  # stand-ins that were counted: with several filters each is scored several times
+    counted: set[int] = set()  # ids of stand-ins; with several filters each stand-in is scored several times
 
     @functools.wraps(filtering)
     def apply_filters() -> Any:
-        """Filters make other texts of replies; that there is no reply must not get lost on the way."""
+        """Apply the task's filters, but keep stand-ins: a filter would make an ordinary text of them."""
         found = filtering()
         stand_ins = [
             next((each for each in instance.resps if isinstance(each, (NoAnswer, NoScore))), None)
@@ -47,7 +51,7 @@ def prepare(task: Any) -> None:
         if stand_in is None and not _lacks(doc):
             return original(doc, results)
         known = of_task.get(task.task_name, policy if stand_in is None else stand_in.policy)
-        if stand_in is not None and id(stand_in) not in counted:  # those without media are counted before
+        if stand_in is not None and id(stand_in) not in counted:  # documents without media were counted above
             counted.add(id(stand_in))
             _record(task, known, [])
         return {} if known == "skip" else original(doc, [""])

@@ -25,19 +25,19 @@ def sentences(text: str) -> list[str]:
 
 
 def telling(text: str) -> list[str]:
-    """The sentences of `text` that may state an answer: no notes and reasons behind it, no refusals."""
+    """The sentences of `text` that may state an answer: no refusals, and no notes after the first sentence."""
     found = sentences(text)
     kept = [each for at, each in enumerate(found) if not (at and _NOTE.match(each))]
     return [each for each in kept if not _REFUSAL.search(each)]
 
 
 def refuses(text: str) -> bool:
-    """Whether `text` has the words of a refusal."""
+    """Whether `text` has words of a refusal: "cannot", "not enough", "sorry"."""
     return bool(_REFUSAL.search(text))
 
 
 def without_reason(text: str) -> str:
-    """`text` up to a "because", "since" or the like; `text` if it begins with that."""
+    """`text` up to a "because", "since" or the like; the whole text if it begins with such a word."""
     match = _REASON.search(text)
     before = text[: match.start()].rstrip(" \t\n,;:(*—-") if match else ""
     return before if re.search(r"\w", before) else text
