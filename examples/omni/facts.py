@@ -50,7 +50,7 @@ Pools = Mapping[str, Sequence[Medium]]
 
 
 def in_words(medium: Medium, rng: random.Random) -> str:
-    """A medium in words: those of each part in random order, some repeated or with fillers, as features are redundant."""
+    """A medium in words: those of each part in random order, with repetitions and fillers, as features have."""
     told = []
     for part in medium.parts:
         words = [*part, *rng.choices([*part, FILLER], k=rng.randint(0, 3) // len(medium.parts))]
