@@ -1,4 +1,4 @@
-"""Peak memory of a merge against the size of the model: it should follow the largest tensors, not the model.
+"""Peak memory of a merge by the size of the model. It should depend on the largest tensors, not on the model.
 
 Makes random LLaVA-style checkpoints of one width and several depths, merges three experts of each with the stock
 `mergekit-yaml`, and samples the anonymous memory of that process. Linux only.

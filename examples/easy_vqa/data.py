@@ -20,10 +20,10 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 # Training images from here on are never trained on: learning rates and merge weights are chosen on their questions.
 FIRST_VALIDATION_IMAGE = 3600
-# What the base never sees in training, so that each expert has something of its own to add.
+# Answers that the base never sees in training, so that each expert has something of its own to add.
 WITHHELD_COLORS = ("brown", "green", "teal")
 WITHHELD_SHAPES = ("triangle",)
-BASE_NEGATION = "does the image not contain"  # the one of four ways of negating that the base does see
+BASE_NEGATION = "does the image not contain"  # the only one of four negations that the base sees
 
 
 class Question(NamedTuple):
@@ -86,7 +86,7 @@ def subset(rows: Sequence[Question], limit: int | None, seed: int = 0) -> list[Q
 
 
 def base_share(rows: Sequence[Question], share: float, seed: int) -> dict[str, list[Question]]:
-    """What the base learns from: a `share` of all questions, without those withheld for the experts, by type."""
+    """The base's training questions by type: a `share` of all, without those that are withheld for the experts."""
     chosen = random.Random(f"{seed} base").sample(list(rows), int(share * len(rows)))
     withheld = (*WITHHELD_COLORS, *WITHHELD_SHAPES)
     seen = [row for row in chosen if not row.negated or row.text.startswith(BASE_NEGATION)]
@@ -114,7 +114,7 @@ def drawer(kind: str, rows: Sequence[Question]) -> Draw:
 
 
 def blind_answers(rows: Sequence[Question]) -> dict[str, str]:
-    """The most frequent training answer to each wording: what can be known without looking at the image."""
+    """The most frequent training answer to each wording, which is the best answer without looking at the image."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         counts[row.text][row.answer] += 1

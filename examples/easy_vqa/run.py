@@ -1,4 +1,4 @@
-"""Merge three experts of a small vision-language model with the stock `mergekit-yaml`, and see what the merges know.
+"""Merge three experts of a small vision-language model by the stock `mergekit-yaml`, and evaluate the merges.
 
     python -m examples.easy_vqa.run                              # four merges, all test questions
     python -m examples.easy_vqa.run --recipes ties --limit 1500    # one merge, 1500 questions
@@ -49,7 +49,7 @@ def said_by(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[in
 
 
 def examples(asked: Sequence[Question]) -> list[Question]:
-    """A colour, a shape and a negated question about each of the first test images about which all three were asked."""
+    """A colour, a shape and a negated question about each of the first test images that have all three."""
     by_image: dict[int, list[Question]] = {}
     chosen = set(asked)
     for row in (row for row in questions("test") if row in chosen):
@@ -64,7 +64,7 @@ def examples(asked: Sequence[Question]) -> list[Question]:
 
 
 def transcript(said: Mapping[str, Sequence[str]], rows: Sequence[Question]) -> str:
-    """Questions, true answers and what each model said, aligned."""
+    """Questions, true answers and the reply of each model, aligned."""
     head = ["image", "question", "answer", *said]
     body = [[str(row.image), row.text, row.answer, *(said[name][n] for name in said)] for n, row in enumerate(rows)]
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
@@ -72,7 +72,7 @@ def transcript(said: Mapping[str, Sequence[str]], rows: Sequence[Question]) -> s
 
 
 def verdict(results: Mapping[str, Mapping[str, Score]], merges: Sequence[str]) -> str:
-    """Which merge has the best mean, and which of the others its interval does not tell apart from it."""
+    """The merge with the best mean, and the merges whose intervals overlap with its interval."""
     means = {name: percentages(results[name])["mean"] for name in merges}
     best = max(means, key=lambda name: means[name][0])
     close = [

@@ -47,7 +47,7 @@ MIXTURE = {"color": 0.1, "shape": 0.1, "yesno": 0.8}  # yes/no takes longest to 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what comes out, besides the seed. Chosen on validation questions."""
+    """All settings that the result depends on, besides the seed. They were chosen on validation questions."""
 
     tower: Stage
     base: Stage

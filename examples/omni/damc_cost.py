@@ -1,10 +1,10 @@
-"""What `composition: damc` costs: bytes of the checkpoint, CPU time of a prompt and of a generated token.
+"""The cost of `composition: damc`: bytes of the checkpoint, CPU time of a prompt and of a generated token.
 
     python -m examples.omni.damc_cost
 
-Random weights: an image and an audio donor with LoRA adapters (rank 16) on one LLM of about 100 M parameters, merged by
-task_arithmetic three times: static, with whole matrices (of the adapted donors), with factors. One thread, least of
-several runs that take turns. Takes some minutes, 4 GB of memory and 6 GB of disk.
+An image and an audio donor of random weights, with LoRA adapters of rank 16 on one LLM of about 100 M parameters, are
+merged by task_arithmetic three times: static, with whole matrices of the adapted donors, and with factors. Times are on
+one thread, the least of several runs that take turns. This takes some minutes, 4 GB of memory and 6 GB of disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def language_model() -> t.LlamaConfig:
 
 
 def donors() -> dict[str, Any]:
-    """Small towers: the language model takes nearly all of the time."""
+    """Donors with small towers, so that the language model takes nearly all of the time."""
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = t.CLIPVisionConfig(image_size=128, patch_size=8, **small)
     audio = t.Qwen2AudioEncoderConfig(
@@ -66,7 +66,7 @@ def save(model: Any, path: Path) -> Path:
 
 
 def adapted(model: Any, path: Path) -> None:
-    """The model's adapter beside it, and the two in one."""
+    """Write a random adapter beside the model, and the model with the adapter merged into it."""
     wanted = r".*language_model.*(q|k|v|o|gate|up|down)_proj"
     model.name_or_path = str(path)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=wanted))
@@ -78,7 +78,7 @@ def adapted(model: Any, path: Path) -> None:
 
 
 def least(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Seconds of CPU time of each."""
+    """The least CPU seconds of each call."""
     found = dict.fromkeys(calls, float("inf"))
     for run in range(RUNS + 1):
         for name, call in calls.items():

@@ -1,8 +1,8 @@
-"""What can be seen and heard in this example, what is asked about it, and how it reads in words.
+"""The facts of this example's media, the questions about them, and their description in words.
 
-A medium has facts ({"color": "red", "shape": "circle"}) and says them in words too, for the text LLM, which is trained
-on words alone: "image: circle red red sound: low two soft is the image red and the sound high?". A question is about
-one medium (`open`, `yes/no`) or about two (`both`, `and`, `same`).
+A medium has facts ({"color": "red", "shape": "circle"}). For the text LLM, which is trained on words alone, the facts
+are also written out: "image: circle red red sound: low two soft is the image red and the sound high?". A question is
+about one medium (`open`, `yes/no`) or about two (`both`, `and`, `same`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 MODALITIES = ("image", "audio", "video")
-NAMES = {"image": "image", "audio": "sound", "video": "video"}  # what a user calls them
+NAMES = {"image": "image", "audio": "sound", "video": "video"}  # the words for the modalities in questions
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {"color": COLORS, "shape": ("circle", "rectangle", "triangle")},
@@ -25,16 +25,20 @@ FILLER = "something"
 
 
 class Medium(NamedTuple):
-    """One image, sound or video: its facts, its words by part (a video has one part per frame) and how to make it."""
+    """One image, sound or video.
+
+    parts: its words by part; a video has one part per frame. source: the number of an image, or the parameters from
+    which a sound or a video is synthesised.
+    """
 
     modality: str
     facts: Mapping[str, str]
     parts: Sequence[Sequence[str]]
-    source: Any  # the number of an image; what a sound or video is synthesised from
+    source: Any
 
 
 class Question(NamedTuple):
-    """`media` are in the order in which they are shown; `kind` is one of the five kinds of questions."""
+    """A question. media: in the order in which they are shown; kind: one of the five kinds of questions."""
 
     text: str
     answer: str
@@ -46,7 +50,7 @@ Pools = Mapping[str, Sequence[Medium]]
 
 
 def in_words(medium: Medium, rng: random.Random) -> str:
-    """A medium told: the words of each part in random order, some of them again, as features of media are redundant."""
+    """A medium in words: those of each part in random order, with repetitions and fillers, as features have."""
     told = []
     for part in medium.parts:
         words = [*part, *rng.choices([*part, FILLER], k=rng.randint(0, 3) // len(medium.parts))]
@@ -56,7 +60,7 @@ def in_words(medium: Medium, rng: random.Random) -> str:
 
 
 def about_one(rng: random.Random, medium: Medium, share: float = 0.5) -> Question:
-    """A yes/no question, for that share of questions, or an open one; yes and no as often."""
+    """A question about one medium: yes/no with probability `share`, else open. Yes and no are equally likely."""
     name = NAMES[medium.modality]
     attribute, values = rng.choice(list(ATTRIBUTES[medium.modality].items()))
     true = medium.facts[attribute]
@@ -68,7 +72,10 @@ def about_one(rng: random.Random, medium: Medium, share: float = 0.5) -> Questio
 
 
 def about_two(rng: random.Random, pools: Pools, modalities: Sequence[str]) -> Question:
-    """`both`: two values, 'red high'. `and`: half of the answers yes, else one claim is false. `same`: half yes."""
+    """A question about two media: for two values (`both`), about two claims (`and`), or about one colour (`same`).
+
+    Yes and no are equally likely; in a wrong `and` question one of the two claims is false.
+    """
     kinds = ("both", "and", "same") if set(modalities) == {"image", "video"} else ("both", "and")
     kind = rng.choice(kinds)
     media = tuple(rng.choice(pools[modality]) for modality in modalities)
@@ -99,14 +106,14 @@ def _same(rng: random.Random, pools: Pools, modalities: Sequence[str]) -> Questi
 
 
 def ask(rng: random.Random, pools: Pools, modalities: Sequence[str]) -> Question:
-    """A question about one medium or two, of `modalities`; two are shown and named in random order."""
+    """A question about one medium or two, of these modalities; two media are shown and named in random order."""
     if len(modalities) == 1:
         return about_one(rng, rng.choice(pools[modalities[0]]))
     return about_two(rng, pools, rng.sample(modalities, 2))
 
 
 def with_distractors(rng: random.Random, question: Question, pools: Pools, chance: float) -> Question:
-    """The question with media that it does not ask about, each with a chance."""
+    """The question with further media that it does not ask about, each of them with probability `chance`."""
     media = list(question.media)
     shown = {medium.modality for medium in media}
     media += [rng.choice(pools[m]) for m in MODALITIES if m not in shown and rng.random() < chance]
@@ -115,13 +122,13 @@ def with_distractors(rng: random.Random, question: Question, pools: Pools, chanc
 
 
 def told(question: Question, rng: random.Random) -> str:
-    """The question after its media in words: what a user writes to the text LLM."""
+    """The user's message to the text LLM: the question, after its media in words."""
     media = [f"{NAMES[medium.modality]}: {in_words(medium, rng)}" for medium in question.media]
     return " ".join([*media, question.text])
 
 
 def words() -> list[str]:
-    """Every word that occurs in a question, an answer or a medium in words."""
+    """Every word that occurs in a question, an answer or the description of a medium."""
     sentences = "what is are do have the same of and : ? yes no"
     found = {*sentences.split(), *NAMES.values(), FILLER, *PLACES[0], *PLACES[1]}
     for attributes in ATTRIBUTES.values():

@@ -1,7 +1,8 @@
 """The media of this example, by split: easy-VQA images, synthesised tones, short videos of a moving disc or square.
 
-`pools(split)` has the media with their facts, `payload(medium, split)` makes one: a PIL image, samples (16 000,) at
-16 kHz, frames (4, 32, 32, 3) of uint8. Same medium, same bytes. Nothing is trained on validation or test media.
+`pools(split)` returns the media with their facts. `payload(medium, split)` makes a medium itself: a PIL image, samples
+(16 000,) at 16 kHz, or frames (4, 32, 32, 3) of uint8, always the same for one medium. Nothing is trained on validation
+or test media.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def pools(split: str) -> dict[str, list[Medium]]:
 
 
 def payload(medium: Medium, split: str) -> Any:
-    """The medium itself, as its donor's processor takes it."""
+    """The medium itself, in the form in which its donor's processor takes it."""
     if medium.modality == "image":
         return data.image(split, medium.source)
     return waveform(*medium.source) if medium.modality == "audio" else frames(*medium.source)
@@ -47,7 +48,7 @@ def payload(medium: Medium, split: str) -> Any:
 
 
 def _images(split: str) -> list[Medium]:
-    """The images of whose one shape the package's questions tell both colour and kind."""
+    """The images whose questions in the package reveal both the colour and the kind of their one shape."""
     facts: dict[int, dict[str, str]] = {}
     for row in data.questions(split):
         named = row.text.rstrip("?").split() if row.answer == "yes" and not row.negated else [row.answer]

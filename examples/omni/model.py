@@ -1,4 +1,4 @@
-"""The models of this example: a small Llama that only reads, and three multimodal models of transformers around it.
+"""The models of this example: a small text-only Llama, and three multimodal models of transformers around it.
 
     image   LlavaForConditionalGeneration, with the CLIP tower of the easy-VQA example        16 tokens per image
     audio   Qwen2AudioForConditionalGeneration, with a Llama as its language model            12 tokens per second
@@ -24,7 +24,7 @@ from examples.omni import media
 from examples.omni.facts import NAMES, Question, in_words
 
 EASY_VQA = Path(__file__).resolve().parents[1] / "easy_vqa" / "models" / "base"
-TOKENS = {"image": ("<image>",), "audio": ("<audio>",), "video": ("<image>", "<video>")}  # that each donor adds
+TOKENS = {"image": ("<image>",), "audio": ("<audio>",), "video": ("<image>", "<video>")}  # tokens that each donor adds
 PATCH, HOP, MELS = 16, 320, 32
 ARGUMENT = {"image": "images", "audio": "audio", "video": "videos"}
 
@@ -120,7 +120,7 @@ def _video_config(text: Any, processor: Any, size: Size, ids: dict[str, int]) ->
 
 
 def _take_over(donor: Any, llm: Any) -> None:
-    """The text LLM's weights; the new tokens have the mean of the other rows."""
+    """Copy the text LLM's weights; the rows of new tokens get the mean of the other rows."""
     new = donor.config.text_config.vocab_size - llm.config.vocab_size
     tensors = dict(llm.model.state_dict())
     for target, source in ((donor.model.language_model, tensors), (donor.lm_head, llm.lm_head.state_dict())):

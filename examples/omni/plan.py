@@ -1,4 +1,4 @@
-"""How long and how fast every stage of training goes."""
+"""Steps, batch sizes and learning rates of every stage of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.omni.model import Size
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what comes out, besides the seed. Set by hand in two rounds, not searched."""
+    """All settings that the result depends on, besides the seed. They were set by hand in two rounds."""
 
     llm: tuple[Stage, Stage]
     tower: Stage

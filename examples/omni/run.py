@@ -44,8 +44,8 @@ RECIPE = Path("merge_yamls/omni.yaml")
 EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 CHOICES = ("host", "vision_tower")  # parameters of every method
-# What each merge gets: `merge_method` where that is not its name, and parameters. Strengths are the best of choose.py's
-# grid, whose end is 1.5: more was not tried.
+# The parameters of each merge, and its `merge_method` if that is not the merge's name. Strengths are the best of the grid
+# of choose.py, which ends at 1.5.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
     "task_arithmetic": {"weight": 1.0, "lambda": 0.7},
@@ -63,9 +63,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "optmerge_modality": {"merge_method": "optmerge", "preset": "modality", "scaling": 1.5},
     "optmerge_full": {"merge_method": "optmerge", "preset": "full", "scaling": 1.5},
 }
-# merge_yamls/omni.yaml is this one; chosen on validation questions, before the test of these donors.
+# The merge of merge_yamls/omni.yaml, which was chosen on validation questions before these donors were tested.
 RECIPES_OWN = "optmerge_modality"
-# These are also made of the donors as LoRAs, `<name>_lora` on `<name>_aligned`, with strengths chosen for them.
+# Merges that are also made of the donors as LoRAs, `<name>_lora` on `<name>_aligned`, with strengths of their own.
 WITH_LORA: dict[str, dict[str, float]] = {RECIPES_OWN: {"scaling": 0.7}, "damc": {"lambda": 0.7}}
 AS_LORA = "as LoRA"
 
@@ -86,7 +86,7 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
     if method == "linear":
         del config["base_model"]  # a plain average of the donors
     if config["merge_method"] in MERGEKIT_METHODS:
-        config["dtype"] = "float32"  # computed in
+        config["dtype"] = "float32"  # these methods compute in this dtype
     return config
 
 
@@ -99,7 +99,7 @@ def merge(config: Mapping[str, Any], target: Path) -> Path:
 
 
 def transcript(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What a model said to a few test questions about two modalities."""
+    """A model's replies to a few test questions about two modalities."""
     return [
         f"[{column}] {row.text} {row.answer} -> {sample['filtered_resps'][0]}"
         for column in TWO
@@ -108,7 +108,7 @@ def transcript(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def verdict(results: Mapping[str, Mapping[str, Score]], merged: str) -> list[str]:
-    """One merge, chosen on validation questions, against the best donor and against no merge, on two media."""
+    """How one merge compares with the best donor and with no merge, on questions about two media."""
     lines = []
     for column in TWO:
         cells = {name: percentages(scores)[column] for name, scores in results.items()}

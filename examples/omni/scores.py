@@ -38,7 +38,7 @@ MEANS = {"mean of one": ONE, "mean of two": TWO}
 
 @lru_cache
 def questions(split: str, count: int) -> dict[str, list[Question]]:
-    """`count` questions for each column, the same for everyone."""
+    """`count` questions for each column, the same for every model."""
     made = {}
     for column, modalities in COLUMNS.items():
         rng = random.Random(f"questions {split} {column}")
@@ -85,9 +85,9 @@ def load_llm(path: Path | str) -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def score_llm(model: Any, tokenizer: Any, split: str, count: int, words: bool = False) -> dict[str, Score]:
-    """The text LLM's score: every word of an answer is the most likely one after those before it.
+    """The text LLM's score. An answer is right if each of its words is the most likely one after the words before it.
 
-    It gets the question alone, or with `words` after its media in words.
+    words: the media of a question are described in words before it; otherwise the LLM gets the question alone.
     """
     result = {}
     for column, rows in questions(split, count).items():

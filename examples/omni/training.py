@@ -1,4 +1,4 @@
-"""Training loops of this example: the text LLM on words, towers on labels, donors on questions about one medium."""
+"""The training of this example: the text LLM on words, towers on labels, donors on questions about one medium."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ from examples.omni.model import ARGUMENT, prompt
 
 
 def train_llm(llm: Any, tokenizer: Any, stages: Sequence[Stage], seed: int) -> None:
-    """Questions about one medium that is told in words; then about one or two, at times with a third there as well.
+    """Train on questions about media in words: first about one medium, then about one or two, at times beside a third.
 
-    Answering yes or no takes longest to learn by far, and is learned from single media: most of the first stage's.
+    Yes and no take by far the longest to learn, and are learned from single media, so most questions of the first stage
+    are yes/no questions.
     """
     rng, media = random.Random(f"{seed} llm"), pools("train")
 
@@ -56,7 +57,7 @@ def train_llm(llm: Any, tokenizer: Any, stages: Sequence[Stage], seed: int) -> N
 def answer_loss(
     model: Any, tokenizer: Any, prompts: Sequence[str], rows: Sequence[Question], embed: Any = None
 ) -> torch.Tensor:
-    """Cross entropy of the answers and the end token. `embed` makes embeddings of ids, by default the model."""
+    """Cross entropy of the answers and the end token. embed: turns token ids into embeddings; default: the model."""
     texts = [f"{text}{row.answer}</s>" for text, row in zip(prompts, rows, strict=True)]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -73,7 +74,7 @@ def answer_loss(
 
 
 def inputs_of(media: Sequence[Medium], processor: Any, split: str) -> torch.Tensor:
-    """What the donor's tower gets for each medium, by the donor's processor."""
+    """The inputs of the donor's tower for each medium, from the donor's processor."""
     made = [payload(medium, split) for medium in media]
     modality = media[0].modality
     if modality == "audio":
@@ -89,7 +90,7 @@ def _call(modality: str, made: list[Any]) -> dict[str, Any]:
 
 
 def see(donor: Any, modality: str, inputs: torch.Tensor) -> torch.Tensor:
-    """What the donor's projector gets: (batch, tokens, width)."""
+    """The inputs of the donor's projector: (batch, tokens, width)."""
     inner = donor.model
     if modality == "image":
         return inner.vision_tower(pixel_values=inputs).last_hidden_state[:, 1:]
@@ -100,7 +101,7 @@ def see(donor: Any, modality: str, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def labels_of(medium: Medium) -> list[int]:
-    """Of a sound its three facts; of a video the colour, and the thirds in which each frame has the shape."""
+    """The labels of a sound are its three facts; those of a video its colour, and the shape's third in each frame."""
     names = [name for name in ATTRIBUTES[medium.modality] if name != "direction"]
     found = [ATTRIBUTES[medium.modality][name].index(medium.facts[name]) for name in names]
     if medium.modality == "video":
@@ -109,12 +110,12 @@ def labels_of(medium: Medium) -> list[int]:
 
 
 def train_tower(donor: Any, modality: str, inputs: torch.Tensor, stage: Stage, seed: int) -> None:
-    """The tower names what is in a sound or a frame through a linear head, later thrown away."""
+    """Train the tower to name the facts of a sound or a frame, through a linear head that is thrown away later."""
     media = pools("train")[modality]
     labels = torch.tensor([labels_of(medium) for medium in media])
     sizes = [int(column.max()) + 1 for column in labels.T]
     tower = donor.model.audio_tower if modality == "audio" else donor.model.video_tower
-    heads = sizes if modality == "audio" else [sizes[0], 3, 3]  # of all, or of each frame
+    heads = sizes if modality == "audio" else [sizes[0], 3, 3]  # a sound as a whole, or each frame
     head = torch.nn.Linear(tower.config.hidden_size, sum(heads))
     generator = torch.Generator().manual_seed(seed)
 
@@ -141,14 +142,15 @@ def train_tower(donor: Any, modality: str, inputs: torch.Tensor, stage: Stage, s
 
 @torch.no_grad()
 def features(donor: Any, modality: str, inputs: torch.Tensor) -> torch.Tensor:
-    """What the frozen tower makes of each medium: computed once, since it no longer changes."""
+    """The frozen tower's features of each medium, computed once as the tower no longer changes."""
     return torch.cat([see(donor, modality, part) for part in inputs.split(250)])
 
 
 def train_donor(donor: Any, processor: Any, modality: str, seen: torch.Tensor, stage: Stage, seed: str) -> None:
-    """Whatever of projector and language model requires gradients learns to answer questions about its one modality.
+    """Train the parameters that require gradients to answer questions about the donor's one modality.
 
-    Half of them are about another thing too, which is told in words: the donor never meets another modality.
+    Half of the questions are also about a second medium, which is described in words: the donor never gets the media of
+    another modality.
     """
     rng, media = random.Random(seed), pools("train")
     place = {id(medium): index for index, medium in enumerate(media[modality])}

@@ -1,4 +1,4 @@
-"""What `mergekit-mm doctor` finds out: versions, the start-up hook's files, what a fresh interpreter makes of them."""
+"""The findings of `mergekit-mm doctor`: versions, the start-up hook's files, its effect in a fresh interpreter."""
 
 import importlib
 import importlib.metadata
@@ -110,7 +110,7 @@ def _fresh_interpreter() -> Iterator[Finding]:
 
 
 def _report() -> None:
-    """In a fresh interpreter: import the hosts and print what the hook made of it."""
+    """Import the hosts, in a fresh interpreter, and print as JSON whether the hook is active and what it registered."""
     active = _autoload.finder in sys.meta_path
     for host in _autoload.HOOKS:
         importlib.import_module(host)

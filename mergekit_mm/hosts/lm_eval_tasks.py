@@ -43,10 +43,10 @@ def _init_with_our_tasks(original: Any, *arguments: Any, **options: Any) -> None
 
 
 def _load_prepared(original: Any, *arguments: Any, **options: Any) -> Any:
-    from mergekit_mm.evaluation.tasks import missing, sources  # local: most users of lm-eval never need them
+    from mergekit_mm.evaluation.tasks import prepared_tasks, sources  # local: most users of lm-eval never need them
 
     with sources.gathered():
         found = original(*arguments, **options)
     for task in found["tasks"].values():
-        missing.prepare(task)
+        prepared_tasks.prepare(task)
     return found

@@ -1,7 +1,7 @@
-"""What the start-up hook does once mergekit has been imported: register the methods, install the `run_merge` seam.
+"""mergekit learns of our merge methods, by its public registry, and of our `run_merge`; both only in versions we know.
 
-Both functions may be called any number of times, in any order, by the hook or by `import mergekit_mm.register`.
-They raise when something is wrong; the hook turns that into one warning.
+`register_methods` and `install_run_merge` may be called any number of times and in any order, by the start-up hook or
+by `import mergekit_mm.register`. They raise when something is wrong; the hook turns the error into one warning.
 """
 
 import functools
@@ -10,15 +10,14 @@ import warnings
 
 from packaging.specifiers import SpecifierSet
 
-METHODS_GROUP = "mergekit_mm.methods"  # of entry points: name = "module:function", made by `task_vector_method`
+METHODS_GROUP = "mergekit_mm.methods"  # the group of entry points by which other distributions bring methods
 SUPPORTED_MERGEKIT = SpecifierSet(">=0.1.5,<0.2")  # as in pyproject.toml
 
 
 def check_mergekit_version() -> None:
-    """Raise RuntimeError outside `SUPPORTED_MERGEKIT`.
+    """RuntimeError: the installed mergekit is outside `SUPPORTED_MERGEKIT`, and so nothing must be installed into it.
 
-    Half a plugin would be worse than none: with the methods but without the plan for multimodal models, a merge would
-    exit 0 and write a damaged model. So outside the range nothing is installed at all.
+    With the methods but without the plan for multimodal models, a merge would exit with 0 and write a damaged model.
     """
     found = importlib.metadata.version("mergekit")
     if not SUPPORTED_MERGEKIT.contains(found, prereleases=True):
@@ -26,7 +25,10 @@ def check_mergekit_version() -> None:
 
 
 def register_methods() -> None:
-    """Put every method of the catalogue into mergekit's registry; a name that the host has taken stays the host's."""
+    """Put every method of the catalogue into mergekit's registry (mergekit 0.1.5 up to 0.2).
+
+    A name that is taken stays with the method that has it, with a warning.
+    """
     check_mergekit_version()
     import mergekit.merge_methods as host
 
@@ -48,7 +50,7 @@ def register_methods() -> None:
 
 @functools.cache
 def _add_installed() -> None:
-    """Add the methods that other distributions bring; one that cannot be had is a warning, and the others go on."""
+    """Add the methods that other distributions bring; a method that cannot be loaded is left out with a warning."""
     from mergekit_mm.methods import add
 
     for point in importlib.metadata.entry_points(group=METHODS_GROUP):
@@ -61,7 +63,7 @@ def _add_installed() -> None:
 
 
 def install_run_merge() -> None:
-    """Route mergekit's `run_merge` through the plugin, which plans multimodal models and leaves text-only ones be."""
+    """Route mergekit's `run_merge` through this package, see `hosts.run_merge`."""
     check_mergekit_version()
     from mergekit_mm.hosts import run_merge
 

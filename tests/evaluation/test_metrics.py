@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from mergekit_mm.evaluation.tasks import boxes, metrics
 from mergekit_mm.evaluation.tasks.mathematics import mathvista_strict
 from mergekit_mm.evaluation.tasks.options import read_option, strict_option
-from mergekit_mm.evaluation.tasks.reading import last_number, tail
+from mergekit_mm.evaluation.tasks.quantities import plain, quantities
 from mergekit_mm.evaluation.tasks.scoring import CategoryScore, mean_of_categories, mean_of_categories_stderr
 from mergekit_mm.evaluation.tasks.short_answers import normalise
+from mergekit_mm.evaluation.tasks.statements import stated_answer
 
 SIZE = {"image_width": 200, "image_height": 100}
 OPTIONS = ["5 cm", "7 cm", "red", "dark red"]
@@ -268,7 +269,7 @@ def test_a_reference_that_is_no_option_is_an_error() -> None:
     ],
 )
 def test_the_part_that_states_the_answer(reply: str, expected: str) -> None:
-    assert tail(reply) == expected
+    assert stated_answer(reply) == expected
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,8 @@ def test_the_part_that_states_the_answer(reply: str, expected: str) -> None:
     ],
 )
 def test_the_last_number(text: str, expected: float | None) -> None:
-    assert last_number(text) == expected
+    values = [each.value for each in quantities(plain(text))]
+    assert (values[-1] if values else None) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from test_metrics import PIECES
 from mergekit_mm.evaluation.tasks import metrics, scoring
 from mergekit_mm.evaluation.tasks.mathematics import is_bare
 from mergekit_mm.evaluation.tasks.options import read_option
-from mergekit_mm.evaluation.tasks.reading import stated_list, stated_number
 from mergekit_mm.evaluation.tasks.replies import answer_part, has_thoughts
+from mergekit_mm.evaluation.tasks.stated_answers import stated_list, stated_number
 
 # ------------------------------------------------------------------------------------ thoughts and invented questions
 

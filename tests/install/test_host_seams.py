@@ -95,7 +95,7 @@ def test_a_task_manager_has_the_parameters_that_are_read(folder: Path) -> None:
 
 
 def test_a_loaded_task_has_the_parts_that_are_replaced(folder: Path) -> None:
-    """`evaluation.tasks.missing.prepare` wraps two methods, and reads the metadata and the instances."""
+    """`evaluation.tasks.prepared_tasks.prepare` wraps two methods, and reads the metadata and the instances."""
     loaded = TaskManager(include_path=str(folder), include_defaults=False).load(["one"])
     task = loaded["tasks"]["one"]
     assert isinstance(task, Task)

@@ -88,6 +88,8 @@ def test_wheel_carries_two_plain_lines_at_its_root(wheel: Path) -> None:
         top = {name.partition("/")[0] for name in archive.namelist()}
         lines = {name: archive.read(name).decode() for name in ("mergekit_mm.pth", "mergekit_mm.start")}
         assert "mergekit_mm/py.typed" in archive.namelist()
+        assert "mergekit_mm/eval_tasks/mllm.yaml" in archive.namelist()
+        assert not [name for name in archive.namelist() if "demo" in name]
     info = f"mergekit_mm-{mergekit_mm.__version__}.dist-info"
     assert top == {"mergekit_mm", "mergekit_mm.pth", "mergekit_mm.start", info}
     assert lines == {

@@ -1,14 +1,14 @@
-"""The forms in which models write a box, and what each form tells of its unit and of the order of its numbers.
+"""The forms in which models write a box, and what each form says about the unit and the order of its numbers.
 
-| form | family | |
+| form | family | unit and order |
 |---|---|---|
-| `<loc0205><loc0102><loc0819><loc0512>` | PaliGemma | 1024ths of the picture, y first |
-| `<loc_100><loc_200><loc_500><loc_800>` | Florence-2 | 1000 bins, their middles |
+| `<loc0205><loc0102><loc0819><loc0512>` | PaliGemma | 1024ths of the image, y first |
+| `<loc_100><loc_200><loc_500><loc_800>` | Florence-2 | the middles of 1000 bins |
 | `<patch_index_0044><patch_index_0863>` | Kosmos-2 | cells of a grid of 32 x 32 |
 | `{<10><20><50><80>}` | MiniGPT-v2 | percent |
 | `"box_2d": [200, 100, 800, 500]` | Gemini, Gemma | per mille, y first |
-| `{"x1": 100, "y1": 200, ...}`, xmin, left, x y width height | any | |
-| `[100, 200, 500, 800]`, `"bbox_2d": [...]`, nested, in parentheses, as two points, bare | any | |
+| `{"x1": 100, "y1": 200, ...}`, xmin, left, x y width height | any | not said |
+| `[100, 200, 500, 800]`, `"bbox_2d": [...]`, nested, in parentheses, as two points, bare | any | not said |
 | `[64px, 96px, 320px, 384px]`, `(64, 96, 320, 384) pixels` | any | pixels |
 """
 
@@ -20,30 +20,37 @@ Box = tuple[float, float, float, float]
 
 
 class WrittenBox(NamedTuple):
-    """Four numbers as a reply has them, left, top, right, bottom if `is_x_first`, else top, left, bottom, right."""
+    """The four numbers of a box as they stand in a reply.
+
+    unit: `unit`, `percent`, `per_mille` or `pixel`; None if the form does not say. is_x_first: True for the order left,
+    top, right, bottom, False for top, left, bottom, right; None if the form does not say.
+    """
 
     numbers: Box
-    unit: str | None = None  # None: the form does not tell
-    is_x_first: bool | None = None  # None: the form does not tell, and x is first but for some families
+    unit: str | None = None
+    is_x_first: bool | None = None
 
 
-_CELLS = 32  # cells of Kosmos-2's grid on each side
+_CELLS = 32  # cells on each side of Kosmos-2's grid
 _PATCHES = re.compile(r"<patch_index_(\d{1,4})>\s*<patch_index_(\d{1,4})>")
+# Location tokens: pattern, position within a bin, number of bins, whether x comes first.
 _TOKENS = (
     (re.compile(r"\s*".join([r"<loc(\d{4})>"] * 4)), 0, 1024, False),
     (re.compile(r"\s*".join([r"<(?:loc|bin)_(\d{1,4})>"] * 4)), 0.5, 1000, True),
     (re.compile(r"\{\s*" + r"\s*".join([r"<(\d{1,3})>"] * 4) + r"\s*\}"), 0, 100, True),
 )
+# A number, an item of a list (with its unit or in quotes), two and four of them.
 _N = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]-?\d{1,2})?"
 _ITEM = rf"[\"']?({_N})\s?(?:%|px|pixels?)?[\"']?"
 _NEXT = r"(?:\s*[,;]\s*|\s+)"
 _PAIR = _ITEM + _NEXT + _ITEM
 _FOUR = _PAIR + _NEXT + _PAIR
-_WITHIN = r"(?:[\s,;]*|[^\d()\[\].\n]{0,40})"  # one sentence
+# The text between two points in parentheses: within one sentence, or across sentences.
+_WITHIN = r"(?:[\s,;]*|[^\d()\[\].\n]{0,40})"
 _BETWEEN = r"(?:[\s,;]*|[^\d()\[\]]{0,40})"
 _PIXEL_UNIT = re.compile(r"\d\s?(?:px|pixel)", re.IGNORECASE)
 _PIXELS = re.compile(r"\s*(?:in\s+|\()?(?:px|pixels?)\b", re.IGNORECASE)
-# Tried in this order, which is that of the peers for the first ones.
+# Patterns of four numbers, tried in this order: brackets and parentheses first, as other evaluators do.
 _LISTS = (
     re.compile(rf"\[\s*{_FOUR}\s*,?\s*\]"),
     re.compile(rf"\(\s*{_FOUR}\s*\)"),
@@ -62,13 +69,13 @@ _PLAIN_SIGNS = str.maketrans("\u2212\uff0c\uff08\uff09\uff3b\uff3d\uff1b", "-,()
 
 
 def read_box(reply: str) -> WrittenBox | None:
-    """The first box in `reply`; None without one."""
+    """The first box in `reply`: of tokens, else of keys, else of a list; None without a box."""
     text = reply.translate(_PLAIN_SIGNS)
-    found = _of_tokens(text) or _of_keys(text) or _of_lists(text)
+    found = _from_tokens(text) or _from_keys(text) or _from_lists(text)
     return found if found and math.isfinite(sum(found.numbers)) else None
 
 
-def _of_tokens(text: str) -> WrittenBox | None:
+def _from_tokens(text: str) -> WrittenBox | None:
     for form, shift, steps, is_x_first in _TOKENS:
         if match := form.search(text):
             a, b, c, d = ((int(each) + shift) / steps for each in match.groups())
@@ -76,7 +83,8 @@ def _of_tokens(text: str) -> WrittenBox | None:
     if match := _PATCHES.search(text):
         first, last = int(match[1]), int(match[2])
         (top, left), (bottom, right) = divmod(first, _CELLS), divmod(last, _CELLS)
-        # A box goes from the middle of one cell to the middle of the other; cells in one row or column count whole.
+        # A box goes from the middle of one cell to the middle of the other, or from edge to edge if both cells lie in
+        # one row or column.
         start, end = (0.0, 1.0) if top == bottom or left == right else (0.5, 0.5)
         corners = (left + start, top + start, right + end, bottom + end)
         a, b, c, d = (each / _CELLS for each in corners)
@@ -84,7 +92,7 @@ def _of_tokens(text: str) -> WrittenBox | None:
     return None
 
 
-def _of_keys(text: str) -> WrittenBox | None:
+def _from_keys(text: str) -> WrittenBox | None:
     if match := _BOX_2D.search(text):
         a, b, c, d = (float(each) for each in match.groups())
         return WrittenBox((a, b, c, d), None if max(a, b, c, d) <= 1 else "per_mille", False)
@@ -105,7 +113,7 @@ def _of_keys(text: str) -> WrittenBox | None:
     return None
 
 
-def _of_lists(text: str) -> WrittenBox | None:
+def _from_lists(text: str) -> WrittenBox | None:
     for form in _LISTS:
         if match := form.search(text):
             a, b, c, d = (float(each) for each in match.groups())

@@ -1,4 +1,4 @@
-"""Boxes in replies: what they are in pixels, and their IoU with the box of the data."""
+"""Boxes in replies: their corners in pixels, and their intersection over union with the box of the data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from mergekit_mm.evaluation.tasks.replies import answer_part
 
 BOX_UNITS = ("auto", "unit", "per_mille", "pixel", "resized")
 _PARTS = {"unit": 1.0, "percent": 100.0, "per_mille": 1000.0}
-# A box that touches the edge of the picture may be written a hair outside of it.
-_HAIR = 0.05
-# Families by `model_type` that write pixels of the picture as their processor resized it, and that write y first.
+_TOLERANCE = 0.05  # parts of the image by which a box at its edge may be written outside of it
+# The `model_type`s of families that write pixels of the image as their processor resized it, and of those that write y
+# first.
 _RESIZED = {"qwen2_5_vl", "qwen2_5_omni", "qwen2_5_omni_thinker"}
 _Y_FIRST = {"gemma4", "gemma4_unified"}
 
@@ -29,24 +29,25 @@ def to_pixels(
     shown: Sequence[float] | None = None,
     family: str | None = None,
 ) -> Box:
-    """A box as written, in pixels of a picture of `image_width` x `image_height`, corners (left, top, right, bottom).
+    """The corners (left, top, right, bottom) of a box, in pixels of an image of `image_width` x `image_height`.
 
-    `shown` is (width, height) of that picture as the model saw it, after its processor resized it, and `family` the
-    model's `model_type`; both are None where a model does not tell. `box_unit`:
+    shown: width and height of the image as the model saw it, after its processor resized it. family: the model's
+    `model_type`. Both are None if the model does not report them. box_unit says what the numbers of the box are:
 
-    `unit`, `per_mille`: parts of the picture. `pixel`: pixels of the picture as the data set has it,
-    upright. `resized`: pixels of the picture as the model saw it; as the data set has it, where that is not known.
-    `auto`: what the form tells (`box_forms`); else parts of 1 if no number lies outside [0, 1] by more than a hair;
-    else `resized` for families that write so; else per mille (the paper's rule).
+    - `unit`, `per_mille`: parts of the image's width and height;
+    - `pixel`: pixels of the data set's image, upright;
+    - `resized`: pixels of the image as the model saw it, or of the data set's image if `shown` is None;
+    - `auto`: what the form says (`box_forms`); else parts of 1 if all numbers lie within [0, 1] or 0.05 outside of it;
+      else `resized` for the families that write so; else per mille, which is the paper's rule.
 
-    ValueError: unknown unit.
+    ValueError: there is no such unit.
     """
     check_unit(box_unit)
     first, second, third, fourth = written.numbers
     is_x_first = written.is_x_first if written.is_x_first is not None else family not in _Y_FIRST
     left, top, right, bottom = (first, second, third, fourth) if is_x_first else (second, first, fourth, third)
     if box_unit == "auto":
-        is_unit = all(-_HAIR <= each <= 1 + _HAIR for each in written.numbers)
+        is_unit = all(-_TOLERANCE <= each <= 1 + _TOLERANCE for each in written.numbers)
         by_numbers = "unit" if is_unit else "resized" if family in _RESIZED and shown else "per_mille"
         box_unit = written.unit or by_numbers
         box_unit = "resized" if box_unit == "pixel" and family in _RESIZED else box_unit
@@ -58,7 +59,7 @@ def to_pixels(
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes in corner form; 0 for a reversed box or an empty union. float64."""
+    """Intersection over union of two boxes given by their corners; 0 for a reversed box or an empty union."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     if width <= 0 or height <= 0:
@@ -79,9 +80,9 @@ def box_iou(
     family: str | None = None,
     **_: object,
 ) -> float:
-    """IoU of the box in the reply with `reference` (pixels, corner form); 0 if there is no box in it.
+    """Intersection over union of the first box in the reply with `reference`, the corners of a box in pixels.
 
-    The other fields are those of `to_pixels`.
+    It is 0 if the reply has no box. The other fields are those of `to_pixels`.
     """
     box = read_box(answer_part(prediction)) if isinstance(prediction, str) else None
     if box is None:
@@ -90,7 +91,7 @@ def box_iou(
 
 
 def box_iou_score(prediction: str, reference: Sequence[float], **fields: Any) -> float:
-    """1 if the box in the reply overlaps `reference` with an IoU of at least 0.5, else 0; fields as for `box_iou`."""
+    """1 if `box_iou` is at least 0.5, else 0; arguments as for `box_iou`."""
     return float(box_iou(prediction, reference, **fields) >= 0.5)
 
 

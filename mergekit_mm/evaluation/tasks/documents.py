@@ -1,9 +1,9 @@
-"""The image tasks' documents: one function per data set, called by lm-eval as `custom_dataset`.
+"""The documents of the image tasks: one function per data set, which lm-eval calls as `custom_dataset`.
 
-Each takes the keys of the YAML's `dataset_kwargs` (`source`, `split`, `config`) and, from the metadata, `prompt_style`,
-`box_unit`, `judge` and `sources`; other metadata is ignored. Each returns `{"test": documents}`; a document has
-`prompt`, `answer` (a text), `image` and what the metric needs. No picture is decoded, and none is copied: questions
-about one picture share its bytes.
+A function takes the keys of the YAML's `dataset_kwargs` (`source`, `split`, `config`) and, from the metadata,
+`prompt_style`, `box_unit`, `judge` and `sources`; other metadata is ignored. It returns `{"test": documents}`; a
+document has `prompt`, `answer` (a text), `image` and the fields that its metric needs. Images are not decoded, and
+questions about one image share its bytes.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from mergekit_mm.evaluation.tasks.sources import loader, read_table, refuse_miss
 
 Rows = list[dict[str, Any]]
 Documents = dict[str, datasets.Dataset]
-_MARK = "<image>"  # the placeholder that the prompts begin with
+_MARK = "<image>"  # the placeholder at the beginning of every prompt
 _GEOMETRY_SUBJECTS = ("metric geometry - angle", "metric geometry - area", "metric geometry - length", "solid geometry")
 
 
@@ -36,8 +36,11 @@ def _rows(table: datasets.Dataset, *columns: str) -> Rows:
 
 
 def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") -> Documents:
-    """`rows` as documents. Whenever one is read it gets the picture in `column` of the row of `table` whose number is
-    its `picture`; by default, of the row in the same place. A word of the data such as <video> is no mark."""
+    """`rows` as documents, each of which gets its `image` whenever it is read.
+
+    The image is in `column` of the row of `table` whose number the document has as `picture`, by default the row in the
+    same place. A word such as <video> in the data is marked as a word, so that it is no placeholder.
+    """
     pictures = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     numbered = [{**row, "picture": row.get("picture", at)} for at, row in enumerate(rows)]
     for row in numbered:
@@ -48,7 +51,7 @@ def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") ->
 
 
 class _Pictures:
-    """Adds `image` to a batch of documents. Few pictures are kept: questions about one picture are neighbours."""
+    """Adds `image` to a batch of documents; the last 512 images are kept, as several questions share an image."""
 
     def __init__(self, pictures: datasets.Dataset, column: str) -> None:
         self.fetch: Callable[[int], Any] = lru_cache(maxsize=512)(lambda at: pictures[at][column])
@@ -59,7 +62,7 @@ class _Pictures:
 
 @loader
 def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
-    """VizWiz and TextVQA: ten answers to a question."""
+    """VizWiz and TextVQA: each question has ten answers, and the most frequent one is the `answer`."""
     table = _table(given)
     rows: Rows = []
     for row in _rows(table, "question", "answers"):
@@ -71,7 +74,7 @@ def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
 
 @loader
 def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> Documents:
-    """GQA: the questions of one config, with the pictures of another."""
+    """GQA: the questions of one config of the data set, with the images of another."""
     table, pictures = _table(given), _table({**given, "config": images_config})
     place = {name: at for at, name in enumerate(pictures["id"])}
     rows = _rows(table, "question", "answer", "imageId")
@@ -87,7 +90,7 @@ def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> D
 
 @loader
 def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
-    """ChartQA: `type` tells questions by people from generated ones."""
+    """ChartQA: `type` distinguishes questions written by people (`human_test`) from generated ones."""
     table = _table(given)
     rows = _rows(table, "type", "question", "answer")
     return with_pictures(
@@ -97,7 +100,7 @@ def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
 
 @loader
 def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
-    """OCR-VQA: one question a row (VLMEvalKit's TSV), or lists of questions and answers about each picture."""
+    """OCR-VQA: one question per row (VLMEvalKit's TSV), or lists of questions and answers per image."""
     table = _table(given)
     if "questions" not in table.column_names:
         asked = [(at, row["question"], row["answer"]) for at, row in enumerate(_rows(table, "question", "answer"))]
@@ -118,7 +121,7 @@ def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
 def mathvista(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
-    """MathVista: the prompt is the data's `query`. `geometry` keeps the paper's three categories, which overlap."""
+    """MathVista: the prompt is the data's `query`. geometry: only the paper's three categories, which overlap."""
     check_judge(judge)
     table = _table(given)
     columns = ("pid", "query", "choices", "answer", "question_type", "answer_type", "precision", "metadata")
@@ -144,7 +147,7 @@ def _mathvista_categories(metadata: Mapping[str, Any]) -> list[str]:
 def mathvision(
     *, geometry: bool = False, prompt_style: str = "default", judge: Mapping[str, str] | None = None, **given: Any
 ) -> Documents:
-    """MATH-Vision: question and options. `geometry` keeps the paper's four subjects."""
+    """MATH-Vision: the prompt has question and options. geometry: only the paper's four subjects."""
     check_judge(judge)
     table = _table(given)
     rows: Rows = []
@@ -159,7 +162,7 @@ def mathvision(
 
 @loader
 def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: Any) -> Documents:
-    """RefCOCO family: one document per expression; `bbox` [x, y, width, height] becomes corners."""
+    """The RefCOCO family: one document per expression; `bbox` (x, y, width, height) becomes corners in `box`."""
     check_unit(box_unit)
     table = _table(given)
     rows: Rows = []

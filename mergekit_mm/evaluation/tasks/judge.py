@@ -1,7 +1,8 @@
-"""A language model that finds the answer in a reply that is more than that. Off unless the run's metadata name it.
+"""A language model that extracts the answer from a reply with more words than the answer.
 
-`--metadata '{"judge": {"url": "http://localhost:8000/v1", "model": "gpt-4o-mini"}}'`, which lm-eval also writes into
-its result file; a key comes from `OPENAI_API_KEY`. It only extracts: the rules decide whether an answer is right.
+It is used only if the run names it, by `--metadata '{"judge": {"url": "http://localhost:8000/v1", "model": "..."}}'`,
+which lm-eval also writes into its result file. `OPENAI_API_KEY` in the environment is sent as the key. The judge only
+extracts; the rules decide whether an answer is right.
 """
 
 import json
@@ -42,7 +43,7 @@ def extract(question: str, reply: str, judge: Mapping[str, str]) -> str:
         try:
             with urlopen(request, timeout=60) as response:
                 return str(json.load(response)["choices"][0]["message"]["content"] or "").strip()
-        except (OSError, ValueError, LookupError, TypeError) as error:  # a run of hours must not die of one reply
+        except (OSError, ValueError, LookupError, TypeError) as error:  # one reply must not end a run of hours
             if not left:
                 logging.getLogger(__name__).warning("the judge at %s did not answer: %s", judge["url"], error)
     return ""

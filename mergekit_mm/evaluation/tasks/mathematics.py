@@ -1,8 +1,8 @@
 r"""MathVista and MATH-Vision by rules, without a judge.
 
-Expressions are compared by math-verify where it is installed (`pip install math-verify`). Without it, and
-outside the main thread, where its time limit does not work, only texts, numbers and simple fractions are compared: then
-`\sqrt{16}` does not equal 4.
+Expressions are compared by math-verify if it is installed (`pip install math-verify`). Without it, and outside the main
+thread, where its time limit does not work, only texts, numbers and simple fractions are compared: then `\sqrt{16}` does
+not equal 4.
 """
 
 import math
@@ -14,11 +14,12 @@ from typing import Any
 
 from mergekit_mm.evaluation.tasks.options import is_bare_option, option_letter, read_option, strict_option
 from mergekit_mm.evaluation.tasks.quantities import Quantity, joined, plain, quantities
-from mergekit_mm.evaluation.tasks.reading import last_list, stated_list, stated_number, tail
 from mergekit_mm.evaluation.tasks.replies import answer_part
-from mergekit_mm.evaluation.tasks.statements import sentences, statements, without_emphasis, without_reason
+from mergekit_mm.evaluation.tasks.sentences import sentences, without_reason
+from mergekit_mm.evaluation.tasks.stated_answers import last_list, stated_list, stated_number
+from mergekit_mm.evaluation.tasks.statements import stated_answer, statements, without_emphasis
 
-_LONGEST_EXPRESSION = 400  # characters; what is longer is prose, and slow to parse
+_LONGEST_EXPRESSION = 400  # characters; a longer text is prose, and slow to parse
 _LATEX_NOISE = re.compile(r"\\[()\[\]]|\\left|\\right|\\[,;!: ]|\\(?:text|mathrm|mathbf)\b|\^\{?\\circ\}?|[$°{}\s]")
 _OPERATOR = re.compile(r"[\\^*/+%!√π<>≤≥≠±]")  # an operator beside a single number makes it a formula, not an answer
 _ASIDE = re.compile(r"\s\([^()]*\)")
@@ -29,7 +30,7 @@ _INTRODUCTION = re.compile(
     r"|the\b|an?\b|on\b|in\b)?\s*(?:(?:the|an?|on|in)\s+)*",
     re.IGNORECASE,
 )
-_MARKED = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)  # as LaTeX
+_LATEX = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _FRACTION = re.compile(r"-?\d+/\d+|-?\\[dt]?frac\{[^{}]+\}\{[^{}]+\}")
 
 
@@ -44,12 +45,13 @@ def mathvista_score(
     precision: float | None = None,
     **_: object,
 ) -> float:
-    """1 if the answer read from the reply is the reference (MathVista).
+    """1 if the answer read from the reply equals the reference (MathVista), else 0.
 
-    Multiple choice (`question_type="multi_choice"`, or `choices` given): the option named, against `answer_option` or
-    the option whose text is `reference`. Otherwise by `answer_type`: `integer` as numbers, `float` rounded to
-    `precision` digits, `list` element by element, `text` without regard to case and punctuation. A number with a
-    percent sign or a "million" is right with and without it: "5%" is 5 and 0.05, as the question may ask for either.
+    In a multiple choice (`question_type="multi_choice"`, or `choices` given) the option that the reply names must be
+    `answer_option`, or the option whose text is `reference`. Otherwise `answer_type` decides: `integer` compares
+    numbers, `float` numbers rounded to `precision` digits, `list` element by element, `text` without regard to case and
+    punctuation. A number with a percent sign or a "million" counts with and without it: "5%" is 5 and 0.05, as the
+    question may ask for either.
     """
     read = mathvista_answer(prediction, choices=choices, question_type=question_type, answer_type=answer_type)
     if read is None:
@@ -73,7 +75,7 @@ def mathvista_answer(
     answer_type: str = "text",
     **_: object,
 ) -> Any:
-    """What was read from the reply: an option's letter, a `Quantity`, a list of texts, or a text; None for nothing."""
+    """The answer in the reply: an option's letter, a `Quantity`, a list of texts, or a text; None if there is none."""
     if not isinstance(prediction, str):
         return None
     if _is_choice(question_type, choices):
@@ -82,7 +84,7 @@ def mathvista_answer(
         return stated_list(prediction)
     if answer_type in ("integer", "float"):
         return stated_number(prediction)
-    return tail(prediction) or None
+    return stated_answer(prediction) or None
 
 
 def mathvista_strict(
@@ -95,7 +97,7 @@ def mathvista_strict(
     answer_option: str | None = None,
     **_: object,
 ) -> float:
-    """VLMEvalKit's score when no judge answers; a correct 0 counts as unread there, and so it does here."""
+    """VLMEvalKit's score when no judge answers. As there, a correct answer of 0 counts as unread, and is wrong."""
     if not isinstance(prediction, str):
         return 0.0
     if _is_choice(question_type, choices):
@@ -117,7 +119,7 @@ def _is_choice(question_type: str, choices: Sequence[str] | None) -> bool:
 def is_bare(
     prediction: str, *, choices: Sequence[str] | None = None, question_type: str = "free_form", **_: object
 ) -> bool:
-    """Whether the reply is nothing but an option's letter or text, or a number: what needs no reading."""
+    """Whether the reply is nothing but an option's letter or text, or a number. A judge sees the others."""
     if _is_choice(question_type, choices):
         return is_bare_option(prediction, choices or ())
     text = plain(without_emphasis(answer_part(prediction))).strip()
@@ -137,7 +139,11 @@ def _same_element(left: str, right: str) -> bool:
 
 
 def _narrowed(statement: str) -> list[str]:
-    """`statement`, its first line, its first sentence, and that without a reason, and what it says something to be."""
+    """Shorter and shorter readings of `statement`.
+
+    They are the statement, its first line, the first sentence, the sentence without its reason, that without its
+    introduction ("it is a"), and the part behind its last "is" or "equals".
+    """
     line = statement.strip().partition("\n")[0]
     sentence = next(iter(sentences(line)), line)
     short = without_reason(sentence)
@@ -151,21 +157,22 @@ def _words(text: str) -> str:
 
 
 def mathvision_score(prediction: str, reference: str, *, choices: Sequence[str] | None = None, **_: object) -> float:
-    """1 if the reply names the right option, or states something equal to the reference (MATH-Vision).
+    """1 if the reply names the right option, or states something equal to the reference (MATH-Vision), else 0.
 
-    With `choices`, `reference` is a letter or an option's text. Without: equal texts but for blanks, case and LaTeX
-    dress; numbers within 1e-6 of each other; a reply with one number; or expressions that math-verify finds equal.
+    With `choices`, `reference` is the letter or the text of an option. Without choices an answer is right if it is the
+    same text but for blanks, case and LaTeX commands, a number within a relative 1e-6, or an expression that
+    math-verify finds equal; or if the number that the reply states is the reference.
     """
     if not isinstance(prediction, str):
         return 0.0
     if choices:
         return float(read_option(prediction, choices) == option_letter(reference, choices, letter_first=True))
-    stated = next(iter(statements(prediction)), "") or tail(prediction)
+    stated = next(iter(statements(prediction)), "") or stated_answer(prediction)
     return float(any(_equal(each, reference) for each in _narrowed(stated)) or _states_number(prediction, reference))
 
 
 def _equal(stated: str, reference: str) -> bool:
-    """Whether a text is the reference, as a text, as a number, or as an expression."""
+    """Whether `stated` equals the reference as a text, as a number, or as an expression."""
     mine, wanted = _undressed(stated), _undressed(reference)
     if not mine:
         return False
@@ -178,11 +185,11 @@ def _equal(stated: str, reference: str) -> bool:
 
 
 def _states_number(reply: str, reference: str) -> bool:
-    """Whether the number that the reply states is the reference, with nothing else in its sentence to be computed."""
+    """Whether the number that the reply states is the reference, and is not a part of a formula with another value."""
     target, found = _value(_undressed(reference)), stated_number(reply)
     if target is None or found is None or not math.isclose(found.value, target, rel_tol=1e-6):
         return False
-    stated = plain(next(iter(statements(reply)), "") or tail(reply))
+    stated = plain(next(iter(statements(reply)), "") or stated_answer(reply))
     line = _ASIDE.sub("", without_reason(next((each for each in sentences(stated) if quantities(each)), stated)))
     numbered = quantities(line)
     rest = "".join(
@@ -193,14 +200,14 @@ def _states_number(reply: str, reference: str) -> bool:
 
 
 def _expressions(text: str) -> list[str]:
-    """`text`, and what it says: the expression marked as one that it begins with, else the last, else a fraction."""
-    found = _MARKED.findall(text) or _FRACTION.findall(text)
-    said = found[:1] if _MARKED.match(text) else found[-1:]
+    """`text`, and an expression in it: the LaTeX that it begins with, else the last LaTeX, else the last fraction."""
+    found = _LATEX.findall(text) or _FRACTION.findall(text)
+    said = found[:1] if _LATEX.match(text) else found[-1:]
     return [text, *("".join(each) for each in said)]
 
 
 def _undressed(text: str) -> str:
-    r"""`text` in lower case without blanks, dollar signs, sizes, degrees; `\frac{a}{b}` as a/b."""
+    r"""`text` in lower case without blanks, dollar signs, LaTeX sizes and degrees; `\frac{a}{b}` becomes a/b."""
     plain = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", joined(text.replace("\u2212", "-")))
     return _LATEX_NOISE.sub("", plain).lower().rstrip(".")
 
@@ -220,12 +227,12 @@ def _equal_expressions(prediction: str, reference: str) -> bool:
         return False
     try:
         return bool(library.verify(*(library.parse(f"${_as_latex(each)}$") for each in (reference, prediction))))
-    except Exception:  # a parser fed with anything a model may write: what it cannot take is not the reference
+    except Exception:  # math-verify may fail in any way on a model's text, which then does not equal the reference
         return False
 
 
 def _as_latex(text: str) -> str:
-    r"""A bare expression: no \( \), and √3, π as \sqrt{3}, \pi, which math-verify does not read."""
+    r"""`text` without \( \), and with \sqrt{3} and \pi for √3 and π, which math-verify does not read."""
     bare = re.sub(r"\\[()\[\]]", "", text).strip("$. ")
     return re.sub(r"√\s*\(?(\w+)\)?", r"\\sqrt{\1}", bare).replace("π", "\\pi ")
 

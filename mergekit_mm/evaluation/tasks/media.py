@@ -1,8 +1,8 @@
-"""What of a document goes to the model: `doc_to_image` and `doc_to_audio` of the tasks.
+"""The media of a document that go to the model: `doc_to_image` and `doc_to_audio` of the tasks.
 
-lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
-"path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
-is `{"path": ...}` or `{"bytes": ...}`, not decoded. `evaluation.model.decoding` opens them for `mllm`.
+lm-eval knows images and audio only, so a video travels in the list of images as a mapping: `{"type": "video", "path":
+..., "num_frames": n}` or `{"type": "video", "frames": [images]}`, in the order of the prompt's placeholders. Audio is
+`{"path": ...}` or `{"bytes": ...}`, not decoded. `evaluation.model.decoding` opens them for the model `mllm`.
 """
 
 import io
@@ -15,14 +15,14 @@ from PIL import Image
 
 from mergekit_mm.evaluation.tasks.pictures import Later, Unreadable, flaw_of
 
-_OF_A_VIDEO = ("fps", "timestamps", "num_frames", "min_frames", "max_frames")
+_VIDEO_SETTINGS = ("fps", "timestamps", "num_frames", "min_frames", "max_frames")
 
 
 def open_picture(stored: Mapping[str, Any]) -> Image.Image:
-    """The picture, its pixels not read yet (stock models want PIL objects; all requests exist before the first run).
+    """A stored image as a PIL image, whose pixels are not read yet: all requests exist before the first one is run.
 
-    A file is read and closed: so many as a data set has could not be open at once. With `middle_of_video`, the path
-    is that of a video, and the picture is its middle frame.
+    stored: `bytes`, or the `path` of an image, or the path of a video with `middle_of_video`, for its middle frame. The
+    file is read and closed, as the files of a data set are too many to be open at once.
     """
     if stored.get("middle_of_video"):
         path = str(stored["path"])
@@ -48,7 +48,7 @@ def _look_at_video(path: str) -> None:
 
 
 def shown(stored: Mapping[str, Any]) -> Image.Image:
-    """The picture, or what stands for one that cannot be read: a model that looks at that says why, before the run."""
+    """A stored image, or a stand-in for an unreadable one, from which a model can tell the reason before the run."""
     if stored.get("middle_of_video"):
         return open_picture(stored)
     name = stored.get("path") or "a picture given as bytes"
@@ -61,15 +61,15 @@ def shown(stored: Mapping[str, Any]) -> Image.Image:
 
 
 def images(doc: Mapping[str, Any]) -> list[Image.Image]:
-    """`doc_to_image` of the image tasks."""
+    """`doc_to_image` of the image tasks: the one image of the document."""
     return [shown(doc["image"])]
 
 
 def visuals(doc: Mapping[str, Any]) -> list[Any]:
-    """`doc_to_image` of the omni tasks: the video, then the picture, where the document has them."""
+    """`doc_to_image` of the omni tasks: the document's video, then its image, if it has them."""
     found: list[Any] = []
     if video := doc.get("video"):
-        asked = {key: video[key] for key in _OF_A_VIDEO if video.get(key) is not None}
+        asked = {key: video[key] for key in _VIDEO_SETTINGS if video.get(key) is not None}
         if frames := video.get("frames"):
             found.append({"type": "video", "frames": [shown(frame) for frame in frames], **asked})
         else:
@@ -82,6 +82,6 @@ def visuals(doc: Mapping[str, Any]) -> list[Any]:
 
 
 def sounds(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`doc_to_audio` of the omni tasks."""
+    """`doc_to_audio` of the omni tasks: the document's audio, if it has any."""
     audio = doc.get("audio")
     return [{key: value for key, value in audio.items() if value is not None}] if audio else []

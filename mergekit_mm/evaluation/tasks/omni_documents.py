@@ -1,10 +1,10 @@
-"""The omni tasks' documents: AVQA and MUSIC-AVQA, with any mix of video, picture and sound.
+"""The documents of the omni tasks: AVQA and MUSIC-AVQA, with any mix of video, image and audio.
 
-The rows come from a json or jsonl file or a data set, in one of four forms, told apart by their keys: ModelCompose's
-conversations, the two data sets' official annotations, or the project's own `id, question, choices, answer,
-question_type, image, audio, video`. The media lie below the folder `media` (`$MLLM_EVAL_DATA/<media>`), either where
-the row says or as `<media>/<medium>/<name>.*`. Where there is no such picture or sound, the middle frame and the sound
-of the question's video are taken: the two data sets are published as videos.
+The rows come from a json or jsonl file or from a data set, in one of four forms, which differ in their keys:
+ModelCompose's conversations, the official annotations of each of the two data sets, or the project's own `id, question,
+choices, answer, question_type, image, audio, video`. The media lie below the folder `media`
+(`$MLLM_EVAL_DATA/<media>`), at the path in the row or as `<media>/<modality>/<name>.*`. If there is no such image or
+audio, the middle frame and the audio of the question's video are taken: the two data sets are published as videos.
 """
 
 import json
@@ -24,7 +24,7 @@ from mergekit_mm.evaluation.tasks.missing import Documents
 from mergekit_mm.evaluation.tasks.options import option_letter
 from mergekit_mm.evaluation.tasks.sources import DataNotFound, loader, local_path, read_table, refuse_misspelt
 
-_MEDIA = ("video", "image", "audio")  # the order of their marks in the prompt
+_MEDIA = ("video", "image", "audio")  # in the order of their placeholders in the prompt
 _MEDIUM_LINE = re.compile(
     r"^(?:[\w ]+:)?\s*<(?:video|image|audio|point|pointcloud)>\s*$\n?", re.MULTILINE | re.IGNORECASE
 )
@@ -46,12 +46,13 @@ def omni(
     sources: Mapping[str, str] | None = None,
     **others: object,
 ) -> Documents:
-    """Documents whose prompt and media are those of `modal`, e.g. `[video, audio]`.
+    """Documents with the media of `modal`, such as `[video, audio]`, and with a placeholder for each in the prompt.
 
-    The rows are those of `file` in the local folder `source` (`{modal}` in its name stands for the names joined by
-    "+"), without `file` those of the data set `source`. `answers` is ModelCompose's file of answers, joined by `id`.
-    `missing` says what becomes of questions of which a medium is not there: see `evaluation.missing`.
-    FileNotFoundError: the rows are not there, or media, all of which are counted.
+    source, file: the rows are in `file` in the local folder `source` (`{modal}` in its name stands for the modalities
+    joined by "+"), or without `file` in the data set `source`. answers: ModelCompose's file of answers, joined by `id`.
+    missing: what becomes of questions with a medium that does not exist, see `evaluation.tasks.missing`.
+
+    DataNotFound, a FileNotFoundError: the rows do not exist, or media do not exist; the message counts them.
     """
     refuse_misspelt(others)
     wanted = [medium for medium in _MEDIA if medium in modal]
@@ -72,7 +73,7 @@ def omni(
             lacking.append(f"{row['question']!r}: {'; '.join(lost)}")
             if missing_media.check(missing) == "skip":
                 continue
-        prompt = prompts.sounds_and_pictures(prompts.as_words(row["prompt"]), wanted)
+        prompt = prompts.omni_question(prompts.as_words(row["prompt"]), wanted)
         documents.append({**row, **found, "prompt": prompt, "num_frames": num_frames, "lacks": "; ".join(lost) or None})
     if lacking and (missing == "error" or not documents):
         raise _missing_media(lacking, len(rows))
@@ -98,7 +99,7 @@ def _read_json(source: str, file: str, sources: Mapping[str, str] | None) -> lis
 
 
 def _common_form(row: dict[str, Any]) -> dict[str, Any]:
-    """`prompt, question, choices, answer, question_type` and what there is of `image, audio, video`."""
+    """A row of any form with the keys `prompt, question, choices, answer, question_type, image, audio, video`."""
     if "conversations" in row:
         return _from_model_compose(row)
     if "anser" in row:
@@ -113,7 +114,7 @@ def _form(
     question: str, choices: Sequence[str], answer: str, question_type: str | None, media: Mapping[str, Any]
 ) -> dict[str, Any]:
     if choices:
-        option_letter(answer, choices)  # a reference that is none is an error now, not after the run
+        option_letter(answer, choices)  # an answer that is no option is an error now, not after the run
         listed = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
         prompt = f"{question}\n{listed}\nAnswer with the option's letter from the given choices directly."
     else:
@@ -130,7 +131,7 @@ def _form(
 
 
 def _from_model_compose(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt is the data's own, options included; only the marks of the media are written anew."""
+    """The prompt is the data's own, options included; only the placeholders of the media are written anew."""
     said = {turn["from"]: turn["value"] for turn in row["conversations"]}
     question = _MEDIUM_LINE.sub("", said["human"]).strip()
     options = dict(_OPTION_LINE.findall(question))
@@ -154,7 +155,7 @@ def _from_avqa(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _media(row: Mapping[str, Any], wanted: Sequence[str], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What `media.visuals` and `media.sounds` open, by medium, and the files that are not there.
+    """The media of a row as `media.visuals` and `media.sounds` take them, by modality, and the files that are missing.
 
     Bytes and frames in the row are taken as they are.
     """
@@ -165,7 +166,7 @@ def _media(row: Mapping[str, Any], wanted: Sequence[str], folder: Path) -> tuple
             raise EvaluationError(f"the question {row['question']!r} has no {medium}")
         stored = None if row[medium] is None else _stored(row[medium], medium, folder)
         if stored is None and medium != "video":
-            stored = _of_the_video(row["video"] or row[medium], medium, folder)
+            stored = _from_video(row["video"] or row[medium], medium, folder)
         if stored is None:
             lost.append(f"neither {folder / medium} nor {folder} has a file {_name(row[medium] or row['video'])}")
         found[medium] = stored or _form_of(medium, {"path": str(folder / medium / _name(row[medium] or row["video"]))})
@@ -173,7 +174,7 @@ def _media(row: Mapping[str, Any], wanted: Sequence[str], folder: Path) -> tuple
 
 
 def _stored(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
-    """A medium of a row in the form of its kind, or None if its file is not there."""
+    """A medium of a row in the form of its modality, or None if its file does not exist."""
     frames = given.get("frames") if isinstance(given, Mapping) else given if isinstance(given, list) else None
     if frames is not None:
         files = [_file(frame, folder / medium) for frame in frames]
@@ -183,8 +184,8 @@ def _stored(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
     return None if file is None else _form_of(medium, file)
 
 
-def _of_the_video(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
-    """The middle frame, or the sound, of a video that is a file; of a list of frames the middle one."""
+def _from_video(given: Any, medium: str, folder: Path) -> dict[str, Any] | None:
+    """The middle frame, or the audio, of a video that is a file; of a list of frames the middle frame. Else None."""
     named = [given] if isinstance(given, list) or "frames" in given else [given, Path(_name(given)).stem]
     stored = next((found for each in named if (found := _stored(each, "video", folder))), None)
     if stored is None or stored["bytes"]:
@@ -196,7 +197,7 @@ def _of_the_video(given: Any, medium: str, folder: Path) -> dict[str, Any] | Non
 
 
 def _form_of(medium: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """With the same keys for all documents, as data sets need it."""
+    """The medium with the same keys in all documents, as a data set needs them."""
     keys = {
         "video": ("path", "bytes", "frames", "fps", "timestamps", "num_frames", "max_frames"),
         "image": ("path", "bytes", "middle_of_video"),
@@ -210,7 +211,7 @@ def _name(given: Any) -> str:
 
 
 def _file(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Bytes, or the path of a file that exists."""
+    """The bytes in the row, or the path of an existing file below the media folder, whose ending the row may omit."""
     if isinstance(given, Mapping) and given.get("bytes"):
         return {"bytes": given["bytes"], "path": None}
     name = _name(given)

@@ -1,4 +1,4 @@
-"""How an option of a multiple choice is named in a text: by its letter, by its text, or by a number."""
+"""The option of a multiple choice that a text names: by its letter, by its text, or by a number that it equals."""
 
 import re
 from collections.abc import Sequence
@@ -6,15 +6,16 @@ from itertools import pairwise
 from string import ascii_uppercase
 
 from mergekit_mm.evaluation.tasks.quantities import plain, quantities
-from mergekit_mm.evaluation.tasks.reading import stated_number
-from mergekit_mm.evaluation.tasks.statements import refuses, sentences, telling, without_reason
+from mergekit_mm.evaluation.tasks.sentences import refuses, sentences, telling, without_reason
+from mergekit_mm.evaluation.tasks.stated_answers import stated_number
 
-# A capital letter on its own, with what may stand around it. "A" and "I" before a lower-case word are words, unless the
-# word goes on about an option. A letter behind a number is a unit (25 C). ASCII: as in "答案是B".
+# A capital letter that stands alone. "A" and "I" before a lower-case word are words, unless that word continues a
+# sentence about an option. A letter behind a number is a unit (25 C). Word boundaries are ASCII, so that the letter in
+# "答案是B" stands alone.
 _ABOUT = r"(?:or|and|is|was|because|since|as|but|not|nor|looks|seems|fits|matches)\b"
 _LETTER = rf"(?<![\w'’°])(?<!\d )(?![AI]\s+(?!{_ABOUT})[a-z])(?!I['’])([A-Z])(?![\w'’]|-\w|\s*=)"
 _LONE = re.compile(_LETTER, re.ASCII)
-# Letters that name points and sides of a figure, or other things than an option.
+# Words before a letter that names a point or a side of a figure, or another thing than an option.
 _NAMED_THINGS = re.compile(
     r"(?:\b(?:angles?|points?|vertex|vertices|sides?|lines?|segments?|circles?|arcs?|planes?|cent(?:er|re)|nodes?|at|from|to"
     r"|between|vitamin|type|figure|panel|person|object|city|team|curve|graph|variable)|[∠△])\s*$",
@@ -29,14 +30,17 @@ _NEGATED = re.compile(
     r"(?:not|wrong|incorrect|false|too|ruled\s+out|eliminated|impossible|invalid)\b|isn['’]t|aren['’]t|can(?:not|['’]t)\b|does(?:n['’]t|\s+not)\b)",
     re.ASCII,
 )
+# The beginning of a text that names an option: the letter, and the sign behind it.
 _OPENING = re.compile(
     r"[\W_]*(?:(?:definitely|clearly|probably|likely|simply|most\s+likely|it\s+is|it['’]s|option|choice|answer|letter)[\W_]+)*"
     r"([A-Za-z])(?=([\s)\]}.:,;*\"'”’—/&|-]|$))",
     re.IGNORECASE | re.ASCII,
 )
+# Another option joined to one: ", B", "or B".
 _ALTERNATIVE = re.compile(
     r"[)\]*\"']*(?:\s*[,/&]\s*(?:and\s+|or\s+)?|\s*,?\s+(?:and|or)\s+|\s+)[(\[*\"']*([A-Z])(?![\w'’])", re.ASCII
 )
+# The text behind an option ends there, or goes on with a reason.
 _ENDS = re.compile(
     r"[)\]}*\"'”’]*\s*(?:$|\n|[.,:;!)\]—]|-\s|\((?![A-Z]\))|\b(?:because|since|as|is\s+(?:the\s+)?(?:correct|right|best|true|my|most|answer)|for|due)\b)",
     re.ASCII,
@@ -56,6 +60,7 @@ _CONCLUDES = re.compile(
     r"[(\[*\"']*([A-Z])[)\]*\"'.!]*\s*$",
     re.ASCII,
 )
+# A line that judges one option to be correct: "B. blue: correct".
 _JUDGED = re.compile(
     r"^[\W_]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?([A-Z])\b(?![^\n]*\b(?:[Nn]ot|in|In)\s?correct)[^\n]*?[:—–(-]\s*"
     r"(?:(?:[Tt]his\s+is\s+|[Ii]s\s+)?(?:the\s+)?(?:[Cc]orrect|[Rr]ight|[Tt]rue|CORRECT|TRUE)(?:\s+(?:answer|option))?\b|✓|✔|✅)[^\w\n]*$",
@@ -66,7 +71,10 @@ _LISTED = re.compile(r"(?:^|\n)[ \t]*\(?([A-Z])[).:][ \t]+\S[^\n]*")
 
 
 class OptionReader:
-    """Reads what may name one of `choices`: its letter, None for nothing, "" for several options at once."""
+    """Reads which of `choices` a text names.
+
+    The methods return the letter of the option, None if the text names none, and "" if it names several.
+    """
 
     def __init__(self, choices: Sequence[str]) -> None:
         self.choices = choices
@@ -85,7 +93,7 @@ class OptionReader:
         return self._denied.sub(" ", _NEGATED.sub(" ", text))
 
     def statement(self, text: str) -> str | None:
-        """The option that a text behind a marker ("the answer is") names."""
+        """The option that the text behind a marker ("the answer is") names."""
         text = self.without_denied(text)
         if (found := self.opening(text)) is not None:
             return found
@@ -128,12 +136,12 @@ class OptionReader:
         return self.number(text) or self.bare_text(text)
 
     def judged(self, text: str) -> str | None:
-        """The option of which alone a line says that it is correct: "B. blue: correct"; "" for several such lines."""
+        """The option of the only line that judges an option to be correct: "B. blue: correct"."""
         found = {match[1] for match in _JUDGED.finditer(text) if match[1] in self.letters}
         return only(sorted(found)) if len(found) < 2 else ""
 
     def opening(self, text: str, strict: bool = False) -> str | None:
-        """The option that `text` begins with. `strict`: only if it then ends, stops or goes on with a reason."""
+        """The option that `text` begins with. strict: the text must then end, or go on with a reason."""
         by_letter = self._opening_letter(text, strict)
         return self._opening_text(text) if by_letter is None else by_letter
 
@@ -158,18 +166,18 @@ class OptionReader:
         return None
 
     def _longest_first(self) -> list[tuple[str, str]]:
-        """Letters and texts in lower case of the options that can be told by their text: not by a single letter."""
+        """Letters and lower-case texts of the options, longest first, without those whose text is a single letter."""
         texts = [(at, choice.strip().lower()) for at, choice in zip(self.letters, self.choices, strict=False)]
         return sorted((each for each in texts if len(each[1]) > 1 or each[1].isdigit()), key=lambda pair: -len(pair[1]))
 
     def _goes_on_with_another(self, text: str) -> bool:
-        """Whether `text`, which follows an option, joins another one to it: "or the red one" but not ", no doubt"."""
+        """Whether `text`, which follows an option, joins another option to it: "or the red", but not ", no doubt"."""
         others = "|".join(re.escape(choice.strip()) for choice in self.choices if choice.strip())
         joins = rf"\s*(?:,|/|,?\s*\b(?:or|and))\s*(?:(?:the|an?)\s+)?(?:{others})\s*(?:$|[.,;!?]|\b(?:or|and)\b)"
         return bool(re.match(joins, text, re.IGNORECASE))
 
     def _is_letter(self, text: str, match: re.Match[str], strict: bool) -> bool:
-        """Whether the letter that a text begins with is an option's: "a dog" is none, "A. a dog" and "(a)" are."""
+        """Whether the first letter of a text is an option's letter, as in "A. a dog" and "(a)" but not in "a dog"."""
         after = text[match.end(1) :]
         own = self.choices[self.letters.index(match[1].upper())].strip().lower()
         if own and re.match(r"[\W_]*" + re.escape(own) + r"(?!\w)", after.lower()):
@@ -185,19 +193,19 @@ class OptionReader:
         return not re.match(r"['’]|-\w", after)
 
     def alone(self, line: str) -> str | None:
-        """The option that is all of a line, but for words such as "so" and "therefore"."""
+        """The option that makes up a whole line, but for words such as "so" and "therefore"."""
         line = re.sub(r"^(?:so|thus|therefore|hence|i\s+choose)\b[\s,:]*", "", line, flags=re.IGNORECASE)
         match = re.fullmatch(r"[\W_]*(?:(?:option|choice)[\W_]*)?([A-Z])[\W_]*", line, re.ASCII)
         return match[1] if match and match[1] in self.letters else equal_text(line.rstrip("."), self.choices)
 
     def lone_letter(self, text: str) -> str | None:
-        """The one option letter that stands alone in `text`, names of points left out where others are left."""
+        """The only option letter that stands alone in `text`; letters that name points and the like do not count."""
         found = [match for match in _LONE.finditer(text) if match[1] in self.letters]
         free = [each for each in found if not _NAMED_THINGS.search(text[max(0, each.start() - 12) : each.start()])]
         return only(sorted({match[1] for match in free}))
 
     def contained_text(self, text: str) -> str | None:
-        """Longer options first, and cut out where they occur: "dark red" does not name "red" as well."""
+        """The only option whose text occurs in `text`. "dark red" does not count as "red" too."""
         rest, found = text.lower(), []
         for letter, wanted in self._longest_first():
             rest, count = re.subn(rf"(?<![\w.\u2212-]){re.escape(wanted)}(?!\w|\.\d)", "\n", rest)
@@ -205,7 +213,7 @@ class OptionReader:
         return only(found)
 
     def number(self, text: str) -> str | None:
-        """Of options that are numbers, the one that equals the number stated in `text`: "145 degrees" is "145°"."""
+        """If all options are numbers, the option that equals the number stated in `text`: "145 degrees" is "145°"."""
         worth = [quantities(plain(choice)) for choice in self.choices]
         if not worth or any(len(each) != 1 for each in worth) or (stated := stated_number(text)) is None:
             return None
@@ -215,14 +223,14 @@ class OptionReader:
         )
 
     def bare_text(self, text: str) -> str | None:
-        """The option that equals `text` but for signs."""
+        """The option whose text equals `text` but for punctuation and blanks."""
         wanted = _bare(text)
         same = [letter for letter, choice in zip(self.letters, self.choices, strict=False) if _bare(choice) == wanted]
         return only(same) if wanted else None
 
 
 def without_listing(text: str, choices: Sequence[str]) -> str:
-    """`text` without a list of all options, which some models repeat before they answer."""
+    """`text` without a list of all options, as some models repeat it before they answer."""
     letters = ascii_uppercase[: len(choices)]
     if len(letters) > 1 and all(choice.strip() for choice in choices):
         entries = (rf"\(?{at}[).:]?\s*{re.escape(text.strip())}" for at, text in zip(letters, choices, strict=False))
@@ -241,7 +249,7 @@ def only(found: Sequence[str]) -> str | None:
 
 
 def equal_text(reply: str, choices: Sequence[str]) -> str | None:
-    """The letter of the one option whose text `reply` is, but for case. A single letter is an option's letter first."""
+    """The letter of the only option whose text is `reply`, but for case; a reply of one letter is no option's text."""
     text = reply.strip().lower()
     same = [letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if choice.strip().lower() == text]
     return only(same) if len(text) > 1 or text.isdigit() else None

@@ -1,4 +1,4 @@
-"""Multiple choice: which option a reply names, and the score of AVQA."""
+"""Multiple choice: the option that a reply names, and the score of AVQA."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,17 @@ from mergekit_mm.evaluation.tasks.option_reader import OptionReader, equal_text,
 from mergekit_mm.evaluation.tasks.replies import answer_part
 from mergekit_mm.evaluation.tasks.statements import statements, without_emphasis
 
-_FULL_WIDTH = {at: at - 0xFEE0 for at in range(0xFF01, 0xFF5F)}  # full-width characters -> ASCII
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width characters to ASCII
 
 
 def read_option(reply: str, choices: Sequence[str]) -> str | None:
-    """The letter of the one option that `reply` names, or None.
+    """The letter of the one option that `reply` names; None if it names none, or several.
 
-    In this order: the reply is an option's text; what it states behind a marker ("the answer is"), the last statement
-    first; the only line "B. ...: correct"; what it begins with; its last line; "B is correct", "I choose B"; exactly
-    one capital option letter that stands alone; exactly one option's text; the option of the number that it states.
-    Options that it rules out, and a list of all options, do not count; of several options none does.
+    The first of these rules that finds an option decides: the reply is an option's text; an option behind a marker
+    ("the answer is"), in the last statement first; the only line that judges an option to be correct; an option at the
+    beginning of the reply; an option that makes up the last line; "B is correct" or "I choose B"; the only option
+    letter that stands alone; the only option whose text occurs; the option that equals the number that the reply
+    states. Options that the reply rules out, and a list of all options, do not count.
     """
     text = answer_part(reply).translate(_FULL_WIDTH)
     if named := equal_text(text, choices):
@@ -40,20 +41,22 @@ def is_bare_option(reply: str, choices: Sequence[str]) -> bool:
 
 
 def strict_option(reply: str, choices: Sequence[str]) -> str | None:
-    """VLMEvalKit's rule without a judge: one option letter among the words, else one option's text in the reply."""
+    """VLMEvalKit's rule without a judge: the only option letter among the words, else the only option's text."""
     letters = ascii_uppercase[: len(choices)]
     words = set(re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split())
     named = [letter for letter in letters if letter in words]
-    if len(named) == 1 or (not named and "Z" in words):  # a lone Z: the model refused
+    if len(named) == 1 or (not named and "Z" in words):  # a Z stands for a refusal of the model
         return only(named)
     lower = reply.lower()
     return only([letter for letter, choice in zip(letters, choices, strict=True) if choice.lower() in lower])
 
 
 def option_letter(reference: str, choices: Sequence[str], letter_first: bool = False) -> str:
-    """The letter of a reference that is given as an option's text or as a letter. ValueError if it is neither.
+    """The letter of a reference that is an option's text or letter.
 
-    `letter_first`: the data give letters, and options may be letters too, in any order.
+    letter_first: a reference that could be both is a letter, as in data that give letters and have letters as options.
+
+    ValueError: the reference is neither.
     """
     letter = reference.strip().upper()
     is_letter = len(letter) == 1 and letter in ascii_uppercase[: len(choices)]
@@ -67,10 +70,10 @@ def option_letter(reference: str, choices: Sequence[str], letter_first: bool = F
 
 
 def avqa_score(prediction: str, reference: str, *, choices: Sequence[str] | None = None, **_: object) -> float:
-    """1 if the reply names the option `reference` (a letter).
+    """1 if the reply names the option `reference` (a letter), else 0.
 
-    With `choices` the reply is read by `read_option`. Without, the rule of the peers' script: the reply's first
-    character is the letter (ModelCompose, `eval_avqa.py`; case counts, blanks are not stripped).
+    With `choices` the reply is read by `read_option`. Without choices the rule of ModelCompose's `eval_avqa.py` holds:
+    the first character of the reply is the letter; case counts, and blanks are not stripped.
     """
     if not isinstance(prediction, str):
         return 0.0

@@ -1,4 +1,7 @@
-"""Pictures that are opened later, and pictures that cannot be read: PIL objects, as all models of lm-eval want them."""
+"""Images that are opened later, and stand-ins for images that cannot be read.
+
+Both are PIL images, as every model of lm-eval takes them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-_flaws: dict[bytes, str | None] = {}  # digest of a file -> what is wrong with it; many questions share a picture
+_flaws: dict[bytes, str | None] = {}  # the flaw of each file by its digest, as many questions share an image
 
 
 class Later(Image.Image):
-    """A picture that is made when its pixels are first needed: all requests of a run exist before the first batch."""
+    """An image that is made when its pixels are first needed: all requests of a run exist before the first batch."""
 
     def __init__(self, make: Callable[[], Image.Image], look: Callable[[], Any] | None = None) -> None:
-        """make: opens the picture; look: raises what `make` would, where that can be known for less."""
+        """make: opens the image. look: raises the errors that `make` would, at a lower cost; by default `make`."""
         super().__init__()
         self.make = make
         self.look = look or make
@@ -38,12 +41,12 @@ class Later(Image.Image):
         return self._size
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As PIL's, but the pixels are not kept: lm-eval hashes the pictures of all requests so."""
+        """As PIL's `save`, but without keeping the pixels: lm-eval saves the images of all requests to hash them."""
         self.make().save(fp, format, **params)
 
 
 class Unreadable(Later):
-    """Stands for a picture that cannot be read. Whoever needs its pixels gets a ValueError with the reason."""
+    """A stand-in for an image that cannot be read. An access to its pixels is a ValueError with the reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(self._refuse)
@@ -57,7 +60,7 @@ class Unreadable(Later):
 
 
 def flaw_of(data: bytes) -> str | None:
-    """Why the picture in a file cannot be read, or None. Every byte is read, but a JPEG is decoded small."""
+    """The reason why an encoded image cannot be read, or None. Every byte is read; a JPEG is decoded at low size."""
     digest = hashlib.blake2b(data, digest_size=16).digest()
     if digest not in _flaws:
         _flaws[digest] = _flaw_of(data)
@@ -75,6 +78,6 @@ def _flaw_of(data: bytes) -> str | None:
             picture.load()
     except UnidentifiedImageError:
         return "it is no picture that Pillow knows"
-    except Exception as error:  # the readers of the many formats raise errors of any type
+    except Exception as error:  # Pillow's readers raise errors of any type
         return str(error) or type(error).__name__
     return None if min(picture.size) else "it has no pixels"

@@ -1,7 +1,8 @@
-"""Prompts of the image tasks by model family; `<image>` marks the picture.
+"""Prompts of the tasks by model family; `<image>` is the placeholder of the image.
 
-Styles: `default` (what lmms-eval and VLMEvalKit share), `qwen2_vl` and `internvl` (VLMEvalKit's own for these models,
-InternVL's evaluator for boxes). Chosen by `--metadata '{"prompt_style": "internvl"}'`.
+The styles are `default` (the prompts that lmms-eval and VLMEvalKit share), `qwen2_vl` and `internvl` (VLMEvalKit's
+prompts for these models, and the prompt of InternVL's own evaluator for boxes). A run chooses one by
+`--metadata '{"prompt_style": "internvl"}'`.
 """
 
 import re
@@ -15,7 +16,7 @@ STYLES = ("default", "qwen2_vl", "internvl")
 
 
 def check_style(style: str) -> None:
-    """Raise ValueError for a prompt style that does not exist."""
+    """ValueError: there is no such prompt style."""
     if style not in STYLES:
         raise ValueError(f"prompt_style is {style!r}; it must be one of {', '.join(STYLES)}")
 
@@ -27,7 +28,7 @@ def short_answer(question: str, style: str) -> str:
 
 
 def mathematics(question: str, options: Sequence[str], style: str) -> str:
-    """A question, its options as (A), (B), ...; picture marks of the data (`<image1>`) are taken out."""
+    """A question with its options as (A), (B), ...; placeholders in the data (`<image1>`) become words or go."""
     check_style(style)
     lines = [re.sub(r"<image\d+>", "", question).strip()]
     if options:
@@ -44,10 +45,10 @@ def region(phrase: str, style: str) -> str:
 
 
 def as_words(text: str) -> str:
-    """`text` with a backslash before what would be the mark of a medium: <video> in it is a word."""
+    """`text` with a backslash before every <image>, <video> and <audio>, which are then words and no placeholders."""
     return re.sub(r"\\?<((?:image|video|audio)\d*)>", r"\\<\1>", text)
 
 
-def sounds_and_pictures(question: str, media: Sequence[str]) -> str:
-    """An omni question: one line for each of `media` (video, image, audio), then the question (ModelCompose)."""
+def omni_question(question: str, media: Sequence[str]) -> str:
+    """One line with a placeholder for each of `media` (video, image, audio), then the question, as in ModelCompose."""
     return "".join(f"{medium.capitalize()}: <{medium}>\n" for medium in media) + question

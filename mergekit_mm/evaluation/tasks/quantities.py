@@ -1,7 +1,8 @@
 r"""The numbers in a text, however they are written.
 
-Digits with separators of thousands (commas, blanks, LaTeX), decimals, signs, fractions (`3/4`, `1 1/2`, `½`, `\frac`),
-powers of ten, percents, and number words ("twenty-four", "two thousand and seven", "three quarters", "a dozen").
+These are digits with separators of thousands (commas, blanks, LaTeX), decimals, signs, fractions (`3/4`, `1 1/2`, `½`,
+`\frac`), powers of ten, percents, and number words ("twenty-four", "two thousand and seven", "three quarters", "a
+dozen").
 """
 
 import math
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number in a text, where it stands there, and what it is worth with its percent sign or "million"."""
+    """A number in a text.
+
+    value: the number without its percent sign or "million"; scaled: with it. start, end: its place in the text.
+    """
 
     value: float
     scaled: float
@@ -20,17 +24,17 @@ class Quantity:
     end: int
 
     def equals(self, reference: float, digits: int) -> bool:
-        """Whether it is `reference` to so many decimal digits, with or without its percent sign or "million"."""
+        """Whether value or scaled value equal `reference` when rounded to `digits` decimal digits."""
         return any(round(each, digits) == round(reference, digits) for each in (self.value, self.scaled))
 
 
 _POWER_OF_UNIT = re.compile(r"(?<![A-Za-z])([kcdm]?m|in|ft|s|units?|met(?:er|re)s?)(\}?)\s*\^\s*\{?-?\d\}?")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|,?\\[,!;]|'|’)(?=\d{3}(?!\d))")  # "," and its dresses in LaTeX
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|,?\\[,!;]|'|’)(?=\d{3}(?!\d))")  # a comma, also in LaTeX
 _BLANKS = re.compile(r"(?<![\d.,/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]|[.,]\d{4}|,\d)")
 _POWER_OF_NUMBER = re.compile(r"(?<=\d)[⁺⁻]?[²³¹⁰⁴-⁹]+")
 _SUPERSCRIPTS = re.compile(r"[⁺⁻]?[²³¹⁰⁴-⁹]+")
 _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
-_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _NOISE = re.compile(r"\\left|\\right|\\displaystyle|\\[()]|\\ |\\quad|\$|~")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ")
 
@@ -102,12 +106,12 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", text))
     text = text.replace("\u2212", "-").replace("\u2044", "/").replace("\u2010", "-").replace("\u2011", "-")
     text = re.sub(r"(?<![\w.)\]}\s])[–—](?=\.?\d)|(?<=\s)[–—](?=\.?\d)", "-", text)
-    text = _NOISE.sub(" ", _DEGREES.sub("°", _DRESS.sub(r" \1 ", joined(without_powers(text)))))
+    text = _NOISE.sub(" ", _DEGREES.sub("°", _TEXT_COMMAND.sub(r" \1 ", joined(without_powers(text)))))
     return _BLANKS.sub(lambda match: match[0].replace(" ", ""), text)
 
 
 def quantities(text: str) -> list[Quantity]:
-    """The numbers of a `plain` text, in order; places are those in it. "one" as a pronoun is none."""
+    """The numbers of a text that `plain` returned, in order. "one" as a pronoun is no number."""
     return [found for match in _QUANTITY.finditer(text) if (found := _quantity(match, text)) is not None]
 
 
@@ -156,9 +160,3 @@ def _said(match: re.Match[str]) -> float:
             group = (group or 1) / part
     decimals = "".join(str(_WORDS[each.lower()]) for each in more.split()[1:])  # after "point"
     return total + group + float(f"0.{decimals}0")
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers written in `text` with digits, in order: "1,000" is one, the 2 of "cm2" and "cm^2" is none."""
-    flat = plain(text)
-    return [each.value for each in quantities(flat) if re.search(r"\d", flat[each.start : each.end])]

@@ -1,7 +1,7 @@
 """The part of a reply that answers: without the model's thoughts, and without a next question that it invents.
 
-Every task scores this part. Reasoning models write their thoughts between marks (`<think>...</think>`, or the second
-mark alone where the chat template writes the first one), and often put the answer between marks too. Base models go on
+Every task scores this part. Reasoning models write their thoughts between tags (`<think>...</think>`, or the closing
+tag alone if the chat template writes the opening one), and often put the answer between tags too. Base models go on
 after the answer with the next question of a list, or with the next turn of a conversation.
 """
 
@@ -22,7 +22,7 @@ _ANSWER_TAG = re.compile(
     rf"(?P<opens><{_ANSWERS}>|<\|begin_of_(?:solution|box)\|>)|</{_ANSWERS}>|<\|end_of_(?:solution|box)\|>",
     re.IGNORECASE,
 )
-# Tokens that end a turn or begin one, and placeholders of media, which only a prompt has.
+# Tokens that end or begin a turn, and placeholders of media, which stand in prompts only.
 _TURN_TOKENS = (
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|user|assistant|system|start|return|turn"
     r"|start_header_id|end_header_id|begin_of_text|vision_start|image_pad)\|?>"
@@ -48,16 +48,16 @@ _BEGINNING = re.compile(
 
 
 def has_thoughts(reply: str) -> bool:
-    """Whether `reply` has marks of thoughts."""
+    """Whether `reply` has tags of thoughts."""
     return bool(_OPENING.search(reply) or _CLOSING.search(reply))
 
 
 def answer_part(reply: str) -> str:
-    """The part of `reply` that answers; the reply itself where it has no marks and invents nothing.
+    """The part of `reply` that answers; the reply itself if it has no tags and no invented question.
 
-    In this order: what follows the last end of thoughts (where nothing follows them, what precedes them; where they
-    never end, nothing); of that, what stands between marks of an answer, the last ones if there are several; of that,
-    what precedes an invented question or turn. Doing so twice changes nothing.
+    First, thoughts go: the text behind the last closing tag stays, or, if there is none, the text before the thoughts;
+    thoughts without an end have no answer behind them. Of that text, the part between the last tags of an answer stays;
+    of that part, the text before an invented question or turn. A second call changes nothing.
     """
     text = reply
     while (shorter := _once(text)) != text:

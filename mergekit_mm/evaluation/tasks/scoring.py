@@ -1,76 +1,51 @@
-"""`process_results` of the tasks: one document and the reply to it give the metrics, `score` always among them."""
+"""`process_results` and aggregations of the tasks. The metrics of a document always include `score`, in [0, 1]."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_mm.evaluation.tasks import boxes, judge, mathematics, metrics, options
 from mergekit_mm.evaluation.tasks.grounding import upright_truth
 from mergekit_mm.evaluation.tasks.replies import answer_part, has_thoughts
-from mergekit_mm.evaluation.tasks.short_answers import as_list
+from mergekit_mm.evaluation.tasks.short_answers import as_list, short_answer
 
 Doc = Mapping[str, Any]
 Scores = dict[str, float]
 _MODALITIES = ("audio_visual", "audio", "visual")
 
 
-_LABEL = re.compile(
-    r"(?:\*\*|__)?(?:(?:[Tt]he\s+)?(?:[Ff]inal\s+|[Ss]hort\s+)?[Aa]nswer|ANSWER|A)\s*(?:\*\*|__)?:(?:\*\*|__)?\s*"
-)
-_DRESSED = re.compile(r"\*\*([^*]+)\*\*[.]?|\$?\\boxed\{(?:\\text\{)?([^{}]+)\}{1,2}\$?[.]?")
-_REPEATED_QUESTION = re.compile(r"(?:Question|QUESTION|Q)\s*:[^\n]*\n\s*(?=(?:Answer|ANSWER|A)\s*:)")
-
-
-def _short_answer(reply: str) -> str:
-    """The first line with words in it, without a label ("Answer:") in front and bold type or a box around it.
-
-    A question that the reply repeats before its label does not count.
-
-    A base model often breaks the line before it answers, and goes on after it. That is not done by `until: ["\\n"]`,
-    which would cut such a reply down to nothing.
-    """
-    text = answer_part(reply).strip()
-    if repeated := _REPEATED_QUESTION.match(text):
-        text = text[repeated.end() :]
-    label = _LABEL.match(text)
-    line = (text[label.end() :] or text if label else text).partition("\n")[0].strip()
-    dressed = _DRESSED.fullmatch(line)
-    return (dressed[1] or dressed[2]) if dressed else line
-
-
 def _with_thoughts(reply: str, scores: Scores) -> Scores:
-    """`scores`, and `thoughts` if some were taken off the reply: the results tell of how many replies."""
+    """`scores`, with `thoughts` if the reply has thoughts, which were removed; the results count such replies."""
     return {**scores, "thoughts": 1.0} if has_thoughts(reply) else scores
 
 
 def count(marks: Sequence[float]) -> float:
-    """Aggregation: how many documents have the mark."""
+    """Aggregation: the number of documents with the metric."""
     return math.fsum(marks)
 
 
 def vqa(doc: Doc, results: Sequence[str]) -> Scores:
-    """VizWiz and TextVQA."""
-    return _with_thoughts(results[0], {"score": metrics.vqa_soft(_short_answer(results[0]), doc["answers"])})
+    """VizWiz and TextVQA: `score` is the VQA soft accuracy."""
+    return _with_thoughts(results[0], {"score": metrics.vqa_soft(short_answer(results[0]), doc["answers"])})
 
 
 def short(doc: Doc, results: Sequence[str]) -> Scores:
-    """GQA and OCR-VQA; `exact_match_strict` minds punctuation (upstream VLMEvalKit)."""
-    references, reply = as_list(doc["answer"]), _short_answer(results[0])
+    """GQA and OCR-VQA: `score` ignores punctuation, `exact_match_strict`, VLMEvalKit's rule, does not."""
+    references, reply = as_list(doc["answer"]), short_answer(results[0])
     strict = reply.strip().lower() in [each.strip().lower() for each in references]
     scores = {"score": metrics.exact_match_nopunct(reply, references), "exact_match_strict": float(strict)}
     return _with_thoughts(results[0], scores)
 
 
 def chartqa(doc: Doc, results: Sequence[str]) -> Scores:
-    """ChartQA, and the same over questions by people or generated ones."""
-    score = metrics.chartqa_relaxed(_short_answer(results[0]), doc["answer"])
+    """ChartQA: `score`, and the same as `relaxed_human` or `relaxed_augmented`, by the question's origin."""
+    score = metrics.chartqa_relaxed(short_answer(results[0]), doc["answer"])
     part = "relaxed_human" if doc["type"] == "human_test" else "relaxed_augmented"
     return _with_thoughts(results[0], {"score": score, part: score})
 
 
 def mathvista(doc: Doc, results: Sequence[str]) -> Scores:
-    """MathVista; `strict` as VLMEvalKit without a judge, `parsed`: the rules could read an answer from the reply.
+    """MathVista: `strict` is VLMEvalKit's score without a judge, `parsed` whether the rules could read an answer.
 
     As in the paper's evaluation, a judge sees every reply that is more than the answer itself.
     """
@@ -84,7 +59,7 @@ def mathvista(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def _judged(doc: Doc, reply: str, **fields: Any) -> str:
-    """What the judge, if there is one, extracts from a reply that needs reading; the reply where it says nothing."""
+    """The answer that the judge extracts; the reply if there is no judge, if it needs none, or if it finds nothing."""
     said = answer_part(reply)
     if not doc["judge"] or not said.strip() or mathematics.is_bare(said, **fields):
         return reply
@@ -92,14 +67,14 @@ def _judged(doc: Doc, reply: str, **fields: Any) -> str:
 
 
 def mathvista_geometry(doc: Doc, results: Sequence[str]) -> Scores:
-    """The paper's column: `score` is the mean of the accuracies of three categories, which may share a question."""
+    """The paper's column: `score` is the mean of the accuracies of three categories, which share some questions."""
     scores = mathvista(doc, results)
     score = CategoryScore(scores["score"], doc["categories"])
     return {**scores, "score": score, "score_stderr": score, **dict.fromkeys(doc["categories"], scores["score"])}
 
 
 def mathvision(doc: Doc, results: Sequence[str]) -> Scores:
-    """MATH-Vision; `parsed`: the reply names an option (always 1 for open questions with any reply).
+    """MATH-Vision: `parsed` is whether the reply names an option, or, for open questions, is not empty.
 
     As in the paper's evaluation, a judge sees every reply that is more than the answer itself.
     """
@@ -110,9 +85,9 @@ def mathvision(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def refcoco(doc: Doc, results: Sequence[str]) -> Scores:
-    """RefCOCO family: accuracy at IoU 0.5, mean IoU, and the share of replies with a box."""
+    """The RefCOCO family: `score` is 1 at an intersection over union of 0.5, `parsed` whether the reply has a box."""
     box, width, height = upright_truth(doc)
-    shown = next(iter(getattr(results[0], "pictures", ())), None)  # told by the model `mllm`
+    shown = next(iter(getattr(results[0], "pictures", ())), None)  # the model `mllm` reports it
     fields = {"image_width": width, "image_height": height, "box_unit": doc["box_unit"], "shown": shown}
     fields["family"] = getattr(results[0], "family", None)
     scores = {
@@ -124,8 +99,8 @@ def refcoco(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def avqa(doc: Doc, results: Sequence[str]) -> Scores:
-    """AVQA, and the same over its kind of question; `first_char` is the rule of the paper's script."""
-    choices = doc["choices"] or [""] * 4  # options known to the question's text only are named by letter
+    """AVQA: `score`, the same number under the kind of question, and `first_char` by the rule of the paper's script."""
+    choices = doc["choices"] or [""] * 4  # without a list of options, a reply can name them by letter only
     score = metrics.avqa_score(results[0], doc["answer"], choices=choices)
     first_char = metrics.avqa_score(results[0], options.option_letter(doc["answer"], choices))
     kind = {doc["question_type"]: score} if doc["question_type"] else {}
@@ -133,8 +108,8 @@ def avqa(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def music_avqa(doc: Doc, results: Sequence[str]) -> Scores:
-    """MUSIC-AVQA; and the same over its kind of question, and over its modality, where the data tell them."""
-    score = metrics.music_avqa_score(_short_answer(results[0]), doc["answer"])
+    """MUSIC-AVQA: `score`, and the same number under the question's kind and modality if the data have them."""
+    score = metrics.music_avqa_score(short_answer(results[0]), doc["answer"])
     parts = (
         [kind, next((each for each in _MODALITIES if kind.startswith(each)), kind)]
         if (kind := doc["question_type"])
@@ -144,11 +119,11 @@ def music_avqa(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 class CategoryScore(float):
-    """The score of one document, and the categories it counts in."""
+    """The score of one document, with the categories of which it is a part."""
 
     categories: tuple[str, ...]
 
-    def __new__(cls, score: float, categories: Sequence[str] = ()) -> "CategoryScore":  # a default: pickle needs it
+    def __new__(cls, score: float, categories: Sequence[str] = ()) -> "CategoryScore":  # the default is for pickle
         made = super().__new__(cls, score)
         made.categories = tuple(categories)
         return made
@@ -171,8 +146,9 @@ def mean_of_categories(scores: Sequence[CategoryScore]) -> float:
 def mean_of_categories_stderr(scores: Sequence[CategoryScore]) -> float:
     """Aggregation: the standard error of `mean_of_categories`.
 
-    lm-eval knows none for an aggregation of ours and would write "N/A" here, and for every group above. It is the root
-    of the summed squares of each document's influence on the mean; with one category that is the usual s / sqrt(n).
+    lm-eval has no standard error for an aggregation of a task's own, and would write "N/A" here and for every group
+    above. It is the root of the summed squares of each document's influence on the mean, times sqrt(n / (n - 1)) for n
+    documents; with one category it is the usual s / sqrt(n).
     """
     groups, n = _by_category(scores), len(scores)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Where the tasks' data come from: the Hub, a local mirror in `MLLM_EVAL_DATA`, or a file or folder on disk."""
+"""The data sets of the tasks: on the Hub, in a local mirror in `MLLM_EVAL_DATA`, or in a file or folder on disk."""
 
 import base64
 import csv
@@ -18,21 +18,14 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from mergekit_mm.errors import EvaluationError
 
-_OF_THE_HUB = HfHubHTTPError.__bases__  # the errors of the library that it speaks HTTP by, and OSError
+_HUB_ERRORS = HfHubHTTPError.__bases__  # OSError, and the error of the HTTP library that huggingface_hub uses
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
 
-_OPTIONS = (
-    "prompt_style",
-    "box_unit",
-    "judge",
-    "sources",
-    "num_frames",
-    "missing",
-)  # options of all tasks, given by --metadata
+_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames", "missing")  # of the tasks, by --metadata
 
 
 class DataNotFound(EvaluationError, FileNotFoundError):
-    """A data set, or a part of one, cannot be had."""
+    """A data set, or a part of one, cannot be found or downloaded."""
 
 
 _gathered: ContextVar[list[EvaluationError] | None] = ContextVar("_gathered", default=None)
@@ -40,7 +33,7 @@ _gathered: ContextVar[list[EvaluationError] | None] = ContextVar("_gathered", de
 
 @contextmanager
 def gathered() -> Iterator[None]:
-    """While open, loaders whose data cannot be had do not stop the others; all of them are named at the end."""
+    """While open, a loader without its data does not stop the others; one error at the end names all such data sets."""
     token = _gathered.set([])
     try:
         yield
@@ -55,7 +48,7 @@ def gathered() -> Iterator[None]:
 
 
 def loader(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a function that lm-eval calls as `custom_dataset`: missing data are named together with those of others."""
+    """Decorate a function that lm-eval calls as `custom_dataset`, so that `gathered` collects its missing data."""
 
     @wraps(load)
     def loaded(**given: Any) -> Any:
@@ -66,16 +59,14 @@ def loader(load: Callable[..., Any]) -> Callable[..., Any]:
             if errors is None:
                 raise
             errors.append(error)
-            nothing = {"prompt": "", "answer": "", "image": None}
-            return {
-                "test": datasets.Dataset.from_list([nothing])
-            }  # a stand-in with which lm-eval goes on to the next task
+            stand_in = {"prompt": "", "answer": "", "image": None}  # lm-eval goes on to the next task with it
+            return {"test": datasets.Dataset.from_list([stand_in])}
 
     return loaded
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:
-    """ValueError for metadata that look like an option of the tasks and are none: lm-eval hands over anything."""
+    """ValueError: a name is nearly that of an option. lm-eval hands over all metadata, and nobody else would notice."""
     for name in names:
         near = get_close_matches(name, _OPTIONS, n=1, cutoff=0.85)
         if near and name not in _OPTIONS:
@@ -83,10 +74,11 @@ def refuse_misspelt(names: Iterable[str]) -> None:
 
 
 def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[str, Path | None]:
-    """The source in use and where it lies on disk (None: on the Hub).
+    """The name of a source after renaming, and its path on disk; the path is None for a source on the Hub.
 
-    `sources` renames sources (`--metadata '{"sources": {"lmms-lab/ChartQA": "me/ChartQA"}}'`). A path that exists is
-    taken as it is; else, if `MLLM_EVAL_DATA` is set, `$MLLM_EVAL_DATA/<source>`, whether or not it exists.
+    sources: new names of sources (`--metadata '{"sources": {"lmms-lab/ChartQA": "me/ChartQA"}}'`). A name that is an
+    existing path is this path. For any other name the path is `$MLLM_EVAL_DATA/<source>` if the variable is set,
+    whether or not such a path exists.
     """
     source = (sources or {}).get(source, source)
     if Path(source).expanduser().exists():
@@ -98,11 +90,12 @@ def local_path(source: str, sources: Mapping[str, str] | None = None) -> tuple[s
 def read_table(
     source: str, split: str, config: str | None = None, sources: Mapping[str, str] | None = None
 ) -> datasets.Dataset:
-    """One split of a data set, pictures and sounds not decoded.
+    """One split of a data set.
 
-    A local folder is laid out as on the Hub: parquet files whose name starts with the split, inside or named after
-    `config` where there is one. A local file may be parquet or a TSV of VLMEvalKit. FileNotFoundError: says which
-    folder, and the command that fills it.
+    A local folder is laid out as on the Hub: parquet files whose names start with the split, in a folder of the name
+    `config` or with names that start with it, if there is a config. A local file may be parquet or a TSV of VLMEvalKit.
+
+    DataNotFound, a FileNotFoundError: the message names the folder, and the command that fills it.
     """
     name, path = local_path(source, sources)
     if path is None:
@@ -123,17 +116,20 @@ def read_table(
 def _from_hub(name: str, config: str | None, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(name, config, split=split)
-    except (*_OF_THE_HUB, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (*_HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         told = f"{name} (split {split}) cannot be had from the hub: {reason}"
-        # without what the libraries below say of one another
         raise DataNotFound(
             f"{told.rstrip('.')}. From a local mirror: MLLM_EVAL_DATA names a folder. {_advice(name)}"
         ) from None
 
 
 def _split_files(folder: Path, split: str, config: str | None, source: str) -> list[Path]:
-    """All files of a split, or none. An interrupted download would be evaluated as if it were the whole."""
+    """The files of a split; an empty list if there are none.
+
+    DataNotFound: some of its shards are missing, as after an interrupted download. ValueError: the folder has the split
+    more than once.
+    """
     files = sorted(folder.rglob("*.parquet"))
     if config:
         files = [file for file in files if config in file.relative_to(folder).parts or _starts(file, config)]
@@ -151,7 +147,7 @@ def _split_files(folder: Path, split: str, config: str | None, source: str) -> l
 
 
 def _starts(file: Path, name: str) -> bool:
-    """`test-00000-of-00001.parquet` is of split `test`; `testmini.parquet` and `testA-...` are not."""
+    """Whether a file belongs to a split: `test-00000-of-00001.parquet` to `test`, but not `testmini.parquet`."""
     return file.stem.startswith(name) and file.stem[len(name) : len(name) + 1] in ("", "-", "_", ".")
 
 
@@ -165,17 +161,19 @@ def _advice(source: str) -> str:
 
 
 def read_tsv(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a TSV of VLMEvalKit: all columns as texts, `image` as bytes.
+    """The rows of a TSV of VLMEvalKit, with all columns as texts and `image` as bytes.
 
-    A picture is base64, or the `index` of another row that holds it. ValueError names a row whose picture is missing.
+    An image is written in base64, or as the `index` of another row that has the image.
+
+    ValueError: the image of a row is missing; the message names the row.
     """
-    csv.field_size_limit(sys.maxsize)  # one field is a whole picture
+    csv.field_size_limit(sys.maxsize)  # one field holds a whole image
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     encoded = {row["index"]: row["image"] for row in rows}
     for row in rows:
         text = row["image"]
-        # VLMEvalKit's own test: no picture is as short as an index
+        # VLMEvalKit's own test: an image is longer than an index.
         text = encoded.get(text, "") if len(text) <= 64 else text
         if len(text) <= 64:
             raise ValueError(f"{path}: row {row['index']} has no picture: {row['image']!r} is not the index of one")

@@ -1,24 +1,26 @@
-"""The parts of a reply that state its answer, and its sentences."""
+"""The parts of a reply that state its answer: a box, or what follows a marker such as "the answer is"."""
 
 import re
 from collections import deque
 
 from mergekit_mm.evaluation.tasks.replies import answer_part
 
-_MOST = 8  # statements of one reply that are looked at, the last ones: models that loop write thousands
+_MOST = 8  # only the last statements of a reply are read, as models that loop write thousands
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _JOINS = re.compile(r"[\s$]*(?:,\s*(?:or\b|and\b)?|or\b|and\b)[\s$]*")
 _EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)")  # emphasis of Markdown, not Python's power operator
 _TO = r"(?:\s+(?:to|for|of|in|from|here|therefore|thus|then)\b[^.:=\n]{0,60}?)?(?:\s*\([^()\n]{0,30}\))?"
 _VERB = r"(?<!\w)(?:is|are|was|(?:will|would|should|must|could|might|may|has\s+to|have\s+to)\s+be|equals)\b"
 _IS = rf"[*_\s]*(?:{_VERB}\s*:?|:|=)"
-# "option B is" names an option and "options:" lists them: neither is a marker
+# The words behind which an answer stands. "option B is" names an option and "options:" lists them: neither is a marker.
 _MARKER = re.compile(
     rf"\b(?:(?:answer|ans\.?|choice|option)(?:\s+(?:choice|option|letter))?{_TO}{_IS}|answers(?:{_TO}\s+are\b|:))"
     r"|答案\s*(?:应该|应)?\s*(?:是|为|选|[:\uff1a])|####(?!#)",
     re.IGNORECASE,
 )
+# Markers that count only if the reply has none of the above.
 _WEAK_MARKER = re.compile(rf"\b(?:result|solution|conclusion){_TO}{_IS}", re.IGNORECASE)
+# Before and behind a marker: it is about another answer, or says that the answer is wrong.
 _OF_ANOTHER = re.compile(
     r"\b(?:other|another|wrong|incorrect|false|alternative|possible|any|each|every|no|first|second|third|last)\s+$",
     re.IGNORECASE,
@@ -27,25 +29,10 @@ _DISMISSED = re.compile(
     r"[*_\s]*(?:(?:also|clearly|definitely|probably)\s+)?(?:wrong|incorrect|false|unknown|unclear|impossible|missing)\b",
     re.IGNORECASE,
 )
-# A model that corrects itself: what follows counts before what it takes back.
+# The words with which a model corrects itself; the text behind them counts before the text that they take back.
 _RETRACTION = re.compile(
     r"(?<=[.!?…\n,;])\s*(?:(?:but|no|oh|hmm)\W+)?(?:wait|hold\s+on|correction|scratch\s+that|sorry|actually)\b"
     r"[^.?\n]{0,40}?\b(?:it['’]s|(?:it|that|this)\s+(?:is|should\s+be|must\s+be)|i\s+mean|i\s+meant|make\s+(?:that|it))\s+(?!not\b)",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|。")
-_REASON = re.compile(
-    r"\b(?:because|since|due\s+to|given\s+that|which\s+(?:is|means|gives|makes)|as\s+(?=\S+\s+(?:is|are|has|have)\b))",
-    re.IGNORECASE,
-)
-_NOTE = re.compile(
-    r"[\s*_#>(-]*(?:note|notes|explanation|reason|reasoning|rationale|because|since|justification|verification|check"
-    r"|however|here'?s\s+why)\b",
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"\b(?:can(?:no|')t|cannot|unable|impossible|not\s+possible|do(?:es)?n(?:o|')t\s+know|don[o']?t\s+know|insufficient"
-    r"|not\s+enough|unclear|unanswerable|not\s+visible|not\s+sure|sorry)\b",
     re.IGNORECASE,
 )
 
@@ -56,11 +43,12 @@ def without_emphasis(text: str) -> str:
 
 
 def statements(reply: str) -> list[str]:
-    r"""What `reply` says is its answer, the most authoritative first; empty where it is not said.
+    r"""The parts of `reply` that state its answer, the most authoritative first; empty if no part does.
 
-    Inside the last `\boxed{...}`, then what follows each marker to the end of the reply, the last one first. A marker
-    of another answer ("the other answer is", "the answer is wrong") is none. Where the model then corrects itself
-    ("wait, it's ..."), what follows the last correction comes first.
+    If the reply has a `\boxed{...}`, the only statement is the content of the last one. Otherwise each statement is the
+    text from a marker ("the answer is") to the end of the reply, the last marker first. Markers of another answer ("the
+    other answer is", "the answer is wrong") do not count. If the model corrects itself behind the last marker ("wait,
+    it's ..."), the text behind its last correction comes first.
     """
     text = without_emphasis(answer_part(reply))
     if boxed := _last_box(text):
@@ -75,8 +63,13 @@ def statements(reply: str) -> list[str]:
     return []
 
 
+def stated_answer(reply: str) -> str:
+    """The first of the `statements` of `reply`; the whole reply, without the ** of Markdown, if there are none."""
+    return next(iter(statements(reply)), "") or without_emphasis(answer_part(reply)).strip()
+
+
 def _last_box(text: str) -> str:
-    r"""What is in the last `\boxed{...}`, or in the last ones, joined by a comma, "and" or "or"; empty without any."""
+    r"""The content of the last `\boxed{...}`, or of the last ones if a comma, "and" or "or" joins them; else empty."""
     found, end = "", 0
     for match in deque(_BOXED.finditer(text), _MOST):
         content = braced(text, match.end())
@@ -93,34 +86,10 @@ def _is_statement(match: re.Match[str], text: str) -> bool:
 
 
 def braced(text: str, start: int) -> str:
-    """What stands between the brace that was opened before `start` and its end, or the end of `text`."""
+    """The text from `start`, which is behind an opening brace, to the matching closing brace or the end of `text`."""
     depth = 1
     for at in range(start, len(text)):
         depth += (text[at] == "{") - (text[at] == "}")
         if depth == 0:
             return text[start:at]
     return text[start:]
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences and lines of `text` that have words in them, in order."""
-    return [each.strip() for each in _SENTENCE_END.split(text) if re.search(r"\w", each)]
-
-
-def telling(text: str) -> list[str]:
-    """The sentences of `text` that may state an answer: no notes and reasons behind it, no refusals."""
-    found = sentences(text)
-    kept = [each for at, each in enumerate(found) if not (at and _NOTE.match(each))]
-    return [each for each in kept if not _REFUSAL.search(each)]
-
-
-def refuses(text: str) -> bool:
-    """Whether `text` has the words of a refusal."""
-    return bool(_REFUSAL.search(text))
-
-
-def without_reason(text: str) -> str:
-    """`text` up to a "because", "since" or the like; `text` if it begins with that."""
-    match = _REASON.search(text)
-    before = text[: match.start()].rstrip(" \t\n,;:(*—-") if match else ""
-    return before if re.search(r"\w", before) else text

@@ -1,12 +1,13 @@
-"""What a reply states as its answer: the part that states it, a number, a list."""
+"""The number, or the list, that a reply states as its answer."""
 
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mergekit_mm.evaluation.tasks.quantities import Quantity, numbers, plain, quantities
+from mergekit_mm.evaluation.tasks.quantities import Quantity, plain, quantities
 from mergekit_mm.evaluation.tasks.replies import answer_part
-from mergekit_mm.evaluation.tasks.statements import sentences, statements, telling, without_emphasis
+from mergekit_mm.evaluation.tasks.sentences import sentences, telling
+from mergekit_mm.evaluation.tasks.statements import statements, without_emphasis
 
 _FILLER = re.compile(
     r"(?:[\s\"'“”*_(\[{≈:=>]|about\b|approximately\b|approx\b\.?|roughly\b|around\b|nearly\b|exactly\b|just\b|only\b"
@@ -57,27 +58,13 @@ _AFTER_OPERATOR = re.compile(r"(?:[√^*/×÷]|\\sqrt|\\times|\\cdot)[\s{(]*$")
 _ENUMERATED = re.compile(r"^\s*[*_]*(\d{1,2})[.)](?=\s+\S)", re.MULTILINE)
 
 
-def tail(reply: str) -> str:
-    r"""The part of `reply` that states the answer.
-
-    Inside the last `\boxed{...}`; else what follows the last marker ("the answer is", "Answer:", "the correct option
-    should be", "####"), or the last "result is" without one; else the whole reply. Without the ** of Markdown.
-    """
-    return next(iter(statements(reply)), "") or without_emphasis(answer_part(reply)).strip()
-
-
-def last_number(text: str) -> float | None:
-    """The last number of `text`; without digits, the last number word; else None."""
-    found = numbers(text) or [each.value for each in quantities(plain(text))]
-    return found[-1] if found else None
-
-
 def stated_number(reply: str) -> Quantity | None:
-    """The number that `reply` states as its answer; None where it states none, or several.
+    """The number that `reply` states as its answer; None if it states none, or several.
 
-    After a marker ("the answer is"): the number that comes first. Without one: the number that the reply begins with,
-    if it ends there or goes on with a reason; else that of the last sentence with numbers: the only one, or the one
-    that the sentence leads to ("3 + 4 = 7", "so there are 7"). Ranges, lists and alternatives are no number.
+    Behind a marker ("the answer is") it is the first number. Without a marker it is the number that the reply begins
+    with, if the reply ends there or goes on with a reason; else a number of the last sentence with numbers: the only
+    one, or the one that the sentence leads to ("3 + 4 = 7", "so there are 7"). Numbers of a range, a list or
+    alternatives do not count.
     """
     for statement in statements(reply):
         text = plain(statement)
@@ -106,7 +93,7 @@ def stated_number(reply: str) -> Quantity | None:
 
 
 def _opening(text: str, found: Sequence[Quantity], strict: bool) -> Quantity | None:
-    """The number that `text` begins with. `strict`: only if the text ends there, or goes on with a reason."""
+    """The number that `text` begins with. strict: the text must end there, or go on with a reason."""
     if not found or not _FILLER.fullmatch(text[: found[0].start]):
         return None
     first = found[0]
@@ -119,18 +106,18 @@ def _opening(text: str, found: Sequence[Quantity], strict: bool) -> Quantity | N
 
 
 def _is_bounded(number: Quantity, text: str) -> bool:
-    """Whether a number is no value but a bound, or denied: "more than 5", "not 5"."""
+    """Whether a number is a bound or is denied, and so is no value: "more than 5", "not 5"."""
     return bool(_BOUNDS.search(text[max(0, number.start - 20) : number.start]) or _DENIES.match(text, number.end))
 
 
 def _is_joined(found: Sequence[Quantity], at: int, text: str) -> bool:
-    """Whether a number is one of a range, a list or alternatives: "3 or 4", "3-5", "3 cats and 4 dogs"."""
+    """Whether a number belongs to a range, a list or alternatives: "3 or 4", "3-5", "3 cats and 4 dogs"."""
     gaps = [text[a.end : b.start] for a, b in pairwise(found[max(0, at - 1) : at + 2])]
     return any(_JOINS.fullmatch(gap) for gap in gaps)
 
 
 def _concluding(text: str, found: Sequence[Quantity]) -> Quantity | None:
-    """The number that a sentence leads to, or its only one."""
+    """The number that a sentence leads to, or its only number."""
     given = [each for each in found if _CONDITION.search(text[max(0, each.start - 16) : each.start])]
     found = [each for each in found if each not in given] or found
     free = [each for each in found if not _is_bounded(each, text)]
@@ -149,9 +136,10 @@ def _concluding(text: str, found: Sequence[Quantity]) -> Quantity | None:
 
 
 def stated_list(reply: str) -> list[str] | None:
-    """The elements, as texts, of the list that `reply` states; None without one.
+    """The elements, as texts, of the list that `reply` states; None if it states none.
 
-    In brackets of any kind, or written out: "2007 and 2008", "2, 3 and 5". A single number is a list of one.
+    A list stands in brackets of any kind, or is written out: "2007 and 2008", "2, 3 and 5". A number alone is a list of
+    one element.
     """
     whole = without_emphasis(answer_part(reply)).strip()
     for text in (*statements(reply), whole):
@@ -163,13 +151,13 @@ def stated_list(reply: str) -> list[str] | None:
 
 
 def first_list(text: str) -> list[str] | None:
-    """The elements, as texts, of the first bracketed list in `text`; None without one."""
+    """The elements, as texts, of the first list in square brackets in `text`; None if there is none."""
     found = re.search(r"\[([^\[\]]*)\]", text)
     return _elements(found[1]) if found else None
 
 
 def last_list(text: str) -> list[str] | None:
-    """The elements, as texts, of the last bracketed list in `text`; None without one."""
+    """The elements, as texts, of the last list in square brackets in `text`; None if there is none."""
     found = re.findall(r"\[([^\[\]]*)\]", text)
     return _elements(found[-1]) if found else None
 
@@ -180,13 +168,13 @@ def _elements(inside: str) -> list[str]:
 
 
 def _numbers_apart(text: str) -> list[str]:
-    """Numbers that only blanks separate; `text` itself if it is anything else."""
+    """The numbers in `text` if it consists of numbers and blanks; else `text` as the only element."""
     parts = text.split()
     return parts if parts and all(re.fullmatch(r"-?\d+(?:\.\d+)?", each) for each in parts) else [text]
 
 
 def _numbers_by_line(text: str) -> list[str] | None:
-    """The numbers of which each has a line, with a bullet or a place in front, and of which there are several."""
+    """Several numbers with one number per line, behind bullets or enumeration if there are any; else None."""
     found = []
     for line in filter(str.strip, plain(text).split("\n")):
         entry = _ENUMERATED.sub("", _BULLET.sub("", line)).strip()
@@ -198,7 +186,7 @@ def _numbers_by_line(text: str) -> list[str] | None:
 
 
 def _enumeration(text: str) -> list[str] | None:
-    """The elements of a list in parentheses or braces, or written out as numbers, in the last sentence with one."""
+    """The elements of a list in parentheses or braces, else of the last sentence that lists numbers; else None."""
     if round_ := re.search(r"\(([^()]*,[^()]*)\)|\\?\{([^{}]*,[^{}]*?)\\?\}", text):
         return _elements(round_[1] or round_[2])
     for sentence in reversed(telling(plain(text))):
