@@ -104,7 +104,7 @@ def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tu
 
 
 def square_norm(delta: Tensor) -> float:
-    """|| delta ||_F^2 to float32 rounding or better, without a second (out, in); norm() loses digits if it is large."""
+    """|| delta ||_F^2 to float32 rounding or better, without a copy of the delta; norm() loses digits on large ones."""
     return sum(float(part.square().sum(1).to(torch.float64).sum()) for part in row_blocks(delta))
 
 
