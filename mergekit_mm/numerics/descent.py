@@ -28,7 +28,7 @@ from mergekit_mm.numerics.interference import (
     Quadratic,
     RowQuadratic,
     RowSpace,
-    Surroundings,
+    Start,
     Term,
     mean_and_peaks,
     square_norm,
@@ -157,31 +157,31 @@ def _descend(
     """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean and for their terms."""
     if rank == 0:
         return mean_and_peaks(task_vectors, sums_in)[0]
-    around = Surroundings.measured(task_vectors, settings.init, sums_in)
-    if around is None:
+    start = Start.measured(task_vectors, settings.init, sums_in)
+    if start is None:
         return torch.zeros(task_vectors[0].shape, dtype=sums_in, device=task_vectors[0].device)
-    quadratic = _quadratic(around, settings, rank, steps_in)
+    quadratic = _quadratic(start, settings, rank, steps_in)
     if settings.optimizer == "sgd":
-        return around.reached(_sgd_step(quadratic, settings))
-    return around.reached(_adam_step(quadratic, settings, around.experts.scale, steps_in))
+        return start.reached(_sgd_step(quadratic, settings))
+    return start.reached(_adam_step(quadratic, settings, start.experts.scale, steps_in))
 
 
 # --- the quadratic ----------------------------------------------------------------------------------------------------
 
 
-def _quadratic(around: Surroundings, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
+def _quadratic(start: Start, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
     """The experts' quadratic around the start, in the cheapest form; A for Adam in the dtype `steps_in`."""
-    adam, mean = settings.optimizer == "adam", around.mean
+    adam, mean = settings.optimizer == "adam", start.mean
     parts = _Parts(settings, rank, mean)
-    share = around.start - (1.0 if settings.target == "centered" else 0.0)  # less the mean, which all targets share
+    multiple = start.multiple - (1.0 if settings.target == "centered" else 0.0)  # all targets share the mean: left out
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
-        return Quadratic.of_grams(map(parts.gram_term, around.deltas()), mean, share)
-    terms = map(parts.term, around.deltas())  # unlike a loop, map keeps no delta alive
+        return Quadratic.of_grams(map(parts.gram_term, start.deltas()), mean, multiple)
+    terms = map(parts.term, start.deltas())  # unlike a loop, map keeps no delta alive
     own_rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
-    rows = own_rows * len(around.experts.task_vectors)
+    rows = own_rows * len(start.experts.task_vectors)
     if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return RowQuadratic.stacked(terms, rows, mean, share)
-    return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
+        return RowQuadratic.stacked(terms, rows, mean, multiple)
+    return Quadratic.summed(terms, mean, multiple, matrix_in=steps_in if adam else mean.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,7 @@ _ALMOST = 1 - 1e-12  # keeps rounding from adding one to a count that is exact, 
 
 
 def ratio_rank(ratio: float, size: int) -> int:
-    """ceil(ratio * size), at least 1, as SWUDI's released code rounds: up to a thousandth above an integer is that
-    integer."""
+    """ceil(ratio * size), at least 1. As in SWUDI's released code, a thousandth above an integer rounds down."""
     return max(1, int(ratio * size + 0.999))
 
 
