@@ -44,7 +44,7 @@ RECIPE = Path("merge_yamls/omni.yaml")
 EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 CHOICES = ("host", "vision_tower")  # parameters of every method
-# The parameters of each merge, and its `merge_method` if that is not the merge's name. Strengths are the best of the grid
+# The parameters of each merge, and its `merge_method` if that is not its name. Strengths are the best of the grid
 # of choose.py, which ends at 1.5.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},

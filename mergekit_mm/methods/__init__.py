@@ -1,4 +1,11 @@
-"""Merge methods beyond mergekit's own: one file each, listed once in `catalogue`."""
+"""Merge methods beyond mergekit's own: one file each with equation, source and deviations, listed in `catalogue`.
+
+optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts   the methods
+apply       how a method is declared, and the steps around its mathematics
+reference   slow, plain restatements of the published computations, which the tests compare the methods with
+
+The room imports numerics, errors, and mergekit's public `merge_methods`. It knows nothing of files, models or plans.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,7 @@ _added: list[TaskVectorMethod] = []
 
 
 def add(method: TaskVectorMethod) -> None:
-    """Make a method from outside this package known to mergekit, and treated as those of this package are.
+    """Make a method from outside this package known to mergekit, and treat it as those of this package are treated.
 
     Raises:
         ValueError: mergekit has a method of that name already.
@@ -21,10 +28,7 @@ def add(method: TaskVectorMethod) -> None:
 
 
 def catalogue() -> tuple[TaskVectorMethod, ...]:
-    """Every method of this package, not yet registered, and those that were added.
-
-    Importing the package's own waits until they are asked for.
-    """
+    """Every method of this package, and those that were added. The former are imported here, and not registered yet."""
     from mergekit_mm.methods.aswudi import aswudi
     from mergekit_mm.methods.iso_c import iso_c
     from mergekit_mm.methods.iso_cts import iso_cts
@@ -37,7 +41,7 @@ def catalogue() -> tuple[TaskVectorMethod, ...]:
 
 
 def is_own_method(name: str) -> bool:
-    """Whether a merge method is of this package, or was added to it."""
+    """Whether a merge method belongs to this package, or was added to it."""
     return any(method.name == name for method in catalogue())
 
 
@@ -45,11 +49,11 @@ def method_named(name: str) -> TaskVectorMethod:
     """The method of the catalogue with this name.
 
     Raises:
-        KeyError: it is none of the catalogue.
+        KeyError: the catalogue has none of that name.
     """
     return {method.name: method for method in catalogue()}[name]
 
 
-# The host before any method, and after `catalogue`: importing it makes the start-up hook ask for the catalogue, which
-# would fail if a method's own import of the host were the first one and that method only half imported.
+# mergekit is imported before any method, and after `catalogue` is defined: its import makes the start-up hook ask for
+# the catalogue. If a method's own import of mergekit were the first one, the hook would find that method half imported.
 import mergekit.merge_methods  # noqa: E402

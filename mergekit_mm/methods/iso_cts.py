@@ -81,7 +81,7 @@ def _merge(task_vectors: Sequence[TaskVector], common_fraction: float, tolerance
     own, _ = polar(torch.cat([common.u[:, :0], *(p.u for p in tasks)], dim=1), COINCIDING)
     u = torch.cat([own, common.u], dim=1)  # the polar factor of both, as residuals are orthogonal to U_c
     v = torch.cat([*(p.v for p in tasks), common.v], dim=1)
-    del tasks, common, complement, own  # as large as u and v
+    del tasks, common, complement, own  # they are as large as u and v
     root, _ = inverse_root_(gram(v.T), COINCIDING)
     return (u @ root @ v.T).mul_(s.mean())
 
@@ -89,7 +89,10 @@ def _merge(task_vectors: Sequence[TaskVector], common_fraction: float, tolerance
 def _common_part(
     task_vectors: Sequence[TaskVector], common_fraction: float, tolerance: float
 ) -> tuple[Triplets, Tensor | None, int]:
-    """The sum's leading triplets; a basis of all that is orthogonal to them on the left, if small; and d."""
+    """The c leading triplets of the sum; a basis of what is orthogonal to their left vectors; and d.
+
+    The basis (out, out - c) comes with the decomposition of a wide matrix. For a tall one it would be large: None.
+    """
     total = sum_of_deltas(task_vectors)
     wide = total.shape[0] <= total.shape[1]
     values, near = eigenpairs_(gram(total if wide else total.T))
@@ -102,7 +105,11 @@ def _common_part(
 
 
 def _own_part(delta: Tensor, common: Tensor, complement: Tensor | None, count: int, tolerance: float) -> Triplets:
-    """The leading triplets of delta - common common^T delta, never formed: by the complement's few rows if known."""
+    """The `count` leading triplets of the residual delta - common common^T delta, which is never formed.
+
+    common (out, c): orthonormal columns. complement: a basis of what is orthogonal to them, if it is known; the
+    residual is then found in its few coordinates.
+    """
     norm = float(delta.norm())
     if complement is not None:
         own = leading_triplets(complement.T @ delta, count, tolerance, norm)

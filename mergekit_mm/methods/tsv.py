@@ -61,10 +61,11 @@ def _merge(task_vectors: Sequence[TaskVector], rank: int, tolerance: float) -> T
     if not len(s):
         return None
     near, far = torch.cat([p.u for p in parts], dim=1), torch.cat([p.v for p in parts], dim=1)
-    del parts  # as large as both
+    del parts  # they are as large as near and far
     tall = near.shape[0] > far.shape[0]
     if tall:
         near, far = far, near
-    near = (near @ inverse_root_(gram(near.T), COINCIDING)[0]).mul_(s)  # products on the smaller side come first
+    # The products on the smaller side come first.
+    near = (near @ inverse_root_(gram(near.T), COINCIDING)[0]).mul_(s)
     near = near @ inverse_root_(gram(far.T), COINCIDING)[0]
     return far @ near.T if tall else near @ far.T

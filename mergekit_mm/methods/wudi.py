@@ -39,7 +39,7 @@ from mergekit_mm.numerics.task_vector import TaskVector
 
 
 def _adam(**constants: Any) -> Descent:
-    """OptMerge's descent with whole task vectors on both sides, which is WUDI's."""
+    """WUDI's descent, which is OptMerge's with whole task vectors as targets and proxies. ValueError as `Descent`."""
     return Descent(rank_fraction=1.0, optimizer="adam", proxy="full", **constants)
 
 

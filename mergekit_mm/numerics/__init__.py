@@ -1,1 +1,15 @@
-"""Task vectors and spectral tools: torch in, torch out; no files, no names, no mergekit."""
+"""The numerics under the merge methods: tensors in, tensors out; no files, no names of tensors, no mergekit.
+
+task_vector    what fine-tuning changed in one tensor, dense or factored; sums, stacks and the joint core of several
+eigen          Gram matrices, and eigenpairs of symmetric matrices by LAPACK's steps
+low_rank       best approximations of a rank, factors for an adapter, what LoRA and DoRA store
+polar          singular triplets and polar factors that are aware of the numerical rank
+filters        functions of a symmetric matrix: what a descent or a spectral filter does to a quadratic
+rank_rules     how many leading eigenvalues to keep
+interference   the quadratic L(x) of WUDI and OptMerge, assembled from the experts' task vectors
+descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as a loop
+closed_form    WUDI, SWUDI and ASWUDI by one spectral filter on L
+checks         the wording of a refused parameter value
+
+The room imports torch, numpy, scipy and itself, and nothing else.
+"""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mergekit_mm.numerics.filters import Quotient, filter_by_eigenvectors
-from mergekit_mm.numerics.interference import GramTerm, Init, Quadratic, RowSpace, Surroundings, Term
+from mergekit_mm.numerics.interference import GramTerm, Init, Quadratic, RowSpace, Start, Term
 from mergekit_mm.numerics.polar import numerical_rank
 from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core
 
@@ -36,8 +36,8 @@ def filtered(task_vectors: Sequence[TaskVector], init: Init, quotient: Quotient,
         space = RowSpace.of(deltas, init)
         if space is not None:
             return space.reached(_step(space.quadratic(torch.float64, target=lambda own: own), keep))
-        around = Surroundings.measured(deltas, init, torch.float64)
-        return None if around is None else around.reached(_step(_quadratic(around), keep))
+        start = Start.measured(deltas, init, torch.float64)
+        return None if start is None else start.reached(_step(_quadratic(start), keep))
 
     return in_joint_core(task_vectors, solve)
 
@@ -46,8 +46,8 @@ def _step(quadratic: Quadratic, keep: Quotient) -> Tensor:
     return filter_by_eigenvectors(quadratic.slope, quadratic.matrix, keep)
 
 
-def _quadratic(around: Surroundings) -> Quadratic:
-    rows, columns = around.mean.shape
+def _quadratic(start: Start) -> Quadratic:
+    rows, columns = start.mean.shape
     if rows < columns:
-        return Quadratic.summed(map(Term.whole, around.deltas()), around.mean, around.start, torch.float64)
-    return Quadratic.of_grams(map(GramTerm.whole, around.deltas()), around.mean, around.start)
+        return Quadratic.summed(map(Term.whole, start.deltas()), start.mean, start.multiple, torch.float64)
+    return Quadratic.of_grams(map(GramTerm.whole, start.deltas()), start.mean, start.multiple)

@@ -1,11 +1,11 @@
-"""The descent of WUDI and OptMerge on one matrix's interference: its variants, and the cheapest way through each.
+"""The descent of OptMerge and WUDI on the interference in one matrix: its variants, and the cheapest way through each.
 
-Per matrix, with tau_i the task vectors and k = int(rank_fraction min(out, in)), a fixed number of steps on
+Per matrix, with tau_i the task vectors and k = int(rank_fraction min(out, in)), a descent takes a fixed number of steps
 
-    L(x) = sum_i || (x - T_i) L_i^T ||^2 / || tau_i ||^2
+    on L(x) = sum_i || (x - T_i) L_i^T ||^2 / || tau_i ||^2
 
 from a start x_0. T_i is the target, L_i the proxy for the inputs that expert i has seen; both come from tau_i, whole or
-reduced to rank k. SGD is solved as a filter on the spectrum of L, Adam runs as a loop.
+reduced to rank k (see `interference`). SGD is solved as a filter on the spectrum of L, Adam runs as a loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mergekit_mm.numerics.interference import (
     Quadratic,
     RowQuadratic,
     RowSpace,
-    Surroundings,
+    Start,
     Term,
     mean_and_peaks,
     square_norm,
@@ -41,16 +41,24 @@ Optimizer = Literal["sgd", "adam"]
 Proxy = Literal["truncated", "full", "centered"]
 Target = Literal["truncated", "centered"]
 
-_DOUBLE_UP_TO = 1 << 18  # entries; below this float64 costs next to nothing
-_LONG_FILTER = 2.0  # slope q(0) of the filter, which multiplies rounding: 0.58 for `lora`, 291 for `modality`
-_LONGEST_IN_ROWS = 32.0  # for very wide matrices: slope times largest eigenvalue, whose root alone multiplies rounding
+_DOUBLE_UP_TO = 1 << 18  # entries of a matrix up to which float64 costs next to nothing
+# Limits for sums in float32. The slope q(0) of a filter multiplies rounding; it is 0.58 for the preset `lora`, and 291
+# for `modality`. In the coordinates of a row space only the root of slope times largest eigenvalue does.
+_LONG_FILTER = 2.0
+_LONGEST_IN_ROWS = 32.0
 _ADAM_ROWS = 256  # rows per block of the Adam loop: enough for a fast product, few enough to stay in the cache
 _AT_REST = 1e-12  # gradients below this are rounding, with the largest delta entry scaled to about 1
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Every constant of a descent. `momentum` is Adam's first beta too; `rank_fraction` None means 1 / N.
+    """Every constant of a descent.
+
+    init: the start x_0, as the mean or the sum of the task vectors, or zero. rank_fraction: k as a share of
+    min(out, in); None means 1 / N for N experts. proxy, target: which part of tau_i is L_i and T_i; the whole (`full`),
+    its k leading directions (`truncated`), or those of tau_i - mean (`centered`; the target then gets the mean back).
+    time: the learning rate as it is, or in units of one over the largest eigenvalue of A. momentum: Adam's first beta
+    too.
 
     Raises:
         ValueError: a constant out of its range, named.
@@ -81,12 +89,12 @@ class Descent:
 
     @property
     def slope(self) -> float:
-        """q(0): how far SGD goes, per unit of an eigenvalue."""
+        """q(0), by which SGD moves along a direction of small eigenvalue, in units of D."""
         return float(heavy_ball_quotient(torch.zeros(1), self.learning_rate, self.momentum, self.iterations))
 
     @property
     def amplifies_rounding(self) -> bool:
-        """Whether float32 sums are too coarse: Adam normalises what little is left of them, a long filter grows it."""
+        """Whether sums in float32 are too coarse: Adam makes steps of their rounding, a long filter multiplies it."""
         return self.optimizer == "adam" or not self.slope < _LONG_FILTER
 
     def rank(self, shape: Sequence[int], experts: int) -> int:
@@ -95,11 +103,14 @@ class Descent:
 
 
 def descend(task_vectors: Sequence[TaskVector], settings: Descent) -> TaskVector:
-    """The merged task vector of one matrix. From factors by SGD it is found in their joint core and stays factored."""
+    """The merged task vector (out, in) of one matrix, in float32 or float64.
+
+    SGD on factored task vectors works in their joint core, and the result stays factored.
+    """
     first = task_vectors[0]
     rank = settings.rank(first.shape, len(task_vectors))
     dtype = _affordable(working_dtype(first.left.dtype), first.shape)
-    if settings.optimizer == "adam":  # which does not commute with rotations
+    if settings.optimizer == "adam":  # its steps do not commute with rotations
         return TaskVector.of(_solve_dense(task_vectors, settings, rank, dtype))
     return in_joint_core(task_vectors, lambda deltas: _solve_dense(deltas, settings, rank, dtype), dtype)
 
@@ -123,7 +134,7 @@ def _solve_dense(task_vectors: Sequence[TaskVector], settings: Descent, rank: in
 
 
 def _descend_in_rows(space: RowSpace, settings: Descent, rank: int, dtype: torch.dtype) -> Tensor:
-    """The merged delta of very wide matrices with whole deltas as proxies; in float64 if the spectrum asks for it."""
+    """The merged delta (out, in) of a very wide matrix, whole deltas as proxies; float64 if the spectrum needs it."""
 
     def target(own: Tensor) -> Tensor:
         if rank >= len(own):
@@ -146,31 +157,31 @@ def _descend(
     """The merged delta (out, in). Deltas are formed one at a time, twice: for the mean and for their terms."""
     if rank == 0:
         return mean_and_peaks(task_vectors, sums_in)[0]
-    around = Surroundings.measured(task_vectors, settings.init, sums_in)
-    if around is None:
+    start = Start.measured(task_vectors, settings.init, sums_in)
+    if start is None:
         return torch.zeros(task_vectors[0].shape, dtype=sums_in, device=task_vectors[0].device)
-    quadratic = _quadratic(around, settings, rank, steps_in)
+    quadratic = _quadratic(start, settings, rank, steps_in)
     if settings.optimizer == "sgd":
-        return around.reached(_sgd_step(quadratic, settings))
-    return around.reached(_adam_step(quadratic, settings, around.experts.scale, steps_in))
+        return start.reached(_sgd_step(quadratic, settings))
+    return start.reached(_adam_step(quadratic, settings, start.experts.scale, steps_in))
 
 
 # --- the quadratic ----------------------------------------------------------------------------------------------------
 
 
-def _quadratic(around: Surroundings, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
+def _quadratic(start: Start, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
     """The experts' quadratic around the start, in the cheapest form; A for Adam in the dtype `steps_in`."""
-    adam, mean = settings.optimizer == "adam", around.mean
+    adam, mean = settings.optimizer == "adam", start.mean
     parts = _Parts(settings, rank, mean)
-    share = around.start - (1.0 if settings.target == "centered" else 0.0)  # less the mean, which all targets share
+    multiple = start.multiple - (1.0 if settings.target == "centered" else 0.0)  # all targets share the mean: left out
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
-        return Quadratic.of_grams(map(parts.gram_term, around.deltas()), mean, share)
-    terms = map(parts.term, around.deltas())  # unlike a loop, map keeps no delta alive
+        return Quadratic.of_grams(map(parts.gram_term, start.deltas()), mean, multiple)
+    terms = map(parts.term, start.deltas())  # unlike a loop, map keeps no delta alive
     own_rows = min(mean.shape) if settings.proxy == "full" else min(rank, *mean.shape)
-    rows = own_rows * len(around.experts.task_vectors)
+    rows = own_rows * len(start.experts.task_vectors)
     if rows * (2 if adam else 1) <= mean.shape[1]:  # Adam pays two products by the rows each step, or one by A
-        return RowQuadratic.stacked(terms, rows, mean, share)
-    return Quadratic.summed(terms, mean, share, matrix_in=steps_in if adam else mean.dtype)
+        return RowQuadratic.stacked(terms, rows, mean, multiple)
+    return Quadratic.summed(terms, mean, multiple, matrix_in=steps_in if adam else mean.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_TILES = 8  # blocks of rows of a symmetric product: 36 of 64 tiles are computed, 28 mirrored
-_TILES_FROM = 256  # rows; a smaller product costs as much in one piece
-_SUBSET = 0.25  # share of the eigenpairs beyond which computing all of them costs less than computing these one by one
-_PANEL = 64  # columns that LAPACK treats together; sizes its workspace
-_ROTATED_TOGETHER = 512  # eigenvectors per call that rotates them back; scipy copies what it is given
+_TILES = 8  # tiles along each side of a symmetric product, of which 36 are computed and 28 mirrored
+_TILES_FROM = 256  # rows from which tiles pay; a smaller product costs as much in one piece
+_SUBSET = 0.25  # share of the eigenpairs beyond which computing all costs less than computing these one by one
+_PANEL = 64  # columns that LAPACK treats together; its workspace is a multiple of them
+_ROTATED_TOGETHER = 512  # eigenvectors rotated back by one call, which works on a copy of them
 
 
 def gram(x: Tensor) -> Tensor:
@@ -58,7 +58,11 @@ def top_eigenpairs_(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
 class Spectrum:
     """The eigendecomposition of a symmetric matrix (n, n), float32 or float64 and contiguous, which is used up.
 
-    Its memory is that of the matrix, and of the eigenvectors of one call.
+    It needs the memory of the matrix, and of the eigenvectors of one call. On a GPU torch computes all pairs at once.
+
+    Raises:
+        ValueError: another dtype, or a matrix that is not contiguous.
+        ArithmeticError: NaN or infinity in the matrix.
     """
 
     def __init__(self, symmetric: Tensor) -> None:
@@ -79,7 +83,7 @@ class Spectrum:
             )
             if not np.isfinite(diagonal.sum() + beside.sum()):  # LAPACK itself might not notice
                 raise ArithmeticError("a symmetric matrix has NaN or infinity in it")
-            # LAPACK orders eigenvalues from the smallest: those of -T come in descending order of T's
+            # LAPACK starts at the smallest eigenvalue. For descending order it is given -T.
             self._diagonal, self._beside = -diagonal, -beside
 
     @cached_property
@@ -92,7 +96,7 @@ class Spectrum:
     def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The eigenvalues from `start` to `stop` in descending order, and their eigenvectors as columns.
 
-        The eigenvectors of two calls are orthogonal to each other only as far as their eigenvalues differ.
+        Eigenvectors of two calls are orthogonal to each other only as far as their eigenvalues differ.
         """
         if stop == start:  # LAPACK takes no empty range
             return self._matrix.new_empty(0), self._matrix.new_empty(len(self._matrix), 0)
@@ -112,7 +116,7 @@ class Spectrum:
         """Eigenvalues of -T, ascending, and their eigenvectors as columns (n, stop - start), in the matrix's dtype."""
         dtype = self._diagonal.dtype
         if stop - start <= _SUBSET * len(self._diagonal):
-            # scipy's ?stemr would make room for all n eigenvectors also where a few are asked for
+            # scipy's ?stemr allocates room for all n eigenvectors even where a few are asked for
             return self._by_bisection(start, stop, dtype)
         found = self._by_representations()
         if found is None:
@@ -121,9 +125,9 @@ class Spectrum:
         return values.astype(dtype), vectors.astype(dtype, order="F", copy=vectors.shape[1] < len(vectors))
 
     def _by_representations(self) -> tuple[Any, Any] | None:
-        """All pairs by LAPACK's ?stemr, n operations a number. None where it gives up on badly clustered eigenvalues.
+        """All pairs by LAPACK's ?stemr, in O(n^2). None where it gives up on badly clustered eigenvalues.
 
-        It runs in float64 for any matrix: in float32 the eigenvectors would be orthogonal to three digits only.
+        It runs in float64 for any matrix, as in float32 the eigenvectors would be orthogonal to three digits only.
         """
         try:
             return _tridiagonal(self._diagonal.astype(np.float64), self._beside.astype(np.float64), "stemr")
@@ -131,7 +135,7 @@ class Spectrum:
             return None
 
     def _by_bisection(self, start: int, stop: int, dtype: Any) -> tuple[Any, Any]:
-        """LAPACK's ?stebz and ?stein: up to n (stop - start) operations a number, and orthonormal in float32 too."""
+        """Pairs by LAPACK's ?stebz and ?stein, in up to O(n (stop - start)^2); orthonormal in float32 too."""
         diagonal, beside = self._diagonal.astype(dtype), self._beside.astype(dtype)
         values, vectors = _tridiagonal(diagonal, beside, "stebz", select="i", select_range=(start, stop - 1))
         return values, np.asfortranarray(vectors)
@@ -139,8 +143,8 @@ class Spectrum:
     def _rotate_back_(self, vectors: Any) -> None:
         """Multiply eigenvectors of T (n, count) by Q, in place."""
         size = len(vectors)
-        # The reflectors begin one row below the diagonal. Read from the second number on, the same memory is a matrix
-        # that has them below its diagonal, as ?ormqr expects.
+        # The reflectors begin one row below the diagonal, where ?ormqr expects them at the diagonal. Read from its
+        # second number on, the same memory is a matrix that has them there.
         below = self._reflectors.ravel(order="K")[1 : 1 + size * (size - 1)].reshape((size, size - 1), order="F")
         for start in range(0, vectors.shape[1], _ROTATED_TOGETHER):
             block = vectors[1:, start : start + _ROTATED_TOGETHER]

@@ -1,4 +1,8 @@
-"""Gradient descent on a quadratic, solved as a filter on the spectrum of its Hessian."""
+"""Functions of a symmetric positive semi-definite matrix, applied to the rows of another one: X q(A).
+
+Gradient descent on a quadratic with the Hessian A is such a function, and so are the filters that replace it. Both are
+written as a filter f on the spectrum of A, with the quotient q(lambda) = f(lambda) / lambda.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,21 @@ from torch import Tensor
 from mergekit_mm.numerics.checks import require
 from mergekit_mm.numerics.eigen import Spectrum
 
-Quotient = Callable[[Tensor], Tensor]  # f(lambda) / lambda of a filter f, for eigenvalues lambda
+Quotient = Callable[[Tensor], Tensor]  # eigenvalues (n,) -> q (n,), or q of the leading ones that are kept
 Filter = Literal["exponential", "tikhonov", "none"]
 Time = Literal["absolute", "relative"]
 
-_NODES = 128  # Chebyshev nodes: twice the highest degree that is ever worth applying
-_EIGH_COST = 11.0  # full symmetric eigendecomposition / size^3, in flops at the speed of a matrix product (measured)
-_LANCZOS_STEPS = 12  # for a bound
-_DENSE_UP_TO = 256  # below this size all eigenvalues cost as little as one
-_BANDS_FROM = 2048  # size; below, the memory that bands of eigenvectors save is not worth their time
-_TOUCHING = 1e-11  # of the largest eigenvalue: a gap so small leaves eigenvectors found apart 1e-5 off a right angle
-# of small quantities that Python asks for number by number: on the CPU also where torch's default device is another one
+_NODES = 128  # number of Chebyshev nodes: twice the highest degree that is ever worth applying
+_EIGH_COST = 11.0  # a symmetric eigendecomposition costs this times size^3 flops of a matrix product (measured)
+_LANCZOS_STEPS = 12  # enough for an upper bound of the spectrum
+_DENSE_UP_TO = 256  # size up to which all eigenvalues cost as little as one
+_BANDS_FROM = 2048  # size from which the memory that bands of eigenvectors save is worth their time
+# Gap between eigenvalues, relative to the largest one, below which eigenvectors that were computed in separate calls
+# are no longer orthogonal. At this gap they are 1e-5 off a right angle.
+_TOUCHING = 1e-11
+# dtype and device of small tensors whose numbers Python reads one by one; the default device may be a GPU
 _SCALARS: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-_FILTERED_TOGETHER = 1024  # rows are filtered independently, so scratch space need not grow with the matrix
+_FILTERED_TOGETHER = 1024  # rows filtered at once; rows are independent, so scratch space need not grow with the matrix
 
 
 def heavy_ball_quotient(eigenvalues: Tensor, learning_rate: float, momentum: float, iterations: int) -> Tensor:
@@ -74,10 +80,11 @@ class SpectralFilter:
 
 
 def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) -> Tensor:
-    """`coefficients @ q(matrix)`, coefficients (rows, size), matrix (size, size) symmetric positive semi-definite.
+    """`coefficients @ q(matrix)`: coefficients (rows, size), matrix (size, size) symmetric positive semi-definite.
 
-    A short filter is a low-degree polynomial to rounding accuracy and then needs matrix products only; otherwise, or
-    where the polynomial would cost more, the matrix is decomposed. Both arguments may be used up.
+    The result has the dtype of the coefficients. A short filter is a low-degree polynomial to rounding accuracy and
+    then needs matrix products only; otherwise, or where the polynomial would cost more, the matrix is decomposed. Both
+    tensors may be used up.
     """
     rows, size = coefficients.shape
     bound = largest_eigenvalue_bound(matrix)
@@ -87,15 +94,17 @@ def apply_quotient_(coefficients: Tensor, matrix: Tensor, quotient: Quotient) ->
     degree = len(series) - 1
     if degree < _NODES // 2 and 2.0 * degree * rows <= _EIGH_COST * size + 4.0 * rows:
         return torch.cat([_clenshaw(block, matrix, series, bound) for block in coefficients.split(_FILTERED_TOGETHER)])
-    # in float32 eigenvectors would not be quite orthonormal
+    # eigenvectors in float32 would not be quite orthonormal
     return filter_by_eigenvectors(coefficients, matrix.to(torch.float64), lambda values: quotient(values.clamp_min(0)))
 
 
 def filter_by_eigenvectors(coefficients: Tensor, matrix: Tensor, weights_of: Quotient) -> Tensor:
     """`coefficients @ V w V^T` for matrix = V Lambda V^T in float64, which is used up.
 
-    weights_of maps the eigenvalues, descending, to the w of as many leading ones as count. Of a large matrix V is never
-    there as a whole, unless most of its eigenvalues are one.
+    weights_of: maps the eigenvalues, descending, to the weights w of the leading ones; the others have weight 0.
+
+    The eigenvectors of a large matrix are computed in bands and never held as a whole, unless most of its eigenvalues
+    coincide.
     """
     spectrum = Spectrum(matrix)
     weights = weights_of(spectrum.values).to(coefficients.dtype)
@@ -108,18 +117,18 @@ def filter_by_eigenvectors(coefficients: Tensor, matrix: Tensor, weights_of: Quo
 
 
 def _bands(values: Tensor, count: int, most: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of `most` eigenvalues or somewhat fewer, to the first `count`. `values` are all, descending.
+    """Bands (start, stop) of about `most` eigenvalues each that cover the first `count` of all `values`, descending.
 
-    Cut at wide gaps, and never within a cluster, which may make a band longer: eigenvectors of close eigenvalues are
-    orthogonal only if they are found together.
+    Bands end at wide gaps and never within a cluster, for which a band may be longer than `most`: eigenvectors of close
+    eigenvalues are orthogonal only if they are computed together.
     """
-    gaps = (values[:-1] - values[1:]).tolist()  # the one before i is gaps[i - 1]
+    gaps = (values[:-1] - values[1:]).tolist()  # gaps[i - 1] lies before values[i]
     touching = _TOUCHING * float(values.abs().max()) if count else 0.0
     start = 0
     while start < count:
         stop = min(start + most, count)
         if stop < count:
-            late = stop - most // 8  # as wide a gap as there is from here on, or the last one before
+            late = stop - most // 8  # the widest gap from here to the end, or the last gap before
             stop = max(range(start + 1, stop + 1), key=lambda i: (gaps[i - 1] > touching, min(i, late), gaps[i - 1]))
         while stop < count and gaps[stop - 1] <= touching:
             stop += 1
@@ -128,15 +137,15 @@ def _bands(values: Tensor, count: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    # under the rounding of the products, and above the rounding of the float64 series itself
+    """An error below the rounding of matrix products in `dtype`, and above that of the series in float64."""
     return max(torch.finfo(dtype).eps / 8, 1e-12)
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
     """The largest eigenvalue of a symmetric positive semi-definite matrix (size, size), to the rounding of its dtype.
 
-    By Lanczos, since one eigenvalue does not justify a decomposition. Its error is of second order in the residual of
-    the eigenvector, hence the square root.
+    Large matrices go through Lanczos steps, since one eigenvalue does not justify a decomposition. The error of an
+    eigenvalue is of second order in the residual of its eigenvector, hence the square root in the tolerance.
     """
     if matrix.shape[0] <= _DENSE_UP_TO:
         return max(0.0, float(torch.linalg.eigvalsh(matrix.to(torch.float64))[-1]))
@@ -144,15 +153,21 @@ def largest_eigenvalue(matrix: Tensor) -> float:
 
 
 def largest_eigenvalue_bound(matrix: Tensor) -> float:
-    """An upper bound of the spectrum: Lanczos plus its residual (Zhou & Li 2011), never above the Frobenius norm."""
-    frobenius = 1.02 * float(torch.linalg.vector_norm(matrix))  # in float32 this may fall short by 1%
+    """An upper bound of the spectrum of a symmetric positive semi-definite matrix (size, size).
+
+    It is Lanczos' Ritz value plus its residual (Zhou and Li 2011), or the Frobenius norm where that is smaller.
+    """
+    frobenius = 1.02 * float(torch.linalg.vector_norm(matrix))  # the norm in float32 may fall short by 1%
     if matrix.shape[0] <= _LANCZOS_STEPS or frobenius == 0.0:
         return frobenius
     return min(frobenius, 1.01 * sum(_lanczos(matrix, _LANCZOS_STEPS, 0.0)))
 
 
 def _lanczos(matrix: Tensor, steps: int, tolerance: float) -> tuple[float, float]:
-    """The largest Ritz value after `steps` steps, fewer if its residual falls below `tolerance` of it; and beta."""
+    """The largest Ritz value, and the norm of the last residual, after `steps` steps of Lanczos.
+
+    They are fewer if the residual of the Ritz value falls below `tolerance` of it.
+    """
     start = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(0), **_SCALARS)
     vector = (start / start.norm()).to(matrix)
     previous, beta = torch.zeros_like(vector), 0.0
@@ -174,7 +189,10 @@ def _lanczos(matrix: Tensor, steps: int, tolerance: float) -> tuple[float, float
 
 
 def _chebyshev_series(quotient: Quotient, bound: float, tolerance: float) -> list[float]:
-    """Chebyshev coefficients of q on [0, bound], cut where the rest is below `tolerance` of the largest value."""
+    """Chebyshev coefficients of q on [0, bound], cut where the rest is below `tolerance` of the largest value.
+
+    numpy's `chebinterpolate` builds its cosines by a recurrence, and its coefficients have five times the error.
+    """
     angles = (torch.arange(_NODES, **_SCALARS) + 0.5) * (math.pi / _NODES)
     samples = quotient(0.5 * bound * (1.0 + torch.cos(angles)))
     orders = torch.arange(_NODES, **_SCALARS).unsqueeze(1)
@@ -186,10 +204,11 @@ def _chebyshev_series(quotient: Quotient, bound: float, tolerance: float) -> lis
 
 
 def _clenshaw(block: Tensor, matrix: Tensor, series: list[float], bound: float) -> Tensor:
-    """`block @ p(matrix)` for the Chebyshev series p on [0, bound]."""
+    """`block @ p(matrix)` for the Chebyshev series p on [0, bound], by Clenshaw's recurrence."""
     after, current = torch.zeros_like(block), block * series[-1]
     for order in range(len(series) - 2, -1, -1):
-        # T_1(matrix) = 2 matrix / bound - 1; the last step of the recurrence takes it once, the others twice
+        # The first Chebyshev polynomial of the scaled matrix is 2 matrix / bound - 1. The last step of the recurrence
+        # multiplies by it once, the others twice.
         factor = 1.0 if order == 0 else 2.0
         step = torch.addmm(current, current, matrix, beta=-factor, alpha=2.0 * factor / bound)
         after, current = current, step.sub_(after).add_(block, alpha=series[order])

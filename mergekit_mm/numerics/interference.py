@@ -66,15 +66,15 @@ class Experts:
 
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
-    """The experts of one matrix around the mean of all, in units of their scale: the start is x_0 = start * mean."""
+class Start:
+    """The start x_0 = multiple * mean in one matrix, and the experts around it, all in units of the experts' scale."""
 
     experts: Experts
     mean: Tensor
-    start: float
+    multiple: float
 
     @classmethod
-    def measured(cls, task_vectors: Sequence[TaskVector], init: Init, dtype: torch.dtype) -> Surroundings | None:
+    def measured(cls, task_vectors: Sequence[TaskVector], init: Init, dtype: torch.dtype) -> Start | None:
         """None when no expert changed the matrix. The mean (out, in) is taken in `dtype`."""
         mean, peaks = mean_and_peaks(task_vectors, dtype)
         experts = Experts.of(task_vectors, peaks)
@@ -88,7 +88,7 @@ class Surroundings:
 
     def reached(self, step: Tensor) -> Tensor:
         """x_0 + step (out, in), in the units of the task vectors that came in. `step` is used up."""
-        return step.add_(self.mean, alpha=self.start).mul_(self.experts.scale)
+        return step.add_(self.mean, alpha=self.multiple).mul_(self.experts.scale)
 
 
 def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tuple[Tensor, list[float]]:
@@ -104,7 +104,7 @@ def mean_and_peaks(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> tu
 
 
 def square_norm(delta: Tensor) -> float:
-    """|| delta ||_F^2 to float32 rounding or better, without a second (out, in); norm() loses digits if it is large."""
+    """|| delta ||_F^2 to float32 rounding or better, without a copy of the delta; norm() loses digits on large ones."""
     return sum(float(part.square().sum(1).to(torch.float64).sum()) for part in row_blocks(delta))
 
 
@@ -120,10 +120,10 @@ class Term(NamedTuple):
         """Of an expert whose target and proxy are its whole delta (out, in)."""
         return cls(delta / math.sqrt(square_norm(delta)), delta, None)
 
-    def slope(self, start: Tensor, share: float) -> Tensor:
-        """(T - share * start) rows^T (out, r), for a start (out, in)."""
+    def slope(self, mean: Tensor, multiple: float) -> Tensor:
+        """(T - x_0) rows^T (out, r), for x_0 = multiple * mean (out, in)."""
         own = self.left @ self.rows.T if self.right is None else self.left @ (self.right @ self.rows.T)
-        return own.addmm_(start, self.rows.T, alpha=-share)
+        return own.addmm_(mean, self.rows.T, alpha=-multiple)
 
 
 class GramTerm(NamedTuple):
@@ -147,35 +147,35 @@ class GramTerm(NamedTuple):
 class Quadratic:
     """slope = D (out, in) and matrix = A (in, in).
 
-    Both sums consume their terms one at a time. x_0 is share * start (out, in), less whatever part all targets share
-    and the terms leave out. The slope's rounding is multiplied by q(A): a method that goes far along small eigenvalues
-    should bring terms in float64.
+    Both sums consume their terms one at a time. They are taken around x_0 = multiple * mean; where all targets share a
+    part that the terms leave out, it is left out of x_0 too. The slope's rounding is multiplied by q(A), so a method
+    that goes far along small eigenvalues should bring terms in float64.
     """
 
     slope: Tensor
     matrix: Tensor
 
     @classmethod
-    def summed(cls, terms: Iterable[Term], start: Tensor, share: float, matrix_in: torch.dtype) -> Quadratic:
+    def summed(cls, terms: Iterable[Term], mean: Tensor, multiple: float, matrix_in: torch.dtype) -> Quadratic:
         """A in the dtype `matrix_in`, and D, which is summed without A, in that of the terms."""
-        matrix = start.new_zeros(start.shape[1], start.shape[1], dtype=matrix_in)
-        slope = torch.zeros_like(start)
+        matrix = mean.new_zeros(mean.shape[1], mean.shape[1], dtype=matrix_in)
+        slope = torch.zeros_like(mean)
         for term in terms:
-            slope.addmm_(term.slope(start, share), term.rows)
+            slope.addmm_(term.slope(mean, multiple), term.rows)
             add_gram_(matrix, term.rows.to(matrix_in).T)
             del term  # before the next one is made
         return cls(slope, matrix)
 
     @classmethod
-    def of_grams(cls, terms: Iterable[GramTerm], start: Tensor, share: float) -> Quadratic:
+    def of_grams(cls, terms: Iterable[GramTerm], mean: Tensor, multiple: float) -> Quadratic:
         """The cheapest where out >= in: each expert's Gram matrix serves both sums, and its target's truncation."""
-        matrix = start.new_zeros(start.shape[1], start.shape[1])
-        slope = torch.zeros_like(start)
+        matrix = mean.new_zeros(mean.shape[1], mean.shape[1])
+        slope = torch.zeros_like(mean)
         for term in terms:
             matrix += term.own
             slope.addmm_(term.left, term.right)
             del term  # before the next one is made
-        return cls(slope.addmm_(start, matrix, alpha=-share), matrix)
+        return cls(slope.addmm_(mean, matrix, alpha=-multiple), matrix)
 
     @property
     def hessian(self) -> Tensor:
@@ -206,15 +206,15 @@ class RowQuadratic:
     rows: Tensor
 
     @classmethod
-    def stacked(cls, terms: Iterable[Term], row_count: int, start: Tensor, share: float) -> RowQuadratic:
+    def stacked(cls, terms: Iterable[Term], row_count: int, mean: Tensor, multiple: float) -> RowQuadratic:
         """From terms that bring `row_count` rows together, around x_0 as in `Quadratic`; one is consumed at a time."""
-        rows = start.new_empty(row_count, start.shape[1])
-        slope = start.new_empty(start.shape[0], row_count)
+        rows = mean.new_empty(row_count, mean.shape[1])
+        slope = mean.new_empty(mean.shape[0], row_count)
         filled = 0
         for term in terms:
             stop = filled + term.rows.shape[0]
             rows[filled:stop] = term.rows
-            slope[:, filled:stop] = term.slope(start, share)
+            slope[:, filled:stop] = term.slope(mean, multiple)
             filled = stop
             del term  # before the next one is made
         return cls(slope, rows)

@@ -12,10 +12,12 @@ from mergekit_mm.numerics.task_vector import TaskVector
 
 
 class Truncation(NamedTuple):
-    """T, the best rank-k approximation of a matrix (out, in): left (out, k) @ right (k, in).
+    """T = U S V^T, the best approximation of rank k to a matrix (out, in), as left (out, k) @ right (k, in).
 
-    lengths (k,): of the rows of S V^T, where right is V^T; None where right is S V^T itself. A rank that keeps
-    everything gives left = the matrix, right = None.
+    There are three forms:
+    left = U, right = S V^T: lengths is None;
+    left = U S, right = V^T: lengths (k,) holds the singular values S;
+    left = the matrix itself, right = None: k keeps everything.
     """
 
     left: Tensor
@@ -24,7 +26,7 @@ class Truncation(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """S V^T (k, in), or with fewer operations other rows with rows^T rows = T^T T."""
+        """S V^T (k, in); of a whole matrix, rows that are cheaper to find and have the same rows^T rows = T^T T."""
         if self.right is None:
             return gram_root(self.left)
         return self.right if self.lengths is None else self.lengths.unsqueeze(1) * self.right
@@ -33,8 +35,9 @@ class Truncation(NamedTuple):
 def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None, own: Tensor | None = None) -> Truncation:
     """The best rank-`rank` approximation of x (out, in), from the Gram matrix of its smaller side.
 
-    solve_in: a wider dtype for the Gram matrix and its eigenpairs, up to twice as dear: between close singular values
-    rounding turns the directions by many times its own size. own: x^T x if it is known, for out >= in.
+    solve_in: a wider dtype for the Gram matrix and its eigenpairs, at up to twice the cost: where singular values are
+    close, rounding turns the directions by many times its own size.
+    own: x^T x (in, in) if it is known, for out >= in.
     """
     solve_in = solve_in or x.dtype
     if rank >= min(x.shape):
@@ -48,7 +51,7 @@ def truncate(x: Tensor, rank: int, solve_in: torch.dtype | None = None, own: Ten
 
 
 class Factors(NamedTuple):
-    """b (out, r) @ a (r, in) in float32, and the share of the squared norm of the delta that it keeps."""
+    """The product b (out, r) @ a (r, in) in float32, and the share of the delta's squared norm that it keeps."""
 
     b: Tensor
     a: Tensor
@@ -64,12 +67,13 @@ class Factors(NamedTuple):
 
 
 def factorise(task_vector: TaskVector, rank: int | None) -> Factors | None:
-    """The best factors of rank <= `rank`; None for a delta of zero.
+    """The factors of the best approximation of rank <= `rank` to a delta (out, in); None for a delta of zero.
 
-    From factors the singular values come out of their joint core in float64, and directions that are zero to float32
-    are left out; without `rank` the result is then exact. A dense delta goes through the Gram matrix of its smaller
-    side and keeps `rank` directions, or all of them. Both factors get half of the singular values, so that neither
-    leaves the range of 16 bits before the other.
+    rank: None keeps every direction that is not zero to float32, and the product is then exact to rounding.
+
+    A factored delta is decomposed by the QR factors of its two sides in float64, a dense one by the Gram matrix of its
+    smaller side. Both factors get the square root of the singular values, so that neither leaves the range of 16 bits
+    before the other.
     """
     if task_vector.right is None:
         return _from_dense(task_vector.dense(torch.float64), rank)
@@ -105,12 +109,14 @@ def _single(x: Tensor) -> Tensor:
 
 
 def lora_delta(a: Tensor, b: Tensor, scaling: float, transposed: bool) -> TaskVector:
-    """`scaling * B A` for A (r, in) and B (out, r), as factors with the scaling in the left one.
+    """`scaling * B A` for A (r, in) and B (out, r), as factors with the scaling in the left one, in their dtypes.
 
-    transposed: the weight is stored (in, out), as embeddings and GPT-2's layers are. The kernels of a convolution,
-    A (r, in, ...) and B (out, r, 1, ...), give a dense kernel (out, in, ...).
+    transposed: the weight is stored as (in, out), as embeddings and GPT-2's layers are.
+
+    The factors of a convolution are kernels, A (r, in, ...) and B (out, r, 1, ...); they give a dense kernel
+    (out, in, ...).
     """
-    if a.ndim > 2:  # B is 1 x 1, so the product over the rank is a matrix product
+    if a.ndim > 2:  # B is a 1 x 1 kernel, so the product over the rank is a matrix product
         kernel = (b.flatten(1) @ a.flatten(1)).mul_(scaling)
         return TaskVector.of(kernel.reshape(b.shape[0], *a.shape[1:]))
     if transposed:
@@ -130,7 +136,7 @@ def stacked_lora_delta(a: Tensor, b: Tensor, scaling: float, matrices: int, tran
 
 
 def with_row_lengths(weight: Tensor, lengths: Tensor) -> Tensor:
-    """DoRA: the direction of each row of a weight (out, in) stays, its length is the learnt one of `lengths` (out,)."""
+    """DoRA: each row of a weight (out, in) keeps its direction, and gets its learnt length from `lengths` (out,)."""
     return weight * (lengths.reshape(-1, 1) / torch.linalg.vector_norm(weight, dim=1, keepdim=True))
 
 

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from mergekit_mm.numerics.eigen import eigenpairs_, gram, top_eigenpairs_
 
-ROUNDING = 1e-5  # of the largest singular value: what float32 leaves of a small delta stored on top of a base
-COINCIDING = 1e-6  # singular values of unit vectors side by side: below this share of the largest they are dependent
+# Share of the largest singular value below which a singular value is rounding: float32 leaves that much in a small
+# delta that was stored on top of a base.
+ROUNDING = 1e-5
+# The same share for a matrix whose columns are unit vectors: below it some of them depend on each other.
+COINCIDING = 1e-6
 
 
 class Triplets(NamedTuple):
@@ -27,7 +30,10 @@ class Triplets(NamedTuple):
 
 
 def numerical_rank(eigenvalues: Tensor, tolerance: float) -> int:
-    """How many of a Gram matrix's eigenvalues, descending, have roots (singular values) above tolerance x the first."""
+    """How many eigenvalues (n,) of a Gram matrix, descending, are above rounding.
+
+    tolerance: a share of the largest singular value; singular values are the roots of the eigenvalues.
+    """
     if eigenvalues.numel() == 0:
         return 0
     return int((eigenvalues > max(float(eigenvalues[0]), 0.0) * tolerance**2).sum())
@@ -36,7 +42,7 @@ def numerical_rank(eigenvalues: Tensor, tolerance: float) -> int:
 def leading_triplets(x: Tensor, count: int, tolerance: float, scale: float = 0.0) -> Triplets:
     """The `count` leading singular triplets of x (out, in) in float64, fewer where its numerical rank is lower.
 
-    A direction counts when its singular value exceeds tolerance x the larger of `scale` and the first singular value.
+    A direction is kept if its singular value exceeds `tolerance` times the larger of `scale` and the first one.
     """
     wide = x.shape[0] <= x.shape[1]
     near = leading_range(gram(x if wide else x.T), count, tolerance, scale)
@@ -52,7 +58,10 @@ def leading_range(symmetric: Tensor, count: int, tolerance: float, scale: float 
 
 
 def normalised_(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms and directions of the columns `x @ v`: singular values, closer than as roots of eigenvalues, and U."""
+    """Lengths (r,) and directions (out, r) of the columns `x @ v` (out, r), which are used up.
+
+    For singular vectors v they are the singular values and U. The roots of the eigenvalues would be less accurate.
+    """
     s = columns.norm(dim=0)
     return s, columns.div_(s)
 
@@ -60,7 +69,7 @@ def normalised_(columns: Tensor) -> tuple[Tensor, Tensor]:
 def inverse_root_(symmetric: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """G^(-1/2) on the numerical range of a Gram matrix G (n, n), 0 outside; and the singular values kept, descending.
 
-    `symmetric` is used up. With G = x^T x, `x @ G^(-1/2)` is the polar factor U V^T of x.
+    `symmetric` is G, and is used up. With G = x^T x, `x @ G^(-1/2)` is the polar factor U V^T of x.
     """
     values, vectors = eigenpairs_(symmetric)
     rank = numerical_rank(values, tolerance)

@@ -1,4 +1,4 @@
-"""How many leading eigenvalues to keep, read off the spectrum itself."""
+"""How many leading directions to keep: a share of the size, or a number read off the spectrum itself."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_ALMOST = 1 - 1e-12  # so that rounding does not add one to a count that is exact, as of equal eigenvalues
+_ALMOST = 1 - 1e-12  # keeps rounding from adding one to a count that is exact, such as that of equal eigenvalues
 
 
 def ratio_rank(ratio: float, size: int) -> int:
-    """ceil(ratio * size) as released: a product within a thousandth above an integer counts as that integer."""
+    """ceil(ratio * size), at least 1. As in SWUDI's released code, a thousandth above an integer rounds down."""
     return max(1, int(ratio * size + 0.999))
 
 
 def fraction_rank(fraction: float, size: int) -> int:
-    """fraction * size rounded down; slack keeps products such as 0.29 * 100 from missing the integer they stand for."""
+    """fraction * size rounded down, with slack for products such as 0.29 * 100 that fall short of their integer."""
     return min(size, int(fraction * size + 1e-9))
 
 
@@ -67,7 +67,7 @@ _RULES: dict[str, Callable[[Tensor], float]] = {
 
 
 def _share(rule: str) -> float | None:
-    """The x of `cumvar_<x>`."""
+    """The x of the rule `cumvar_<x>`; None for another rule, and for an x outside (0, 1]."""
     if not rule.startswith("cumvar_"):
         return None
     try:
@@ -80,9 +80,12 @@ def _share(rule: str) -> float | None:
 def _gavish_donoho(singular: Tensor, shape: Sequence[int]) -> int:
     """Gavish and Donoho's optimal hard threshold (arXiv 1305.5870), lambda*(beta) / mu(beta) x the median.
 
-    beta is the aspect ratio. mu(beta) is the released code's stand-in for the root of the Marchenko-Pastur median, kept
-    for the same ranks: sqrt((1 - beta)^2 + beta), and sqrt(2 + sqrt 3) for square matrices. The median is over all
-    `in` directions, so it is 0, and everything is kept, where most of them are null: the noise it stands for is none.
+    singular: the singular values above rounding, descending. beta is the aspect ratio of `shape` (out, in). mu(beta)
+    stands for the root of the Marchenko-Pastur median: sqrt((1 - beta)^2 + beta), and sqrt(2 + sqrt 3) for square
+    matrices. That is the approximation of ASWUDI's released code, and gives the ranks that it gives.
+
+    The median is taken over all `in` directions. Where most of them are null it is 0, and everything is kept: there is
+    no noise that the threshold could stand for.
     """
     beta = min(shape) / max(shape)
     best = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))

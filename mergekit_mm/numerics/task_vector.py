@@ -113,8 +113,10 @@ def row_blocks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """float32, or the widest of the given dtypes if that is wider: steps of a merge can be smaller than the rounding of
-    bfloat16."""
+    """float32, or the widest of the given dtypes if that is wider.
+
+    The steps of a merge can be smaller than the rounding of bfloat16.
+    """
     return reduce(torch.promote_types, dtypes, torch.float32)
 
 
