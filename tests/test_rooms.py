@@ -30,11 +30,11 @@ ROOMS = {
     "tasks": f"{INPUTS} {PLANS} methods numerics errors",
     "output": f"{INPUTS} {PLANS} numerics omni errors",
     "merge": MERGE,
+    "api": f"{MERGE} merge",
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
-    "hosts": f"{MERGE} merge {EVALUATION} _autoload",
-    "api": f"{MERGE} merge hosts",
+    "hosts": f"{MERGE} merge api {EVALUATION} _autoload",
     "register": "hosts",
     "_autoload": "",
     "cli": f"{MERGE} merge api {EVALUATION} hosts register",
@@ -73,7 +73,7 @@ NOT_YET = {
     "merge_adapter": "is to become a part of `merge`",
 }
 NOT_YET_OF_MERGEKIT = {
-    "plan": "resolves parameters by modules of mergekit's that are not public",
+    "plan": "decisions are still made by building tasks",
     "checkpoints": "reads the index of shards by a loader of mergekit's that is not public",
     "output": "takes a text of the card from a module of mergekit's that is not public",
     "merge": "handles tasks and tokenizers of mergekit's itself",

@@ -34,7 +34,6 @@ def spectra(kind: str, size: int) -> Tensor:
     return (matrix + matrix.T) / 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
