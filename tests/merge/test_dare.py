@@ -90,6 +90,7 @@ def test_same_seed_same_bytes_whatever_the_order_of_the_work() -> None:
     assert_same_bytes(run(experts("llava"), "--random-seed", "1", **only_two), first)
 
 
+@pytest.mark.slow
 def test_dare_then_ties_in_two_steps(caplog: pytest.LogCaptureFixture) -> None:
     """mergekit's dare_ties does not trim; the two steps of dare_ties_as_published.yaml do."""
     from mergekit.scripts.multimerge import main

@@ -107,6 +107,7 @@ def test_no_result_is_lost() -> None:
     assert {task: int(found[task]) for task in tasks} == {task: value for value, task in enumerate(tasks)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DRAWING)
 def test_a_method_that_draws_gives_the_same_bytes_on_several_devices(method: str) -> None:
     with pretend_devices(4):
@@ -166,6 +167,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", OPTIONS, ids=" ".join)
 @pytest.mark.parametrize("kind", ["DoRA, solved", "omni, factors kept of a solver", "16 bits"])
 def test_options_about_memory_and_writing_change_no_byte(kind: str, flags: tuple[str, ...]) -> None:

@@ -128,6 +128,7 @@ def test_a_bug_in_a_method_written_for_mergekit_itself() -> None:
     assert_nothing_left(outcome)
 
 
+@pytest.mark.slow
 def test_what_is_printed_of_a_bug() -> None:
     """The traceback, and below it the one line, from the console script's own interpreter."""
     config = written(with_method("optmerge", checkpoint("llava"), experts("llava")))
@@ -277,6 +278,7 @@ def test_verbose_is_the_level_of_information(root_logger: logging.Logger) -> Non
     assert root_logger.level == logging.INFO
 
 
+@pytest.mark.slow
 def test_the_stock_command_shows_it_at_vv(root_logger: logging.Logger) -> None:
     damaged = altered(checkpoint("llava"))
     (damaged / "config.json").write_text("{")

@@ -138,6 +138,7 @@ def planned(name: str) -> MergePlan:
 POLICIES = {Keep: "base", Average: "average", Merge: "merge"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROLES)
 def test_plan_at_full_size(name: str) -> None:
     plan = planned(name)
@@ -240,6 +241,7 @@ def other_size(found: Recipe) -> None:
     found["models"][0]["model"] = str(without_values(json.dumps(config)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
@@ -277,6 +279,7 @@ def test_check_on_the_command_line() -> None:
         assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_vocabularies_of_different_size() -> None:
     """Qwen2.5-0.5B into InternVL2.5-1B: 151936 rows, tied, against 151674; both tables of the base stay."""
     text = {**INTERNVL2_5_1B["llm_config"], "vocab_size": 151936, "tie_word_embeddings": True}
@@ -370,6 +373,7 @@ def trimmed(base: Tensors, others: list[Tensors], density: float) -> Tensors:
     return merged
 
 
+@pytest.mark.slow
 def test_run_baselines() -> None:
     toys = [checkpoint("qwen2_vl"), *five(experts("qwen2_vl"))]
     before, others = tensors(toys[0]), [tensors(path) for path in toys[1:]]

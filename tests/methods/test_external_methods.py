@@ -13,6 +13,8 @@ import torch
 import yaml
 from end_to_end import checkpoint, experts, fresh, tensors, with_method
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method"
 
 

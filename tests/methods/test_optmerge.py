@@ -38,6 +38,7 @@ def merged_delta(deltas: Sequence[Tensor], **parameters: object) -> Tensor:
 # --- the released loop ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
 @pytest.mark.parametrize("kind", ["adapter", "flat", "steep"])
 @pytest.mark.parametrize(("shape", "count"), [(SHAPES[0], 3), (SHAPES[1], 5), (SHAPES[2], 2)])
@@ -50,6 +51,7 @@ def test_presets_equal_the_released_loop(preset: str, kind: str, shape: tuple[in
     assert relative(start, expected) > 1e-2, "the start would pass too: this test could not fail"
 
 
+@pytest.mark.slow
 def test_single_precision_from_leading_eigenpairs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of real matrices: float32, and a third of the eigenpairs of a Gram matrix large enough for a subset."""
     monkeypatch.setattr("mergekit_mm.numerics.descent._DOUBLE_UP_TO", 0)
@@ -85,6 +87,7 @@ def test_single_precision_everywhere(
     assert relative(merged_delta(deltas, preset=preset), expected) < (5e-6 if preset == "full" else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), [("flat", torch.float32), ("adapter", torch.float64)])
 def test_a_long_filter_on_a_wide_matrix_is_float32_where_that_is_enough(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +233,7 @@ def test_relative_time_divides_the_learning_rate_by_the_largest_eigenvalue(
     assert relative(merged_delta(deltas, preset=preset, iterations=steps), expected) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", SGD)
 @pytest.mark.parametrize("kind", ["flat", "steep"])
 def test_relative_time_of_a_large_matrix(preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def recipe(method: str, base: Path, experts: list[Path], **parameters: Any) -> d
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_every_shape(method: str) -> None:
     config = recipe(method, model(0), [model(1), model(2)])
@@ -94,6 +95,7 @@ def test_every_method_on_every_shape(method: str) -> None:
         assert not torch.equal(got[name_of((4, 5), torch.float32)], base[name_of((4, 5), torch.float32)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_inputs_stay_what_they_are(method: str) -> None:
     """Also where they are frozen parts in 16 bits, or nothing but zeros."""

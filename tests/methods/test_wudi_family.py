@@ -55,6 +55,7 @@ def test_the_exact_solver_finds_the_minimiser_nearest_to_the_start(
         assert min(relative(s, published) for s in starts(deltas)) > 1e-2, "this test could not fail"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "count"), CASES[:4])
 @pytest.mark.parametrize("init", ["sum", "zero"])

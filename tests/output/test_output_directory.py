@@ -371,6 +371,7 @@ def test_the_report_accounts_for_every_role() -> None:
         assert role in outcome.said
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes() -> None:
     config = with_method("dare_linear", checkpoint("qwen2_vl"), experts("qwen2_vl"))
     for entry in config["models"]:

@@ -137,6 +137,7 @@ def test_output_in_a_directory_of_the_base() -> None:
     assert not [path for path in (base / "merged").rglob("*.safetensors") if path.parent.name != "merged"]
 
 
+@pytest.mark.slow
 def test_a_full_disk() -> None:
     """Here a limit to the size of a file: the merge ends in one line, and nothing is left."""
     out, config = fresh("merged"), fresh("config.yaml")

@@ -41,6 +41,7 @@ def slices(base: Path, *ranges: tuple[int, int]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [((0, 4), (0, 4)), ((0, 2), (1, 4))])
 def test_repeated_layers_of_cross_attention(ranges: tuple[tuple[int, int], ...]) -> None:
     """Llama 3.2 Vision lists these layers by number, and the list follows the layers."""
@@ -98,6 +99,7 @@ def thinker() -> Path:
     return save_model(whole.thinker)
 
 
+@pytest.mark.slow
 def test_a_full_omni_model_with_its_own_part() -> None:
     for base, other in ((checkpoint("qwen3_omni_moe"), thinker()), (thinker(), checkpoint("qwen3_omni_moe"))):
         check(task_arithmetic(base, [other]))
@@ -108,6 +110,7 @@ def test_a_full_omni_model_with_its_own_part() -> None:
 KINDS = ["llava", "florence2", "voxtral", "qwen2_5_omni", "qwen3_omni_moe", "mllama", "gemma4", "phi4_multimodal"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", KINDS)
 def test_no_pair_of_families_ends_in_a_traceback(base: str) -> None:
     known = [family for family in KINDS if family in zoo.FAMILIES]

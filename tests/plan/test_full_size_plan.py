@@ -50,6 +50,7 @@ def config(base: Path, models: list[Path], method: str = "task_arithmetic") -> M
     return MergeConfiguration.model_validate(with_method(method, base, models, dtype=None))
 
 
+@pytest.mark.slow
 def test_a_72b_merge_is_planned_from_headers(tmp_path: Path) -> None:
     base = sparse_checkpoint(tmp_path / "base", QWEN2_VL_72B)
     tuned = [sparse_checkpoint(tmp_path / f"expert_{i}", QWEN2_VL_72B) for i in range(2)]

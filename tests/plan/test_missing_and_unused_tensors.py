@@ -325,6 +325,7 @@ def test_optmerge_computes_in_float32_whatever_the_dtype() -> None:
 # ------------------------------------------------------------------------------------------------- text only
 
 
+@pytest.mark.slow
 def test_text_only_merges_are_mergekits_own() -> None:
     """The same bytes in every file with the plugin and without it, by the console script itself."""
     script = Path(sys.executable).with_name("mergekit-yaml")
@@ -348,6 +349,7 @@ def test_text_only_merges_are_mergekits_own() -> None:
     assert "mergekit-mm" not in said[0]
 
 
+@pytest.mark.slow
 def test_the_console_script_merges_multimodal_models() -> None:
     script = Path(sys.executable).with_name("mergekit-yaml")
     recipe, out = fresh("recipe.yaml"), fresh("merged")
