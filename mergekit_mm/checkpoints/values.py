@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.disk import unpickled
 
 _ROWS = 4096
 
@@ -53,4 +54,4 @@ def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
     path = checkpoint.directory / tensor.file
     if path.suffix == ".safetensors":
         return files.enter_context(safe_open(str(path), framework="pt")).get_slice(tensor.key)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[tensor.key]
+    return unpickled(path)[tensor.key]
