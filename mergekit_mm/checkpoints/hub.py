@@ -155,7 +155,7 @@ def _downloaded_before(model: ModelPath, cache: str | None, path: Path, error: E
     try:
         return cached()
     except LocalEntryNotFoundError as refusal:
-        if getattr(refusal, "snapshot_path", None) is None:  # there is nothing of it
+        if getattr(refusal, "snapshot_path", None) is None:  # the cache holds nothing of the model
             raise MergeError(_no_model(model, path, error)) from error
     # the missing files may be ones that no merge reads
     files = huggingface_hub.get_cached_repo_tree(model.path, revision=model.revision, cache_dir=cache)

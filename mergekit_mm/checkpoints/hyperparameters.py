@@ -41,7 +41,7 @@ def hyperparameters(checkpoint: Checkpoint) -> Hyperparameters | None:
 
 
 def _text(config: PreTrainedConfig) -> PreTrainedConfig:
-    return config.get_text_config(decoder=True)  # a model with an encoder for text has two
+    return config.get_text_config(decoder=True)  # an encoder for text has a config of its own
 
 
 def _layers(text: PreTrainedConfig) -> Sequence[PreTrainedConfig]:

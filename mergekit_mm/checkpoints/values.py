@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
-from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
 from mergekit_mm.numerics.low_rank import widened
 
 _ROWS = 4096
@@ -93,4 +93,4 @@ def _slice(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any
     path = checkpoint.directory / file
     if path.suffix == ".safetensors":
         return files.enter_context(safe_open(str(path), framework="pt")).get_slice(key)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[key]
+    return unpickled(path)[key]

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
-from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
 from mergekit_mm.checkpoints.remote import same_content
 from mergekit_mm.plan.inputs import Inputs, OmniInputs
 
@@ -164,10 +164,7 @@ class _Reader:
     def _opened(self, path: Path) -> Any:
         if path.suffix == ".safetensors":
             return self._files.enter_context(safe_open(str(path), framework="pt"))
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # pickled by an old torch, and not to be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return unpickled(path)
 
 
 def _window(shape: Sequence[int], most: int | None) -> tuple[slice, ...]:

@@ -44,6 +44,7 @@ READ_BY_A_MODEL = (
     "2_Dense/pytorch_model.bin",
     "package/sub/module.py",
     "optimizer.py",
+    "scheduler_config.json",
 )
 LEFT_BY_TRAINING = (
     "checkpoint-500/model.safetensors",
@@ -73,6 +74,9 @@ LEFT_BY_TRAINING = (
     "all_results.json",
     "rng_state_1.pth",
     "pytorch_model_ema.bin",
+    "__0_0.distcp",
+    "dl_state_dict.bin",
+    "scaler_0.pt",
 )
 
 

@@ -23,7 +23,7 @@ _QUANTIZED = re.compile(
 )
 _SIXTEEN_BITS = re.compile(r"[-_.](bf16|fp16|16-?bit)$")  # endings of names of weights that are not quantized
 _CACHED = re.compile(r"(?:^|/)(?:models--)?([^/]+)/snapshots(?:/|$)")  # caches of huggingface_hub and of ModelScope
-_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")  # a folder in that of a run, whose name goes with it
+_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")  # named by the folder around it as well
 
 
 @dataclass(frozen=True)

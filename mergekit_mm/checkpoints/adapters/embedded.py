@@ -55,7 +55,7 @@ def as_loaded(
     if has_switched_adapter(directory):
         return model, []
     if not Path(model.model.path).expanduser().is_dir():
-        # of a repository on the hub, transformers takes the adapter and the base that this names
+        # from a repository on the hub, transformers loads the adapter and the base that the adapter names
         return _on_its_base(model, directory, options, base)
     over = model.model
     if base is not None and base.model != over and _is_base_directory(base, directory, options):

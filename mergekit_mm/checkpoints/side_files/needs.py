@@ -144,7 +144,7 @@ class Completion:
 
     def _take_code(self) -> None:
         """Take the modules that the output's configs name, and the modules that these import."""
-        absent: dict[str, str] = {}  # file of code -> what names it
+        absent: dict[str, str] = {}  # file of code -> the config or module that names it
         wanted = dict(self._modules())
         done: set[str] = set()
         while open_names := [name for name in wanted if name not in done]:
