@@ -24,6 +24,8 @@ from PIL import Image, ImageDraw
 from mergekit_mm.evaluation.model import decoding
 from mergekit_mm.evaluation.tasks import media
 
+pytestmark = pytest.mark.slow
+
 TEXT_ONLY = {"doc_to_image": None, "doc_to_audio": None}
 PAD = {
     zoo.IMAGE: "<|image_pad|>",

@@ -50,6 +50,7 @@ def scored() -> dict[str, dict[str, Score]]:
 # ------------------------------------------------------------ committed models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_full_models_load_completely_and_are_bfloat16(name: str) -> None:
     with safe_open(MODELS / name / "model.safetensors", "pt") as file:
@@ -101,6 +102,7 @@ def test_counts_of_the_test_questions() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_lm_eval_asks_the_questions_of_the_example(split: str) -> None:
     """And with --limit the same sample of them."""

@@ -34,6 +34,7 @@ def change(found: Tensors, index: int) -> float:
     return float(sum((found[n] - before[n]).square().sum() for n in before if layer(n, index)) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OWN)
 def test_scaling_takes_gradients_and_filters(method: str) -> None:
     """LiNeS: the last layers move more than the first; here from nothing to the whole."""
@@ -50,6 +51,7 @@ def test_scaling_takes_gradients_and_filters(method: str) -> None:
     assert not any("mlp" in n for n in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OWN)
 def test_same_bytes_in_any_order_and_nearly_so_with_any_number_of_threads(method: str) -> None:
     """Reductions are in a fixed order; only another split of a sum over threads may round otherwise."""

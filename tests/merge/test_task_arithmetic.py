@@ -61,6 +61,7 @@ def test_layouts_merge_with_each_other(family: str, layout: str) -> None:
     assert_correct(outcome, family, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "base", "other"),
     [
@@ -113,6 +114,7 @@ METHODS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), [("llava", "hub"), ("qwen2_vl", "plain")])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_what_it_gives_in_memory(method: str, family: str, layout: str) -> None:

@@ -114,6 +114,7 @@ def assert_towers_kept(outcome: Tensors, family: str, layout: str) -> None:
     assert_same_bytes({n: outcome[n] for n in towers}, {n: base[n] for n in towers})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), ON_DISK)
 def test_into_the_multimodal_model(family: str, layout: str) -> None:
     llm = text_llm(family, layout)
@@ -153,6 +154,7 @@ def test_beside_a_multimodal_expert() -> None:
     assert_close(got, sum_of_deltas(start, [twin, text]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), [("llava", "hub"), ("qwen2_vl", "plain")])
 @pytest.mark.parametrize("method", ["linear", "ties", "optmerge"])
 def test_by_other_methods(method: str, family: str, layout: str) -> None:
@@ -236,6 +238,7 @@ def test_a_decoder_of_its_own_kind_has_them_too() -> None:
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layout"), [("llava", "plain"), ("llava", "memory"), ("qwen2_vl", "plain"), ("internvl", "plain")]
 )

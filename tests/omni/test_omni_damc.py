@@ -38,6 +38,8 @@ from peft_adapters import adapted, plus
 
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 TRIO = ("llava", "qwen2_audio_llama", "video_llava")  # image, sound, video
 PAIR = ("qwen2_vl", "qwen2_audio")  # with biases, and positions in three dimensions
 TOKEN = {"image": zoo.IMAGE, "video": zoo.VIDEO, "audio": zoo.AUDIO}

@@ -35,6 +35,8 @@ from omni_models import TOLERANCE, answers, omni
 from peft_adapters import adapted, plus
 from processors import picture, tone, with_processor
 
+pytestmark = pytest.mark.slow
+
 EAR = "qwen2_audio_llama"
 PREFIX = "guests.audio."
 UP = "model.language_model.layers.0.mlp.up_proj.weight"  # in memory; names on disk depend on transformers' version

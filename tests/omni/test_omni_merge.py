@@ -56,6 +56,7 @@ def recipe(host: str, guests: tuple[str, ...], **more: Any) -> dict[str, Any]:
     return {**config, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "guests"), PAIRINGS)
 def test_with_the_hosts_language_model_it_answers_as_the_host(host: str, guests: tuple[str, ...]) -> None:
     model, donor = omni(merge(recipe(host, guests))), load(checkpoint(host), zoo.FAMILIES[host].cls)
@@ -117,6 +118,7 @@ def medium_of(family: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return modality, inputs, named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "guest"), MORE_PAIRINGS)
 def test_every_pair_that_shares_a_backbone_answers_as_either_donor(host: str, guest: str) -> None:
     paths = {family: checkpoint(family) for family in (host, guest)}
@@ -152,6 +154,7 @@ def test_towers_are_grafted_bit_for_bit_and_the_language_model_is_merged() -> No
     assert (card["library_name"], card["pipeline_tag"]) == ("transformers", "any-to-any")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "tsv"])
 def test_any_method_merges_the_language_models_over_a_text_llm(method: str) -> None:
     """Base: the LLM that all donors grew from; it is none of the modalities' owners."""

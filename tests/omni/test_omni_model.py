@@ -134,6 +134,7 @@ def test_with_a_donors_language_model_it_is_that_donor(host: str, guests: tuple[
         assert (blind - logits(model, **omni_inputs(inputs))).abs().max() > 1e-2, "the medium made no difference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "guests"), SAME_BACKBONE)
 def test_it_generates_what_the_donor_generates(host: str, guests: tuple[str, ...]) -> None:
     for family in (host, *guests):
@@ -220,6 +221,7 @@ def mixed(host: str, *guests: str) -> dict[str, Any]:
     return {**{name: value for part in parts for name, value in part.items()}, "input_ids": ids}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "guests"), TRIO + MROPE)
 def test_every_medium_of_a_mixed_prompt_counts(host: str, guests: tuple[str, ...]) -> None:
     model, inputs = compose(host, *guests), mixed(host, *guests)
@@ -235,6 +237,7 @@ def test_every_medium_of_a_mixed_prompt_counts(host: str, guests: tuple[str, ...
     assert out.tolist() == model.generate(**inputs, **QUIET, use_cache=False)[:, -5:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["llava_qwen2", "qwen2_vl"])
 def test_assisted_generation_says_the_same(host: str) -> None:
     """It asks about tokens that the given token types do not reach."""
@@ -262,6 +265,7 @@ def test_several_media_of_one_kind(host: str) -> None:
         assert_as(donor(family), model, two_of(donor_inputs(family)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("host", ["llava_qwen2", "qwen2_vl"])
 def test_a_padded_batch_is_its_samples(host: str, side: str) -> None:
@@ -294,6 +298,7 @@ def test_a_padded_batch_is_its_samples(host: str, side: str) -> None:
 # ------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["llava_qwen2", "qwen2_vl"])
 def test_gradients_reach_every_part(host: str) -> None:
     model, inputs = compose(host, "qwen2_audio"), mixed(host, "qwen2_audio")
@@ -314,6 +319,7 @@ def test_gradients_reach_every_part(host: str) -> None:
 # ------------------------------------------------------------------------------------------------ saving, loading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "guests"),
     [*TRIO, *MROPE[:1], pytest.param("qwen3_vl_moe", ("audioflamingo3",), id="moe"),

@@ -348,6 +348,7 @@ def saved() -> tuple[Path, Any, OmniProcessor, Any]:
     return path, *omni_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_from_a_sound_to_the_donors_logits(saved: Any) -> None:
     _, model, processor, guest = saved
     inputs = processor(text=f"hear {PLACEHOLDER['audio']} now", audio=tone(2))
@@ -357,6 +358,7 @@ def test_from_a_sound_to_the_donors_logits(saved: Any) -> None:
     torch.testing.assert_close(got[..., : zoo.VOCAB], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["image", "video"])
 def test_from_pixels_to_the_donors_logits(modality: str) -> None:
     """With positions in three dimensions, which follow from the token types."""

@@ -94,6 +94,7 @@ def full_size(name: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LANGUAGE))
 def test_omni_recipes_fit_their_models(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text()
