@@ -2,7 +2,7 @@
 
 lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
 "path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
-is `{"path": ...}` or `{"bytes": ...}`, not decoded. `evaluation.model.decoding` opens them for `mllm`.
+is `{"path": ...}` or `{"bytes": ...}`, not decoded. `mllm.decoding` opens them for the model `mllm`.
 """
 
 import io
