@@ -1,8 +1,8 @@
 """The media of a document that go to the model: `doc_to_image` and `doc_to_audio` of the tasks.
 
-lm-eval knows images and audio only, so a video travels in the list of images as a mapping: `{"type": "video", "path":
-..., "num_frames": n}` or `{"type": "video", "frames": [images]}`, in the order of the prompt's placeholders. Audio is
-`{"path": ...}` or `{"bytes": ...}`, not decoded. `evaluation.model.decoding` opens them for the model `mllm`.
+lm-eval knows pictures and sounds only, so a video travels in the list of pictures, as a mapping: `{"type": "video",
+"path": ..., "num_frames": n}` or `{"type": "video", "frames": [pictures]}`, in the order of the prompt's marks. A sound
+is `{"path": ...}` or `{"bytes": ...}`, not decoded. `mllm.decoding` opens them for the model `mllm`.
 """
 
 import io
