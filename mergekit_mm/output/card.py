@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-import yaml
+from huggingface_hub import ModelCardData
 from mergekit import merge_methods
 from tqdm import tqdm
 
@@ -19,7 +19,8 @@ from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 
 _CARD = """---
-{metadata}---
+{metadata}
+---
 # {name}
 
 A merge of multimodal models, made with [mergekit](https://github.com/arcee-ai/mergekit) {mergekit} and
@@ -51,13 +52,15 @@ def model_card(
     """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
-    metadata = {"library_name": library, "tags": ["mergekit", "mergekit-mm", "merge", "multimodal"]}
-    if isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.model_type == OmniConfig.model_type:
-        metadata |= {"pipeline_tag": "any-to-any"}  # as which the hub lists, and `transformers.pipeline` runs it
-    if on_hub:
-        metadata["base_model"] = on_hub
+    is_omni = isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.model_type == OmniConfig.model_type
+    metadata = ModelCardData(
+        library_name=library,
+        tags=["mergekit", "mergekit-mm", "merge", "multimodal"],
+        base_model=on_hub or None,
+        pipeline_tag="any-to-any" if is_omni else None,  # The hub lists it so, and `transformers.pipeline` runs it.
+    )
     return _CARD.format(
-        metadata=yaml.safe_dump(metadata),
+        metadata=metadata.to_yaml(),
         name=name,
         version=__version__,
         **{package: version_of(package) for package in ("mergekit", "torch", "transformers")},

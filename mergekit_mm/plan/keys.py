@@ -14,14 +14,16 @@ from mergekit.config import (
     OutputModuleDefinition,
     OutputSliceDefinition,
 )
-from pydantic import BaseModel
+from pydantic import ValidationError
 
-_PARTS: dict[str, type[BaseModel]] = {  # key -> mergekit's class of what is listed under it
-    "models": InputModelDefinition,
-    "slices": OutputSliceDefinition,
-    "sources": InputSliceDefinition,
-    "modules": OutputModuleDefinition,
-}
+_KINDS = (
+    InputModelDefinition,
+    InputSliceDefinition,
+    MergeConfiguration,
+    OutputModuleDefinition,
+    OutputSliceDefinition,
+)
+_KNOWN = sorted({key for kind in _KINDS for key in kind.model_fields})
 
 
 def unknown_keys(source: str) -> Iterator[str]:
@@ -30,29 +32,27 @@ def unknown_keys(source: str) -> Iterator[str]:
     Other keys at the top pass: mergekit-multi's `name`, and what YAML's anchors are defined in.
     """
     config = yaml.safe_load(source)
-    for key in _unknown(config, MergeConfiguration):
-        if meant := _meant(key, MergeConfiguration):
-            yield f"Unknown key {key!r} in the merge config.{meant}"
-    for where, part, kind in _parts(config, ""):
-        for key in _unknown(part, kind):
-            meant = _meant(key, kind) or f" Write `parameters: {{{key}: ...}}` if it is a parameter."
-            yield f"Unknown key {key!r} of {where} in the merge config.{meant}"
+    try:
+        MergeConfiguration.model_validate(config, extra="forbid")
+    except ValidationError as error:
+        for found in error.errors():
+            if found["type"] != "extra_forbidden":
+                continue
+            *path, key = found["loc"]
+            close = difflib.get_close_matches(str(key), _KNOWN if path else MergeConfiguration.model_fields, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            if path:
+                parameter = (
+                    f" Write `parameters: {{{key}: ...}}` if it is a parameter." if path[0] != "tokenizer" else ""
+                )
+                yield f"Unknown key {key!r} of {_named(config, path)} in the merge config.{meant or parameter}"
+            elif meant:
+                yield f"Unknown key {key!r} in the merge config.{meant}"
 
 
-def _unknown(part: dict[str, Any], kind: type[BaseModel]) -> list[str]:
-    return sorted(map(str, part.keys() - kind.model_fields.keys()))
-
-
-def _meant(key: str, kind: type[BaseModel]) -> str:
-    close = difflib.get_close_matches(key, kind.model_fields, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _parts(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], type[BaseModel]]]:
-    """Every part at any depth: how to name it, the part, and what mergekit reads in it."""
-    for key, kind in _PARTS.items():
-        held = node.get(key) or ()
-        for name, part in held.items() if isinstance(held, dict) else enumerate(held):
-            here = f"{path}{key}.{name}"
-            yield (f"input {part['model']}" if "model" in part else here), part, kind
-            yield from _parts(part, f"{here}.")
+def _named(config: Any, path: list[int | str]) -> str:
+    """How to name a part of a config: the input that it is, or the keys that lead to it."""
+    part = config
+    for key in path:
+        part = part[key]
+    return f"input {part['model']}" if "model" in part else ".".join(map(str, path))
