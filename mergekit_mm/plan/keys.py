@@ -52,7 +52,10 @@ def unknown_keys(source: str) -> Iterator[str]:
 
 def _named(config: Any, path: list[int | str]) -> str:
     """How to name a part of a config: the input that it is, or the keys that lead to it."""
-    part = config
+    part, keys = config, list[str]()
     for key in path:
+        if isinstance(part, dict) and key not in part:
+            continue  # pydantic's name for one of several types that a value can have
         part = part[key]
-    return f"input {part['model']}" if "model" in part else ".".join(map(str, path))
+        keys.append(str(key))
+    return f"input {part['model']}" if "model" in part else ".".join(keys)
