@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,27 +36,38 @@ def unknown_keys(source: str) -> Iterator[str]:
     try:
         MergeConfiguration.model_validate(config, extra="forbid")
     except ValidationError as error:
-        for found in error.errors():
-            if found["type"] != "extra_forbidden":
-                continue
-            *path, key = found["loc"]
-            close = difflib.get_close_matches(str(key), _KNOWN if path else MergeConfiguration.model_fields, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
-            if path:
-                parameter = (
-                    f" Write `parameters: {{{key}: ...}}` if it is a parameter." if path[0] != "tokenizer" else ""
-                )
-                yield f"Unknown key {key!r} of {_named(config, path)} in the merge config.{meant or parameter}"
-            elif meant:
-                yield f"Unknown key {key!r} in the merge config.{meant}"
+        yield from (_sentence(config, path, key) for path, key in _unknown(config, error) if path or _meant(path, key))
 
 
-def _named(config: Any, path: list[int | str]) -> str:
-    """How to name a part of a config: the input that it is, or the keys that lead to it."""
-    part, keys = config, list[str]()
-    for key in path:
-        if isinstance(part, dict) and key not in part:
-            continue  # pydantic's name for one of several types that a value can have
-        part = part[key]
-        keys.append(str(key))
-    return f"input {part['model']}" if "model" in part else ".".join(keys)
+def _unknown(config: Any, error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """The path of a part and its unknown key, once each; where a value can have several types, one unknown to all."""
+    found = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+    times = Counter((_existing(config, path), str(key)) for *path, key in found)
+    for (path, key), count in times.items():
+        if count == max(others for (where, _), others in times.items() if where == path):
+            yield path, key
+
+
+def _sentence(config: Any, path: tuple[int | str, ...], key: str) -> str:
+    part = config
+    for step in path:
+        part = part[step]
+    where = f" of input {part['model']}" if "model" in part else f" of {'.'.join(map(str, path))}" if path else ""
+    advice = f" Write `parameters: {{{key}: ...}}` if it is a parameter." if path[:1] != ("tokenizer",) else ""
+    return f"Unknown key {key!r}{where} in the merge config.{_meant(path, key) or advice}"
+
+
+def _meant(path: tuple[int | str, ...], key: str) -> str:
+    close = difflib.get_close_matches(key, _KNOWN if path else MergeConfiguration.model_fields, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _existing(config: Any, path: list[int | str]) -> tuple[int | str, ...]:
+    """A path of pydantic's without its names for the types that a value can have."""
+    part, steps = config, list[int | str]()
+    for step in path:
+        if isinstance(part, dict) and step not in part:
+            continue
+        part = part[step]
+        steps.append(step)
+    return tuple(steps)
