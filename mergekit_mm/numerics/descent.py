@@ -170,10 +170,11 @@ def _descend(
 
 
 def _quadratic(start: Start, settings: Descent, rank: int, steps_in: torch.dtype) -> Quadratic | RowQuadratic:
-    """The experts' quadratic around the start, in the cheapest form; A for Adam in the dtype `steps_in`."""
+    """The experts' quadratic around the start, in the cheapest form. Adam gets A in the dtype `steps_in`."""
     adam, mean = settings.optimizer == "adam", start.mean
     parts = _Parts(settings, rank, mean)
-    multiple = start.multiple - (1.0 if settings.target == "centered" else 0.0)  # all targets share the mean: left out
+    shared = 1.0 if settings.target == "centered" else 0.0  # such targets share the mean, which their terms leave out
+    multiple = start.multiple - shared
     if settings.proxy == "full" and mean.shape[0] >= mean.shape[1]:
         return Quadratic.of_grams(map(parts.gram_term, start.deltas()), mean, multiple)
     terms = map(parts.term, start.deltas())  # unlike a loop, map keeps no delta alive
@@ -196,7 +197,7 @@ class _Parts:
         """Rows and target of one expert; a centered target is given without the mean, which all of them share."""
         proxy, target = self.settings.proxy, self._cut(delta, self.settings.target)
         weight = 1.0 / math.sqrt(square_norm(delta))
-        if proxy == "full":  # the delta itself, its memory too unless it is also the target
+        if proxy == "full":  # the rows take the memory of the delta, unless it is also the target
             rows = delta.mul_(weight) if target.left is not delta else delta * weight
         elif proxy == self.settings.target:
             rows = target.rows * weight
@@ -212,11 +213,12 @@ class _Parts:
         own.mul_(weight)
         if target.right is None:
             return GramTerm(own, target.left, own)
-        if self.settings.target == "truncated" and target.lengths is not None:  # its right holds eigenvectors of own
+        if self.settings.target == "truncated" and target.lengths is not None:  # target.right holds eigenvectors of own
             return GramTerm(own, target.left * target.lengths.square().mul_(weight), target.right)
         return GramTerm(own, target.left, target.right @ own)
 
     def _cut(self, delta: Tensor, source: Target, own: Tensor | None = None) -> Truncation:
+        """The leading directions of the delta, or of its distance from the mean; own is delta^T delta if known."""
         far = self.settings.amplifies_rounding or self.settings.time == "relative"
         solve_in = torch.float64 if far else None
         if source == "centered":
@@ -256,19 +258,16 @@ def _adam_step(quadratic: Quadratic | RowQuadratic, settings: Descent, scale: fl
 
 def _adam(twice: Tensor, factors: Sequence[Tensor], settings: Descent, scale: float) -> Tensor:
     """Adam's steps y (rows, in) on the gradient 2 y A - twice, for A the product of the factors."""
-    rate, epsilon, betas = (
-        settings.learning_rate / scale,
-        settings.adam_epsilon / scale,
-        (settings.momentum, settings.adam_beta2),
-    )
+    rate, epsilon = settings.learning_rate / scale, settings.adam_epsilon / scale
+    beta1, beta2 = settings.momentum, settings.adam_beta2
     y, first, second, scratch = (torch.zeros_like(twice) for _ in range(4))
     *inner, last = factors
     for t in range(1, settings.iterations + 1):
         gradient = torch.addmm(twice, reduce(torch.mm, inner, y), last, beta=-1.0, alpha=2.0)
-        first.lerp_(gradient, 1.0 - betas[0])
-        second.mul_(betas[1]).addcmul_(gradient, gradient, value=1.0 - betas[1])
+        first.lerp_(gradient, 1.0 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
         # m / c1 / (sqrt(v / c2) + eps) with the bias corrections c1, c2 moved out of the entries into scalars
-        correction = math.sqrt(1.0 - betas[1] ** t)
+        correction = math.sqrt(1.0 - beta2**t)
         torch.sqrt(second, out=scratch).add_(epsilon * correction)
-        y.addcdiv_(first, scratch, value=-rate * correction / (1.0 - betas[0] ** t))
+        y.addcdiv_(first, scratch, value=-rate * correction / (1.0 - beta1**t))
     return y
