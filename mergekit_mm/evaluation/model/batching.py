@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mergekit_mm.evaluation.model.chat import MODALITIES
-from mergekit_mm.evaluation.tasks.pictures import Later
+from mergekit_mm.evaluation.tasks.lazy_images import LazyImage
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Asked:
     @property
     def extent(self) -> int:
         """About how long it is, in letters: prompts of like length are put together, the longest first."""
-        opened = (each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, Later))
+        opened = (
+            each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, LazyImage)
+        )
         pictures = (each.size for each in opened)
         return len(self.text) + sum(width * height // 200 for width, height in pictures)
 
