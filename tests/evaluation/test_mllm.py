@@ -69,7 +69,7 @@ def test_answers_are_those_of_transformers() -> None:
         content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
         chat = [{"role": "user", "content": content[not before :]}]
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-        shown = {"images": [media.open_picture(doc["image"])], "return_tensors": "pt"}
+        shown = {"images": [media.open_image(doc["image"])], "return_tensors": "pt"}
         inputs = processor(text=prompt, **shown)
         length = inputs["input_ids"].shape[1]
         tokens = bare.generate(**inputs, max_new_tokens=6, do_sample=False)[0, length:]
@@ -395,14 +395,14 @@ def test_pictures_stand_upright_and_keep_their_shades(tmp_path: Path) -> None:
     lying, note = Image.new("RGB", (20, 10)), Image.Exif()
     note[0x0112] = 6
     lying.save(tmp_path / "lying.jpg", exif=note)
-    assert decoding.picture(media.open_picture({"path": tmp_path / "lying.jpg"})).size == (10, 20)
+    assert decoding.picture(media.open_image({"path": tmp_path / "lying.jpg"})).size == (10, 20)
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "grey.png")
-    assert decoding.picture(media.open_picture({"path": tmp_path / "grey.png"})).getpixel((0, 0)) == (3, 3, 3)
+    assert decoding.picture(media.open_image({"path": tmp_path / "grey.png"})).getpixel((0, 0)) == (3, 3, 3)
 
 
 def test_pictures_are_rgb_and_the_given_ones_stay_unread() -> None:
     for mode in ("RGBA", "P", "L"):
-        given = media.open_picture(eval_mirror.picture("red", mode))
+        given = media.open_image(eval_mirror.picture("red", mode))
         assert decoding.picture(given).mode == "RGB"
         assert given.fp is not None  # its pixels are not in memory, and it can be asked for again
         assert decoding.picture(given).getpixel((10, 10)) == decoding.picture(given.copy()).getpixel((10, 10))

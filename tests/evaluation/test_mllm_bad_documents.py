@@ -278,5 +278,5 @@ def test_a_data_set_that_cannot_be_had_ends_in_one_line(tmp_path: Path) -> None:
 def test_words_of_the_data_are_no_marks() -> None:
     rows = [{"prompt": "<image>Is it <video> or <image2>?", "answer": "a"}]
     table = datasets.Dataset.from_list([{"image": png(1)}])
-    doc = documents.with_pictures(rows, table)["test"][0]
+    doc = documents.with_images(rows, table)["test"][0]
     assert doc["prompt"] == r"<image>Is it \<video> or \<image2>?"

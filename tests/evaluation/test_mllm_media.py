@@ -123,14 +123,14 @@ def transparent(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "GIF", "WEBP", "L", "RGB", "16 bits"])
 def test_what_is_transparent_is_white(kind: str) -> None:
-    seen = np.asarray(decoding.picture(media.open_picture(transparent(kind))))
+    seen = np.asarray(decoding.picture(media.open_image(transparent(kind))))
     expected = np.full((8, 8, 3), 255)
     expected[2:6, 2:6] = 0
     np.testing.assert_array_equal(seen, expected)
 
 
 def test_half_transparent_parts_are_mixed_with_white_and_whole_ones_are_kept() -> None:
-    half = decoding.picture(media.open_picture(stored(drawn("RGBA", (255, 0, 0, 128), (0, 0, 255, 255)))))
+    half = decoding.picture(media.open_image(stored(drawn("RGBA", (255, 0, 0, 128), (0, 0, 255, 255)))))
     assert (half.getpixel((0, 0)), half.getpixel((3, 3))) == ((255, 127, 127), (0, 0, 255))
     array = np.zeros((4, 4, 4), np.uint8)
     assert decoding.picture(array).getpixel((0, 0)) == (255, 255, 255)

@@ -96,7 +96,7 @@ def task(docs: list[Doc], name: str = "mine", **config: Any) -> dict[str, Any]:
     """Documents with `prompt`, and `image`, `images`, `video`, `audio`, as a task that has no file."""
 
     def visuals(doc: Doc) -> list[Any]:
-        return media.visuals(doc) + [media.open_picture(each) for each in doc.get("images") or []]
+        return media.visuals(doc) + [media.open_image(each) for each in doc.get("images") or []]
 
     names = {key for doc in docs for key in doc}
     return {

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mergekit_mm.evaluation.model.chat import MODALITIES
-from mergekit_mm.evaluation.tasks.pictures import Later
+from mergekit_mm.evaluation.tasks.lazy_images import LazyImage
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class PreparedRequest:
     @property
     def length(self) -> int:
         """About how many characters it is worth, where 200 pixels of an image count as one. Batches are made by it."""
-        opened = (each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, Later))
+        opened = (
+            each for each in self.media["image"] if isinstance(each, Image.Image) and not isinstance(each, LazyImage)
+        )
         return len(self.text) + sum(width * height // 200 for width, height in (each.size for each in opened))
 
 

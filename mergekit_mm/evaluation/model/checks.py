@@ -17,7 +17,7 @@ from mergekit_mm.evaluation.model import decoding
 from mergekit_mm.evaluation.model.audio import probe
 from mergekit_mm.evaluation.model.batching import PreparedRequest
 from mergekit_mm.evaluation.model.inputs import Reader, same_inputs
-from mergekit_mm.evaluation.tasks.pictures import Later, Unreadable, flaw_of
+from mergekit_mm.evaluation.tasks.lazy_images import LazyImage, UnreadableImage, flaw_of
 from mergekit_mm.omni.video import video_metadata
 
 # Images with a side of fewer pixels, or with sides of a larger ratio, are tried on the processor before the run.
@@ -60,7 +60,7 @@ class MediaChecks:
     def _refused(self, modality: str, given: Any) -> str | None:
         """Why the processor refuses an image or video of an unusual size, which is tried on a blank one."""
         frames = given.get("frames") if modality == "video" else [given] if modality == "image" else None
-        if not frames or isinstance(frames[0], Later) or not isinstance(frames[0], Image.Image):
+        if not frames or isinstance(frames[0], LazyImage) or not isinstance(frames[0], Image.Image):
             return None
         size = frames[0].size
         if min(size) >= _SMALL and max(size) <= _LONG * min(size):
@@ -112,9 +112,9 @@ def _identity(given: Any) -> Any:
 
 
 def _image_flaw(given: Any) -> str | None:
-    if isinstance(given, Unreadable):
+    if isinstance(given, UnreadableImage):
         return given.reason
-    if isinstance(given, Later):
+    if isinstance(given, LazyImage):
         given.look()
         return None
     if not isinstance(given, Image.Image):
@@ -131,7 +131,7 @@ def _image_flaw(given: Any) -> str | None:
 def _video_flaw(given: Mapping[str, Any]) -> str | None:
     frames = given.get("frames")
     if frames is not None:
-        sizes = {frame.size for frame in frames if isinstance(frame, Image.Image) and not isinstance(frame, Later)}
+        sizes = {frame.size for frame in frames if isinstance(frame, Image.Image) and not isinstance(frame, LazyImage)}
         if not len(frames) or len(sizes) > 1:
             return f"a video needs frames of one size, and has sizes {sorted(sizes)}"
         return next((flaw for frame in frames if (flaw := _image_flaw(frame))), None)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mergekit_mm.evaluation.tasks.pictures import Later
+from mergekit_mm.evaluation.tasks.lazy_images import LazyImage
 
 
 def picture(given: Any) -> Image.Image:
@@ -17,7 +17,7 @@ def picture(given: Any) -> Image.Image:
     """
     if not isinstance(given, Image.Image):
         return _on_white(Image.fromarray(np.asarray(given)))
-    if isinstance(given, Later):
+    if isinstance(given, LazyImage):
         given = given.make()
     unread = getattr(given, "fp", None)
     source = Image.open(io.BytesIO(unread.getvalue())) if isinstance(unread, io.BytesIO) else given

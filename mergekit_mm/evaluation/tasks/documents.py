@@ -35,7 +35,7 @@ def _rows(table: datasets.Dataset, *columns: str) -> Rows:
     return table.select_columns(list(columns)).to_list()
 
 
-def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") -> Documents:
+def with_images(rows: Rows, table: datasets.Dataset, column: str = "image") -> Documents:
     """`rows` as documents, each of which gets its `image` whenever it is read.
 
     The image is in `column` of the row of `table` whose number the document has as `picture`, by default the row in the
@@ -47,10 +47,10 @@ def with_pictures(rows: Rows, table: datasets.Dataset, column: str = "image") ->
         mark, text = row["prompt"][: len(_MARK)], row["prompt"][len(_MARK) :]
         row["prompt"] = mark + prompts.as_words(text)
     documents = datasets.Dataset.from_list(numbered)
-    return {"test": documents.with_transform(_Pictures(pictures, column))}
+    return {"test": documents.with_transform(_WithImages(pictures, column))}
 
 
-class _Pictures:
+class _WithImages:
     """Adds `image` to a batch of documents; the last 512 images are kept, as several questions share an image."""
 
     def __init__(self, pictures: datasets.Dataset, column: str) -> None:
@@ -69,7 +69,7 @@ def vqa(*, prompt_style: str = "default", **given: Any) -> Documents:
         answers = as_list(row["answers"])
         prompt = prompts.short_answer(row["question"], prompt_style)
         rows.append({"prompt": prompt, "answers": answers, "answer": Counter(answers).most_common(1)[0][0]})
-    return with_pictures(rows, table)
+    return with_images(rows, table)
 
 
 @loader
@@ -85,7 +85,7 @@ def gqa(*, images_config: str, prompt_style: str = "default", **given: Any) -> D
         {**row, "prompt": prompts.short_answer(row["question"], prompt_style), "picture": place[row["imageId"]]}
         for row in rows
     ]
-    return with_pictures(documents, pictures)
+    return with_images(documents, pictures)
 
 
 @loader
@@ -93,9 +93,7 @@ def chartqa(*, prompt_style: str = "default", **given: Any) -> Documents:
     """ChartQA: `type` distinguishes questions written by people (`human_test`) from generated ones."""
     table = _table(given)
     rows = _rows(table, "type", "question", "answer")
-    return with_pictures(
-        [{**row, "prompt": prompts.short_answer(row["question"], prompt_style)} for row in rows], table
-    )
+    return with_images([{**row, "prompt": prompts.short_answer(row["question"], prompt_style)} for row in rows], table)
 
 
 @loader
@@ -114,7 +112,7 @@ def ocrvqa(*, prompt_style: str = "default", **given: Any) -> Documents:
         {"prompt": prompts.short_answer(text, prompt_style), "question": text, "answer": str(answer), "picture": at}
         for at, text, answer in asked
     ]
-    return with_pictures(rows, table)
+    return with_images(rows, table)
 
 
 @loader
@@ -134,7 +132,7 @@ def mathvista(
         row["answer_option"] = option_letter(row["answer"], choices) if choices else None
         row["prompt"] = prompts.mathematics(row.pop("query"), (), prompt_style)
         rows.append({**row, "categories": categories, "judge": judge, "picture": at})
-    return with_pictures(rows, table, "decoded_image")
+    return with_images(rows, table, "decoded_image")
 
 
 def _mathvista_categories(metadata: Mapping[str, Any]) -> list[str]:
@@ -157,7 +155,7 @@ def mathvision(
         options = list(row.pop("options") or [])
         prompt = prompts.mathematics(row["question"], options, prompt_style)
         rows.append({**row, "choices": options, "prompt": prompt, "judge": judge, "picture": at})
-    return with_pictures(rows, table, "decoded_image")
+    return with_images(rows, table, "decoded_image")
 
 
 @loader
@@ -173,4 +171,4 @@ def refcoco(*, prompt_style: str = "default", box_unit: str = "auto", **given: A
             prompt = prompts.region(phrase, prompt_style)
             document = {"prompt": prompt, "phrase": phrase, "box": box, "answer": str(box), "box_unit": box_unit}
             rows.append({**document, "picture": at})
-    return with_pictures(rows, table)
+    return with_images(rows, table)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from mergekit_mm.evaluation.tasks.media import images, open_picture
+from mergekit_mm.evaluation.tasks.media import images, open_image
 
 _ORIENTATION = 0x0112  # the EXIF tag: 1 is upright, 2 to 8 are the other turns and mirrorings
 
@@ -21,7 +21,7 @@ def pictures(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 def upright_truth(doc: Mapping[str, Any]) -> tuple[Sequence[float], int, int]:
     """The document's box (left, top, right, bottom) in pixels of the upright image, and its width and height."""
-    picture = open_picture(doc["image"])  # reads the header of the file only
+    picture = open_image(doc["image"])  # reads the header of the file only
     (width, height), orientation = picture.size, _orientation(picture)
     box = turned(doc["box"], width, height, orientation)
     return (box, height, width) if orientation > 4 else (box, width, height)

@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from mergekit_mm.evaluation.tasks.pictures import Later, Unreadable, flaw_of
+from mergekit_mm.evaluation.tasks.lazy_images import LazyImage, UnreadableImage, flaw_of
 
 _VIDEO_SETTINGS = ("fps", "timestamps", "num_frames", "min_frames", "max_frames")
 
 
-def open_picture(stored: Mapping[str, Any]) -> Image.Image:
+def open_image(stored: Mapping[str, Any]) -> Image.Image:
     """A stored image as a PIL image, whose pixels are not read yet: all requests exist before the first one is run.
 
     stored: `bytes`, or the `path` of an image, or the path of a video with `middle_of_video`, for its middle frame. The
@@ -26,7 +26,7 @@ def open_picture(stored: Mapping[str, Any]) -> Image.Image:
     """
     if stored.get("middle_of_video"):
         path = str(stored["path"])
-        return Later(partial(_middle_frame, path), partial(_look_at_video, path))
+        return LazyImage(partial(_middle_frame, path), partial(_look_at_video, path))
     return Image.open(io.BytesIO(_content(stored)))
 
 
@@ -47,22 +47,22 @@ def _look_at_video(path: str) -> None:
     video_metadata(path, path)
 
 
-def shown(stored: Mapping[str, Any]) -> Image.Image:
+def image_or_stand_in(stored: Mapping[str, Any]) -> Image.Image:
     """A stored image, or a stand-in for an unreadable one, from which a model can tell the reason before the run."""
     if stored.get("middle_of_video"):
-        return open_picture(stored)
+        return open_image(stored)
     name = stored.get("path") or "a picture given as bytes"
     try:
         content = _content(stored)
     except OSError as error:
-        return Unreadable(f"{name}: {error.strerror or error}")
+        return UnreadableImage(f"{name}: {error.strerror or error}")
     flaw = flaw_of(content)
-    return Unreadable(f"{name}: {flaw}") if flaw else Image.open(io.BytesIO(content))
+    return UnreadableImage(f"{name}: {flaw}") if flaw else Image.open(io.BytesIO(content))
 
 
 def images(doc: Mapping[str, Any]) -> list[Image.Image]:
     """`doc_to_image` of the image tasks: the one image of the document."""
-    return [shown(doc["image"])]
+    return [image_or_stand_in(doc["image"])]
 
 
 def visuals(doc: Mapping[str, Any]) -> list[Any]:
@@ -71,13 +71,13 @@ def visuals(doc: Mapping[str, Any]) -> list[Any]:
     if video := doc.get("video"):
         asked = {key: video[key] for key in _VIDEO_SETTINGS if video.get(key) is not None}
         if frames := video.get("frames"):
-            found.append({"type": "video", "frames": [shown(frame) for frame in frames], **asked})
+            found.append({"type": "video", "frames": [image_or_stand_in(frame) for frame in frames], **asked})
         else:
             default = {} if "fps" in asked else {"num_frames": doc.get("num_frames")}
             stored = {key: video[key] for key in ("path", "bytes") if video.get(key) is not None}
             found.append({"type": "video", **stored, **default, **asked})
     if doc.get("image"):
-        found.append(shown(doc["image"]))
+        found.append(image_or_stand_in(doc["image"]))
     return found
 
 

@@ -22,6 +22,7 @@ _NAMED_THINGS = re.compile(
     re.IGNORECASE,
 )
 _GROUP = r"\(?[A-Z]\)?(?:(?:\s*,\s*|\s*/\s*|\s*,?\s+(?:and|or|nor)\s+)\(?[A-Z]\)?){0,9}"
+# Options that a text rules out.
 _NEGATED = re.compile(
     rf"(?:\b(?:[Nn]ot|[Nn]ever)|n['’]t)\s+(?:choose|pick|select|say|go\s+with)\s+(?:[Oo]ption\s+)?{_GROUP}(?![\w'’])"
     rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Rr]ather\s+than|[Ii]nstead\s+of|isn['’]t|excluding|except)\s+"
@@ -55,6 +56,7 @@ _CHOOSES = re.compile(
     r"(?:(?:option|choice|answer|letter)\s+)?[(\[*\"'“]*([A-Z])(?![\w'’]|\s+(?!because|since|as\b|for\b|is\b)[a-z])",
     re.ASCII,
 )
+# The end of a text that concludes with an option: "so B".
 _CONCLUDES = re.compile(
     r"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence)\b[\s,:]+(?:(?:it\s+is|it\s+must\s+be|it['’]s|option|choice)\s+)?"
     r"[(\[*\"']*([A-Z])[)\]*\"'.!]*\s*$",
@@ -66,14 +68,17 @@ _JUDGED = re.compile(
     r"(?:(?:[Tt]his\s+is\s+|[Ii]s\s+)?(?:the\s+)?(?:[Cc]orrect|[Rr]ight|[Tt]rue|CORRECT|TRUE)(?:\s+(?:answer|option))?\b|✓|✔|✅)[^\w\n]*$",
     re.MULTILINE | re.ASCII,
 )
+# A negation in the same sentence before a match.
 _NOT_BEFORE = re.compile(r"\b(?:not|n['’]t|never|neither|nor|cannot)\b[^.\n]*$", re.IGNORECASE)
+# An entry in a list of options.
 _LISTED = re.compile(r"(?:^|\n)[ \t]*\(?([A-Z])[).:][ \t]+\S[^\n]*")
 
 
 class OptionReader:
     """Reads which of `choices` a text names.
 
-    The methods return the letter of the option, None if the text names none, and "" if it names several.
+    The methods return the letter of the option, None if they find none, and "" if they find several options joined
+    ("A or B"), so that no other rule is tried.
     """
 
     def __init__(self, choices: Sequence[str]) -> None:

@@ -9,21 +9,25 @@ from mergekit_mm.evaluation.tasks.replies import answer_part
 from mergekit_mm.evaluation.tasks.sentences import sentences, telling
 from mergekit_mm.evaluation.tasks.statements import statements, without_emphasis
 
+# The words that may stand before a number at the beginning of an answer: "about", "the number is".
 _FILLER = re.compile(
     r"(?:[\s\"'“”*_(\[{≈:=>]|about\b|approximately\b|approx\b\.?|roughly\b|around\b|nearly\b|exactly\b|just\b|only\b"
     r"|equal\s+to\b|equals\b|the\s+(?:number|value|year)\b|number\b|a\s+total\s+of\b|it\s+is\b|it's\b|that\s+is\b"
     r"|there\s+(?:are|is)\b|is\b|are\b|be\b|[A-Za-z∠]{1,4}\s*=|\bUS|[€£¥₹]|yes,|so,?\b|therefore,?\b|thus,?\b)*",
     re.IGNORECASE,
 )
+# An operator behind a number, which is then a part of a formula.
 _OPERATES = re.compile(
     r"\s*(?:\+|\.\.|[√π]|[*×÷^=<>:]\s*[\w\\(.]|/\s*\w|x\s*\d|-\s*\d|\\(?:times|cdot|div|sqrt|pi)|[xyzn](?![a-z])"
     r"|(?:plus|minus|times|divided|multiplied)\b)",
     re.IGNORECASE,
 )
 _UNIT = r"(?:\s*[°%]|\s*[^\W\d_][\w/^.]{0,14}|\s*[€£¥]){0,2}"
+# Behind a number and its unit: the answer ends there, or goes on with a reason.
 _STOPS = re.compile(rf"{_UNIT}\s*(?:$|\n|[.!?;)\]}}\"'”*,(—]|-\s|\b(?:because|since|as|due|for)\b)", re.IGNORECASE)
 _REASONS = re.compile(rf"{_UNIT}\s*,?\s*(?:because|since|as|which|due|given|where|for|so|\()", re.IGNORECASE)
 _NAMED = r"(?:(?!total|sum|difference|result|answer)[A-Za-z]\w{0,14}(?:\([a-z]\))?\s*[=:]\s*)?"  # "x = 2, y = 3"
+# Between two numbers: they belong to alternatives or a range, or to a list.
 _JOINS = re.compile(
     rf"{_UNIT}\s*(?:,\s*(?:and|or)|,|、|和|或|;|\bor|\band|\bto|&|/|-|–|—|±|(?<=\s):|:(?!\s)|\.\.+|…)\s*{_NAMED}[€£¥(]?\s*",
     re.IGNORECASE,
@@ -33,6 +37,7 @@ _LISTS = re.compile(
     r"[€£¥(\"']?\s*",
     re.IGNORECASE,
 )
+# Words before a number that make it a label, a condition or a bound, and words behind a number that is denied.
 _LABELS = re.compile(
     r"(?:figure|fig\.?|step|image|picture|panel|table|question|part|equation|line|row|column|option|choice|angle|∠|page)"
     r"\s*$",
@@ -45,6 +50,7 @@ _BOUNDS = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(rf"{_UNIT}\s+(?:is|are)\s+(?:not|wrong|incorrect|false|too)\b", re.IGNORECASE)
+# Words before or behind a number to which a sentence leads.
 _CUES = re.compile(
     r"(?:[=≈→:]|\\approx|\b(?:is|are|was|were|be|equals?|makes?|gives?|gave|get|gets|got|obtain|have|has|leaves|leaving|"
     r"totals?|totaling|giving|making|(?:value|total)\s+of|yields?|yielding|becomes?|means|counted|count|so|therefore|thus|hence|i\.e\.,?|namely)\b|总共有?|一共有?|等于)[\s\"'“*(€£¥,]*"

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 _flaws: dict[bytes, str | None] = {}  # the flaw of each file by its digest, as many questions share an image
 
 
-class Later(Image.Image):
+class LazyImage(Image.Image):
     """An image that is made when its pixels are first needed: all requests of a run exist before the first batch."""
 
     def __init__(self, make: Callable[[], Image.Image], look: Callable[[], Any] | None = None) -> None:
@@ -45,7 +45,7 @@ class Later(Image.Image):
         self.make().save(fp, format, **params)
 
 
-class Unreadable(Later):
+class UnreadableImage(LazyImage):
     """A stand-in for an image that cannot be read. An access to its pixels is a ValueError with the reason."""
 
     def __init__(self, reason: str) -> None:
