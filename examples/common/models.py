@@ -26,12 +26,20 @@ def make_tokenizer(texts: Iterable[str], placeholders: Sequence[str] = ()) -> Pr
     """
     splitter = pre_tokenizers.Whitespace()
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
-    special = ["<pad>", "<s>", "</s>", "<unk>", *(f"<{each}>" for each in placeholders), "<user>", "<assistant>"]
-    backend = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate([*special, *words])}, unk_token="<unk>")
-    )
+    numbers = {word: number for number, word in enumerate([*special_tokens(placeholders), *words])}
+    backend = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = splitter
+    return chat_tokenizer(backend, placeholders)
+
+
+def special_tokens(placeholders: Sequence[str]) -> list[str]:
+    """The tokens that every vocabulary begins with."""
+    return ["<pad>", "<s>", "</s>", "<unk>", *(f"<{each}>" for each in placeholders), "<user>", "<assistant>"]
+
+
+def chat_tokenizer(backend: Tokenizer, placeholders: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of the library `tokenizers`, whose vocabulary has the special tokens, with the chat template."""
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

@@ -1,0 +1,1 @@
+"""A benchmark of merge methods in miniature: five capabilities on real material, experts of a small model, merges."""

@@ -1,0 +1,69 @@
+"""The loss of answering, and the batches that a base, a mixture or an expert learns from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from examples.minibench.turns import IGNORED, Conversation, Encoder, batch
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned of one capability. seen: its pictures in uint8, or the features that a frozen tower has of them."""
+
+    seen: torch.Tensor
+    conversations: Sequence[Conversation]
+
+
+def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures in uint8 as the image processor of the model prepares them: from -1 to 1."""
+    return pictures.float() / 127.5 - 1
+
+
+def features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """The tower's features (n, patches, width) of pictures in uint8, without its class token."""
+    return model.model.vision_tower(pixel_values=pixel_values(pictures)).last_hidden_state[:, 1:]
+
+
+@torch.no_grad()
+def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """As `features`, in float16, for a tower that does not change any more."""
+    return torch.cat([features(model, part).half() for part in pictures.split(128)])
+
+
+def answering_loss(
+    model: Any, encoder: Encoder, seen: torch.Tensor, conversations: Sequence[Conversation], rng: random.Random
+) -> torch.Tensor:
+    """The cross entropy of the replies, per token. seen: one picture or its features for each conversation."""
+    ids, mask, labels = batch(encoder, conversations, rng)
+    shown = model.model.multi_modal_projector(features(model, seen) if seen.dtype == torch.uint8 else seen.float())
+    embedded = model.get_input_embeddings()(ids)
+    places = (ids == encoder.image[0])[..., None].expand_as(embedded)
+    hidden = model.model.language_model(
+        inputs_embeds=embedded.masked_scatter(places, shown.to(embedded.dtype)), attention_mask=mask
+    ).last_hidden_state
+    said = labels[:, 1:] != IGNORED
+    return cross_entropy(model.lm_head(hidden[:, :-1][said]).float(), labels[:, 1:][said])
+
+
+def mixed_loss(
+    model: Any, encoder: Encoder, lessons: Mapping[str, Lessons], size: int, rng: random.Random
+) -> Callable[[], torch.Tensor]:
+    """The loss of a new batch at each call: `size` conversations, as many of each capability."""
+
+    def loss() -> torch.Tensor:
+        drawn, seen = [], []
+        for number in range(size):
+            lesson = list(lessons.values())[number % len(lessons)]
+            conversation = rng.choice(lesson.conversations)
+            drawn.append(conversation)
+            seen.append(lesson.seen[conversation.picture])
+        return answering_loss(model, encoder, torch.stack(seen), drawn, rng)
+
+    return loss

@@ -1,0 +1,127 @@
+"""The material as parquet files, each capability in the form of the data set whose task in `eval_tasks/` it follows.
+
+`<capability>/<split>.parquet` has the columns of that data set, and three of its own: `reply` (what a model is trained
+to say), `kind` (of question) and `contents` (what the picture is made of that no other split has).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import datasets
+
+from examples.minibench import chart, geometry, grounding, ocr, vqa
+from examples.minibench.rows import SIDE, Generator, Row, png
+
+CAPABILITIES = ("vqa", "chart", "ocr", "geometry", "grounding")
+STEP = 0.02  # of the coordinates that models are taught, as parts of the picture's side
+_REFERENCES = 10  # answers to a question in VizWiz and TextVQA; here they agree
+_TEXT, _TEXTS, _IMAGE = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
+_HINTS = {  # those of MathVista
+    "multi_choice": "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
+    "free_form": "Please answer the question requiring an integer answer and provide the final value, e.g., 1, 2, 3, "
+    "at the end.",
+}
+
+
+def _vizwiz(row: Row) -> dict[str, Any]:
+    return {"question": row.question, "answers": [row.answer] * _REFERENCES, "reply": row.answer}
+
+
+def _textvqa(row: Row) -> dict[str, Any]:
+    """The reply is in capitals, which the tokenizer spells letter by letter; the metric does not tell them apart."""
+    return {**_vizwiz(row), "reply": row.answer.upper()}
+
+
+def _chartqa(row: Row) -> dict[str, Any]:
+    return {"type": "augmented_test", "question": row.question, "answer": row.answer, "reply": row.answer}
+
+
+def _mathvista(row: Row) -> dict[str, Any]:
+    kind = "multi_choice" if row.choices else "free_form"
+    lines = [f"Hint: {_HINTS[kind]}", f"Question: {row.question}"]
+    if row.choices:
+        lines += [
+            "Choices:",
+            *(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, row.choices, strict=False)),
+        ]
+    return {
+        "pid": "",
+        "query": "\n".join(lines),
+        "choices": list(row.choices),
+        "answer": row.answer,
+        "question_type": kind,
+        "answer_type": "text" if row.choices else "integer",
+        "precision": None,
+        "metadata": {"skills": ["geometry reasoning"], "task": "geometry problem solving"},
+        "reply": ascii_uppercase[row.choices.index(row.answer)] if row.choices else row.answer,
+    }
+
+
+def _refcoco(row: Row) -> dict[str, Any]:
+    left, top, right, bottom = row.box
+    steps = [STEP * round(edge / SIDE / STEP) for edge in row.box]
+    return {
+        "answer": [row.question],
+        "bbox": [left, top, right - left, bottom - top],
+        "reply": f"[{', '.join(f'{each:.2f}' for each in steps)}]",
+    }
+
+
+_SKILLS = {"skills": _TEXTS, "task": _TEXT}
+_FORMS: dict[str, tuple[Generator, Callable[[Row], dict[str, Any]], str, dict[str, Any]]] = {
+    "vqa": (vqa.generate, _vizwiz, "image", {"answers": _TEXTS}),
+    "chart": (chart.generate, _chartqa, "image", {}),
+    "ocr": (ocr.generate, _textvqa, "image", {"answers": _TEXTS}),
+    "geometry": (
+        geometry.generate,
+        _mathvista,
+        "decoded_image",
+        {"choices": _TEXTS, "precision": datasets.Value("float64"), "metadata": _SKILLS},
+    ),
+    "grounding": (
+        grounding.generate,
+        _refcoco,
+        "image",
+        {"answer": _TEXTS, "bbox": datasets.List(datasets.Value("float64"))},
+    ),
+}
+
+
+def image_column(capability: str) -> str:
+    """The name of the column with the pictures."""
+    return _FORMS[capability][2]
+
+
+def table(capability: str, split: str, count: int, seed: int) -> datasets.Dataset:
+    """The first `count` rows of a capability's split for a seed."""
+    generate, form, column, features = _FORMS[capability]
+    rows: list[dict[str, Any]] = []
+    shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, as most are asked about repeatedly
+    for number, row in enumerate(itertools.islice(generate(split, seed), count)):
+        if row.picture is not shown[0]:
+            shown = row.picture, {"bytes": png(row.picture), "path": None}
+        fields = form(row)
+        if "pid" in fields:
+            fields["pid"] = str(number)
+        rows.append({column: shown[1], **fields, "kind": row.kind, "contents": list(row.contents)})
+    declared = {name: features.get(name, _TEXT) for name in rows[0]}
+    return datasets.Dataset.from_list(
+        rows, features=datasets.Features({**declared, column: _IMAGE, "contents": _TEXTS})
+    )
+
+
+def write(folder: Path, counts: dict[str, int], seed: int, capabilities: Iterable[str] = CAPABILITIES) -> None:
+    """Write `counts[split]` rows of each split and capability; files that exist are kept, so that it can go on."""
+    for capability, split in itertools.product(capabilities, counts):
+        file = folder / capability / f"{split}.parquet"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(".unfinished")
+            table(capability, split, counts[split], seed).to_parquet(str(unfinished))
+            unfinished.rename(file)
+            print(f"  {capability}/{split}: {counts[split]} questions", flush=True)

@@ -1,0 +1,98 @@
+"""The material as a model is trained on it: each picture with its questions, as the turns of one conversation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyarrow import parquet
+
+from examples.common.models import LONGEST
+from examples.minibench.material import image_column
+from mergekit_mm.evaluation.tasks import documents
+from mergekit_mm.evaluation.tasks.media import open_image
+
+PLACEHOLDER = "<image>"
+IGNORED = -100  # the label of tokens that a model does not learn to say
+_DOCUMENTS = {
+    "vqa": documents.vqa,
+    "chart": documents.chartqa,
+    "ocr": documents.vqa,
+    "geometry": documents.mathvista,
+    "grounding": documents.refcoco,
+}
+
+
+@dataclass
+class Conversation:
+    """The questions about one picture with the replies to them; the picture is the row `picture` of the pixels."""
+
+    picture: int
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
+    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
+
+    The prompts are those that lm-eval asks, by the functions of the tasks, without the placeholder of the image.
+    """
+    file = folder / capability / f"{split}.parquet"
+    prompts = _DOCUMENTS[capability](source=str(file), split=split)["test"].with_format(None)["prompt"]
+    column = image_column(capability)
+    rows = parquet.read_table(file, columns=[column, "reply"]).to_pylist()
+    pixels: list[np.ndarray] = []
+    conversations: list[Conversation] = []
+    last = None
+    for prompt, row in zip(prompts, rows, strict=True):
+        if row[column] != last:
+            last = row[column]
+            conversations.append(Conversation(len(pixels)))
+            pixels.append(np.asarray(open_image(last).convert("RGB")).transpose(2, 0, 1))
+        conversations[-1].turns.append((prompt.removeprefix(PLACEHOLDER), row["reply"]))
+    return torch.from_numpy(np.stack(pixels)), conversations
+
+
+class Encoder:
+    """Conversations as token ids, in the format of the chat template."""
+
+    def __init__(self, processor: Any) -> None:
+        self.tokenizer = processor.tokenizer
+        side = processor.image_processor.crop_size["height"] // processor.patch_size
+        self.image = [processor.image_token_id] * side**2
+        ids = self.tokenizer.convert_tokens_to_ids
+        self.start, self.user, self.assistant, self.end = map(ids, ("<s>", "<user>", "<assistant>", "</s>"))
+        self.known: dict[str, list[int]] = {}
+
+    def words(self, text: str) -> list[int]:
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.known[text]
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Ids and labels of as many turns as are short enough together, in random order. Labels are the replies."""
+        ids, labels = [self.start], [IGNORED]
+        for prompt, reply in rng.sample(conversation.turns, len(conversation.turns)):
+            image = self.image if len(ids) == 1 else []
+            asked = [self.user, *image, *self.words(prompt), self.assistant]
+            told = [*self.words(reply), self.end]
+            if len(ids) + len(asked) + len(told) <= LONGEST:
+                ids += asked + told
+                labels += [IGNORED] * len(asked) + told
+        return ids, labels
+
+
+def batch(
+    encoder: Encoder, conversations: Sequence[Conversation], rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention mask and labels (conversations, longest), padded on the right."""
+    encoded = [encoder(each, rng) for each in conversations]
+    longest = max(len(ids) for ids, _ in encoded)
+    pad = encoder.tokenizer.pad_token_id
+    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
+    labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
+    return ids, (ids != pad).long(), labels
