@@ -27,8 +27,8 @@ class Stage:
 
 def optimise(
     parameters: Iterable[torch.nn.Parameter], stage: Stage, label: str, loss: Callable[[], torch.Tensor]
-) -> None:
-    """Minimise `loss`, called once per step, by AdamW.
+) -> list[tuple[int, float]]:
+    """Minimise `loss`, called once per step, by AdamW. Returns each twentieth step with its loss.
 
     The learning rate warms up for 10 % of the steps, then falls as a cosine to 5 % of its peak; gradients are clipped
     to a norm of 1. Only parameters that require gradients are trained.
@@ -36,6 +36,7 @@ def optimise(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
     bar = tqdm(range(stage.steps), desc=label, unit="step", mininterval=2)
+    course = []
     for step in bar:
         warm = min(1.0, (step + 1) / (0.1 * stage.steps))
         for group in optimiser.param_groups:
@@ -46,7 +47,9 @@ def optimise(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         if step % 20 == 0:
+            course.append((step, value.item()))
             bar.set_postfix(loss=f"{value.item():.3f}")
+    return course
 
 
 def with_lora(model: Any, rank: int) -> Any:

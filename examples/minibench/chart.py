@@ -17,7 +17,8 @@ from examples.minibench.tables import series, tables
 _DPI = 100
 _TEXT = 5.5  # points: 7.6 pixels
 _COLORS = {
-    "red": "#d62728", "blue": "#1f5fd0", "green": "#2ca02c", "orange": "#ff9d1e", "purple": "#8e44ad", "gray": "#808080",
+    "red": "#d62728", "blue": "#1f5fd0", "green": "#2ca02c", "orange": "#ff9d1e", "purple": "#8e44ad",
+    "gray": "#808080",
 }  # fmt: skip
 _MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
 _APART = 1.15  # factor at least between two values, so that the eye can tell which one is larger

@@ -1,12 +1,12 @@
 """Fonts by family, from matplotlib and from packages with one family each; a split has families of its own.
 
-DejaVu, STIX and Computer Modern come with matplotlib; Lato, Source Sans and Serif, Fredoka One, Intuitive (SIL OFL 1.1),
-Roboto and Caladea (Apache 2.0) with packages.
+DejaVu, STIX and Computer Modern come with matplotlib. The others come with packages: Caladea under Apache 2.0, the rest
+under SIL OFL 1.1.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,9 +26,9 @@ _BESIDE_MATPLOTLIB = {
 _PACKAGES = {
     "Caladea": ("font_caladea", "Caladea-Bold.ttf"),
     "Fredoka One": ("font_fredoka_one", "FredokaOne-Regular.ttf"),
+    "Hanken Grotesk": ("font_hanken_grotesk", "HankenGrotesk-SemiBold.otf"),
     "Intuitive": ("font_intuitive", "Intuitive.ttf"),
     "Lato": ("font_lato", "Lato-Bold.ttf"),
-    "Roboto": ("font_roboto", "Roboto-Medium.ttf"),
     "Source Sans": ("font_source_sans_pro", "SourceSansPro-Semibold.ttf"),
     "Source Serif": ("font_source_serif_pro", "SourceSerifPro-Bold.ttf"),
 }
@@ -39,7 +39,7 @@ def families(split: str) -> list[str]:
     return share([*_BESIDE_MATPLOTLIB, *_PACKAGES], split)
 
 
-@lru_cache(maxsize=None)
+@cache
 def font(family: str, size: int) -> ImageFont.FreeTypeFont:
     """A family at a size in pixels."""
     if family in _BESIDE_MATPLOTLIB:

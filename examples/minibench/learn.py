@@ -15,7 +15,7 @@ from examples.minibench.turns import IGNORED, Conversation, Encoder, batch
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is learned of one capability. seen: its pictures in uint8, or the features that a frozen tower has of them."""
+    """What is learned of a capability. seen: its pictures in uint8, or the features that a frozen tower has of them."""
 
     seen: torch.Tensor
     conversations: Sequence[Conversation]

@@ -1,7 +1,7 @@
 """OCR: words and numbers in many fonts with noise, and handwritten digits.
 
-The words are those in the names of the airports and their towns in `vega-datasets` (United States government data); the handwriting is the
-digits of scikit-learn (UCI, CC BY 4.0), 8 x 8 pixels each.
+The words are those in the names of the airports and towns in `vega-datasets` (United States government data). The
+handwriting is the digits of scikit-learn (UCI, CC BY 4.0), of 8 x 8 pixels each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import random
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -86,7 +86,7 @@ def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, midd
     canvas.paste(tuple(rng.randint(0, 90) for _ in range(3)), place, line)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _largest(text: str, family: str) -> int:
     left, top, right, bottom = font(family, 40).getbbox(text)
     return int(40 * min(_WIDEST / (right - left), _HIGHEST / (bottom - top)))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from PIL import Image, ImageDraw, ImageFont
@@ -41,7 +41,7 @@ def named(split: str) -> dict[str, list[str]]:
     return dict(zip(NAMES, share_each(groups, split), strict=True))
 
 
-@lru_cache(maxsize=None)
+@cache
 def picture(key: str) -> Image.Image:
     """The picture `<set> <emoji>` in RGBA, cut to what is visible of it. Callers must not change it."""
     source, emoji = key.split()

