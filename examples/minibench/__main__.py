@@ -3,8 +3,8 @@
     python -m examples.minibench --quick                   # a small model, few steps
     python -m examples.minibench --stages material base    # the first two stages
 
-Products go to out/minibench/, or to --out. One that exists with the same settings is not made again; after an
-interruption the same command goes on.
+Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
+same command goes on after an interruption.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from examples.minibench.tables import series, tables
 
 _DPI = 100
 _TEXT = 5.5  # points: 7.6 pixels
-_COLORS = {
+COLORS = {
     "red": "#d62728", "blue": "#1f5fd0", "green": "#2ca02c", "orange": "#ff9d1e", "purple": "#8e44ad",
     "gray": "#808080",
 }  # fmt: skip
@@ -48,7 +48,7 @@ def generate(split: str, seed: int) -> Iterator[Row]:
             continue
         kind = rng.choice(list(_MARKS))
         colored = kind == "pie" or (kind != "line" and rng.random() < 0.7)
-        colors = tuple(rng.sample(list(_COLORS), len(values))) if colored else ()
+        colors = tuple(rng.sample(list(COLORS), len(values))) if colored else ()
         chart = Chart(kind, values, colors, kind == "pie" or rng.random() < 0.5)
         picture = draw(rng, chart)
         questions = ask(rng, chart)
@@ -110,7 +110,7 @@ def draw(rng: random.Random, chart: Chart) -> Image.Image:
     figure = Figure(figsize=(SIDE / _DPI,) * 2, dpi=_DPI, facecolor=rng.choice(["white", "#f4f4f4", "#fffbe8"]))
     FigureCanvasAgg(figure)
     names, values = list(chart.values), list(chart.values.values())
-    colors = [_COLORS[name] for name in chart.colors] or _COLORS[rng.choice(list(_COLORS))]
+    colors = [COLORS[name] for name in chart.colors] or COLORS[rng.choice(list(COLORS))]
     if chart.type == "pie":
         axes = figure.add_axes((0.2, 0.2, 0.6, 0.6))
         texts = {"labels": [f"{name}\n{number(chart.values[name])}" for name in names], "labeldistance": 1.15}

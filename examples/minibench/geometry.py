@@ -17,7 +17,7 @@ _CELL = 16  # pixels of a square of the grid
 _GRID = 7  # squares in each direction
 _MARGIN = (SIDE - _GRID * _CELL) // 2
 _UNIT = "The squares of the grid have sides of 1."
-_COLORS = {"red": (200, 30, 30), "blue": (30, 60, 200), "green": (20, 130, 50), "black": (20, 20, 20)}
+COLORS = {"red": (200, 30, 30), "blue": (30, 60, 200), "green": (20, 130, 50), "black": (20, 20, 20)}
 _CORNERS = {"triangle": 3, "square": 4, "hexagon": 6}
 _ANGLES = tuple(range(20, 165, 5))
 _APART = 25  # degrees at least between the choices
@@ -71,7 +71,7 @@ def _count(rng: random.Random, figure: Figure) -> Row:
         centre = 22 + 42 * x + rng.uniform(-5, 5), 22 + 42 * y + rng.uniform(-5, 5)
         shape = asked if at < number else other
         outline = _polygon(shape, centre, rng.uniform(11, 15), rng.uniform(0, math.tau))
-        draw.polygon(_scaled(outline), fill=rng.choice(list(_COLORS.values())))
+        draw.polygon(_scaled(outline), fill=rng.choice(list(COLORS.values())))
     name = {corners: shape for shape, corners in _CORNERS.items()}[asked]
     return _row("count", figure, canvas, f"How many {name}s are in the figure?", str(number))
 
@@ -79,13 +79,13 @@ def _count(rng: random.Random, figure: Figure) -> Row:
 def _compare(rng: random.Random, figure: Figure) -> Row:
     """Figures: the lengths of two segments in pixels, and their direction in degrees."""
     canvas, draw = _canvas(rng)
-    names = rng.sample(list(_COLORS), 2)
+    names = rng.sample(list(COLORS), 2)
     *lengths, degrees = figure
     across = math.radians(degrees + 90)
     for name, length, shift in zip(names, lengths, (-14, 14), strict=True):
         middle = SIDE / 2 + shift * math.cos(across), SIDE / 2 + shift * math.sin(across)
         ends = _polygon(2, middle, length / 2, math.radians(degrees))
-        draw.line(_scaled(ends), fill=_COLORS[name], width=3 * _FINE)
+        draw.line(_scaled(ends), fill=COLORS[name], width=3 * _FINE)
     word, best = rng.choice([("longer", max), ("shorter", min)])
     answer = names[lengths.index(best(lengths))]
     return _row("compare", figure, canvas, f"Which segment is {word}?", answer, names)
@@ -100,9 +100,9 @@ def _angle(rng: random.Random, figure: Figure) -> Row:
     corner = SIDE / 2 - 22 * math.cos(middle), SIDE / 2 - 22 * math.sin(middle)
     for side in sides:
         end = corner[0] + 52 * math.cos(side), corner[1] + 52 * math.sin(side)
-        draw.line(_scaled([corner, end]), fill=_COLORS["black"], width=2 * _FINE)
+        draw.line(_scaled([corner, end]), fill=COLORS["black"], width=2 * _FINE)
     arc = [_FINE * each for each in (corner[0] - 14, corner[1] - 14, corner[0] + 14, corner[1] + 14)]
-    draw.arc(arc, first, first + degrees, fill=_COLORS["red"], width=2 * _FINE)
+    draw.arc(arc, first, first + degrees, fill=COLORS["red"], width=2 * _FINE)
     choices = [degrees]
     for other in rng.sample(_ANGLES, len(_ANGLES)):
         if len(choices) < 4 and all(abs(other - choice) >= _APART for choice in choices):
@@ -125,7 +125,7 @@ def _rectangle(rng: random.Random, figure: Figure) -> Image.Image:
     canvas, draw = _canvas(rng)
     _grid(draw, rng)
     ends = [(_MARGIN + _CELL * x, _MARGIN + _CELL * y) for x, y in ((left, top), (left + width, top + height))]
-    draw.rectangle(sum(_scaled(ends), ()), fill=rng.choice(list(_COLORS.values())))
+    draw.rectangle(sum(_scaled(ends), ()), fill=rng.choice(list(COLORS.values())))
     return canvas
 
 

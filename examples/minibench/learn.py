@@ -55,15 +55,17 @@ def answering_loss(
 def mixed_loss(
     model: Any, encoder: Encoder, lessons: Mapping[str, Lessons], size: int, rng: random.Random
 ) -> Callable[[], torch.Tensor]:
-    """The loss of a new batch at each call: `size` conversations, as many of each capability."""
+    """The loss of a new batch at each call: the mean of the capabilities, with equal parts of `size` conversations.
+
+    Each capability is a batch of its own, as the lengths of its conversations are alike.
+    """
 
     def loss() -> torch.Tensor:
-        drawn, seen = [], []
-        for number in range(size):
-            lesson = list(lessons.values())[number % len(lessons)]
-            conversation = rng.choice(lesson.conversations)
-            drawn.append(conversation)
-            seen.append(lesson.seen[conversation.picture])
-        return answering_loss(model, encoder, torch.stack(seen), drawn, rng)
+        parts = []
+        for lesson in lessons.values():
+            drawn = rng.choices(lesson.conversations, k=size // len(lessons))
+            seen = lesson.seen[[conversation.picture for conversation in drawn]]
+            parts.append(answering_loss(model, encoder, seen, drawn, rng))
+        return torch.stack(parts).mean()
 
     return loss

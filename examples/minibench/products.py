@@ -42,7 +42,7 @@ class Product:
     def build(self, out: Path) -> Path:
         """Make the product unless its folder is there, and print one line that says which.
 
-        It is made in a folder with another name, which an interrupted run leaves behind and the next run goes on with.
+        It is made in a folder with another name. An interrupted run leaves it behind, and `make` finds what is in it.
         """
         folder = self.folder(out)
         if folder.exists():
@@ -60,7 +60,7 @@ class Product:
 
     def _reason(self, out: Path, unfinished: Path) -> str:
         if unfinished.exists():
-            return "was interrupted, goes on"
+            return "was interrupted, is started again"
         records = sorted(out.glob(f"{self.name}.*/{_RECORD}"), key=lambda path: path.stat().st_mtime)
         if not records:
             return "new"

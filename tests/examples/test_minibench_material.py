@@ -28,6 +28,7 @@ from examples.minibench.pictures import EMOJI
 from examples.minibench.rows import SIDE, Row
 from examples.minibench.scores import GROUP, TASK_FOLDER
 from examples.minibench.splits import SPLITS, share
+from examples.minibench.tables import series
 from examples.minibench.turns import read
 
 GENERATORS = {"vqa": vqa, "chart": chart, "ocr": ocr, "geometry": geometry, "grounding": grounding}
@@ -120,7 +121,7 @@ def test_counted_shapes_are_in_the_figure() -> None:
 
 def test_the_longer_segment_has_more_pixels() -> None:
     for row in by_kind("geometry", 100)["compare"]:
-        color = {name: np.array(geometry._COLORS[name]) for name in row.choices}
+        color = {name: np.array(geometry.COLORS[name]) for name in row.choices}
         size = {name: (np.abs(pixels(row) - rgb).max(-1) < 30).sum() for name, rgb in color.items()}
         assert row.answer == (max if "longer" in row.question else min)(size, key=lambda name: size[name])
 
@@ -220,12 +221,21 @@ def test_questions_about_a_chart() -> None:
                 assert asked.get(question, larger) == larger
 
 
+def test_answers_about_charts_are_in_their_tables() -> None:
+    for row in rows("chart", 200):
+        columns = series(row.contents[0].removeprefix("table "))
+        if row.kind == "extremum":
+            assert any(row.answer in column for column in columns)
+        if row.kind == "value":
+            assert any(float(row.answer) in column.values() for column in columns)
+
+
 @pytest.mark.parametrize("kind", ["column", "bar", "pie"])
 def test_charts_show_their_values(kind: str) -> None:
     """The pixels of each colour are in proportion to the values."""
     values, colors = {"Ohio": 10.0, "Iowa": 25.0, "Utah": 40.0}, ("red", "blue", "green")
     shown = np.asarray(chart.draw(random.Random(0), chart.Chart(kind, values, colors, kind == "pie"))).astype(int)
-    rgb = [np.array([int(chart._COLORS[name][at : at + 2], 16) for at in (1, 3, 5)]) for name in colors]
+    rgb = [np.array([int(chart.COLORS[name][at : at + 2], 16) for at in (1, 3, 5)]) for name in colors]
     sizes = np.array([(np.abs(shown - each).max(-1) < 8).sum() for each in rgb])
     np.testing.assert_allclose(sizes / sizes.sum(), np.array(list(values.values())) / 75, atol=0.04)
 

@@ -70,7 +70,7 @@ def test_an_interrupted_product_is_not_taken_for_a_finished_one(
     assert not product.folder(tmp_path).exists()
     folder = product.build(tmp_path)
     assert (folder / "half").exists()
-    assert "model: was interrupted, goes on" in capsys.readouterr().out
+    assert "model: was interrupted, is started again" in capsys.readouterr().out
 
 
 def test_a_missing_package_is_told_in_one_line() -> None:
