@@ -73,7 +73,7 @@ class Products:
             "material": lambda: [self.material()],
             "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
             "experts": self.experts,
-            "validation": lambda: [self.validation(model) for model in [*self.stage("base"), *self.stage("experts")]],
+            "validation": self.validation,
         }
         return every[name]()
 
@@ -126,16 +126,31 @@ class Products:
 
         return Product(f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source))
 
-    def validation(self, model: Product) -> Product:
-        """The accuracies of a model on validation questions, in `scores.json`."""
+    def validation(self) -> list[Product]:
+        """The scores without looking at the pictures, of the bases and of the experts."""
+        return [self.blind(), *(self.scores(model) for model in [*self.stage("base"), *self.experts()])]
+
+    def blind(self) -> Product:
+        """The scores on validation questions of the most frequent replies, in `scores.json`."""
         source = self.material()
 
         def make(folder: Path) -> None:
-            from examples.minibench.scores import write_scores
+            from examples.minibench.scores import blind_score, write_scores
+
+            write_scores(blind_score(source.folder(self.out) / "minibench", "validation", self.plan.asked), folder)
+
+        return Product("validation-blind", VERSIONS["validation"], {"asked": self.plan.asked}, make, (source,))
+
+    def scores(self, model: Product) -> Product:
+        """The scores of a model on validation questions, in `scores.json`."""
+        source = self.material()
+
+        def make(folder: Path) -> None:
+            from examples.minibench.scores import score, write_scores
 
             base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
             parts = (source.folder(self.out) / "minibench", model.folder(self.out), base)
-            write_scores(*parts, "validation", self.plan.asked, folder)
+            write_scores(score(*parts, "validation", self.plan.asked), folder)
 
         settings = {"asked": self.plan.asked}
         return Product(f"validation-{model.name}", VERSIONS["validation"], settings, make, (model, source))

@@ -36,24 +36,28 @@ class Conversation:
     turns: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
-    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
+def asked(folder: Path, capability: str, split: str) -> list[tuple[str, str]]:
+    """A split's prompts, without the placeholder of the image, and the replies to learn, in the order of the rows.
 
-    The prompts are those that lm-eval asks, by the functions of the tasks, without the placeholder of the image.
+    The prompts are those that lm-eval asks, by the functions of the tasks.
     """
     file = folder / capability / f"{split}.parquet"
     prompts = _DOCUMENTS[capability](source=str(file), split=split)["test"].with_format(None)["prompt"]
+    replies = parquet.read_table(file, columns=["reply"])["reply"].to_pylist()
+    return [(prompt.removeprefix(PLACEHOLDER), reply) for prompt, reply in zip(prompts, replies, strict=True)]
+
+
+def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
+    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures."""
     column = image_column(capability)
-    rows = parquet.read_table(file, columns=[column, "reply"]).to_pylist()
+    stored = parquet.read_table(folder / capability / f"{split}.parquet", columns=[column])[column].to_pylist()
     pixels: list[np.ndarray] = []
     conversations: list[Conversation] = []
-    last = None
-    for prompt, row in zip(prompts, rows, strict=True):
-        if row[column] != last:
-            last = row[column]
+    for at, (turn, image) in enumerate(zip(asked(folder, capability, split), stored, strict=True)):
+        if at == 0 or image != stored[at - 1]:
             conversations.append(Conversation(len(pixels)))
-            pixels.append(np.asarray(open_image(last).convert("RGB")).transpose(2, 0, 1))
-        conversations[-1].turns.append((prompt.removeprefix(PLACEHOLDER), row["reply"]))
+            pixels.append(np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1))
+        conversations[-1].turns.append(turn)
     return torch.from_numpy(np.stack(pixels)), conversations
 
 

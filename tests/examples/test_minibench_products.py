@@ -133,7 +133,8 @@ def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     assert {each.name for each in experts} <= {each.name for each in products.stage("experts")}
     for product in [*products.stage("material"), *products.stage("base"), *experts]:
         product.build(tmp_path)
-    checked = {each.name: products.validation(each).build(tmp_path) for each in (products.base(0), *experts)}
+    checked = {each.name: products.scores(each).build(tmp_path) for each in (products.base(0), *experts)}
+    checked["blind"] = products.blind().build(tmp_path)
     scores = {name: read_scores(folder) for name, folder in checked.items()}
     assert all(set(each) == set(CAPABILITIES) for each in scores.values())
     assert all(0 <= value <= 1 for each in scores.values() for value in each.values())
