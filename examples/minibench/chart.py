@@ -37,6 +37,10 @@ class Chart:
     def mark(self) -> str:
         return _MARKS[self.type]
 
+    def legible(self, value: float) -> bool:
+        """Whether a value can be read to within 5 %, which is hard on an axis if it is a small part of the highest."""
+        return self.printed or value >= 0.5 * max(self.values.values())
+
 
 def generate(split: str, seed: int) -> Iterator[Row]:
     """Up to four rows about each chart. See `rows.Generator`."""
@@ -89,19 +93,22 @@ def ask(rng: random.Random, chart: Chart) -> list[tuple[str, str, str]]:
         ("extremum", "Which has the lowest value?", by_value[0]),
         ("comparison", f"Is the value of {one} greater than that of {other}?", larger),
     ]
-    if chart.type != "pie" or chart.printed:
+    highest, lowest = values[by_value[-1]], values[by_value[0]]
+    asked.append(("value", "What is the highest value?", number(highest)))
+    if chart.legible(highest - lowest):
+        question = "What is the difference between the highest and the lowest value?"
+        asked.append(("difference", question, number(highest - lowest)))
+    if chart.legible(values[one]):
         asked.append(("value", f"What is the value of {one}?", number(values[one])))
-        asked.append(("value", "What is the highest value?", number(values[by_value[-1]])))
-        spread = number(values[by_value[-1]] - values[by_value[0]])
-        asked.append(("difference", "What is the difference between the highest and the lowest value?", spread))
     if chart.colors:
         color = dict(zip(values, chart.colors, strict=True))
         asked += [
             ("color", f"What color is the largest {mark}?", color[by_value[-1]]),
             ("color", f"What color is the smallest {mark}?", color[by_value[0]]),
             ("comparison", f"Is the {color[one]} {mark} larger than the {color[other]} {mark}?", larger),
-            ("value", f"What is the value of the {color[one]} {mark}?", number(values[one])),
         ]
+        if chart.legible(values[one]):
+            asked.append(("value", f"What is the value of the {color[one]} {mark}?", number(values[one])))
     return asked
 
 

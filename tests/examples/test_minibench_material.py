@@ -230,6 +230,16 @@ def test_answers_about_charts_are_in_their_tables() -> None:
             assert any(float(row.answer) in column.values() for column in columns)
 
 
+def test_values_too_small_for_an_axis_are_not_asked() -> None:
+    values = {"Ohio": 3.0, "Iowa": 60.0, "Utah": 40.0}
+    for printed in (True, False):
+        shown = chart.Chart("column", values, ("red", "blue", "green"), printed)
+        told = {
+            answer for seed in range(20) for kind, _, answer in chart.ask(random.Random(seed), shown) if kind == "value"
+        }
+        assert told == ({"3", "40", "60"} if printed else {"40", "60"})
+
+
 @pytest.mark.parametrize("kind", ["column", "bar", "pie"])
 def test_charts_show_their_values(kind: str) -> None:
     """The pixels of each colour are in proportion to the values."""
