@@ -1,4 +1,4 @@
-"""What is done with each output tensor: the config's policies, where they mean anything for the inputs that have it."""
+"""The decision for each output tensor: the policy that the config sets, unless the inputs rule it out."""
 
 from __future__ import annotations
 
@@ -27,27 +27,26 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """The decisions of one merge, and what it takes to make them."""
+    """Decides the tensors of one merge, and collects the problems that show up on the way."""
 
     config: MergeConfiguration
     inputs: Inputs
     unlisted: Sequence[str]  # modules that the config does not list
     constants: Constants
-    # the tensors that the merge asks each input for, by their names in the layout
-    asked: Mapping[ModelReference, set[str]]
-    undefined: dict[str, str] = field(default_factory=dict)  # role -> why the method is not defined on it
+    asked: Mapping[ModelReference, set[str]]  # input -> the tensors that the merge needs of it, by names in the layout
+    undefined: dict[str, str] = field(default_factory=dict)  # role -> the reason for which the method cannot merge it
     _valid: set[tuple[tuple[str, object], ...]] = field(default_factory=set)  # parameters that the method accepts
 
     @classmethod
     def of(cls, config: MergeConfiguration, inputs: Inputs, unlisted: Sequence[str]) -> Decisions:
-        """Nothing decided yet."""
+        """Decisions none of which is made yet."""
         return cls(config, inputs, unlisted, Constants(inputs), {model: set() for model in inputs.names})
 
     def require_defined(self) -> list[str]:
-        """A note on what is kept though the config merges it, if anything is.
+        """A note on constants that are kept though the config merges them, if there are any.
 
         Raises:
-            MergeError: the method is not defined on some tensors, or no merge can be made of them.
+            MergeError: the method cannot merge the tensors of a role, or constants differ between the inputs.
         """
         if problems := [*self.undefined.values(), *self.constants.problems()]:
             raise MergeError("\n".join(problems))
@@ -62,8 +61,9 @@ class Decisions:
     ) -> TensorPlan:
         """The plan of one output tensor.
 
-        info: of the layout's tensor that it is, or is like. names: the listed inputs -> their own names for it, None
-        for an input that does not have it. reader: the part of the config that holds for it.
+        info: that of the layout's tensor of this name, or of the original of a repeated layer. names: the listed inputs
+        -> their own names for the tensor, None for an input that does not have it. reader: the part of the config that
+        holds for the tensor.
         """
         held = {model: own for model, own in names.items() if own is not None}
         policy, reason = self._policy(name, info, held, list(names), reader)
@@ -83,7 +83,7 @@ class Decisions:
         listed: Sequence[ModelReference],
         reader: ConfigReader,
     ) -> tuple[Policy, str]:
-        """The policy that the config asks for, or BASE with the reason why that one means nothing here."""
+        """The policy that the config asks for, with its reason; or BASE, with the reason why that one cannot hold."""
         role, base = info.role, reader.base_model
         if role.module in self.unlisted:
             return Policy.BASE, f"the config does not list the module {role.module}"
@@ -94,15 +94,15 @@ class Decisions:
             self.asked[model].add(info.name)
         if policy is Policy.AVERAGE and not any(model != base for model in held):
             return Policy.BASE, "no expert has it"
-        if self.constants.holds(name, info, held):
+        if self.constants.is_constant(name, info, held):
             return Policy.BASE, "no merge can be made of integers, or of one factor of a product"
         if policy is Policy.MERGE:
             if len(held) < min(len(listed), 2):
                 return Policy.BASE, "no other input has it"
             if self._is_untouched(held, base):
                 return Policy.BASE, "no adapter changes it"
-            source = self.inputs.source_model(info.name)
-            if len(held) < len(listed) and (why := why_undefined(self.method, role, list(held), base, source)):
+            layout_model = self.inputs.layout_model(info.name)
+            if len(held) < len(listed) and (why := why_undefined(self.method, role, list(held), base, layout_model)):
                 self.undefined[role.value] = why
                 return Policy.BASE, why
         return policy, reason
@@ -116,9 +116,9 @@ class Decisions:
     def _keep(
         self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader, reason: str
     ) -> TensorPlan:
-        """The base model's tensor; without one that has it, that of the donor that leads."""
-        source, base = self.inputs.source_model(info.name), reader.base_model
-        kept = next((model for model in (base, source) if model in held), next(iter(held), source))
+        """The base model's tensor; if the base does not have it, that of the input in whose layout it is."""
+        layout_model, base = self.inputs.layout_model(info.name), reader.base_model
+        kept = next((model for model in (base, layout_model) if model in held), next(iter(held), layout_model))
         if kept not in held:
             held = {**held, kept: self.inputs.names[kept][info.name]}
         return TensorPlan(name, info, held, Keep(kept), base, reason=reason)
@@ -126,7 +126,11 @@ class Decisions:
     def _parameters(
         self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader
     ) -> tuple[Parameters, Mapping[ModelReference, Parameters]]:
-        """The method's parameters for this tensor: those for all inputs, and those of each input."""
+        """The method's parameters for this tensor: those for all inputs, and those of each input.
+
+        Raises:
+            MergeError: a parameter is missing, or has a value that the method does not accept.
+        """
         spec = self.method.spec
         shared, per_input = resolve(
             spec,
