@@ -273,6 +273,8 @@ class Compiler:
         """The inputs whose delta over a model is that of an adapter, read without a subtraction; none for integers."""
         if over is None or over.lora or self._rows_move(tensor) or not tensor.info.dtype.is_floating_point:
             return ()
+        if isinstance(tensor.action, Route) and tensor.action.rank is not None:
+            return tuple(tensor.experts)  # Their models have the tensor of the base, which `_common_base` checks.
         return tuple(model for model in tensor.inputs if model.lora and self.inputs.plain(model) == over)
 
     # ------------------------------------------------------------------------------------------------ DAMC
