@@ -207,9 +207,7 @@ def _factorised(
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
     """Paths of the linear layers and of the embeddings that PEFT can adapt; tied ones are left out."""
-    if (
-        base.meta_model is None
-    ):  # Of remote code only names are known: a matrix named `weight` is taken for a linear layer.
+    if base.meta_model is None:  # Only names are known of remote code: any matrix `weight` is taken for a linear layer.
         matrices = [n for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
         return {n.removesuffix(".weight") for n in matrices}, set()
     modules = base.meta_model.model.named_modules()

@@ -28,22 +28,22 @@ class Constants:
     differing_integers: list[str] = field(default_factory=list)
     differing_factors: list[str] = field(default_factory=list)
 
-    def is_constant(self, name: str, info: TensorInfo, held: Mapping[ModelReference, str]) -> bool:
+    def is_constant(self, name: str, info: TensorInfo, inputs: Mapping[ModelReference, str]) -> bool:
         """Whether an output tensor is a constant; the inputs that have it are then compared, and its name is noted.
 
-        held: the inputs that have the tensor -> their own names for it.
+        inputs: the inputs that have the tensor -> their own names for it.
         """
-        if len(held) < 2:
+        if len(inputs) < 2:
             return False
-        tensors = {model: self.inputs.checkpoints[model].tensors[own] for model, own in held.items()}
+        tensors = {model: self.inputs.checkpoints[model].tensors[own] for model, own in inputs.items()}
         meta_model = self.inputs.base_checkpoint.meta_model
         is_product_factor = meta_model is None and is_factor(info.name)
         is_integer = any(not each.dtype.is_floating_point for each in tensors.values())
         is_buffer = is_index(info.name) or (meta_model is not None and info.name in meta_model.buffers)
         if not is_product_factor and (not is_integer or is_buffer):
             return False
-        stored = {self.inputs.plain(model): (self.inputs.checkpoints[model], own) for model, own in held.items()}
-        adapted = any(self.inputs.adapts(model, own) for model, own in held.items())
+        stored = {self.inputs.plain(model): (self.inputs.checkpoints[model], own) for model, own in inputs.items()}
+        adapted = any(self.inputs.adapts(model, own) for model, own in inputs.items())
         if not adapted and len(stored) > 1 and any(checkpoint.is_headers_only for checkpoint, _ in stored.values()):
             return True  # The values are not on this machine: the merge finds out whether they are equal.
         values = (read_tensor(checkpoint, own) for checkpoint, own in stored.values())

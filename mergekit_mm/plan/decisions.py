@@ -8,10 +8,9 @@ from typing import Any
 
 from mergekit import merge_methods
 from mergekit.common import ModelReference
-from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
+from mergekit.config import MergeConfiguration, OutputModuleDefinition
 from mergekit.merge_methods import BasePolicy, MergeMethod
 
-from mergekit_mm.checkpoints.checkpoint import TensorInfo
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.plan.constants import Constants
@@ -20,7 +19,7 @@ from mergekit_mm.plan.modules import Module
 from mergekit_mm.plan.parameters import resolve
 from mergekit_mm.plan.policies import Policy, policy_of, why_undefined
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, TensorPlan
-from mergekit_mm.plan.walk import output_slots, require_contract
+from mergekit_mm.plan.walk import OutputSlot, output_slots, require_contract
 
 Parameters = Mapping[str, Any]
 
@@ -56,76 +55,57 @@ class Decisions:
     def method(self) -> MergeMethod:
         return merge_methods.get(self.config.merge_method)
 
-    def decide(
-        self, name: str, info: TensorInfo, names: Mapping[ModelReference, str | None], reader: ConfigReader
-    ) -> TensorPlan:
-        """The plan of one output tensor.
-
-        info: that of the layout's tensor of this name, or of the original of a repeated layer. names: the listed inputs
-        -> their own names for the tensor, None for an input that does not have it. reader: the part of the config that
-        holds for the tensor.
-        """
-        held = {model: own for model, own in names.items() if own is not None}
-        policy, reason = self._policy(name, info, held, list(names), reader)
+    def decide(self, slot: OutputSlot) -> TensorPlan:
+        """The plan of one output tensor."""
+        policy, reason = self._policy(slot)
         if policy is Policy.BASE:
-            return self._keep(name, info, held, reader, reason)
+            return self._keep(slot, reason)
         if policy is Policy.AVERAGE:
-            return TensorPlan(name, info, held, Average(), reader.base_model, reason=reason)
-        shared, per_input = self._parameters(name, info, held, reader)
+            return TensorPlan(slot.name, slot.info, slot.inputs, Average(), slot.base, reason=reason)
+        shared, per_input = self._parameters(slot)
         action = Merge(self.config.merge_method)
-        return TensorPlan(name, info, held, action, reader.base_model, shared, per_input)
+        return TensorPlan(slot.name, slot.info, slot.inputs, action, slot.base, shared, per_input)
 
-    def _policy(
-        self,
-        name: str,
-        info: TensorInfo,
-        held: Mapping[ModelReference, str],
-        listed: Sequence[ModelReference],
-        reader: ConfigReader,
-    ) -> tuple[Policy, str]:
+    def _policy(self, slot: OutputSlot) -> tuple[Policy, str]:
         """The policy that the config asks for, with its reason; or BASE, with the reason why that one cannot hold."""
-        role, base = info.role, reader.base_model
+        info, base, inputs, role = slot.info, slot.base, slot.inputs, slot.info.role
         if role.module in self.unlisted:
             return Policy.BASE, f"the config does not list the module {role.module}"
-        policy, reason = policy_of(role, name, self.config.merge_method, reader)
+        policy, reason = policy_of(role, slot.name, self.config.merge_method, slot.reader)
         if policy is Policy.BASE:
             return policy, reason
-        for model in listed:
+        for model in slot.listed:
             self.asked[model].add(info.name)
-        if policy is Policy.AVERAGE and not any(model != base for model in held):
+        if policy is Policy.AVERAGE and not any(model != base for model in inputs):
             return Policy.BASE, "no expert has it"
-        if self.constants.is_constant(name, info, held):
+        if self.constants.is_constant(slot.name, info, inputs):
             return Policy.BASE, "no merge can be made of integers, or of one factor of a product"
         if policy is Policy.MERGE:
-            if len(held) < min(len(listed), 2):
+            if len(inputs) < min(len(slot.listed), 2):
                 return Policy.BASE, "no other input has it"
-            if self._is_untouched(held, base):
+            if self._is_untouched(slot):
                 return Policy.BASE, "no adapter changes it"
             layout_model = self.inputs.layout_model(info.name)
-            if len(held) < len(listed) and (why := why_undefined(self.method, role, list(held), base, layout_model)):
+            some_lack_it = len(inputs) < len(slot.listed)
+            if some_lack_it and (why := why_undefined(self.method, role, list(inputs), base, layout_model)):
                 self.undefined[role.value] = why
                 return Policy.BASE, why
         return policy, reason
 
-    def _is_untouched(self, held: Mapping[ModelReference, str], base: ModelReference | None) -> bool:
-        """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
+    def _is_untouched(self, slot: OutputSlot) -> bool:
+        """Whether all inputs are adapters of the base model, none of which changes this tensor: every delta is zero."""
         needs_base = self.method.spec.contract.base is BasePolicy.REQUIRED
-        same = {self.inputs.plain(model) for model in held} == {base} and len(held) > 1
-        return needs_base and same and not any(self.inputs.adapts(model, own) for model, own in held.items())
+        one_model = {self.inputs.plain(model) for model in slot.inputs} == {slot.base} and len(slot.inputs) > 1
+        return needs_base and one_model and not any(self.inputs.adapts(*own) for own in slot.inputs.items())
 
-    def _keep(
-        self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader, reason: str
-    ) -> TensorPlan:
+    def _keep(self, slot: OutputSlot, reason: str) -> TensorPlan:
         """The base model's tensor; if the base does not have it, that of the input in whose layout it is."""
-        layout_model, base = self.inputs.layout_model(info.name), reader.base_model
-        kept = next((model for model in (base, layout_model) if model in held), next(iter(held), layout_model))
-        if kept not in held:
-            held = {**held, kept: self.inputs.names[kept][info.name]}
-        return TensorPlan(name, info, held, Keep(kept), base, reason=reason)
+        inputs, layout_model = slot.inputs, self.inputs.layout_model(slot.info.name)
+        kept = next((model for model in (slot.base, layout_model) if model in inputs), next(iter(inputs), layout_model))
+        inputs.setdefault(kept, self.inputs.names[kept][slot.info.name])
+        return TensorPlan(slot.name, slot.info, inputs, Keep(kept), slot.base, reason=reason)
 
-    def _parameters(
-        self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader
-    ) -> tuple[Parameters, Mapping[ModelReference, Parameters]]:
+    def _parameters(self, slot: OutputSlot) -> tuple[Parameters, Mapping[ModelReference, Parameters]]:
         """The method's parameters for this tensor: those for all inputs, and those of each input.
 
         Raises:
@@ -134,16 +114,16 @@ class Decisions:
         spec = self.method.spec
         shared, per_input = resolve(
             spec,
-            tensor_name=name,
-            inputs=held,
-            sources=reader.parameter_sources,
-            base_model=reader.base_model,
-            t=reader.t,
+            tensor_name=slot.name,
+            inputs=slot.inputs,
+            sources=slot.reader.parameter_sources,
+            base_model=slot.base,
+            t=slot.reader.t,
         )
         if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._valid:
             method_named(spec.name).validate(**shared)
             self._valid.add(values)
-        return shared, per_input if is_own_method(spec.name) else _whole_rows(info.shape, per_input)
+        return shared, per_input if is_own_method(spec.name) else _whole_rows(slot.info.shape, per_input)
 
 
 def decide_all(
@@ -152,8 +132,7 @@ def decide_all(
     """The plan of every tensor that the modules have, in their order."""
     config, inputs = decisions.config, decisions.inputs
     require_contract(config, inputs, definitions, decisions.unlisted)
-    slots = output_slots(config, inputs, modules, definitions)
-    return [decisions.decide(slot.name, slot.info, slot.names, slot.reader) for slot in slots]
+    return [decisions.decide(slot) for slot in output_slots(config, inputs, modules, definitions)]
 
 
 def _whole_rows(

@@ -38,13 +38,14 @@ class Module:
     @cached_property
     def layers(self) -> Sequence[Sequence[str]]:
         """For each layer, the names of its tensors after the layer's index."""
-        found: dict[int, list[str]] = {}
+        suffixes: dict[int, list[str]] = {}
         for name in self.tensors:
             if self.stack and (match := re.match(re.escape(self.stack) + r"(\d+)\.(.+)", name)):
-                found.setdefault(int(match[1]), []).append(match[2])
-        return [found.get(index, []) for index in range(max(found, default=-1) + 1)]
+                suffixes.setdefault(int(match[1]), []).append(match[2])
+        return [suffixes.get(index, []) for index in range(max(suffixes, default=-1) + 1)]
 
     def name_at(self, index: int, suffix: str) -> str:
+        """The name of a tensor in the layer of an index."""
         return f"{self.stack}{index}.{suffix}"
 
     @property

@@ -80,10 +80,10 @@ def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, Module]) -> 
     """The name on disk of a tensor in a layer that the base does not have, made from that of a layer that it has."""
     module = next(m for m in modules.values() if m.stack and name.startswith(m.stack))
     index, _, suffix = name[len(module.stack) :].partition(".")
-    for known in range(len(module.layers)):
-        group = base.group_of.get(module.name_at(known, suffix))
+    for base_index in range(len(module.layers)):
+        group = base.group_of.get(module.name_at(base_index, suffix))
         if group is not None and group.conversion is None:
-            disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
+            disk, count = re.subn(rf"(?<=\.){base_index}(?=\.)", index, group.disk[0], count=1)
             if count == 1:
                 return disk
     raise MergeError(f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted.")

@@ -1,7 +1,7 @@
 """Policies: whether the tensors of a role are kept at the base, averaged over the experts, or merged.
 
 A policy is a parameter of the merge with a role's name, such as `vision_tower: average`, at any level of the config. A
-new policy is a member of `Policy`, its action in `decisions.Decisions.decide`, and a line in docs/concepts.md.
+new policy is a member of `Policy` and an action in `Decisions.decide`, which `merge_yamls/README.md` describes.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ def _window(shape: Sequence[int], most: int | None) -> tuple[slice, ...]:
         return tuple(slice(0, length) for length in shape)
     window: list[slice] = []
     for length in reversed(shape):
-        taken = max(1, min(length, most))
-        start = max(0, length - taken) // 2
-        window.insert(0, slice(start, start + taken))
-        most = most // max(1, taken)
+        count = max(1, min(length, most))
+        start = max(0, length - count) // 2
+        window.insert(0, slice(start, start + count))
+        most = most // max(1, count)
     return tuple(window)

@@ -28,10 +28,19 @@ class OutputSlot:
 
     name: str  # in the output's memory
     info: TensorInfo  # of the layout's tensor of this name; in a repeated or moved layer, of the original
-    names: Mapping[
-        ModelReference, str | None
-    ]  # the listed inputs -> their own names in memory; None where one lacks it
+    listed: Mapping[ModelReference, str | None]  # the inputs of the slice -> their own names; None for one without it
     reader: ConfigReader  # the part of the config that holds for the tensor
+
+    @property
+    def inputs(self) -> dict[ModelReference, str]:
+        """The inputs of the slice that have the tensor -> their own names for it in memory."""
+        return {model: own for model, own in self.listed.items() if own is not None}
+
+    @property
+    def base(self) -> ModelReference | None:
+        """The model over which deltas are taken here."""
+        base: ModelReference | None = self.reader.base_model
+        return base
 
 
 def output_slots(

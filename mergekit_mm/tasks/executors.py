@@ -93,17 +93,17 @@ class DevicesExecutor(MultiGPUExecutor):
         self,
         tasks: Sequence[TaskHandle],
         device: torch.device,
-        known: Mapping[TaskHandle, Any],
+        earlier: Mapping[TaskHandle, Any],
         bar: tqdm.tqdm[Any],
         stop: threading.Event,
     ) -> dict[TaskHandle, Any]:
         """Results of the given tasks that are targets, or that other threads need.
 
-        known: results of tasks that have been executed before.
+        earlier: results of tasks that have been executed before.
         """
         needed = {*self.targets, *self.trailing_dependencies, *self.leading_main_handles}
         store = self.storage_device or device
-        executor = TaskExecutor(list(tasks), math_device=device, storage_device=store, cached_values=dict(known))
+        executor = TaskExecutor(list(tasks), math_device=device, storage_device=store, cached_values=dict(earlier))
         results = {}
         for task, value in executor._run(quiet=True):
             bar.update()

@@ -168,7 +168,7 @@ class Reader:
         return AdaptTensor(adapter=adapter, tensor=tensor, base=self.plain(model, tensor, label), dtype=dtype)
 
     def delta(self, model: ModelReference, tensor: str, label: str) -> LoadDelta:
-        """The task that gives what the adapter of an input changes, as factors where it holds factors."""
+        """The task that gives the change of a tensor by an input's adapter, as factors if the adapter holds factors."""
         base = self.plain(model, tensor, label)
         return LoadDelta(adapter=self.sources.adapters[model], tensor=tensor, base=base)
 

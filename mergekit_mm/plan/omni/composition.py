@@ -189,7 +189,7 @@ def _boundary_tokens(
     Other models may have such a token as a reserve of their LLM, with a row that means nothing. Their heads keep their
     own rows, except for heads that are tied to embeddings, which then give such a token another logit.
     """
-    found: dict[int, BoundaryToken] = {}
+    by_id: dict[int, BoundaryToken] = {}
     for modality, owner in modalities.items():
         kind, meta_model = checkpoints[owner].model_type, checkpoints[owner].meta_model
         for key, value in vars(meta_model.model.config).items() if meta_model else ():
@@ -197,14 +197,14 @@ def _boundary_tokens(
                 united = vocabulary.id_of(checkpoints[owner].directory, value)
                 others = tuple(m for m, c in checkpoints.items() if c.model_type != kind)
                 if united is not None:
-                    found.setdefault(united, BoundaryToken(united, owner, others))
-    return tuple(found.values())
+                    by_id.setdefault(united, BoundaryToken(united, owner, others))
+    return tuple(by_id.values())
 
 
 def donor_parameters(config: MergeConfiguration, checkpoints: Checkpoints) -> set[str]:
     """The top-level parameters of a config whose value is the name of a donor, so that they are no policies."""
-    found = {name for name in OWNER_PARAMETER.values() if _donor_named_by(name, config, checkpoints) is not None}
-    return found | ({HOST} & (config.parameters or {}).keys())
+    parameters = {name for name in OWNER_PARAMETER.values() if _donor_named_by(name, config, checkpoints) is not None}
+    return parameters | ({HOST} & (config.parameters or {}).keys())
 
 
 def asks_for_damc(config: MergeConfiguration) -> bool:
@@ -264,10 +264,10 @@ def _host(
     """
     value = (config.parameters or {}).get(HOST)
     if value is not None:
-        found = _donor_named_by(HOST, config, checkpoints)
-        if found not in donors:
+        host = _donor_named_by(HOST, config, checkpoints)
+        if host not in donors:
             raise MergeError(f"parameter {HOST}: {value} is none of {', '.join(map(str, donors))}.")
-        return found
+        return host
     in_order = dict.fromkeys((*chosen, *donors))
     with_mrope = (
         model for model in in_order if "mrope" in str(donors[model].config.get("text_config", donors[model].config))
@@ -289,5 +289,5 @@ def placeholder(modality: str, donor: Checkpoint) -> int | None:
     if declared != "text" and modality not in declared:
         return None
     config = donor.meta_model.model.config
-    found = (getattr(config, f"{modality}_token_{end}", None) for end in ("id", "index"))
-    return next((token for token in found if isinstance(token, int)), None)
+    ids = (getattr(config, f"{modality}_token_{end}", None) for end in ("id", "index"))
+    return next((token_id for token_id in ids if isinstance(token_id, int)), None)
