@@ -128,7 +128,9 @@ class Router:
         """
         inputs, base = self.inputs, self.config.base_model
         experts = [model for model in inputs.checkpoints if model != base]
-        if base is None or not merges_deltas(self.config.merge_method) or not all(model.lora for model in experts):
+        if base is None or base.lora or not all(model.lora for model in experts):
+            return frozenset()
+        if not merges_deltas(self.config.merge_method):
             return frozenset()
         ranks = {
             name: inputs.adapter_rank(model, own)
