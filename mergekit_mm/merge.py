@@ -149,11 +149,6 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
         return plan
 
 
-def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
-    """The plan of a merge as text. Errors are those of `plan_merge`."""
-    return str(plan_merge(config, options, config_source))
-
-
 def _templated_tokenizer(plan: MergePlan, options: MergeOptions) -> PreTrainedTokenizerBase | None:
     """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
 

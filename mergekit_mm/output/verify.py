@@ -59,7 +59,7 @@ def verified_config(
     try:
         model = assemble_checkpoint("The merged model", directory, config, tensors)
         require_complete(model)
-        unknown_in_base = {name for name, like in plan.layout.items() if like.name in base.unknown}
+        unknown_in_base = {output.name for output in plan.outputs if output.like.name in base.unknown}
         if extra := sorted(model.unknown - unknown_in_base):
             raise MergeError(f"The merged model would have no place for {len(extra)} tensors: {extra[:5]}.")
     except MergeError as error:

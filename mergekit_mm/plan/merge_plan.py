@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -81,22 +81,17 @@ class MergePlan:
     # ------------------------------------------------------------------------------------------------------ the output
 
     @property
-    def layout(self) -> dict[str, DiskTensor]:
-        """Name of every output tensor on disk -> an input's tensor of the same shape and dtype."""
-        return {output.name: output.like for output in self.outputs}
-
-    @property
     def output_bytes(self) -> int:
         """Size of the output's tensors in bytes, in the dtype that the config asks for."""
         return sum(self.written_bytes(output.like) for output in self.outputs)
 
     def written_dtype(self, like: DiskTensor) -> torch.dtype:
-        """The dtype of an output tensor; `like` is its entry in `layout`."""
+        """The dtype in which an output tensor is written; `like` is that of its `OutputTensor`."""
         asked_for = self.config.out_dtype or self.config.dtype
         return DTYPES[asked_for] if asked_for and like.dtype.is_floating_point else like.dtype
 
     def written_bytes(self, like: DiskTensor) -> int:
-        """The size of an output tensor in bytes; `like` is its entry in `layout`."""
+        """The size in bytes of an output tensor; `like` is that of its `OutputTensor`."""
         return like.nbytes // like.dtype.itemsize * self.written_dtype(like).itemsize
 
     # ------------------------------------------------------------------------------------------------------ for people
@@ -130,9 +125,6 @@ class MergePlan:
         if not lines:
             return "Every tensor of every input is used."
         return "\n".join(["Not used:", *(f"  {line}" for line in lines)])
-
-    def with_notes(self, notes: Sequence[str]) -> MergePlan:
-        return replace(self, notes=(*self.notes, *notes))
 
     @property
     def merged_tensors(self) -> list[TensorPlan]:

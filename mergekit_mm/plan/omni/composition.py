@@ -57,7 +57,6 @@ class Composition:
     modalities: Mapping[str, ModelReference]  # modality -> the part that serves it
     language_base: ModelReference  # the merge of language models starts from its; the output has its norm epsilon, RoPE
     chosen: frozenset[ModelReference]  # parts that the config names as owners: their towers are taken unmerged
-    adds_head: bool  # whether the output has a head of its own, though the host ties its head to its embeddings
     vocabulary: Vocabulary
     boundary_tokens: tuple[BoundaryToken, ...]
 
@@ -65,6 +64,11 @@ class Composition:
     def parts(self) -> tuple[ModelReference, ...]:
         """The host and the guests."""
         return (self.host, *self.guests.values())
+
+    @property
+    def adds_head(self) -> bool:
+        """Whether the output has a head of its own, though the host ties its head to its embeddings."""
+        return self.checkpoints[self.host].ties_head and not all(c.ties_head for c in self.checkpoints.values())
 
     def owner(self, modality: str) -> str:
         """The name of a modality's owner in the omni config: `host`, or that of a guest."""
@@ -123,7 +127,6 @@ def compose(config: MergeConfiguration, checkpoints: Checkpoints) -> Composition
         modalities=modalities,
         language_base=config.base_model if config.base_model in checkpoints else host,
         chosen=frozenset(chosen.values()),
-        adds_head=checkpoints[host].ties_head and not all(c.ties_head for c in checkpoints.values()),
         vocabulary=vocabulary,
         boundary_tokens=_boundary_tokens(modalities, checkpoints, vocabulary),
     )
