@@ -69,7 +69,7 @@ class Inputs:
         return model in self.adaptations and self.adaptations[model].changes(tensor)
 
     def adapter_rank(self, model: ModelReference, tensor: str) -> int | None:
-        """The rank of `Adaptation.rank`; 0 for a model without an adapter."""
+        """The rank of an input's adapter for a tensor, by `Adaptation.rank`; 0 for a model without an adapter."""
         return self.adaptations[model].rank(tensor) if model in self.adaptations else 0
 
     def is_widened(self, model: ModelReference, tensor: str) -> bool:

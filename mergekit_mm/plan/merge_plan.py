@@ -72,7 +72,7 @@ class MergePlan:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the output of `check --json`, which is the same in every process."""
+        """The SHA-256 of the plan as JSON, in hexadecimal: equal for equal plans, in every process."""
         from mergekit_mm.plan.as_json import as_json
 
         text = json.dumps(as_json(self), sort_keys=True)
