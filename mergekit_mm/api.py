@@ -48,11 +48,11 @@ Config = str | Path | Mapping[str, Any]
 
 
 def plan(config: Config, **options: Any) -> MergePlan:
-    """What a merge will do with every tensor, seen to end in a model that loads; headers and samples are read.
+    """The plan of a merge, after a check that it ends in a model that loads. Headers and samples of values are read.
 
     Args:
-        config: the path of a YAML file, a YAML text, or the same as a mapping.
-        options: as for mergekit's `MergeOptions`, such as `trust_remote_code` or `unsafe_truncate_embeddings`.
+        config: the path of a YAML file, a YAML text, or a mapping with its content.
+        options: fields of mergekit's `MergeOptions`, such as `trust_remote_code` or `unsafe_truncate_embeddings`.
 
     Raises:
         MergeError: the merge would be refused.
@@ -80,6 +80,7 @@ def merge(config: Config, out: str | Path, **options: Any) -> Path:
 
 
 def _read(config: Config) -> tuple[MergeConfiguration, str]:
+    """The parsed config, and its YAML text. MergeError if it cannot be read, or is no merge config."""
     register_methods()
     if isinstance(config, Mapping):
         source, name = yaml.safe_dump(dict(config), sort_keys=False), "the mapping"
@@ -95,6 +96,7 @@ def _read(config: Config) -> tuple[MergeConfiguration, str]:
 
 
 def _options(options: Mapping[str, Any]) -> MergeOptions:
+    """The options as mergekit has them. MergeError for an option that mergekit does not know."""
     if unknown := sorted(options.keys() - MergeOptions.model_fields.keys()):
         known = ", ".join(MergeOptions.model_fields)
         raise MergeError(f"Unknown option {unknown[0]!r}; those of mergekit are {known}.")

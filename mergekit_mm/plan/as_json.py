@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
+from mergekit.common import ModelReference
+
+from mergekit_mm.plan.tensor_plan import Action, Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
 
 if TYPE_CHECKING:
     from mergekit_mm.plan.merge_plan import MergePlan
@@ -49,12 +51,12 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _input(plan: MergePlan, model: Any) -> dict[str, Any]:
+def _input(plan: MergePlan, model: ModelReference) -> dict[str, Any]:
     checkpoint = plan.inputs.checkpoints[model]
-    found: dict[str, Any] = {"model_type": checkpoint.model_type, "directory": str(checkpoint.directory)}
+    description: dict[str, Any] = {"model_type": checkpoint.model_type, "directory": str(checkpoint.directory)}
     if model.lora:
-        found["adapter"] = str(plan.inputs.adaptations[model].adapter.directory)
-    return found
+        description["adapter"] = str(plan.inputs.adaptations[model].adapter.directory)
+    return description
 
 
 def _tensor(tensor: TensorPlan) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _tensor(tensor: TensorPlan) -> dict[str, Any]:
     }
 
 
-def _action(action: Keep | Average | Merge | Copy | Route) -> dict[str, Any]:
+def _action(action: Action) -> dict[str, Any]:
     match action:
         case Keep(model):
             return {"action": "keep", "model": str(model)}
@@ -89,5 +91,5 @@ def _action(action: Keep | Average | Merge | Copy | Route) -> dict[str, Any]:
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    known = int | float | str | None
-    return {name: value if isinstance(value, known) else str(value) for name, value in parameters.items()}
+    json_types = int | float | str | None
+    return {name: value if isinstance(value, json_types) else str(value) for name, value in parameters.items()}

@@ -19,22 +19,27 @@ _REFUSING = ("mergekit.merge_methods.multislerp", "mergekit.sparsify")
 
 
 class MergeTensors(ExecuteMergeMethodTask):
-    """Run a merge method on one tensor, after the cases in which arithmetic would do harm.
+    """One tensor merged by a method of mergekit, unless it must be kept (`is_kept`).
 
-    A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
-    the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
-    mergekit's own such methods run on the CPU whatever the device of the merge is. The numbers are drawn there anyway,
-    and the few sums that remain would round, and break ties, in another way on a GPU.
+    A method that draws random numbers (DARE, DELLA) draws from a stream of each tensor's own. Its result depends on the
+    seed, the tensor's name and its inputs; not on paths, the order of the work, the sharding, or other tensors of
+    the merge. Such methods of mergekit run on the CPU, whatever the device of the merge is: the numbers are drawn there
+    anyway, and the few sums that remain would round, and break ties, differently on a GPU.
+
+    Raises:
+        MergeError: when run, for NaN or infinite values in an input or the result, or if the method refuses the values.
     """
 
-    gather_tensors: Task  # mergekit's own collectors of tensors, or ours
+    gather_tensors: (
+        Task  # gives the tensors of all inputs; of mergekit's type for the tensors alone, or of this package
+    )
     seed: int = 0
 
     def uses_accelerator(self) -> bool:
         return self.method_name not in DRAWING and super().uses_accelerator()
 
     def execute(self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: object) -> torch.Tensor | None:
-        if self.method_name in DRAWING:  # The inputs may be stored on a GPU.
+        if self.method_name in DRAWING:  # Inputs may come from a GPU.
             tensors = {model: tensor.to("cpu") for model, tensor in tensors.items()}
         kept_model = self.base_model if self.base_model in self.model_order else self.model_order[0]
         name = self.output_weight.name
@@ -50,7 +55,7 @@ class MergeTensors(ExecuteMergeMethodTask):
         return merged
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor]) -> torch.Tensor | None:
-        # mergekit's own refusals of values, such as weights under which all vectors cancel
+        """The method's result. mergekit refuses some values, such as weights under which all vectors cancel."""
         about = f"{self.method_name} cannot merge {self.output_weight.name}: "
         values = [tensors[model] for model in self.model_order]
         with refused_by(*_REFUSING, about=about), stream_of(self.seed, self.output_weight.name, values):
@@ -59,13 +64,13 @@ class MergeTensors(ExecuteMergeMethodTask):
 
 
 def rehearse(task: MergeTensors, shape: tuple[int, ...]) -> None:
-    """Run a merge on small tensors of such a shape: what mergekit's method refuses should be known before the merge.
+    """Run a merge on small tensors of a similar shape, so that a refusal by mergekit's method comes before the merge.
 
-    mergekit's methods declare which values a parameter may have, but not which values go together, nor which shapes
+    mergekit's methods declare the values that a parameter may have, but not which values go together, nor which shapes
     they can merge.
 
     Raises:
-        MergeError: it fails, or gives NaN or Inf, with these parameters on tensors of such a shape.
+        MergeError: the method fails, or gives NaN or Inf, with these parameters on tensors of such a shape.
     """
     small = [min(length, 8) for length in shape]
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +80,7 @@ def rehearse(task: MergeTensors, shape: tuple[int, ...]) -> None:
     except MergeError:
         raise
     except Exception as error:
-        if not _is_of_mergekit(task.method_name):  # A mistake in a method of somebody else's is one to be seen.
+        if not _is_of_mergekit(task.method_name):  # A bug in another package's method must stay a traceback.
             raise
         raise MergeError(
             f"{task.method_name} cannot merge {task.output_weight.name}, of shape {shape}: {error}. Look at its "
@@ -85,6 +90,6 @@ def rehearse(task: MergeTensors, shape: tuple[int, ...]) -> None:
 
 def _is_of_mergekit(method: str) -> bool:
     """Whether a merge method comes with mergekit itself."""
-    found = merge_methods.get(method)
-    written = getattr(found, "implementation", type(found))  # a decorated function, or a class
-    return str(written.__module__).startswith("mergekit.")
+    registered = merge_methods.get(method)
+    code = getattr(registered, "implementation", type(registered))  # a decorated function, or a class
+    return str(code.__module__).startswith("mergekit.")

@@ -252,6 +252,18 @@ def test_adapters_are_kept_as_factors(method: str, parameters: dict[str, Any]) -
     assert answer.tolist() == model.generate(**inputs, **QUIET, use_cache=False).tolist()
 
 
+def test_a_base_with_an_adapter_of_its_own_keeps_whole_matrices() -> None:
+    """The donors' adapters are then no deltas over the base."""
+    _, eye, ear = adapters()
+    by_form = []
+    for form in (0, 1):  # as `model+adapter`, and merged by PEFT
+        recipe = damc(with_method("task_arithmetic", eye[form], [ear[form]]))
+        by_form.append(omni(merge({**recipe, "parameters": {**recipe["parameters"], "host": str(eye[form])}})))
+    assert set(by_form[0].config.routed.values()) == {"full"}
+    for inputs in (prompt_of(*TRIO[:2]), zoo.prompt(20, 30)):
+        close(logits(by_form[0], inputs), logits(by_form[1], inputs))
+
+
 def test_that_factors_of_two_such_models_are_merged_is_told() -> None:
     made = merge(of_adapters("task_arithmetic")).out
     assert "keeps factors for its media" in merge(linear(made, altered(made))).said
