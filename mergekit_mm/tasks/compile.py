@@ -262,7 +262,12 @@ class Compiler:
         return tuple(weights[model] for model in experts)
 
     def _adapters_of(self, tensor: TensorPlan, over: ModelReference | None) -> tuple[ModelReference, ...]:
-        """The inputs that are adapters of a model, whose deltas need no subtraction; none for a counter."""
+        """The inputs that are adapters of a model, whose deltas need no subtraction; none for a counter.
+
+        Where a route keeps factors, all experts are: `SameTensor` sees that their models have the base's matrix.
+        """
+        if isinstance(tensor.action, Route) and tensor.action.rank is not None:
+            return tuple(tensor.experts)
         if over is None or over.lora or self._rows_move(tensor) or not tensor.info.dtype.is_floating_point:
             return ()
         return tuple(model for model in tensor.inputs if model.lora and self.inputs.plain(model) == over)
