@@ -26,7 +26,7 @@ from mergekit_mm.plan.inputs import Inputs, OmniInputs, as_written
 from mergekit_mm.plan.parameters import SIDE_FILES
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SideFiles:
     """What an output has beside its weights and config, by path below its directory."""
 
