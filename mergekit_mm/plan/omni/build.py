@@ -48,13 +48,13 @@ def build_omni_plan(
     if inputs.problems:
         raise MergeError("These inputs cannot be merged:\n" + "\n".join(inputs.problems))
     told += decisions.require_defined()
-    routed: dict[str, Any] = {}
+    rows, routed = inputs.composition.vocabulary.size, dict[str, Any]()
     if is_decoupled(config):
         stack = modules["language_model"].stack
         tensors = Router(inputs, config, stack).routed(tensors)
-        outputs, routed = routed_outputs(outputs_in_memory(tensors), {t.name: t for t in tensors}, stack)
+        outputs, routed = routed_outputs(outputs_in_memory(tensors, rows), {t.name: t for t in tensors}, stack)
     else:
-        outputs = list(outputs_in_memory(tensors))
+        outputs = list(outputs_in_memory(tensors, rows))
     return OmniPlan(
         config=config,
         tensors=tuple(tensors),
