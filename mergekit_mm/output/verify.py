@@ -19,7 +19,7 @@ from mergekit_mm.plan.omni.model import omni_model
 def verify_planned(plan: MergePlan, rows: int | None) -> None:
     """Build the config that the merge will end in, and see that its tensors are those of a model.
 
-    rows: of the embeddings, where the merge changes the vocabulary.
+    rows: as of `planned_tensors`.
 
     Raises:
         MergeError: they are not.
@@ -31,16 +31,16 @@ def verify_planned(plan: MergePlan, rows: int | None) -> None:
 
 
 def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:
-    """What the merge will write: name on disk -> shape and dtype. rows: of the embeddings, where they change."""
-    base = plan.inputs.base_checkpoint
-    if isinstance(plan, OmniPlan):
-        resized = {name for name, info in plan.inputs.tensors.items() if info.vocabulary_axis is not None}
-    else:
-        by_token = [name for name, info in base.tensors.items() if info.vocabulary_axis is not None]
-        resized = {name for tensor in by_token for name in base.group_of[tensor].disk}
+    """What the merge will write: name on disk -> shape and dtype.
+
+    rows: of the embeddings, where they change and the plan does not know how many there will be; else None.
+    """
     found = {name: replace(like, name=name, dtype=plan.written_dtype(like)) for name, like in plan.layout.items()}
     if rows is None:
         return found
+    base = plan.inputs.base_checkpoint
+    by_token = [name for name, info in base.tensors.items() if info.vocabulary_axis is not None]
+    resized = {name for tensor in by_token for name in base.group_of[tensor].disk}
     return {n: replace(t, shape=(rows, *t.shape[1:])) if n in resized else t for n, t in found.items()}
 
 
@@ -67,7 +67,8 @@ def verified_config(
     except MergeError as error:
         if layers is None:
             raise
-        raise MergeError(f"Layers {layers} of {base.name}, which the slices ask for, make no model. {error}") from error
+        listed = list(layers)
+        raise MergeError(f"Layers {listed} of {base.name}, which the slices ask for, make no model. {error}") from error
     return config
 
 

@@ -57,9 +57,10 @@ def build_plan(config: MergeConfiguration, options: MergeOptions, source: str | 
     check_modules(config, list(modules), inputs.base, inputs.checkpoints)
     if unread := unread_parameters(config):
         notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
+    decouples = is_decoupled(config)
     if isinstance(inputs, OmniInputs):
         return build_omni_plan(config, inputs, modules, notes)
-    if is_decoupled(config):
+    if decouples:
         raise MergeError(
             f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
             "different architectures."
