@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.tasks.sources import Sources
 
 _BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
+_BUILDING = threading.Lock()  # mergekit's builder serves the whole process
 
 
 class BuildVocabulary(BuildTokenizer):
@@ -50,19 +53,17 @@ class BuildVocabulary(BuildTokenizer):
             wanted = base
         for needed in dict.fromkeys([local[base], *([local.get(wanted, wanted)] if wanted not in _BY_RULE else [])]):
             load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
-        original = build.get_vocab_size
-        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
-        try:
-            with refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "):
-                info = build.build_tokenizer(
-                    base_model=local[base],
-                    referenced_models=list(dict.fromkeys(local.values())),
-                    tokenizer_source=local.get(wanted, wanted),
-                    trust_remote_code=self.trust_remote_code,
-                    add_tokens=list(self.add_tokens or ()),
-                )
-        finally:
-            build.get_vocab_size = original
+        with (
+            _telling_rows(rows),
+            refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "),
+        ):
+            info = build.build_tokenizer(
+                base_model=local[base],
+                referenced_models=list(dict.fromkeys(local.values())),
+                tokenizer_source=local.get(wanted, wanted),
+                trust_remote_code=self.trust_remote_code,
+                add_tokens=list(self.add_tokens or ()),
+            )
         known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
         numbers = info.tokenizer.get_vocab()
         for key, number in _media_tokens(sources[base].config):
@@ -77,6 +78,18 @@ class BuildVocabulary(BuildTokenizer):
         without = dict.fromkeys(numbers.values(), -1)
         permutations = {model: {**without, **info.permutations[path]} for model, path in local.items()}
         return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
+
+
+@contextmanager
+def _telling_rows(rows: Mapping[ModelPath, int]) -> Iterator[None]:
+    """mergekit's builder, while it is in here, gets the number of rows of each model from `rows`."""
+    with _BUILDING:
+        original = build.get_vocab_size
+        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
+        try:
+            yield
+        finally:
+            build.get_vocab_size = original
 
 
 class PermuteRows(PermutedVocabulary):
@@ -163,11 +176,13 @@ def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
     """Rows of the output's embeddings where the merge changes the vocabulary; else None. The tokenizer is built for it.
 
+    None for an omni model too: its plan unites the vocabularies of the donors, and has the rows.
+
     Raises:
         MergeError: the tokenizer that the config asks for cannot be made, or a row of it is nowhere.
     """
     if isinstance(plan, OmniPlan):
-        return plan.inputs.composition.vocabulary.size
+        return None
     inputs, section = plan.inputs, plan.config.tokenizer
     if vocabulary is not None:
         built = vocabulary.execute()
