@@ -209,7 +209,7 @@ def test_what_no_adapter_can_hold_is_refused(change: dict[str, Any], told: str) 
 
 
 def test_weights_of_which_there_is_no_mean_are_refused() -> None:
-    config = {**linear(*experts("llava")[:2]), "base_model": str(checkpoint("llava"))}
+    config = {**linear(checkpoint("llava"), experts("llava")[0]), "base_model": str(checkpoint("llava"))}
     for entry, weight in zip(config["models"], (1.0, -1.0), strict=True):
         entry["parameters"] = {"weight": weight}
     out, result = command("lora", config, "--rank", "4")
