@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
 
 # Methods that draw random numbers; arcee_fusion does so only for tensors of more than a million values.
@@ -24,8 +25,14 @@ class WeightedSum:
 
 
 def _linear(parameters: Mapping[str, Any], given: Sequence[float]) -> list[float]:
-    """w_i, divided by their sum if `normalize`."""
-    return [weight / sum(given) for weight in given] if parameters["normalize"] else list(given)
+    """w_i, divided by their sum if `normalize`. Raises MergeError if that sum is zero, where mergekit gives NaN."""
+    if not parameters["normalize"]:
+        return list(given)
+    if (total := sum(given)) == 0.0:
+        raise MergeError(
+            "linear: the weights add up to 0, so they have no mean: look at them, or set normalize: false."
+        )
+    return [weight / total for weight in given]
 
 
 def _task_arithmetic(parameters: Mapping[str, Any], given: Sequence[float]) -> list[float]:

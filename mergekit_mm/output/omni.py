@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.omni import register
 from mergekit_mm.omni.export import copy_code
 from mergekit_mm.output.verify import verified_omni
 from mergekit_mm.plan.merge_plan import OmniPlan
@@ -18,6 +19,7 @@ def finish_omni(plan: OmniPlan, written: Mapping[str, DiskTensor], directory: Pa
     Raises:
         MergeError: the written tensors are not those of the model that the config describes.
     """
+    register()  # What `save_pretrained` writes depends on it, and must not on what else this process has done.
     omni = plan.inputs.composition
     config = verified_omni(plan, written)
     config.auto_map = copy_code(directory)

@@ -19,7 +19,7 @@ from mergekit_mm.plan.omni.model import omni_model
 def verify_planned(plan: MergePlan, rows: int | None) -> None:
     """Make the config of the output, and check that the planned tensors are those of the model that it describes.
 
-    rows: rows of the embeddings, if the merge changes the vocabulary; else None.
+    rows: as for `planned_tensors`.
 
     Raises:
         MergeError: as for `verified_config` and `verified_omni`.
@@ -31,7 +31,10 @@ def verify_planned(plan: MergePlan, rows: int | None) -> None:
 
 
 def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:
-    """Name on disk -> shape and dtype of every tensor that the merge will write. rows: as for `verify_planned`."""
+    """Name on disk -> shape and dtype of every tensor that the merge will write.
+
+    rows: rows of the embeddings, if the merge changes the vocabulary in a way that the plan does not know; else None.
+    """
     planned: dict[str, DiskTensor] = {}
     for output in plan.outputs:
         like = output.like
@@ -65,7 +68,8 @@ def verified_config(
     except MergeError as error:
         if layers is None:
             raise
-        raise MergeError(f"Layers {layers} of {base.name}, which the slices ask for, make no model. {error}") from error
+        listed = list(layers)
+        raise MergeError(f"Layers {listed} of {base.name}, which the slices ask for, make no model. {error}") from error
     return config
 
 

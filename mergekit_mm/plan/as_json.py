@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from mergekit.common import ModelReference
 
 from mergekit_mm.plan.tensor_plan import Action, Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
@@ -20,6 +21,7 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
     files = plan.side_files
     return {
         "schema": SCHEMA,
+        "config": yaml.safe_load(plan.config.to_yaml()),
         "merge_method": plan.config.merge_method,
         "base_model": None if plan.config.base_model is None else str(plan.config.base_model),
         "layout": str(plan.inputs.base),
@@ -38,6 +40,7 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
             for output in plan.outputs
         ],
         "layers": None if plan.layers is None else list(plan.layers),
+        "moves_rows": plan.moves_rows,
         "side_files": None
         if files is None
         else {

@@ -58,9 +58,10 @@ def build_plan(config: MergeConfiguration, options: MergeOptions, source: str | 
         raise MergeError("\n".join(wrong))
     if unread := unread_parameters(config):
         notes.append(f"{config.merge_method} does not read the parameters {', '.join(unread)}.")
+    decouples = asks_for_damc(config)
     if isinstance(inputs, OmniInputs):
         return build_omni_plan(config, inputs, modules, notes)
-    if asks_for_damc(config):
+    if decouples:
         raise MergeError(
             f"parameter {COMPOSITION}: {DAMC} is for omni models, and these inputs are not multimodal models of "
             "different architectures."

@@ -43,7 +43,7 @@ class MergePlan:
     moves_rows: bool  # whether tensors that token ids index get other rows than their inputs have
     notes: tuple[str, ...]  # on steps that are taken on purpose but may surprise
     inputs: Inputs = field(compare=False, repr=False)
-    side_files: SideFiles | None = field(default=None, compare=False, repr=False)
+    side_files: SideFiles | None = field(default=None, hash=False, repr=False)
 
     def __getitem__(self, name: str) -> TensorPlan:
         """The plan of one tensor, by its name in memory or on disk.

@@ -70,10 +70,15 @@ def outputs_like_base(
         yield OutputTensor(_name_beyond(name, base, modules), base.disk[original_group(name).disk[0]], name)
 
 
-def outputs_in_memory(tensors: Sequence[TensorPlan]) -> Iterator[OutputTensor]:
-    """The layout of an omni model, which has every tensor under its name in memory."""
+def outputs_in_memory(tensors: Sequence[TensorPlan], rows: int) -> Iterator[OutputTensor]:
+    """The layout of an omni model, which has every tensor under its name in memory.
+
+    rows: of the tensors that token ids index.
+    """
     for tensor in tensors:
-        yield OutputTensor(tensor.name, DiskTensor(tensor.name, "", tensor.info.shape, tensor.info.dtype), tensor.name)
+        info = tensor.info
+        shape = info.shape if info.vocabulary_axis is None else (rows, *info.shape[1:])
+        yield OutputTensor(tensor.name, DiskTensor(tensor.name, "", shape, info.dtype), tensor.name)
 
 
 def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, Module]) -> str:

@@ -26,7 +26,7 @@ from mergekit_mm.plan.inputs import Inputs, OmniInputs, name_in_config
 from mergekit_mm.plan.parameters import SIDE_FILES
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SideFiles:
     """The files of an output beside its weights and config, by their paths below its directory."""
 

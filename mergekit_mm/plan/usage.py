@@ -12,7 +12,7 @@ from mergekit_mm.checkpoints.ignoring import IGNORE
 from mergekit_mm.checkpoints.listing import some
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.plan.inputs import Inputs
-from mergekit_mm.plan.tensor_plan import Keep, Route, TensorPlan
+from mergekit_mm.plan.tensor_plan import Average, Keep, Route, TensorPlan
 
 _FEW = 7  # up to fewer than these, names are all listed; of more, only the first ones
 
@@ -97,8 +97,11 @@ def _sources(inputs: Inputs, tensor: TensorPlan, moves_rows: bool) -> dict[Model
     """The inputs that are read to make a tensor of the output, with their own names for it."""
     rows_move = moves_rows and tensor.info.vocabulary_axis is not None
     models = dict(tensor.inputs)
-    if isinstance(kept := tensor.shared_action, Keep) and not rows_move:
-        models = {kept.model: models[kept.model]}
-        if isinstance(tensor.action, Route):
-            models |= {donor: tensor.inputs[donor] for _, donor in tensor.action.owners}
+    match tensor.shared_action:
+        case Keep(kept) if not rows_move:
+            models = {kept: tensor.inputs[kept]}
+        case Average():
+            models = {expert: tensor.inputs[expert] for expert in tensor.experts}
+    if isinstance(tensor.action, Route):
+        models |= {donor: tensor.inputs[donor] for _, donor in tensor.action.owners}
     return models | (inputs.row_donors(tensor.info.name) if rows_move else {})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.tasks.sources import Sources
 
 _BY_RULE = ("base", "union")  # values of a tokenizer's `source` that are no model
+_BUILDING = threading.Lock()  # mergekit's builder serves the whole process
 
 
 class BuildVocabulary(BuildTokenizer):
@@ -50,19 +53,17 @@ class BuildVocabulary(BuildTokenizer):
             source = base  # With "base", mergekit adds new tokens to its only copy, and then takes them for old ones.
         for needed in dict.fromkeys([local[base], *([local.get(source, source)] if source not in _BY_RULE else [])]):
             load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
-        original = build.get_vocab_size
-        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
-        try:
-            with refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "):
-                info = build.build_tokenizer(
-                    base_model=local[base],
-                    referenced_models=list(dict.fromkeys(local.values())),
-                    tokenizer_source=local.get(source, source),
-                    trust_remote_code=self.trust_remote_code,
-                    add_tokens=list(self.add_tokens or ()),
-                )
-        finally:
-            build.get_vocab_size = original
+        with (
+            _known_rows(rows),
+            refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "),
+        ):
+            info = build.build_tokenizer(
+                base_model=local[base],
+                referenced_models=list(dict.fromkeys(local.values())),
+                tokenizer_source=local.get(source, source),
+                trust_remote_code=self.trust_remote_code,
+                add_tokens=list(self.add_tokens or ()),
+            )
         vocabs = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
         new_ids = info.tokenizer.get_vocab()
         for key, token_id in _media_tokens(checkpoints[base].config):
@@ -77,6 +78,18 @@ class BuildVocabulary(BuildTokenizer):
         no_rows = dict.fromkeys(new_ids.values(), -1)
         permutations = {model: {**no_rows, **info.permutations[path]} for model, path in local.items()}
         return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=vocabs)
+
+
+@contextmanager
+def _known_rows(rows: Mapping[ModelPath, int]) -> Iterator[None]:
+    """While open, mergekit's builder of tokenizers gets the number of rows of each model from `rows`."""
+    with _BUILDING:
+        original = build.get_vocab_size
+        build.get_vocab_size = lambda path, trust_remote_code: rows[path]
+        try:
+            yield
+        finally:
+            build.get_vocab_size = original
 
 
 class PermuteRows(PermutedVocabulary):
@@ -171,11 +184,13 @@ def planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: M
 
     With a tokenizer section, the tokenizer is built for it.
 
+    None for an omni model too: its plan unites the vocabularies of the donors, and has the rows.
+
     Raises:
         MergeError: the tokenizer that the config asks for cannot be made, or no model has a row for one of its tokens.
     """
     if isinstance(plan, OmniPlan):
-        return plan.inputs.composition.vocabulary.size
+        return None
     inputs, section = plan.inputs, plan.config.tokenizer
     if vocabulary is not None:
         built = vocabulary.execute()

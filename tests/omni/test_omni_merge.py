@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +348,28 @@ def test_the_host_can_be_chosen() -> None:
     outcome = merge(linear(*models, parameters=choice))
     assert type(omni(outcome).config.host).__name__ == "VideoLlavaConfig"
     assert f"image by {models[1]}" in outcome.said
+
+
+def test_a_composition_that_there_is_not_is_told_first() -> None:
+    """Before anything that only some composition could have wrong."""
+    guests = [checkpoint("qwen2_audio_llama"), checkpoint("qwen2_audio_llama", tag="expert_0")]
+    config = task_arithmetic(checkpoint("llava"), guests)
+    refused(config, "cannot merge the projector")
+    outcome = refused({**config, "parameters": {"composition": "all"}}, "parameter composition: 'all' is not known")
+    assert "projector" not in outcome.error
+
+
+def test_what_is_written_does_not_depend_on_what_the_process_has_done() -> None:
+    """transformers writes more beside a model once its auto classes know the model, as they do in this process."""
+    config = linear(checkpoint("llava"), checkpoint("qwen2_audio_llama"))
+    here, out = merge(config).out, fresh("in_a_new_process")
+    script = "import sys; from mergekit_mm import api; api.merge(*sys.argv[1:], quiet=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(written(config)), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.relative_to(here) for path in here.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert names
+    own = {Path("README.md"), Path("mergekit_config.yml")}
+    assert not [name for name in names - own if (here / name).read_bytes() != (out / name).read_bytes()]

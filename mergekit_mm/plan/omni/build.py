@@ -48,13 +48,14 @@ def build_omni_plan(
     if inputs.problems:
         raise MergeError("These inputs cannot be merged:\n" + "\n".join(inputs.problems))
     own_notes += decisions.require_defined()
+    rows = inputs.composition.vocabulary.size
     routed: dict[str, Any] = {}  # as in the omni config
     if asks_for_damc(config):
         stack = modules["language_model"].stack
         tensors = Router(inputs, config, stack).routed(tensors)
-        outputs, routed = routed_outputs(outputs_in_memory(tensors), {t.name: t for t in tensors}, stack)
+        outputs, routed = routed_outputs(outputs_in_memory(tensors, rows), {t.name: t for t in tensors}, stack)
     else:
-        outputs = list(outputs_in_memory(tensors))
+        outputs = list(outputs_in_memory(tensors, rows))
     return OmniPlan(
         config=config,
         tensors=tuple(tensors),
