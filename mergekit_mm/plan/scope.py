@@ -63,24 +63,13 @@ def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
 
 def _has_media(config: Mapping[str, Any]) -> bool:
     """Whether a raw config is that of a multimodal LLM or of a speech model, or contains the config of one."""
-    # Local imports: transformers' tables of models are slow to import, and commands that merge nothing need none.
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-        MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
-    )
-
+    # Local imports: transformers is slow to import, and commands that merge nothing need none of it.
+    from mergekit_mm.checkpoints.transformers_private import media_model_types
     from mergekit_mm.omni.configuration import OmniConfig
 
     parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
-    model_types = (
-        *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-        *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-        *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
-        OmniConfig.model_type,
-    )
     return (
-        config.get("model_type") in model_types
+        config.get("model_type") in {*media_model_types(), OmniConfig.model_type}
         or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
         or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
         or any(_has_media(part) for part in parts.values())
