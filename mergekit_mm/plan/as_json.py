@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from mergekit.common import ModelReference
 
+from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Action, Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
-
-if TYPE_CHECKING:
-    from mergekit_mm.plan.merge_plan import MergePlan
 
 SCHEMA = 1
 
@@ -52,6 +52,11 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
         "notes": list(dict.fromkeys(plan.notes)),
         "not_used": [line.strip() for line in plan.not_used().splitlines()[1:]],
     }
+
+
+def digest(plan: MergePlan) -> str:
+    """A SHA-256 of the plan as JSON: equal for equal plans, in every process."""
+    return hashlib.sha256(json.dumps(as_json(plan), sort_keys=True).encode()).hexdigest()
 
 
 def _input(plan: MergePlan, model: ModelReference) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,8 +30,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 class MergePlan:
     """The plan of one merge. It holds no tensor, and nothing in it is done yet.
 
-    Two plans are equal if they would make the same output from the same config. `digest` is an equality that also holds
-    between processes.
+    Two plans are equal if they would make the same output from the same config. `digest` of `as_json` is
+    an equality that also holds between processes.
     """
 
     config: MergeConfiguration = field(hash=False)  # the user's; a model that holds an adapter is written as `a+b`
@@ -69,14 +67,6 @@ class MergePlan:
     @cached_property
     def _by_name(self) -> Mapping[str, TensorPlan]:
         return {tensor.name: tensor for tensor in self.tensors}
-
-    @cached_property
-    def digest(self) -> str:
-        """The SHA-256 of the plan as JSON, in hexadecimal: equal for equal plans, in every process."""
-        from mergekit_mm.plan.as_json import as_json
-
-        text = json.dumps(as_json(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------ the output
 

@@ -27,6 +27,7 @@ from end_to_end import (
 from mergekit.tokenizer import build
 
 from mergekit_mm import api
+from mergekit_mm.plan.as_json import digest
 
 
 def recipe(**more: Any) -> dict[str, Any]:
@@ -122,11 +123,11 @@ def test_merges_in_several_threads_are_those_of_one() -> None:
     for entry in recipes[4]["models"]:
         entry["parameters"] = {"weight": 0.5}
     original = build.get_vocab_size
-    alone = [(api.plan(config).digest, api.merge(config, fresh("alone"), quiet=True)) for config in recipes]
+    alone = [(digest(api.plan(config)), api.merge(config, fresh("alone"), quiet=True)) for config in recipes]
     found: dict[int, tuple[str, Path]] = {}
 
     def work(index: int) -> None:
-        found[index] = api.plan(recipes[index]).digest, api.merge(recipes[index], fresh("together"), quiet=True)
+        found[index] = digest(api.plan(recipes[index])), api.merge(recipes[index], fresh("together"), quiet=True)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(recipes))]
     for thread in threads:
@@ -135,6 +136,6 @@ def test_merges_in_several_threads_are_those_of_one() -> None:
         thread.join()
     assert build.get_vocab_size is original
     assert found.keys() == set(range(len(recipes)))
-    for index, (digest, out) in enumerate(alone):
-        assert found[index][0] == digest
+    for index, (expected, out) in enumerate(alone):
+        assert found[index][0] == expected
         assert_same_bytes(tensors(found[index][1]), tensors(out))
