@@ -57,6 +57,7 @@ def test_only_some_replies_have_thoughts() -> None:
     assert results["score,none"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_the_end_of_thoughts_may_be_a_token_or_a_text() -> None:
     """As `hf` has it: what follows the last such token, without the blanks in front."""
     doc, tokens = {"prompt": "<image>what?", "image": png(1)}, []

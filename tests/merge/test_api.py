@@ -109,6 +109,7 @@ def grown(source: Path, tokens: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_merges_in_several_threads_are_those_of_one() -> None:
     """mergekit's builder of tokenizers and torch's generator serve the whole process."""
     union = {"source": "union", "pad_to_multiple_of": 64}

@@ -359,6 +359,7 @@ def test_a_composition_that_there_is_not_is_told_first() -> None:
     assert "projector" not in outcome.error
 
 
+@pytest.mark.slow
 def test_what_is_written_does_not_depend_on_what_the_process_has_done() -> None:
     """transformers writes more beside a model once its auto classes know the model, as they do in this process."""
     config = linear(checkpoint("llava"), checkpoint("qwen2_audio_llama"))

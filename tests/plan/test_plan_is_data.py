@@ -280,6 +280,7 @@ def test_a_plan_with_side_files_says_more_than_one_without() -> None:
     assert as_json(alone)["side_files"] is None
 
 
+@pytest.mark.slow
 def test_the_digest_is_that_of_another_process() -> None:
     path = written(damc())
     script = (
