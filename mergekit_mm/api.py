@@ -3,8 +3,8 @@
     from mergekit_mm.api import merge, plan
 
     planned = plan("merge_yamls/qwen2_vl_7b_optmerge.yaml")
-    print(planned)                                                   # what `mergekit-mm check` prints
-    print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # what is done with one tensor, and why
+    print(planned)                                                   # The text of `mergekit-mm check`.
+    print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # The plan of one tensor, with its reason.
     merge("merge_yamls/qwen2_vl_7b_optmerge.yaml", "out")
 
 These names stay; everything else in the package may move between versions.

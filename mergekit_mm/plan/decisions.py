@@ -13,6 +13,7 @@ from mergekit.merge_methods import BasePolicy, MergeMethod
 
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
+from mergekit_mm.methods.declarations import refused_values
 from mergekit_mm.plan.constants import Constants
 from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.plan.modules import Module
@@ -123,7 +124,16 @@ class Decisions:
         if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._valid:
             method_named(spec.name).validate(**shared)
             self._valid.add(values)
-        return shared, per_input if is_own_method(spec.name) else _whole_rows(slot.info.shape, per_input)
+        if is_own_method(spec.name):
+            return shared, per_input
+        of_inputs = _whole_rows(slot.info.shape, per_input)
+        why = refused_values(spec.name, shared, list(of_inputs.values())) if slot.info.dtype.is_floating_point else None
+        if why is not None:
+            raise MergeError(
+                f"{spec.name} cannot merge {slot.name}: {why} Look at its parameters, or keep the tensor as in the "
+                "base by its role's policy."
+            )
+        return shared, of_inputs
 
 
 def decide_all(

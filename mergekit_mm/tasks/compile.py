@@ -23,7 +23,7 @@ from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, Tens
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.loading import Reader
-from mergekit_mm.tasks.merging import MergeTensors, rehearse
+from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
 from mergekit_mm.tasks.sources import open_sources
 from mergekit_mm.tasks.tokenizer import PermuteRows, vocabulary_builder
@@ -44,16 +44,11 @@ class Compiler:
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
         self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
         self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
-        self._rehearsed: set[str] = set()  # parameters and kinds of shapes on which mergekit's method works
 
     # ------------------------------------------------------------------------------------------ to a model
 
     def to_model(self, out_path: str, scale: float = 1.0) -> list[Task]:
-        """The tasks that write the model, with every merged delta times `scale`.
-
-        Raises:
-            MergeError: mergekit's method does not take its parameters together, or a shape.
-        """
+        """The tasks that write the model, with every merged delta times `scale`."""
         writer = WriteShards(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -148,8 +143,6 @@ class Compiler:
             output_weight=self._weight(tensor),
             seed=self._seed,
         )
-        if tensor.info.dtype.is_floating_point:
-            self._rehearse(merged, tensor.info.shape)
         if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
             return merged
         return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
@@ -170,14 +163,6 @@ class Compiler:
             base_model=None,
             output_weight=self._weight(tensor),
         )
-
-    def _rehearse(self, task: MergeTensors, shape: tuple[int, ...]) -> None:
-        """Rehearse a merge once for all tensors with the same parameters and the same axes of length one."""
-        inputs = [(model == task.base_model, task.input_parameters[model]) for model in task.model_order]
-        key = repr((task.parameters, inputs, [min(length, 2) for length in shape]))
-        if key not in self._rehearsed:
-            rehearse(task, shape)
-            self._rehearsed.add(key)
 
     # ------------------------------------------------------------------------------------------- to deltas
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
-from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.errors import refused_by
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.methods.declarations import DRAWING
 from mergekit_mm.tasks.drawing import stream_of
@@ -61,35 +60,3 @@ class MergeTensors(ExecuteMergeMethodTask):
         with refused_by(*_REFUSING, about=about), stream_of(self.seed, self.output_weight.name, values):
             merged: torch.Tensor | None = super().execute(tensors)
         return merged
-
-
-def rehearse(task: MergeTensors, shape: tuple[int, ...]) -> None:
-    """Run a merge on small tensors of a similar shape, so that a refusal by mergekit's method comes before the merge.
-
-    mergekit's methods declare the values that a parameter may have, but not which values go together, nor which shapes
-    they can merge.
-
-    Raises:
-        MergeError: the method fails, or gives NaN or Inf, with these parameters on tensors of such a shape.
-    """
-    small = [min(length, 8) for length in shape]
-    generator = torch.Generator().manual_seed(0)
-    tensors = {model: torch.rand(small, generator=generator) + 1.0 for model in task.model_order}
-    try:
-        task.execute(tensors)
-    except MergeError:
-        raise
-    except Exception as error:
-        if not _is_of_mergekit(task.method_name):  # A bug in another package's method must stay a traceback.
-            raise
-        raise MergeError(
-            f"{task.method_name} cannot merge {task.output_weight.name}, of shape {shape}: {error}. Look at its "
-            "parameters, or keep the tensor as in the base by its role's policy."
-        ) from error
-
-
-def _is_of_mergekit(method: str) -> bool:
-    """Whether a merge method comes with mergekit itself."""
-    registered = merge_methods.get(method)
-    code = getattr(registered, "implementation", type(registered))  # a decorated function, or a class
-    return str(code.__module__).startswith("mergekit.")

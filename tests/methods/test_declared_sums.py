@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from mergekit import merge_methods
+from mergekit.merge_methods import BasePolicy
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from random_deltas import randn
 from torch import Tensor
 
-from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import declarations, is_own_method
 from mergekit_mm.methods.declarations import DRAWING, WEIGHTED_SUMS, makes_factors_of_factors, merges_deltas
 
@@ -113,11 +115,40 @@ def test_no_other_method_depends_on_the_seed(method: str) -> None:
     assert torch.equal(drawn(method, 1), drawn(method, 2))
 
 
-def test_weights_of_which_there_is_no_mean_are_refused() -> None:
-    for weights in ([1.0, -1.0], [0.0, 0.0]):
-        with pytest.raises(MergeError, match="linear: the weights add up to 0"):
-            WEIGHTED_SUMS["linear"].weights({"normalize": True}, weights)
-        assert WEIGHTED_SUMS["linear"].weights({"normalize": False}, weights) == weights
+VALUES = [-1.0, -0.3, 0.0, 0.1, 0.3, 0.5, 0.9, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("method", [name for name in HOSTS if not is_own_method(name)])
+def test_values_are_refused_where_mergekits_method_fails(method: str) -> None:
+    """Random values of all parameters, over shapes with and without rows of one value, which DELLA merges whole."""
+    spec, generator = merge_methods.get(method).spec, random.Random(method)
+    required = spec.contract.base is BasePolicy.REQUIRED
+    count = spec.contract.max_inputs or 3
+    refusals = 0
+    for _ in range(150):
+        has_base = required or (spec.contract.max_non_base is not None and count > 2)
+        shared = {p.name: drawn_value(p, generator) for p in spec.parameters if p.scope is ParameterScope.SHARED}
+        names = [p for p in spec.parameters if p.scope is not ParameterScope.SHARED]
+        takers = count if not has_base or any(p.scope is ParameterScope.INPUT for p in names) else count - 1
+        own = {p.name: [drawn_value(p, generator) for _ in range(takers)] for p in names}
+        of_inputs = [{name: values[i] for name, values in own.items()} for i in range(takers)] if names else []
+        shape = generator.choice([(5,), (4, 3), (2, 3, 4)] if "epsilon" not in own else [(4, 3), (2, 3, 4)])
+        tensors = [1.0 + torch.rand(shape, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+        try:
+            fails = not merged(method, tensors, has_base, **shared, **own).isfinite().all()
+        except (ValueError, RuntimeError):
+            fails = True
+        assert fails == (declarations.refused_values(method, shared, of_inputs) is not None), (shared, own, shape)
+        refusals += fails
+    assert bool(refusals) == (method in ("dare_linear", "dare_ties", "della", "della_linear", "linear", "multislerp"))
+
+
+def drawn_value(parameter: ParameterSpec, generator: random.Random) -> Any:
+    """A value of a parameter; of those that are no numbers to play with, and of tolerances, the default."""
+    if parameter.value_type is bool:
+        return generator.choice([False, True])
+    is_tolerance = parameter.scope is ParameterScope.SHARED and parameter.name in ("eps", "tol", "epsilon", "max_iter")
+    return parameter.default if is_tolerance or parameter.value_type is not float else generator.choice(VALUES)
 
 
 def test_every_name_is_a_method_of_mergekit() -> None:

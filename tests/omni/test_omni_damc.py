@@ -66,12 +66,12 @@ def averaged(families: tuple[str, ...], decoupled: bool = True) -> OmniForCondit
 
 
 def modality(family: str) -> str:
-    return next(MEDIA[key] for key in zoo.FAMILIES[family].media() if key in MEDIA)  # type: ignore[misc]
+    return next(MEDIA[key] for key in zoo.FAMILIES[family].media() if key in MEDIA)
 
 
 def prompt_of(*families: str) -> dict[str, Any]:
     """One prompt with the media of these donors, one after the other, and text between them."""
-    parts = [zoo.FAMILIES[family].media() for family in families]  # type: ignore[misc]
+    parts = [zoo.FAMILIES[family].media() for family in families]
     media = {f"{MEDIA[key]}__{key}": value for part in parts for key, value in part.items() if key in MEDIA}
     return {"input_ids": torch.cat([part["input_ids"] for part in parts], dim=1), **media}
 

@@ -300,9 +300,9 @@ def test_the_digest_is_that_of_another_process() -> None:
 def test_a_plan_cannot_be_changed() -> None:
     plan = api.plan(plain())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.moves_rows = True  # type: ignore[misc]
+        plan.moves_rows = True
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan[UP].reason = "none"  # type: ignore[misc]
+        plan[UP].reason = "none"
 
 
 # ------------------------------------------------------------------------------------------------ JSON
