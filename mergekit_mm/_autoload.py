@@ -1,18 +1,18 @@
-"""Start-up hook: stock `mergekit-yaml` finds this plugin, and an interpreter that never needs it pays nothing.
+"""Start-up hook, by which stock `mergekit-yaml` finds this plugin. A Python that never needs it pays almost nothing.
 
-`mergekit_mm.pth` (its PEP 829 twin from Python 3.15: `mergekit_mm.start`) calls `install` whenever Python starts. So
-this module imports only `os` and `sys`, both loaded before it; the plugin itself is imported after a host module in
-`HOOKS` has run its own body. `MERGEKIT_MM_AUTOLOAD=0` in the environment turns all of it off.
+`mergekit_mm.pth` calls `install` whenever Python starts; from Python 3.15 on, `mergekit_mm.start` does so (PEP 829). So
+this module imports only `os` and `sys`, both of which are loaded before it. The plugin itself is imported after a host
+module in `HOOKS` has been executed. `MERGEKIT_MM_AUTOLOAD=0` in the environment turns the hook off.
 """
 
 import os
 import sys
 
-TYPE_CHECKING = False  # `typing` would be an import at start-up
+TYPE_CHECKING = False  # Importing `typing` would slow every start; type checkers take this name for its constant.
 if TYPE_CHECKING:
     from typing import Any
 
-# Host module -> function to call, without arguments, right after that module was imported.
+# Host module -> the function that is called, without arguments, right after the module has been executed.
 HOOKS = {
     "mergekit.merge_methods": "mergekit_mm.hosts.registration:register_methods",
     "mergekit.merge": "mergekit_mm.hosts.registration:install_run_merge",
@@ -22,11 +22,11 @@ HOOKS = {
     "transformers.models.auto.configuration_auto": "mergekit_mm.hosts.transformers_auto:register_config",
     "transformers.models.auto.processing_auto": "mergekit_mm.hosts.transformers_auto:register_processor",
 }
-outcomes: "dict[str, str]" = {}  # host module -> "" after success, else the error; `mergekit-mm doctor` reads it
+outcomes: "dict[str, str]" = {}  # host module -> "" after success, else the error, for `mergekit-mm doctor`
 
 
 class _Finder:
-    """Answers for the modules in `HOOKS` only, with the spec that the other finders give."""
+    """Finds the modules in `HOOKS` only, by the other finders, and gives them a loader that calls the hook."""
 
     def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
         if name not in HOOKS or name in outcomes:
@@ -39,7 +39,7 @@ class _Finder:
 
 
 class _Loader:
-    """The real loader, plus one call after the module's body; the module itself keeps the real one."""
+    """The real loader, with a call of the hook after the module is executed; the module keeps the real loader."""
 
     def __init__(self, real: "Any") -> None:
         self.real = real
@@ -50,7 +50,7 @@ class _Loader:
     def exec_module(self, module: "Any") -> None:
         module.__loader__ = module.__spec__.loader = self.real
         self.real.exec_module(module)
-        # What import does next anyway; without it `import host.module; host.module.name` fails inside the hook.
+        # Python's import binds the name only after this method; the hook may need it for `host.module.name` already.
         package, _, child = module.__name__.rpartition(".")
         if package:
             setattr(sys.modules[package], child, module)
@@ -61,7 +61,7 @@ finder: "Any" = _Finder()
 
 
 def install() -> None:
-    """Watch for the imports in `HOOKS`, and serve those that have happened already. Harmless when called again."""
+    """Watch for imports of the modules in `HOOKS`, and run the hooks of those already imported. Can be called again."""
     if os.environ.get("MERGEKIT_MM_AUTOLOAD") == "0" or outcomes.keys() >= HOOKS.keys():
         return
     if finder not in sys.meta_path:
@@ -72,14 +72,14 @@ def install() -> None:
 
 
 def run_hook(host: str) -> None:
-    """Call the function that `HOOKS` names for `host`; an error becomes one warning. The finder goes after the last."""
-    outcomes[host] = ""  # set first: the function imports the host again
+    """Call the function for `host`; an error becomes a warning. After the last hook the finder is removed."""
+    outcomes[host] = ""  # This is set first, since the function imports the host again.
     try:
         import importlib
 
         module, function = HOOKS[host].split(":")
         getattr(importlib.import_module(module), function)()
-    except Exception as error:  # whatever is wrong with the plugin, the host must go on
+    except Exception as error:  # A broken plugin must not stop the host.
         outcomes[host] = f"{type(error).__name__}: {error}"
         _warn(host)
     if outcomes.keys() >= HOOKS.keys() and finder in sys.meta_path:
@@ -87,6 +87,7 @@ def run_hook(host: str) -> None:
 
 
 def _warn(host: str) -> None:
+    """Warn that the hook of a host module failed, with the versions of both packages."""
     import warnings
     from importlib import metadata
 
@@ -101,5 +102,5 @@ def _warn(host: str) -> None:
     )
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # under `-W error` too, the import of the host must not fail
+    except RuntimeWarning:  # Under `-W error` a warning is an exception; the import of the host must not fail by it.
         print(text, file=sys.stderr)

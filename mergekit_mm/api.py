@@ -3,8 +3,8 @@
     from mergekit_mm.api import merge, plan
 
     planned = plan("merge_yamls/qwen2_vl_7b_optmerge.yaml")
-    print(planned)                                                   # what `mergekit-mm check` prints
-    print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # what is done with one tensor, and why
+    print(planned)                                                   # The text of `mergekit-mm check`.
+    print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # The plan of one tensor, with its reason.
     merge("merge_yamls/qwen2_vl_7b_optmerge.yaml", "out")
 
 These names stay; everything else in the package may move between versions.
@@ -13,13 +13,14 @@ These names stay; everything else in the package may move between versions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+from pydantic import ValidationError
 
 from mergekit_mm.errors import MergeError, UserError
 from mergekit_mm.hosts.registration import register_methods
@@ -48,11 +49,12 @@ Config = str | Path | Mapping[str, Any]
 
 
 def plan(config: Config, **options: Any) -> MergePlan:
-    """What a merge will do with every tensor, seen to end in a model that loads; headers and samples are read.
+    """The plan of a merge, after a check that it ends in a model that loads. Headers and samples of values are read.
 
     Args:
-        config: the path of a YAML file, a YAML text, or the same as a mapping.
-        options: as for mergekit's `MergeOptions`, such as `trust_remote_code` or `unsafe_truncate_embeddings`.
+        config: the path of a YAML file, a YAML text of more than one line, or a mapping with its content, in which
+            models may be named by `Path`s.
+        options: fields of mergekit's `MergeOptions`, such as `trust_remote_code` or `unsafe_truncate_embeddings`.
 
     Raises:
         MergeError: the merge would be refused.
@@ -80,22 +82,42 @@ def merge(config: Config, out: str | Path, **options: Any) -> Path:
 
 
 def _read(config: Config) -> tuple[MergeConfiguration, str]:
+    """The parsed config, and its YAML text. MergeError if it cannot be read, or is no merge config."""
     register_methods()
     if isinstance(config, Mapping):
-        source, name = yaml.safe_dump(dict(config), sort_keys=False), "the mapping"
+        source, name = _as_yaml(config), "the mapping"
     elif isinstance(config, str) and "\n" in config:
         source, name = config, "the text"
     else:
         name = str(config)
         try:
             source = Path(config).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: it is no text, or no path
             raise MergeError(f"{name} cannot be read: {error}") from error
     return read_config(source, name), source
 
 
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    try:
+        return yaml.dump(dict(config), Dumper=_PathsAsText, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise MergeError(f"the mapping is no merge config: {': '.join(map(str, error.args))}") from error
+
+
+class _PathsAsText(yaml.SafeDumper):
+    """Writes paths, which a mapping may name models by, as a file would have them."""
+
+
+_PathsAsText.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+
+
 def _options(options: Mapping[str, Any]) -> MergeOptions:
+    """The options as mergekit has them. MergeError for an option that mergekit does not know."""
     if unknown := sorted(options.keys() - MergeOptions.model_fields.keys()):
         known = ", ".join(MergeOptions.model_fields)
         raise MergeError(f"Unknown option {unknown[0]!r}; those of mergekit are {known}.")
-    return MergeOptions(**options)
+    try:
+        return MergeOptions(**options)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise MergeError(f"Option {found['loc'][0]}: {found['input']!r} will not do: {found['msg']}.") from error

@@ -1,4 +1,4 @@
-"""What the user can mend is a `UserError`; every other exception is a bug, which ends in a traceback."""
+"""Errors that the user can mend are `UserError`s; every other exception is a bug and ends in a traceback."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import click
 from mergekit_mm import __version__
 
 _BUG = "This is a bug of mergekit-mm"
-_HOSTS = ("mergekit", "torch", "transformers", "peft")  # their versions are told where a report is asked for
+_HOSTS = ("mergekit", "torch", "transformers", "peft")  # packages whose versions a bug report should have
 
-# What the operating system refuses for reasons outside of the program. A file that is not there is none of them:
-# inputs are looked at before they are read, so that one is a bug.
-_OUTSIDE = {
+# Codes of errors of the operating system whose reasons are outside of the program. That a file does not exist is not
+# among them: inputs are looked at before they are read, so such an error is a bug.
+_EXTERNAL_ERRORS = {
     getattr(errno, name)
     for name in (
         *("EACCES", "EPERM", "EROFS"),
@@ -38,10 +38,10 @@ _OUTSIDE = {
 
 
 class UserError(click.ClickException, ValueError):
-    """Something that the user can mend; the message says what is wrong, where, and what to do.
+    """An error that the user can mend. Its message says what is wrong, where, and what to do.
 
-    On the command line the message is all that is shown; at the log level DEBUG, the traceback and its causes come
-    before it. It is a ValueError, as which mergekit's merge methods refuse what they are given.
+    On the command line only the message is shown; at the log level DEBUG, the traceback and its causes come before it.
+    It is a ValueError, like the errors with which mergekit's merge methods refuse their inputs.
     """
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -55,15 +55,16 @@ class MergeError(UserError):
 
 
 class EvaluationError(UserError):
-    """An evaluation cannot run as it was asked for; `lm_eval` shows the message alone."""
+    """An evaluation cannot run with the given arguments; `lm_eval` shows the message alone."""
 
 
 @contextmanager
 def system_errors(place: Path | str | None = None) -> Iterator[None]:
-    """Raise MergeError for what the operating system refuses: a full disk, a file that must not be read, and so on.
+    """A context that raises MergeError for errors of the operating system, such as a full disk or missing permissions.
 
-    place: the file or directory in use, for errors that do not name one themselves. Errors of Python, and of the Rust
-    libraries (safetensors, tokenizers), are looked at.
+    They may come from Python, or from the Rust libraries safetensors and tokenizers.
+
+    place: the file or directory in use, for errors that do not name one themselves.
     """
     try:
         yield
@@ -81,7 +82,7 @@ def _of_the_system(error: Exception, place: Path | str | None) -> str | None:
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (rust := re.search(r"\(os error (\d+)\)", str(error))):
         code = int(rust[1])
-    if code not in _OUTSIDE:
+    if code not in _EXTERNAL_ERRORS:
         return None
     assert code is not None
     file = getattr(error, "filename", None) or place
@@ -90,10 +91,12 @@ def _of_the_system(error: Exception, place: Path | str | None) -> str | None:
 
 @contextmanager
 def refused_by(*modules: str, about: str = "") -> Iterator[None]:
-    """Raise MergeError for what modules of a host refuse; `about` comes before the host's own words.
+    """A context that raises MergeError for errors by which modules of a host refuse their input.
 
-    Only errors that these modules raise themselves count. One from deeper down, as from torch or from this package, is
-    a bug and passes.
+    Only errors that the code of these modules raises itself count. An error from deeper down, from torch or from this
+    package, is a bug and passes.
+
+    about: the beginning of the message, before the host's own words.
     """
     try:
         yield
@@ -113,7 +116,7 @@ def _raised_in(error: Exception) -> str:
 
 @contextmanager
 def bugs_reported() -> Iterator[None]:
-    """Ask for a report of every exception that is no `UserError`; it is passed on, with its traceback."""
+    """A context that asks for a report of every exception that is no `UserError`; the exception itself passes."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -124,7 +127,7 @@ def bugs_reported() -> Iterator[None]:
 
 
 def _ask_for_report(error: Exception) -> None:
-    """Put one line below the traceback of an error, once. Python 3.10 has no notes: there it is printed before."""
+    """Put one line below the traceback of an error, once. Python 3.10 has no notes; there the line is printed first."""
     if any(note.startswith(_BUG) for note in getattr(error, "__notes__", ())):
         return
     versions = [f"mergekit-mm {__version__}", *map(_version, _HOSTS), f"Python {platform.python_version()}"]

@@ -61,7 +61,10 @@ def run_sweep(
 def _run(
     config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
 ) -> None:
-    """Merge to every output: strength of the merged delta (None: a plain merge, as it is) -> directory."""
+    """Run one merge and write it to every output.
+
+    outputs: strength of the merged delta -> directory. A plain merge, which is no sweep, has the one strength None.
+    """
     require_device(options)
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
@@ -101,35 +104,36 @@ def _run(
 
 
 def require_device(options: MergeOptions) -> None:
-    """MergeError where the options ask for a device that is not there."""
+    """MergeError if the options ask for a device that cannot be used."""
     if options.multi_gpu and not torch.cuda.device_count():
         raise MergeError("--multi-gpu: torch finds no GPU here. Leave it out to merge on the CPU.")
     try:
         torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without it
-        told = str(error).splitlines()[0]
-        raise MergeError(f"The device {options.device} cannot be used ({told}); the default is cpu.") from error
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter if it was built without that device.
+        cause = str(error).splitlines()[0]
+        raise MergeError(f"The device {options.device} cannot be used ({cause}); the default is cpu.") from error
 
 
 @contextmanager
 def enough_memory(device: str | None) -> Iterator[None]:
-    """MergeError where the device that computes has no room for what is computed."""
+    """A context that turns errors of too little memory, on the device that computes, into a MergeError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        told = str(error).partition(". ")[0] or "out of memory"
+        cause = str(error).partition(". ")[0] or "out of memory"
         advice = "the machine needs more memory" if device in (None, "cpu") else "merge on the CPU, without --cuda"
-        raise MergeError(f"The memory of {device or 'cpu'} does not suffice ({told}): {advice}.") from error
+        raise MergeError(f"The memory of {device or 'cpu'} does not suffice ({cause}): {advice}.") from error
 
 
 def _recipe(source: str, scale: float | None) -> str:
+    """The text of mergekit_config.yml: that of the config, with a comment on the strength if it is one of a sweep."""
     if scale is None:
         return source
     return f"# One of a sweep: what this merge changes of its base was multiplied by {scale:g}.\n{source}"
 
 
 def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> MergePlan:
-    """The plan of a merge with its side files, seen to end in a model that loads; nothing is written.
+    """The plan of a merge with its side files, after a check that it ends in a model that loads; nothing is written.
 
     Headers, side files and samples of values are read.
 
@@ -145,16 +149,11 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
         return plan
 
 
-def check_merge(config: MergeConfiguration, options: MergeOptions, config_source: str | None = None) -> str:
-    """What a merge would do, as text. Raises MergeError as `plan_merge`."""
-    return str(plan_merge(config, options, config_source))
-
-
 def _templated_tokenizer(plan: MergePlan, options: MergeOptions) -> PreTrainedTokenizerBase | None:
     """The tokenizer among the side files with the chat template that the config asks for; None if it asks for none.
 
     Raises:
-        MergeError: the tokenizer cannot be loaded, or the template is none.
+        MergeError: the tokenizer cannot be loaded, or the template does not exist.
     """
     if not plan.config.chat_template:
         return None

@@ -1,4 +1,4 @@
-"""One merge whose result is an adapter: what it changes of its base, factorised, module by module."""
+"""One merge with an adapter as its result: the merged deltas over the base, factorised module by module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModuleResult:
-    """One module of a written adapter that has factors."""
+    """One module of a written adapter with factors."""
 
     path: str
     rank: int
@@ -43,11 +43,11 @@ class ModuleResult:
 
 @dataclass(frozen=True)
 class AdapterResult:
-    """What a written adapter holds."""
+    """The contents of a written adapter."""
 
-    modules: list[ModuleResult]
-    saved: list[str]  # paths of the modules that it holds whole
-    biases: list[str]  # names of the biases that it holds whole, of other linear layers
+    modules: list[ModuleResult]  # the modules with factors
+    saved: list[str]  # paths of the modules that are written whole
+    biases: list[str]  # names of the biases that are written whole; they belong to other linear layers
 
 
 def merge_to_adapter(
@@ -58,14 +58,14 @@ def merge_to_adapter(
     dtype: torch.dtype,
     config_source: str,
 ) -> AdapterResult:
-    """Run a merge and write what it changes of its base as one PEFT adapter.
+    """Run a merge and write its deltas over the base as one PEFT adapter.
 
-    Linear layers and embeddings get factors, of at most `rank` per module, in `dtype`. Whatever else changes, and what
-    an input holds whole, is written whole, as the merge itself would write it.
+    Linear layers and embeddings get factors, of at most `rank` per module, in `dtype`. Other tensors that change, and
+    modules that an input's adapter holds whole, are written whole, as the merge itself would write them.
 
     Raises:
-        MergeError: as for any merge; or the merge changes what no adapter can hold, or what has no low rank without
-            a `rank` to cut it to.
+        MergeError: as for any merge; or the merge changes a tensor that no adapter can hold, or by a delta of full rank
+            while `rank` is None.
     """
     out = Path(out_path)
     require_device(options)
@@ -89,27 +89,27 @@ def merge_to_adapter(
         with staged(out) as staging:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)
-            # first what is whole: its refusals need not wait for decompositions, which may take hours
-            saved, whole = _whole(compiler, tasks, linear, linear | embeddings, options)
-            inside = tuple(f"{module}." for module in saved)
-            fit = {
+            # Whole tensors come first: their refusals need not wait for decompositions, which may take hours.
+            saved, whole = _whole_tensors(compiler, tasks, linear, linear | embeddings, options)
+            saved_prefixes = tuple(f"{module}." for module in saved)
+            to_factorise = {
                 name: path
                 for name in tasks
                 if (path := name.removesuffix(".weight")) in linear | embeddings
                 and name not in whole
-                and not name.startswith(inside)
+                and not name.startswith(saved_prefixes)
             }
-            factors = dict(_factorised({name: tasks[name] for name in fit}, fit, rank, options))
+            factors = dict(_factorised({name: tasks[name] for name in to_factorise}, to_factorise, rank, options))
             if not factors and not whole:
-                known = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
+                advice = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
                 raise MergeError(
-                    f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{known}"
+                    f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{advice}"
                 )
-            results = [ModuleResult(path, found.rank, found.energy) for path, found in factors.items()]
+            results = [ModuleResult(path, own.rank, own.energy) for path, own in factors.items()]
             name = str(plan.inputs.base.model.path)
             model_class = type(base.meta_model.model) if base.meta_model else None
             paths = module_paths(base)
-            written = factors or _nothing(base, linear, inside)
+            written = factors or _zero_factors(base, linear, saved_prefixes)
             write_adapter(staging, written, embeddings & factors.keys(), paths, name, model_class, dtype, whole, saved)
             (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
             if options.write_model_card:
@@ -117,64 +117,68 @@ def merge_to_adapter(
                     plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
                 )
                 (staging / "README.md").write_text(card, encoding="utf-8")
-        return AdapterResult(results, saved, [each for each in whole if not each.startswith(inside)])
+        return AdapterResult(results, saved, [each for each in whole if not each.startswith(saved_prefixes)])
 
 
-def _whole(
+def _whole_tensors(
     compiler: Compiler,
     tasks: Tasks,
     linear: set[str],
     adaptable: set[str],
     options: MergeOptions,
 ) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """The modules that are written whole; and name in memory -> value of all their tensors, and of other biases.
+    """The modules that are written whole; and name in memory -> value of all their tensors, and of biases elsewhere.
 
-    Whole are the modules of everything that changes and is no matrix of those in `adaptable`, and of what changes and
-    an input holds whole.
+    A module is written whole if one of its tensors changes that is no matrix of a module in `adaptable`, or that an
+    input's adapter holds whole.
+
+    Args:
+        tasks: the tasks of `Compiler.to_deltas`.
+        linear: the paths of the linear layers. adaptable: these, and the paths of embeddings.
 
     Raises:
-        MergeError: a change in a module that PEFT cannot save.
+        MergeError: a tensor changes in a module that PEFT cannot save.
     """
     plan, base = compiler.plan, compiler.inputs.base_checkpoint
-    replaced = [name for name in tasks if any(found.replaces(name) for found in plan.inputs.adaptations.values())]
-    # PEFT saves embeddings that it adapts whole too, changed or not: then the factors say it all
+    replaced = [name for name in tasks if any(each.replaces(name) for each in plan.inputs.adaptations.values())]
+    # PEFT saves embeddings that it adapts whole too, changed or not. Then their factors are the whole change.
     factored = [name for name in replaced if _all_add_factors(plan, name)]
     dense = [n for n, d in run({n: tasks[n] for n in factored}, options) if d is not None and d.right is None]
-    apart = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
-    tests = {
-        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name])) for name in apart
+    candidates = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
+    comparisons = {
+        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name])) for name in candidates
     }
-    changed = {name: value for name, value in run(tests, options) if value is not None}
+    changed = {name: value for name, value in run(comparisons, options) if value is not None}
     biases = {name for name in changed if name.endswith(".bias") and name.removesuffix(".bias") in linear}
     saved, why_not = saved_modules(base, changed.keys() - biases)
     if why_not:
         roles = sorted({base.tensors[name].role.value for name in why_not} & {*ROLE_PARAMETERS})
         policies = ", ".join(f"{role}: base" for role in roles)
-        told = [f"{name}: {why}" for name, why in why_not.items()]
+        refused = [f"{name}: {why}" for name, why in why_not.items()]
         raise MergeError(
-            f"This merge changes {len(told)} tensors that no adapter can hold:{indented(told, '  ')}\n"
+            f"This merge changes {len(refused)} tensors that no adapter can hold:{indented(refused, '  ')}\n"
             + (f"Keep them by `parameters: {{{policies}}}`, or write a model." if policies else "Write a model.")
         )
-    more = {
+    unchanged = {
         name: compiler.written(plan[name])
         for module in saved
         for name in tensors_of(base, module)
         if name not in changed
     }
-    return saved, changed | dict(run(more, options))
+    return saved, changed | dict(run(unchanged, options))
 
 
 def _all_add_factors(plan: MergePlan, name: str) -> bool:
     """Whether every adapter that holds a tensor whole has factors for it as well."""
-    holding = [found for found in plan.inputs.adaptations.values() if found.replaces(name)]
-    return all(found.adds_factors(name) for found in holding)
+    holding_whole = [adaptation for adaptation in plan.inputs.adaptations.values() if adaptation.replaces(name)]
+    return all(adaptation.adds_factors(name) for adaptation in holding_whole)
 
 
-def _nothing(base: Checkpoint, linear: set[str], inside: tuple[str, ...]) -> dict[str, Factors]:
-    """Factors of zero for one linear layer: PEFT refuses an adapter that adapts none."""
+def _zero_factors(base: Checkpoint, linear: set[str], saved_prefixes: tuple[str, ...]) -> dict[str, Factors]:
+    """Factors of zero for one linear layer outside of the saved modules: PEFT refuses an adapter that adapts none."""
     for name, info in base.tensors.items():
         path = name.removesuffix(".weight")
-        if path in linear and not name.startswith(inside) and len(info.shape) == 2:
+        if path in linear and not name.startswith(saved_prefixes) and len(info.shape) == 2:
             rows, columns = info.shape
             return {path: Factors(torch.zeros(rows, 1), torch.zeros(1, columns), 1.0)}
     raise MergeError(f"{base.name} has no linear layer left that an adapter could adapt: write a model.")
@@ -183,10 +187,12 @@ def _nothing(base: Checkpoint, linear: set[str], inside: tuple[str, ...]) -> dic
 def _factorised(
     tasks: Tasks, paths: Mapping[str, str], rank: int | None, options: MergeOptions
 ) -> Iterator[tuple[str, Factors]]:
-    """(module path, factors) of every matrix that changes; only factors are kept.
+    """(module path, factors on the CPU) of every matrix that changes. No delta is kept once it is factorised.
+
+    paths: name in memory -> module path.
 
     Raises:
-        MergeError: a change of full rank without a rank to cut it to.
+        MergeError: a delta has full rank, and `rank` is None.
     """
     for name, delta in run(tasks, options):
         if delta is None:
@@ -195,16 +201,16 @@ def _factorised(
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
-        if (found := factorise(delta.to(options.device), rank)) is not None:
-            yield paths[name], found.to("cpu")
+        if (factors := factorise(delta.to(options.device), rank)) is not None:
+            yield paths[name], factors.to("cpu")
 
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:
     """Paths of the linear layers and of the embeddings that PEFT can adapt; tied ones are left out."""
-    if base.meta_model is None:  # remote code: a matrix of that name is a linear layer
+    if base.meta_model is None:  # Only names are known of remote code: any matrix `weight` is taken for a linear layer.
         matrices = [n for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
         return {n.removesuffix(".weight") for n in matrices}, set()
     modules = base.meta_model.model.named_modules()
-    fit = {p: m for p, m in modules if not base.meta_model.tied_to(f"{p}.weight")}
-    linear = {p for p, m in fit.items() if isinstance(m, torch.nn.Linear)}
-    return linear, {p for p, m in fit.items() if isinstance(m, torch.nn.Embedding)}
+    untied = {path: module for path, module in modules if not base.meta_model.tied_to(f"{path}.weight")}
+    linear = {path for path, module in untied.items() if isinstance(module, torch.nn.Linear)}
+    return linear, {path for path, module in untied.items() if isinstance(module, torch.nn.Embedding)}

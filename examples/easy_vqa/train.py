@@ -51,7 +51,7 @@ class Plan:
 
     tower: Stage
     base: Stage
-    share: float  # of the questions that the base learns from
+    share: float  # the part of the questions that the base learns from
     expert: Stage
     lora: Stage
     yesno_factor: int  # the yes/no experts train that many times longer

@@ -44,8 +44,8 @@ RECIPE = Path("merge_yamls/omni.yaml")
 EXAMPLES = 3  # questions of each sort that are shown with what the merge says
 UNMERGED = "towers on the text LLM"
 CHOICES = ("host", "vision_tower")  # parameters of every method
-# The parameters of each merge, and its `merge_method` if that is not its name. Strengths are the best of the grid
-# of choose.py, which ends at 1.5.
+# The parameters of each merge, and its `merge_method` if that is not its name. choose.py found the strengths: they are
+# the best of its grid, which ends at 1.5.
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
     "task_arithmetic": {"weight": 1.0, "lambda": 0.7},

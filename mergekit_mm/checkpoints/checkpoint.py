@@ -41,14 +41,14 @@ class TensorInfo:
 class Checkpoint:
     """The tensors of one checkpoint directory. Only headers have been read."""
 
-    name: str  # as the user wrote it
+    name: str  # the user's name for it, for messages
     directory: Path
     config: Mapping[str, Any]  # the parsed config.json, without entries about quantization
     meta_model: MetaModel | None  # None for remote code, of which only the names on disk are known
     disk: Mapping[str, DiskTensor]  # name on disk, without a training wrapper's prefix -> its header
     groups: tuple[Group, ...]
     unknown: frozenset[str]  # names on disk that the model has no place for
-    tensors: Mapping[str, TensorInfo]  # by name in memory; an unknown tensor has its name on disk
+    tensors: Mapping[str, TensorInfo]  # name in memory (on disk, if the model does not know the tensor) -> tensor
     files: tuple[str, ...]  # the files that hold the tensors
     notes: tuple[str, ...] = ()  # steps taken while the files were read that may surprise the user
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub.hf_api import RepoSibling
+
+# The documentation has these three here; the package re-exports them in a way that mypy does not take for public.
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from mergekit.options import MergeOptions
 
@@ -33,7 +35,7 @@ _FIRST = 100_001  # bytes of the first read, as in the hub's library: most heade
 _MOST = 100_000_000  # bytes of the longest header that safetensors accepts
 
 
-class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]
+class HeaderOptions(MergeOptions, frozen=True):  # type: ignore[call-arg]  # mypy does not see pydantic behind mergekit
     """The options of a command that reads no values of models of the hub."""
 
     views: Path  # where these models are laid out

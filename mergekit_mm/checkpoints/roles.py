@@ -76,7 +76,7 @@ def classify(meta_model: MetaModel) -> dict[str, Role]:
     built[""] = None if Role.LANGUAGE_MODEL in built.values() else Role.LANGUAGE_MODEL
     vocabulary = _vocabulary(model, built)
     roles = {name: vocabulary.get(name) or _role(name, model, built) for name in meta_model.tensors}
-    for pair in meta_model.aliases.items():  # of two tied tensors, one sub-config describes both
+    for pair in meta_model.aliases.items():  # One sub-config describes both of two tied tensors.
         if described := [roles[name] for name in pair if roles[name] is not Role.PROJECTOR]:
             roles |= {name: described[0] for name in pair if roles[name] is Role.PROJECTOR}
     return roles
@@ -159,7 +159,7 @@ def _vocabulary(model: PreTrainedModel, built: Mapping[str, Role | None]) -> dic
         module = model.get_submodule(name)
         try:
             parts = {Role.EMBEDDINGS: module.get_input_embeddings(), Role.LM_HEAD: module.get_output_embeddings()}
-        except (NotImplementedError, AttributeError):
+        except (NotImplementedError, AttributeError):  # These models have no answer; a part of them has.
             continue
         found = {role: part for role, part in parts.items() if part is not None} | found
     return {n: role for role, part in found.items() for n in _names_within(model, part)}

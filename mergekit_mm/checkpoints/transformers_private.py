@@ -37,6 +37,7 @@ __all__ = [
     "get_relative_imports",
     "ignored_if_missing",
     "ignored_if_unexpected",
+    "media_model_types",
     "on_meta_device",
     "parsed_config",
     "processor_class",
@@ -55,6 +56,19 @@ def on_meta_device(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreT
         model = cls(config)
     model.tie_weights()  # no_init_weights leaves them apart
     return model
+
+
+def media_model_types() -> frozenset[str]:
+    """The model types of all multimodal LLMs and speech models that transformers knows."""
+    from transformers.models.auto import modeling_auto as tables
+
+    return frozenset(
+        {
+            *tables.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+            *tables.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+            *tables.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
+        }
+    )
 
 
 def parsed_config(raw: Mapping[str, Any]) -> dict[str, Any]:

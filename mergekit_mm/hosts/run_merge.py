@@ -23,7 +23,7 @@ def install() -> None:
     # Commands that were imported before this call hold the function itself.
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "mergekit" and getattr(module, "run_merge", None) is original:
-            module.run_merge = mergekit.merge.run_merge  # type: ignore[attr-defined]
+            vars(module)["run_merge"] = mergekit.merge.run_merge
 
 
 def _run_merge(original: Any, *arguments: Any, **options: Any) -> Any:

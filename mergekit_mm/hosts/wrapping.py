@@ -22,7 +22,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     def wrapper(*arguments: Any, **options: Any) -> Any:
         return around(original, *arguments, **options)
 
-    wrapper.__mergekit_mm__ = True  # type: ignore[attr-defined]
+    vars(wrapper)["__mergekit_mm__"] = True
     setattr(owner, name, wrapper)
 
 

@@ -197,7 +197,7 @@ def task_vector_method(
         # mergekit reads a method's parameters from the signature of its kernel
         before = list(inspect.signature(kernel).parameters.values())[:2]
         own = list(inspect.signature(solve).parameters.values())[1:]
-        kernel.__signature__ = inspect.Signature([*before, *own])  # type: ignore[attr-defined]
+        vars(kernel)["__signature__"] = inspect.Signature([*before, *own])
         kernel.__annotations__ = {
             **get_type_hints(solve, include_extras=True),
             "group": TensorGroup,

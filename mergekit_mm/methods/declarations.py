@@ -23,8 +23,34 @@ class WeightedSum:
     weights: Callable[[Mapping[str, Any], Sequence[float]], list[float]]  # (shared parameters, `weight` of each input)
 
 
+def refused_values(method: str, parameters: Mapping[str, Any], of_inputs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a method of mergekit cannot merge with these values, each of which it can have by itself; None if it can.
+
+    parameters: those for all inputs. of_inputs: those of each input that has some.
+    """
+    weights = [own["weight"] for own in of_inputs if "weight" in own]
+    divides = (method == "linear" and parameters["normalize"]) or (
+        method == "multislerp" and parameters["normalize_weights"]
+    )
+    is_nothing = method == "multislerp" and not any(weights) and len(weights) != 2  # Two are added, not interpolated.
+    if (divides and sum(weights) == 0) or is_nothing:
+        return "the weights add up to 0, by which they are divided, which gives NaN or Inf."
+    if method.startswith("dare_") and any(own["density"] < 0 for own in of_inputs if "density" in own):
+        return "the density is a probability, so it cannot be negative."
+    if method in ("della", "della_linear"):
+        for own in (each for each in of_inputs if "density" in each):
+            density, epsilon = own["density"], own["epsilon"]
+            ends = (density - epsilon, density + epsilon)  # the probabilities of the smallest and the largest value
+            if 0 < density < 1 and (min(ends) < 0 or max(ends) > 1 or ends[0] == 0 or ends[1] == 1):
+                return (
+                    f"Epsilon must be chosen such that density +/- epsilon is in (0, 1); got density {density} and "
+                    f"epsilon {epsilon}."
+                )
+    return None
+
+
 def _linear(parameters: Mapping[str, Any], given: Sequence[float]) -> list[float]:
-    """w_i, divided by their sum if `normalize`."""
+    """w_i, divided by their sum if `normalize`; a sum of zero is among `refused_values`."""
     return [weight / sum(given) for weight in given] if parameters["normalize"] else list(given)
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from mergekit_mm.checkpoints.adapters.whole import shortened
 from mergekit_mm.numerics.low_rank import Factors
 
-# Written even if they are PEFT's defaults, for readers that are not PEFT. Other fields are left out at their defaults,
-# as versions of PEFT refuse those that they do not know: these here are known since PEFT 0.9.
+# Fields of adapter_config.json that are written even with PEFT's default, for readers that are not PEFT. All are known
+# since PEFT 0.9. Other fields are left out if they have their defaults, as PEFT refuses fields of later versions.
 _ALWAYS = (
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "modules_to_save"),
@@ -34,14 +34,20 @@ def write_adapter(
     whole: Mapping[str, torch.Tensor],
     saved: Collection[str],
 ) -> None:
-    """Write the factors of each module as an adapter whose scaling is 1 everywhere (alpha = rank), and what is whole.
+    """Write factors and whole tensors as one PEFT adapter. Its scaling is 1 everywhere: alpha is the rank.
 
-    factors: module path in memory -> its factors (out, r), (r, in). embeddings: those of them that are embeddings, with
-    factors (vocabulary, r), (r, width). modules: the paths of all modules of the model, so that short target names are
-    used where they mean the same. base, model_class: what the adapter says it belongs to; with a class PEFT's
-    AutoPeftModel finds the rest. `r` is the largest rank, as servers make room for that. dtype: of the factors. whole:
-    name in memory -> a tensor that takes the place of the base's, in its own dtype: all tensors of the modules `saved`,
-    and biases of other linear layers.
+    The `r` of the adapter's config is the largest rank, as servers reserve memory for that.
+
+    Args:
+        factors: module path in memory -> its factors (out, r), (r, in).
+        embeddings: the paths in `factors` that are embeddings, with factors (vocabulary, r), (r, width).
+        modules: the paths of all modules of the model. A short target name is written where it fits no other module.
+        base: the name of the model that the adapter belongs to.
+        model_class: the class of that model, with which PEFT's AutoPeftModel can load it; None if it is not known.
+        dtype: the dtype of the written factors.
+        whole: name in memory -> a tensor that replaces the base's, written in its own dtype: all tensors of the modules
+            `saved`, and biases of other linear layers.
+        saved: the paths of the modules that are written whole.
     """
     tensors: dict[str, torch.Tensor] = {}
     for path, (b, a, _) in factors.items():
@@ -55,12 +61,12 @@ def write_adapter(
     has_bias = False
     for name, tensor in whole.items():
         owner, _, kind = name.rpartition(".")
-        inside = name.startswith(tuple(f"{path}." for path in saved))
-        has_bias |= not inside
-        # beneath an adapted layer PEFT keeps the layer itself under this name
-        wrapped = f"{owner}.base_layer.{kind}" if not inside and owner in factors else name
-        tensors[f"base_model.model.{wrapped}"] = tensor.contiguous().clone()  # parts of one tensor share its storage
-    ranks = {path: found.rank for path, found in factors.items()}
+        is_saved = name.startswith(tuple(f"{path}." for path in saved))
+        has_bias |= not is_saved
+        # An adapted layer of PEFT holds the original layer under the name `base_layer`.
+        peft_name = f"{owner}.base_layer.{kind}" if not is_saved and owner in factors else name
+        tensors[f"base_model.model.{peft_name}"] = tensor.contiguous().clone()  # Views of one tensor share its storage.
+    ranks = {path: own.rank for path, own in factors.items()}
     largest = max(ranks.values())
     smaller = {path: rank for path, rank in ranks.items() if rank != largest}
     config = LoraConfig(
@@ -77,17 +83,18 @@ def write_adapter(
         inference_mode=True,
     )
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    usual, content = LoraConfig().to_dict(), config.to_dict()
-    content = {key: content[key] for key in content if key in _ALWAYS or content[key] != usual[key]}
+    defaults, content = LoraConfig().to_dict(), config.to_dict()
+    content = {key: content[key] for key in content if key in _ALWAYS or content[key] != defaults[key]}
     content["target_modules"] = sorted(content["target_modules"])
-    (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+    (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, default=_json_value) + "\n")
 
 
-def _targets(chosen: Collection[str], modules: Collection[str]) -> list[str]:
-    """The last part of a module's name where all modules that end so are meant, else its whole name."""
-    kept = {path.rpartition(".")[2] for path in modules if path not in chosen}
-    return sorted({path if (last := path.rpartition(".")[2]) in kept else last for path in chosen})
+def _targets(adapted: Collection[str], modules: Collection[str]) -> list[str]:
+    """The last part of an adapted module's name if all modules with that part are adapted; else its whole name."""
+    unadapted = {path.rpartition(".")[2] for path in modules if path not in adapted}
+    return sorted({path if (last := path.rpartition(".")[2]) in unadapted else last for path in adapted})
 
 
-def _plain(value: object) -> object:
+def _json_value(value: object) -> object:
+    """A value that JSON cannot hold, as one that it can."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -1,4 +1,4 @@
-"""The model card of a merge: method, parameters, what was done with each role, inputs and their hashes."""
+"""The model card of a merge: method, config, actions by role, inputs and their hashes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ mergekit-mm {version} (torch {torch}, transformers {transformers}) by the method
 def model_card(
     plan: MergePlan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
 ) -> str:
-    """The text of README.md, with the hashes that `hash_inputs` gave; `library` is the one that loads the output."""
+    """The text of README.md. hashes: the result of `hash_inputs`. library: the library that loads the output."""
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
     is_omni = isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.model_type == OmniConfig.model_type
@@ -72,7 +72,7 @@ def model_card(
 
 
 def _link(method: str) -> str:
-    """The name of a method as Markdown, with a link to where it was published."""
+    """The name of a method as Markdown, with a link to its publication if it declares one."""
     spec = merge_methods.get(method).spec
     name = spec.pretty_name or method
     return f"[{name}]({spec.reference_url})" if spec.reference_url else name
@@ -85,19 +85,19 @@ def hash_inputs(plan: MergePlan, quiet: bool) -> dict[tuple[str, str], str]:
         for model, checkpoint in plan.inputs.checkpoints.items()
         for file in checkpoint.files
     }
-    for model, found in plan.inputs.adaptations.items():
-        files |= {(str(model.lora), file.name): file for file in found.adapter.files}
+    for model, adaptation in plan.inputs.adaptations.items():
+        files |= {(str(model.lora), file.name): file for file in adaptation.adapter.files}
     total = sum(path.stat().st_size for path in files.values())
     with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
         return {key: _sha256(path, bar) for key, path in files.items()}
 
 
 def _sha256(path: Path, bar: tqdm) -> str:
-    # the hub's cache names a file by its hash and links to it
-    blob = os.path.basename(os.path.realpath(path))
-    if re.fullmatch(r"[0-9a-f]{64}", blob):
+    """The SHA-256 of a file in hexadecimal. The cache of the hub has links to files whose names are their hashes."""
+    target = os.path.basename(os.path.realpath(path))
+    if re.fullmatch(r"[0-9a-f]{64}", target):
         bar.update(path.stat().st_size)
-        return blob
+        return target
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -1,4 +1,4 @@
-"""An output directory that is either the finished merge or not there."""
+"""An output directory that holds either the finished merge or nothing of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from mergekit_mm.checkpoints.side_files.model_files import PROCESSOR, TOKENIZER, is_of_tokenizer
 from mergekit_mm.errors import MergeError
 
-# what a loader would take for a part of the new model; other files are the user's
+# Files of an earlier model that a loader would take for a part of the new one. Other files are the user's.
 _OLD_WEIGHTS = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
@@ -22,33 +22,33 @@ _OLD_WEIGHTS = (
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output path that would destroy an input, or files that one links to, or that cannot be written.
+    """Refuse an output path that is an input, or holds files to which an input links, or cannot be written.
 
     Raises:
-        MergeError: saying which.
+        MergeError: for such a path; the message says which of these it is.
     """
     if out.exists() and not out.is_dir():
         raise MergeError(f"The output path {out} is a file.")
-    place = out.resolve()
+    resolved = out.resolve()
     for directory in inputs:
-        if place == directory.resolve():
+        if resolved == directory.resolve():
             raise MergeError(f"The output path {out} is also an input of the merge, which would be overwritten.")
-        if linked := next((file for file in directory.iterdir() if file.resolve().parent == place), None):
+        if linked := next((file for file in directory.iterdir() if file.resolve().parent == resolved), None):
             raise MergeError(
                 f"The output path {out} holds {linked.name} of the input {directory}, by a link. Choose another."
             )
-    there = next(p for p in (place, *place.parents) if p.exists())
-    if not there.is_dir():
-        raise MergeError(f"The output path {out} cannot be written: {there} is a file.")
-    if not os.access(there, os.W_OK):
-        raise MergeError(f"The output path {out} cannot be written: {there} is not writable.")
+    existing = next(path for path in (resolved, *resolved.parents) if path.exists())
+    if not existing.is_dir():
+        raise MergeError(f"The output path {out} cannot be written: {existing} is a file.")
+    if not os.access(existing, os.W_OK):
+        raise MergeError(f"The output path {out} cannot be written: {existing} is not writable.")
 
 
 def check_room(directory: Path, needed_bytes: int) -> None:
-    """Refuse an output that the disk has no room for.
+    """Check that the disk of a directory has room for an output.
 
     Raises:
-        MergeError: with both sizes.
+        MergeError: it has not; the message has both sizes.
     """
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
@@ -59,9 +59,10 @@ def check_room(directory: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A directory that becomes the output if the block succeeds, and is removed if it does not.
+    """A directory that becomes the output if the block succeeds, and is removed if the block fails.
 
-    It is on the file system of the output, which may be a link or a mounted volume: inside, if that is there already.
+    It has to be on the file system of the output, which may be a link or a mounted volume. So it is made inside of the
+    output if that exists already, else beside it.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +79,10 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _replace_contents(out: Path, staging: Path) -> None:
-    """Files of an earlier merge make way; others stay. The config goes first and comes last, so that an
-    interruption leaves a directory that does not look finished.
+    """Replace the files of an earlier merge in `out` by the new ones; other files stay.
 
-    Its tokenizer and processor stay too where the new one has no tokenizer, which is what --no-copy-tokenizer is for.
+    The config is removed first and written last, so that an interrupted merge does not look finished.
+    The earlier tokenizer and processor stay if the new model has no tokenizer: --no-copy-tokenizer is for that.
     """
     (out / "config.json").unlink(missing_ok=True)
     has_tokenizer = any(is_of_tokenizer(path.name) for path in staging.iterdir())

@@ -1,4 +1,4 @@
-"""What makes written weights a model: config, tokenizer, processor, code, and a check of the whole."""
+"""From written weights to a model: config, tokenizer, processor and code are added, and the whole is checked."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ def finish_model(
     templated: PreTrainedTokenizerBase | None,
     options: MergeOptions,
 ) -> None:
-    """Add to the weights what makes them a model, and check the result.
+    """Add config and side files to the weights in `staging`, and check the result.
 
-    built: the tokenizer of the config's tokenizer section. templated: the copied one with the chat template asked for.
+    Args:
+        built: the new tokenizer, if the config has a tokenizer section.
+        templated: the copied tokenizer with the chat template of the config, if that has one.
+
+    Raises:
+        MergeError: the written tensors are not those of a model that transformers loads.
     """
     assert plan.side_files is not None
     written = read_headers(staging)
@@ -49,7 +54,7 @@ def finish_model(
 
 
 def carry_own_adapter(plan: MergePlan, staging: Path, out: Path) -> None:
-    """Copy the adapter that the model's class loads by itself; as `save_pretrained` has it, its base is the output."""
+    """Copy the adapter that the model's class loads by itself; its base is then `out`, as after `save_pretrained`."""
     if (own := plan.inputs.own_adapter) is None:
         return
     for name in own.files:

@@ -1,4 +1,4 @@
-"""Everything in a checkpoint but its weights and config, as it was planned: copied byte for byte, or written."""
+"""The planned side files, copied byte for byte or written: every file of a checkpoint but its weights and config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergekit_mm.plan.side_files import SideFiles
 
 
 def write_side_files(planned: SideFiles, target: Path) -> None:
-    """Put the planned files into a directory; links are copied as what they lead to."""
+    """Put the planned files into a directory. For a link, the file it leads to is copied."""
     for name, source in planned.copies.items():
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def write_side_files(planned: SideFiles, target: Path) -> None:
 def linked_tokenizer(planned: SideFiles, config: Path) -> Iterator[Path]:
     """A directory, for as long as the block lasts, from which the planned tokenizer can be loaded.
 
-    config: the config.json of the model, by which transformers chooses the class of a tokenizer that does not say.
+    config: the config.json of the model, from which transformers takes the class of a tokenizer that names none itself.
     """
     with TemporaryDirectory() as name:
         directory = Path(name)

@@ -1,4 +1,4 @@
-"""Whether transformers would load exactly what a merge plans, before it is run, and what it has written."""
+"""The check that transformers will load exactly the tensors of a merge: first the planned, then the written ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mergekit_mm.plan.omni.model import omni_model
 
 
 def verify_planned(plan: MergePlan, rows: int | None) -> None:
-    """Build the config that the merge will end in, and see that its tensors are those of a model.
+    """Make the config of the output, and check that the planned tensors are those of the model that it describes.
 
-    rows: of the embeddings, where the merge changes the vocabulary.
+    rows: as for `planned_tensors`.
 
     Raises:
-        MergeError: they are not.
+        MergeError: as for `verified_config` and `verified_omni`.
     """
     if isinstance(plan, OmniPlan):
         verified_omni(plan, planned_tensors(plan, rows))
@@ -31,25 +31,26 @@ def verify_planned(plan: MergePlan, rows: int | None) -> None:
 
 
 def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:
-    """What the merge will write: name on disk -> shape and dtype. rows: of the embeddings, where they change."""
-    base = plan.inputs.base_checkpoint
-    if isinstance(plan, OmniPlan):
-        resized = {name for name, info in plan.inputs.tensors.items() if info.vocabulary_axis is not None}
-    else:
-        by_token = [name for name, info in base.tensors.items() if info.vocabulary_axis is not None]
-        resized = {name for tensor in by_token for name in base.group_of[tensor].disk}
-    found = {name: replace(like, name=name, dtype=plan.written_dtype(like)) for name, like in plan.layout.items()}
-    if rows is None:
-        return found
-    return {n: replace(t, shape=(rows, *t.shape[1:])) if n in resized else t for n, t in found.items()}
+    """Name on disk -> shape and dtype of every tensor that the merge will write.
+
+    rows: rows of the embeddings, if the merge changes the vocabulary in a way that the plan does not know; else None.
+    """
+    planned: dict[str, DiskTensor] = {}
+    for output in plan.outputs:
+        like = output.like
+        shape = like.shape
+        if rows is not None and plan[output.tensor].info.vocabulary_axis is not None:
+            shape = (rows, *shape[1:])
+        planned[output.name] = replace(like, name=output.name, shape=shape, dtype=plan.written_dtype(like))
+    return planned
 
 
 def verified_config(
     plan: MergePlan, tensors: Mapping[str, DiskTensor], directory: Path, rows: int | None
 ) -> dict[str, Any]:
-    """The output's `config.json`, once `tensors` are seen to be those of the model that it describes.
+    """The output's `config.json`, after a check that `tensors` are those of the model that it describes.
 
-    directory: where the tensors are, or will be. rows: as of `planned_tensors`.
+    directory: the directory of the tensors, in which messages name files. rows: as for `verify_planned`.
 
     Raises:
         MergeError: transformers cannot make a model of this config; or a tensor is missing, unexpected or of another
@@ -61,29 +62,30 @@ def verified_config(
     try:
         model = assemble_checkpoint("The merged model", directory, config, tensors)
         require_complete(model)
-        known = {name for name, like in plan.layout.items() if like.name in base.unknown}
-        if extra := sorted(model.unknown - known):
+        unknown_in_base = {output.name for output in plan.outputs if output.like.name in base.unknown}
+        if extra := sorted(model.unknown - unknown_in_base):
             raise MergeError(f"The merged model would have no place for {len(extra)} tensors: {extra[:5]}.")
     except MergeError as error:
         if layers is None:
             raise
-        raise MergeError(f"Layers {layers} of {base.name}, which the slices ask for, make no model. {error}") from error
+        listed = list(layers)
+        raise MergeError(f"Layers {listed} of {base.name}, which the slices ask for, make no model. {error}") from error
     return config
 
 
 def verified_omni(plan: OmniPlan, tensors: Mapping[str, DiskTensor]) -> OmniConfig:
-    """The config of an omni model, once `tensors` are seen to be those of the model that it describes.
+    """The config of an omni model, after a check that `tensors` are those of the model that it describes.
 
     Raises:
         MergeError: the tensors are not those of that model, by names or shapes.
     """
     omni, host = plan.inputs.composition, plan.inputs.base_checkpoint
-    own = output_config(host.config, tensors, plan.layers, omni.vocabulary.size)
-    config, expected = omni_model(omni, plan.inputs.checkpoints, own, plan.routed)
-    held = {name: tensor.shape for name, tensor in tensors.items()}
-    missing = [name for name in expected if name not in held]
-    extra = [name for name in held if name not in expected]
-    wrong = [f"{n}: {held[n]}, not {shape}" for n, shape in expected.items() if n in held and held[n] != shape]
+    host_config = output_config(host.config, tensors, plan.layers, omni.vocabulary.size)
+    config, expected = omni_model(omni, host_config, plan.routed)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    wrong = [f"{n}: {shapes[n]}, not {shape}" for n, shape in expected.items() if n in shapes and shapes[n] != shape]
     if missing or extra or wrong:
         raise MergeError(
             f"The composed weights are not those of their model: {len(missing)} missing {missing[:4]}, "
@@ -93,7 +95,8 @@ def verified_omni(plan: OmniPlan, tensors: Mapping[str, DiskTensor]) -> OmniConf
 
 
 def require_as_planned(planned: Mapping[str, DiskTensor], written: Mapping[str, DiskTensor]) -> None:
-    """MergeError if what was written has other names or shapes than what was planned."""
-    wanted, found = ({name: tensor.shape for name, tensor in held.items()} for held in (planned, written))
-    if differing := sorted(name for name in wanted.keys() | found if wanted.get(name) != found.get(name)):
+    """MergeError if the written tensors have other names or shapes than the planned ones."""
+    shapes, written_shapes = ({name: t.shape for name, t in tensors.items()} for tensors in (planned, written))
+    names = shapes.keys() | written_shapes.keys()
+    if differing := sorted(name for name in names if shapes.get(name) != written_shapes.get(name)):
         raise MergeError(f"The merge wrote other tensors than planned: {differing[:5]}.")

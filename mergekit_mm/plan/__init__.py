@@ -2,21 +2,21 @@
 
 The plan itself:
 
-- `tensor_plan`: `TensorPlan`, what is done with one tensor; the actions Keep, Average, Merge, Copy and Route
-- `merge_plan`: `MergePlan` and `OmniPlan`, all tensors of an output; what people read of them is said here
-- `outputs`: under which names on disk the planned tensors are written
+- `tensor_plan`: `TensorPlan`, the plan of one tensor; the actions Keep, Average, Merge, Copy and Route
+- `merge_plan`: `MergePlan` and `OmniPlan`, the plans of all tensors of an output, and their text for people
+- `outputs`: the names on disk under which the planned tensors are written
 - `side_files`: the files that an output gets beside its weights
-- `summary`, `usage`, `as_json`: lines by role, what of the inputs is not used, and the plan as JSON
+- `summary`, `usage`, `as_json`: a line for each role, the unused parts of the inputs, and the plan as JSON
 
-How it comes about, in this order:
+How it is made, in this order:
 
+- `scope`: whether a merge is planned here at all, and not by mergekit
 - `config`, `keys`, `parameters`: the config is read, its keys and parameters are checked
-- `scope`: which merges are planned here at all, and not by mergekit
-- `inputs`: every input is opened and matched with the base; `beside` finds adapters and files beside the weights,
-  `unchanged` inputs that add nothing, `inspection` describes one input for `mergekit-mm inspect`
+- `opening`, `inputs`: every input is opened and matched with the base; `beside` finds adapters and files beside the
+  weights, `unchanged` finds inputs that add nothing, `inspection` describes one input for `mergekit-mm inspect`
 - `modules`, `walk`: the tensors of the output one by one, through modules, slices and layers
-- `policies`, `constants`, `decisions`: what is done with each tensor, and why
-- `build`: all of it in order; `omni/build` is the second builder, for models composed of several architectures
+- `policies`, `constants`, `decisions`: the action for each tensor, and the reason for it
+- `build`: all steps in order; `omni/build` is the second builder, for models composed of several architectures
 
 May import `checkpoints`, `methods` (what methods declare about themselves), `omni` (its configuration) and of mergekit
 what a config is made of. May not import `tasks`: a plan holds no tensor, and no task decides.

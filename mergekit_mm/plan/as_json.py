@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
+import yaml
+from mergekit.common import ModelReference
 
-if TYPE_CHECKING:
-    from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.tensor_plan import Action, Average, Copy, Keep, Merge, Route, TensorPlan, short_dtype
 
 SCHEMA = 1
 
@@ -18,6 +21,7 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
     files = plan.side_files
     return {
         "schema": SCHEMA,
+        "config": yaml.safe_load(plan.config.to_yaml()),
         "merge_method": plan.config.merge_method,
         "base_model": None if plan.config.base_model is None else str(plan.config.base_model),
         "layout": str(plan.inputs.base),
@@ -36,6 +40,7 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
             for output in plan.outputs
         ],
         "layers": None if plan.layers is None else list(plan.layers),
+        "moves_rows": plan.moves_rows,
         "side_files": None
         if files is None
         else {
@@ -49,12 +54,17 @@ def as_json(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _input(plan: MergePlan, model: Any) -> dict[str, Any]:
+def digest(plan: MergePlan) -> str:
+    """A SHA-256 of the plan as JSON: equal for equal plans, in every process."""
+    return hashlib.sha256(json.dumps(as_json(plan), sort_keys=True).encode()).hexdigest()
+
+
+def _input(plan: MergePlan, model: ModelReference) -> dict[str, Any]:
     checkpoint = plan.inputs.checkpoints[model]
-    found: dict[str, Any] = {"model_type": checkpoint.model_type, "directory": str(checkpoint.directory)}
+    description: dict[str, Any] = {"model_type": checkpoint.model_type, "directory": str(checkpoint.directory)}
     if model.lora:
-        found["adapter"] = str(plan.inputs.adaptations[model].adapter.directory)
-    return found
+        description["adapter"] = str(plan.inputs.adaptations[model].adapter.directory)
+    return description
 
 
 def _tensor(tensor: TensorPlan) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def _tensor(tensor: TensorPlan) -> dict[str, Any]:
     }
 
 
-def _action(action: Keep | Average | Merge | Copy | Route) -> dict[str, Any]:
+def _action(action: Action) -> dict[str, Any]:
     match action:
         case Keep(model):
             return {"action": "keep", "model": str(model)}
@@ -89,5 +99,5 @@ def _action(action: Keep | Average | Merge | Copy | Route) -> dict[str, Any]:
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    known = int | float | str | None
-    return {name: value if isinstance(value, known) else str(value) for name, value in parameters.items()}
+    json_types = int | float | str | None
+    return {name: value if isinstance(value, json_types) else str(value) for name, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""What lies beside the weights of the inputs: adapters of the models' own, and files that nothing loads."""
+"""Files beside the weights of the inputs: adapters that belong to the models themselves, and unused files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mergekit_mm.errors import MergeError
 
 @dataclass(frozen=True)
 class OwnAdapter:
-    """An adapter that belongs to the architecture: its class switches it on for one medium, so that it stays apart."""
+    """An adapter that belongs to an architecture. The model's class switches it on for one medium: it is not merged."""
 
     directory: Path
 
@@ -40,18 +40,20 @@ class OwnAdapter:
 def own_adapter(
     checkpoints: Mapping[ModelReference, Checkpoint], adaptations: Mapping[ModelReference, Adaptation], composed: bool
 ) -> tuple[OwnAdapter | None, list[str]]:
-    """The adapter that all inputs of such an architecture share and the output gets, and notes.
+    """The adapter of their own that all inputs of an architecture share and that the output gets unchanged, and notes.
+
+    composed: whether the inputs make an omni model.
 
     Raises:
-        MergeError: the inputs have different ones, or they make an omni model, which has no place for it.
+        MergeError: the inputs have different such adapters, or make an omni model, which has no place for one.
     """
     applied = {a.adapter.directory.resolve() for a in adaptations.values()}
-    having = {c.directory.resolve(): c for m, c in checkpoints.items() if c.has_own_adapter and not m.lora}
-    kept = [OwnAdapter(place) for place in having if place not in applied]
+    owners = {c.directory.resolve(): c for m, c in checkpoints.items() if c.has_own_adapter and not m.lora}
+    kept = [OwnAdapter(directory) for directory in owners if directory not in applied]
     if not kept:
         notes = ["The model's own adapter is a part of the merged weights, so the output has none."] if applied else []
         return None, notes if any(c.has_own_adapter for c in checkpoints.values()) else []
-    names = [having[each.directory].name for each in kept]
+    names = [owners[each.directory].name for each in kept]
     if composed:
         raise MergeError(
             f"{names[0]} has an adapter that its own class switches on for one medium, for which an omni model has no "
@@ -70,17 +72,17 @@ def own_adapter(
 
 
 def require_same_folders(base: Checkpoint, others: Iterable[Checkpoint]) -> None:
-    """Refuse inputs that differ in an adapter below the base's directory, as Phi-4-multimodal has one for each medium.
+    """Refuse inputs that differ in adapters in folders of their directories. Phi-4-multimodal has one for each medium.
 
     Raises:
-        MergeError: naming the folder.
+        MergeError: such a folder, by its name.
     """
     for folder in sorted(path.parent for path in base.directory.glob(f"*/{ADAPTER_CONFIG}")):
         if folder.name.startswith("checkpoint-") or not holds_adapter(folder):
             continue
         for other in others:
-            theirs = other.directory / folder.name
-            if holds_adapter(theirs) and not _same_adapter(folder, theirs):
+            counterpart = other.directory / folder.name
+            if holds_adapter(counterpart) and not _same_adapter(folder, counterpart):
                 raise MergeError(
                     f"{base.name} and {other.name} have different adapters in {folder.name}/, which are not merged "
                     "with the weights. Merge them by themselves (`mergekit-mm lora`) and put the result into both, or "
@@ -88,10 +90,11 @@ def require_same_folders(base: Checkpoint, others: Iterable[Checkpoint]) -> None
                 )
 
 
-def _same_adapter(here: Path, there: Path) -> bool:
-    configs = [{**read_json(place / ADAPTER_CONFIG), "base_model_name_or_path": None} for place in (here, there)]
-    ours, theirs = (next(p / name for name in ADAPTER_WEIGHTS if (p / name).is_file()) for p in (here, there))
-    return configs[0] == configs[1] and ours.name == theirs.name and same_content(ours, theirs)
+def _same_adapter(*directories: Path) -> bool:
+    """Whether two directories hold the same adapter, whatever path of its base each names."""
+    first, second = ({**read_json(d / ADAPTER_CONFIG), "base_model_name_or_path": None} for d in directories)
+    one, other = (next(d / name for name in ADAPTER_WEIGHTS if (d / name).is_file()) for d in directories)
+    return first == second and one.name == other.name and same_content(one, other)
 
 
 def unused_beside(
@@ -100,51 +103,58 @@ def unused_beside(
     carried: OwnAdapter | None,
     copied: Collection[str],
 ) -> Iterator[str]:
-    """Lines for what the input directories hold beside the tensors and is neither read, nor copied, nor compared.
+    """Lines on files of the input directories that are neither read, nor copied, nor compared.
 
-    copied: the files that the output gets beside its weights, by their paths below its directory.
+    carried: the adapter that the output gets unchanged. copied: the files that the output gets beside its weights, by
+    their paths below its directory.
     """
-    used: dict[Path, set[str]] = {}
-    names: dict[Path, str] = {}
+    used: dict[Path, set[str]] = {}  # directory -> names of the files that are read
+    names: dict[Path, str] = {}  # directory -> the input's name
     for checkpoint in checkpoints.values():
-        place = checkpoint.directory.resolve()
-        used.setdefault(place, set()).update(checkpoint.files, weight_files(place))
-        names.setdefault(place, checkpoint.name)
+        directory = checkpoint.directory.resolve()
+        used.setdefault(directory, set()).update(checkpoint.files, weight_files(directory))
+        names.setdefault(directory, checkpoint.name)
         if carried and checkpoint.has_own_adapter:
-            used[place].update(ADAPTER_WEIGHTS)
+            used[directory].update(ADAPTER_WEIGHTS)
     for model, adaptation in adaptations.items():
-        place = adaptation.adapter.directory.resolve()
-        used.setdefault(place, set()).update(file.name for file in adaptation.adapter.files)
-        if holds_weights(place) and same_weights(place, checkpoints[model].directory):
-            used[place].update(weight_files(place))  # a copy of the model that the adapter is put on
-        names.setdefault(place, adaptation.adapter.name)
-    lines: dict[str, list[str]] = {}
-    for place, read in used.items():
-        inventory = take_inventory(place, read, used.keys() - {place})
-        found = [*_adapters_below(place, names[place], used.keys(), copied), *_left(place, read, inventory, copied)]
-        if found:
-            lines.setdefault("; ".join(found), []).append(names[place])
-    yield from (f"{', '.join(owners)}: {told}" for told, owners in lines.items())
+        directory = adaptation.adapter.directory.resolve()
+        used.setdefault(directory, set()).update(file.name for file in adaptation.adapter.files)
+        if holds_weights(directory) and same_weights(directory, checkpoints[model].directory):
+            used[directory].update(weight_files(directory))  # The directory has a copy of the model under the adapter.
+        names.setdefault(directory, adaptation.adapter.name)
+    inputs_by_text: dict[str, list[str]] = {}  # Inputs with the same unused files share a line.
+    for directory, read in used.items():
+        inventory = take_inventory(directory, read, used.keys() - {directory})
+        unused = [
+            *_adapters_below(directory, names[directory], used.keys(), copied),
+            *_unused_files(directory, read, inventory, copied),
+        ]
+        if unused:
+            inputs_by_text.setdefault("; ".join(unused), []).append(names[directory])
+    yield from (f"{', '.join(inputs)}: {text}" for text, inputs in inputs_by_text.items())
 
 
-def _adapters_below(place: Path, name: str, inputs: Collection[Path], copied: Collection[str]) -> Iterator[str]:
-    for folder in sorted(path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")):
+def _adapters_below(directory: Path, name: str, inputs: Collection[Path], copied: Collection[str]) -> Iterator[str]:
+    """Adapters in folders of one directory that are neither inputs nor copied; `name` is the model in the directory."""
+    for folder in sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}")):
         if folder.resolve() not in inputs and f"{folder.name}/{ADAPTER_CONFIG}" not in copied:
-            applied = "" if holds_adapter(place) else f", which `{name}+{lasting_path(folder)}` would apply"
-            yield f"the adapter in {folder.name}/{applied}"
+            advice = "" if holds_adapter(directory) else f", which `{name}+{lasting_path(folder)}` would apply"
+            yield f"the adapter in {folder.name}/{advice}"
 
 
-def _left(place: Path, read: Collection[str], inventory: Inventory, copied: Collection[str]) -> Iterator[str]:
-    """Files and folders of one directory that are left where they are."""
-    told: set[str] = set()
-    side_files = {name for name in inventory.files if not name.endswith(".pt")}  # a .pt file may hold tensors
-    for text, names in unused_weight_files(place, {*read, *copied, *side_files}):
-        told.update(names)
+def _unused_files(
+    directory: Path, read: Collection[str], inventory: Inventory, copied: Collection[str]
+) -> Iterator[str]:
+    """Files and folders of one directory that are neither read nor copied, with the reasons."""
+    listed: set[str] = set()
+    side_files = {name for name in inventory.files if not name.endswith(".pt")}  # A .pt file may hold tensors.
+    for text, names in unused_weight_files(directory, {*read, *copied, *side_files}):
+        listed.update(names)
         yield text
-    yield from (f"{name} ({reason})" for name, reason in inventory.uncopied.items() if name not in told)
-    tops = {name.partition("/")[0] for name in copied}
-    more = [name for name in inventory.files if is_read_as_it_is(name) and not name.endswith(".py")]
-    beyond = {f"{top}{slash}" for top, slash, _ in (n.partition("/") for n in more) if top not in tops | told}
-    adapters = {f"{path.parent.name}/" for path in place.glob(f"*/{ADAPTER_CONFIG}")}
-    if beyond := beyond - adapters:
-        yield f"{some(beyond)} (of which name the output gets none)"
+    yield from (f"{name} ({reason})" for name, reason in inventory.uncopied.items() if name not in listed)
+    copied_tops = {name.partition("/")[0] for name in copied}
+    others = [name for name in inventory.files if is_read_as_it_is(name) and not name.endswith(".py")]
+    tops = {f"{top}{slash}" for top, slash, _ in (n.partition("/") for n in others) if top not in copied_tops | listed}
+    adapters = {f"{path.parent.name}/" for path in directory.glob(f"*/{ADAPTER_CONFIG}")}
+    if unlisted := tops - adapters:
+        yield f"{some(unlisted)} (of which name the output gets none)"

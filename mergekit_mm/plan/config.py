@@ -1,4 +1,4 @@
-"""A merge config from its text, with mergekit's findings said in one sentence."""
+"""A merge config from its text, with mergekit's errors in one sentence."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mergekit_mm.errors import MergeError
 
 
 def read_config(source: str, name: str) -> MergeConfiguration:
-    """What mergekit reads in the YAML text `source`; `name` says in errors where that is from.
+    """The config that mergekit reads from a YAML text; `name` is that of the text in messages.
 
     Raises:
-        MergeError: it is no YAML, or no merge config.
+        MergeError: the text is no YAML, or no merge config.
     """
     try:
         return MergeConfiguration.model_validate(yaml.safe_load(source))
     except ValidationError as error:
-        found = error.errors()
-        # A union reports one error for each of its types: they share the place.
-        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(e["loc"] for e in found), strict=False))
+        errors = error.errors()
+        # A union reports one error for each of its types; the keys that their places share lead to the value.
+        shared = takewhile(lambda keys: len(set(keys)) == 1, zip(*(each["loc"] for each in errors), strict=False))
         where = ".".join(str(keys[0]) for keys in shared) or "the whole"
-        told = found[0]["msg"] if len(found) == 1 else f"{found[0]['input']!r} cannot stand there"
-        raise MergeError(f"{name} is no merge config: {where}: {told}") from error
+        problem = errors[0]["msg"] if len(errors) == 1 else f"{errors[0]['input']!r} cannot stand there"
+        raise MergeError(f"{name} is no merge config: {where}: {problem}") from error
     except (yaml.YAMLError, RuntimeError) as error:  # mergekit's own validators raise RuntimeError.
         raise MergeError(f"{name} is no merge config: {error}") from error

@@ -1,6 +1,6 @@
-"""Tensors with which no merge may compute: integers that are no buffers, and factors of products in a model.
+"""Constants, with which no merge may compute: tensors of integers that are no buffers, and factors of products.
 
-They are kept where all inputs agree on them, which is found out while planning by reading them.
+A constant is kept if all inputs agree on it. They are read and compared while the merge is planned.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from mergekit_mm.plan.inputs import Inputs
 
 @dataclass(frozen=True, eq=False)
 class Constants:
-    """The constants of one merge, as they are found."""
+    """The constants of one merge. The lists of names grow while tensors are asked about."""
 
     inputs: Inputs
     kept_integers: list[str] = field(default_factory=list)
     differing_integers: list[str] = field(default_factory=list)
     differing_factors: list[str] = field(default_factory=list)
 
-    def holds(self, name: str, info: TensorInfo, held: Mapping[ModelReference, str]) -> bool:
-        """Whether an output tensor is a constant; all inputs that have it are then compared with each other.
+    def is_constant(self, name: str, info: TensorInfo, inputs: Mapping[ModelReference, str]) -> bool:
+        """Whether an output tensor is a constant; the inputs that have it are then compared, and its name is noted.
 
-        held: the inputs that have the tensor -> their own names for it.
+        inputs: the inputs that have the tensor -> their own names for it.
         """
-        if len(held) < 2:
+        if len(inputs) < 2:
             return False
-        tensors = {model: self.inputs.checkpoints[model].tensors[own] for model, own in held.items()}
+        tensors = {model: self.inputs.checkpoints[model].tensors[own] for model, own in inputs.items()}
         meta_model = self.inputs.base_checkpoint.meta_model
-        factor = meta_model is None and is_factor(info.name)
-        integer = any(not each.dtype.is_floating_point for each in tensors.values())
-        known = is_index(info.name) or (meta_model is not None and info.name in meta_model.buffers)
-        if not factor and (not integer or known):
+        is_product_factor = meta_model is None and is_factor(info.name)
+        is_integer = any(not each.dtype.is_floating_point for each in tensors.values())
+        is_buffer = is_index(info.name) or (meta_model is not None and info.name in meta_model.buffers)
+        if not is_product_factor and (not is_integer or is_buffer):
             return False
-        places = {self.inputs.plain(model): (self.inputs.checkpoints[model], own) for model, own in held.items()}
-        adapted = any(self.inputs.adapts(model, own) for model, own in held.items())
-        if not adapted and len(places) > 1 and any(checkpoint.is_headers_only for checkpoint, _ in places.values()):
-            return True  # The values are not here: the merge finds out whether they are equal.
-        values = (read_tensor(checkpoint, own) for checkpoint, own in places.values())
+        stored = {self.inputs.plain(model): (self.inputs.checkpoints[model], own) for model, own in inputs.items()}
+        adapted = any(self.inputs.adapts(model, own) for model, own in inputs.items())
+        if not adapted and len(stored) > 1 and any(checkpoint.is_headers_only for checkpoint, _ in stored.values()):
+            return True  # The values are not on this machine: the merge finds out whether they are equal.
+        values = (read_tensor(checkpoint, own) for checkpoint, own in stored.values())
         first = next(values)
         if adapted or any(not _same(first, other) for other in values):
-            (self.differing_factors if factor else self.differing_integers).append(name)
-        elif not factor:
+            (self.differing_factors if is_product_factor else self.differing_integers).append(name)
+        elif not is_product_factor:
             self.kept_integers.append(name)
         return True
 
     def note(self) -> str:
-        """A sentence on what is kept; empty if nothing is."""
+        """A sentence on the integers that are kept; empty if there are none."""
         if not self.kept_integers:
             return ""
         names = indented(self.kept_integers, "    ")
         return f"Integers, of which no merge can be made, are equal in all inputs and kept:{names}"
 
     def problems(self) -> Iterator[str]:
-        """What makes the merge impossible."""
+        """A sentence on factors, and one on integers, that differ between the inputs and make the merge impossible."""
         if factors := self.differing_factors:
             yield (
                 f"{len(factors)} factors of low-rank layers that belong to the model differ between the inputs. It has "

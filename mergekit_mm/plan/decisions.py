@@ -1,4 +1,4 @@
-"""What is done with each output tensor: the config's policies, where they mean anything for the inputs that have it."""
+"""The decision for each output tensor: the policy that the config sets, unless the inputs rule it out."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from typing import Any
 
 from mergekit import merge_methods
 from mergekit.common import ModelReference
-from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
+from mergekit.config import MergeConfiguration, OutputModuleDefinition
 from mergekit.merge_methods import BasePolicy, MergeMethod
 
-from mergekit_mm.checkpoints.checkpoint import TensorInfo
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
+from mergekit_mm.methods.declarations import refused_values
 from mergekit_mm.plan.constants import Constants
 from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.plan.modules import Module
 from mergekit_mm.plan.parameters import resolve
 from mergekit_mm.plan.policies import Policy, policy_of, why_undefined
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, TensorPlan
-from mergekit_mm.plan.walk import output_slots, require_contract
+from mergekit_mm.plan.walk import OutputSlot, output_slots, require_contract
 
 Parameters = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """The decisions of one merge, and what it takes to make them."""
+    """Decides the tensors of one merge, and collects the problems that show up on the way."""
 
     config: MergeConfiguration
     inputs: Inputs
     unlisted: Sequence[str]  # modules that the config does not list
     constants: Constants
-    # the tensors that the merge asks each input for, by their names in the layout
-    asked: Mapping[ModelReference, set[str]]
-    undefined: dict[str, str] = field(default_factory=dict)  # role -> why the method is not defined on it
+    asked: Mapping[ModelReference, set[str]]  # input -> the tensors that the merge needs of it, by names in the layout
+    undefined: dict[str, str] = field(default_factory=dict)  # role -> the reason for which the method cannot merge it
     _valid: set[tuple[tuple[str, object], ...]] = field(default_factory=set)  # parameters that the method accepts
 
     @classmethod
     def of(cls, config: MergeConfiguration, inputs: Inputs, unlisted: Sequence[str]) -> Decisions:
-        """Nothing decided yet."""
+        """Decisions none of which is made yet."""
         return cls(config, inputs, unlisted, Constants(inputs), {model: set() for model in inputs.names})
 
     def require_defined(self) -> list[str]:
-        """A note on what is kept though the config merges it, if anything is.
+        """A note on constants that are kept though the config merges them, if there are any.
 
         Raises:
-            MergeError: the method is not defined on some tensors, or no merge can be made of them.
+            MergeError: the method cannot merge the tensors of a role, or constants differ between the inputs.
         """
         if problems := [*self.undefined.values(), *self.constants.problems()]:
             raise MergeError("\n".join(problems))
@@ -57,89 +56,84 @@ class Decisions:
     def method(self) -> MergeMethod:
         return merge_methods.get(self.config.merge_method)
 
-    def decide(
-        self, name: str, info: TensorInfo, names: Mapping[ModelReference, str | None], reader: ConfigReader
-    ) -> TensorPlan:
-        """The plan of one output tensor.
-
-        info: of the layout's tensor that it is, or is like. names: the listed inputs -> their own names for it, None
-        for an input that does not have it. reader: the part of the config that holds for it.
-        """
-        held = {model: own for model, own in names.items() if own is not None}
-        policy, reason = self._policy(name, info, held, list(names), reader)
+    def decide(self, slot: OutputSlot) -> TensorPlan:
+        """The plan of one output tensor."""
+        policy, reason = self._policy(slot)
         if policy is Policy.BASE:
-            return self._keep(name, info, held, reader, reason)
+            return self._keep(slot, reason)
         if policy is Policy.AVERAGE:
-            return TensorPlan(name, info, held, Average(), reader.base_model, reason=reason)
-        shared, per_input = self._parameters(name, info, held, reader)
+            return TensorPlan(slot.name, slot.info, slot.inputs, Average(), slot.base, reason=reason)
+        shared, per_input = self._parameters(slot)
         action = Merge(self.config.merge_method)
-        return TensorPlan(name, info, held, action, reader.base_model, shared, per_input)
+        return TensorPlan(slot.name, slot.info, slot.inputs, action, slot.base, shared, per_input)
 
-    def _policy(
-        self,
-        name: str,
-        info: TensorInfo,
-        held: Mapping[ModelReference, str],
-        listed: Sequence[ModelReference],
-        reader: ConfigReader,
-    ) -> tuple[Policy, str]:
-        """The policy that the config asks for, or BASE with the reason why that one means nothing here."""
-        role, base = info.role, reader.base_model
+    def _policy(self, slot: OutputSlot) -> tuple[Policy, str]:
+        """The policy that the config asks for, with its reason; or BASE, with the reason why that one cannot hold."""
+        info, base, inputs, role = slot.info, slot.base, slot.inputs, slot.info.role
         if role.module in self.unlisted:
             return Policy.BASE, f"the config does not list the module {role.module}"
-        policy, reason = policy_of(role, name, self.config.merge_method, reader)
+        policy, reason = policy_of(role, slot.name, self.config.merge_method, slot.reader)
         if policy is Policy.BASE:
             return policy, reason
-        for model in listed:
+        for model in slot.listed:
             self.asked[model].add(info.name)
-        if policy is Policy.AVERAGE and not any(model != base for model in held):
+        if policy is Policy.AVERAGE and not any(model != base for model in inputs):
             return Policy.BASE, "no expert has it"
-        if self.constants.holds(name, info, held):
+        if self.constants.is_constant(slot.name, info, inputs):
             return Policy.BASE, "no merge can be made of integers, or of one factor of a product"
         if policy is Policy.MERGE:
-            if len(held) < min(len(listed), 2):
+            if len(inputs) < min(len(slot.listed), 2):
                 return Policy.BASE, "no other input has it"
-            if self._is_untouched(held, base):
+            if self._is_untouched(slot):
                 return Policy.BASE, "no adapter changes it"
-            source = self.inputs.source_model(info.name)
-            if len(held) < len(listed) and (why := why_undefined(self.method, role, list(held), base, source)):
+            layout_model = self.inputs.layout_model(info.name)
+            some_lack_it = len(inputs) < len(slot.listed)
+            if some_lack_it and (why := why_undefined(self.method, role, list(inputs), base, layout_model)):
                 self.undefined[role.value] = why
                 return Policy.BASE, why
         return policy, reason
 
-    def _is_untouched(self, held: Mapping[ModelReference, str], base: ModelReference | None) -> bool:
-        """Whether all inputs are adapters of one base model, none of which changes this tensor: every delta is zero."""
+    def _is_untouched(self, slot: OutputSlot) -> bool:
+        """Whether all inputs are adapters of the base model, none of which changes this tensor: every delta is zero."""
         needs_base = self.method.spec.contract.base is BasePolicy.REQUIRED
-        same = {self.inputs.plain(model) for model in held} == {base} and len(held) > 1
-        return needs_base and same and not any(self.inputs.adapts(model, own) for model, own in held.items())
+        one_model = {self.inputs.plain(model) for model in slot.inputs} == {slot.base} and len(slot.inputs) > 1
+        return needs_base and one_model and not any(self.inputs.adapts(*own) for own in slot.inputs.items())
 
-    def _keep(
-        self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader, reason: str
-    ) -> TensorPlan:
-        """The base model's tensor; without one that has it, that of the donor that leads."""
-        source, base = self.inputs.source_model(info.name), reader.base_model
-        kept = next((model for model in (base, source) if model in held), next(iter(held), source))
-        if kept not in held:
-            held = {**held, kept: self.inputs.names[kept][info.name]}
-        return TensorPlan(name, info, held, Keep(kept), base, reason=reason)
+    def _keep(self, slot: OutputSlot, reason: str) -> TensorPlan:
+        """The base model's tensor; if the base does not have it, that of the input in whose layout it is."""
+        inputs, layout_model = slot.inputs, self.inputs.layout_model(slot.info.name)
+        kept = next((model for model in (slot.base, layout_model) if model in inputs), next(iter(inputs), layout_model))
+        inputs.setdefault(kept, self.inputs.names[kept][slot.info.name])
+        return TensorPlan(slot.name, slot.info, inputs, Keep(kept), slot.base, reason=reason)
 
-    def _parameters(
-        self, name: str, info: TensorInfo, held: Mapping[ModelReference, str], reader: ConfigReader
-    ) -> tuple[Parameters, Mapping[ModelReference, Parameters]]:
-        """The method's parameters for this tensor: those for all inputs, and those of each input."""
+    def _parameters(self, slot: OutputSlot) -> tuple[Parameters, Mapping[ModelReference, Parameters]]:
+        """The method's parameters for this tensor: those for all inputs, and those of each input.
+
+        Raises:
+            MergeError: a parameter is missing, or has a value that the method does not accept.
+        """
         spec = self.method.spec
         shared, per_input = resolve(
             spec,
-            tensor_name=name,
-            inputs=held,
-            sources=reader.parameter_sources,
-            base_model=reader.base_model,
-            t=reader.t,
+            tensor_name=slot.name,
+            inputs=slot.inputs,
+            sources=slot.reader.parameter_sources,
+            base_model=slot.base,
+            t=slot.reader.t,
         )
         if is_own_method(spec.name) and (values := tuple(shared.items())) not in self._valid:
             method_named(spec.name).validate(**shared)
             self._valid.add(values)
-        return shared, per_input if is_own_method(spec.name) else _whole_rows(info.shape, per_input)
+        if is_own_method(spec.name):
+            return shared, per_input
+        of_inputs = _whole_rows(slot.info.shape, per_input)
+        why = refused_values(spec.name, shared, list(of_inputs.values())) if slot.info.dtype.is_floating_point else None
+        if why is not None:
+            raise MergeError(
+                f"{spec.name} cannot merge {slot.name}: {why} Look at its parameters, or keep the tensor as in the "
+                "base by its role's policy."
+            )
+        return shared, of_inputs
 
 
 def decide_all(
@@ -148,8 +142,7 @@ def decide_all(
     """The plan of every tensor that the modules have, in their order."""
     config, inputs = decisions.config, decisions.inputs
     require_contract(config, inputs, definitions, decisions.unlisted)
-    slots = output_slots(config, inputs, modules, definitions)
-    return [decisions.decide(slot.name, slot.info, slot.names, slot.reader) for slot in slots]
+    return [decisions.decide(slot) for slot in output_slots(config, inputs, modules, definitions)]
 
 
 def _whole_rows(

@@ -1,4 +1,4 @@
-"""The inputs of one merge, matched to each other tensor by tensor, before any of them is read."""
+"""The inputs of one merge, opened and matched to each other tensor by tensor; the values of tensors are not read."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from mergekit_mm.plan.omni.composition import Composition
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """All checkpoints of a merge. Names are those that the output has in memory: the base's."""
+    """All checkpoints of a merge. Tensors go by the names that they have in the output's memory: the base's names."""
 
-    base: ModelReference  # its layout, config and side files are the output's
+    base: ModelReference  # the input whose layout, config and side files the output has
     checkpoints: Mapping[ModelReference, Checkpoint]  # of a model with an adapter, that of the model alone
-    adaptations: Mapping[ModelReference, Adaptation]
+    adaptations: Mapping[ModelReference, Adaptation]  # of the inputs with an adapter
     tensors: Mapping[str, TensorInfo]  # of the output, before slices
     names: Mapping[ModelReference, Mapping[str, str]]  # model -> name of an output tensor -> the model's own in memory
-    notes: Sequence[str]  # what is done on purpose but may surprise
+    notes: Sequence[str]  # on steps that are taken on purpose but may surprise
     matches: Mapping[ModelReference, Sequence[Match]]
     problems: Sequence[str] = ()  # other problems, reported together with those of the matches
     copies: Mapping[str, str] = field(default_factory=dict)  # tensor that is not merged by itself -> the one it equals
     own_adapter: OwnAdapter | None = None  # the adapter that the output gets unchanged
 
-    def without_place(self) -> Iterator[tuple[ModelReference, str, list[str]]]:
-        """Input, reason and names in memory of what it holds and the output has no place for, once that is settled."""
+    def tensors_without_place(self) -> Iterator[tuple[ModelReference, str, list[str]]]:
+        """(input, reason, names in memory) of tensors without a place in the output, once the matches are judged."""
         for model, matches in self.matches.items():
             for match in matches:
                 yield from ((model, why, names) for why, names in match.unused.items())
 
     def unused_beside(self, copied: Collection[str]) -> Iterator[str]:
-        """Lines for what lies beside the tensors and is not used; `copied` are the other files of the output."""
+        """Lines on unused files beside the tensors; `copied` are the files of the output beside its weights."""
         return unused_beside(self.checkpoints, self.adaptations, self.own_adapter, copied)
 
     @property
     def directories(self) -> list[Path]:
-        """Where the inputs are, adapters among them."""
-        adapters = [found.adapter.directory for found in self.adaptations.values()]
+        """The directories of all inputs, and of the adapters on them."""
+        adapters = [adaptation.adapter.directory for adaptation in self.adaptations.values()]
         return [*(checkpoint.directory for checkpoint in self.checkpoints.values()), *adapters]
 
-    def place(self, model: ModelReference) -> tuple[Path, ...]:
-        """What an input is, whatever name it was given."""
+    def identity(self, model: ModelReference) -> tuple[Path, ...]:
+        """The resolved directories of a model and its adapter: equal for one input under two names."""
         adapters = [self.adaptations[model].adapter.directory] if model.lora else []
         return tuple(path.resolve() for path in (self.checkpoints[model].directory, *adapters))
 
@@ -58,9 +58,9 @@ class Inputs:
 
     @cached_property
     def _plain(self) -> Mapping[ModelReference, ModelReference]:
-        first: dict[Path, ModelReference] = {}
+        first_name: dict[Path, ModelReference] = {}
         return {
-            model: first.setdefault(checkpoint.directory.resolve(), model.model_copy(update={"lora": None}))
+            model: first_name.setdefault(checkpoint.directory.resolve(), model.model_copy(update={"lora": None}))
             for model, checkpoint in self.checkpoints.items()
         }
 
@@ -69,7 +69,7 @@ class Inputs:
         return model in self.adaptations and self.adaptations[model].changes(tensor)
 
     def adapter_rank(self, model: ModelReference, tensor: str) -> int | None:
-        """As `Adaptation.rank`; 0 for a model without an adapter."""
+        """The rank of an input's adapter for a tensor, by `Adaptation.rank`; 0 for a model without an adapter."""
         return self.adaptations[model].rank(tensor) if model in self.adaptations else 0
 
     def is_widened(self, model: ModelReference, tensor: str) -> bool:
@@ -87,38 +87,38 @@ class Inputs:
         return self.checkpoints[self.base]
 
     def row_donors(self, _tensor: str) -> dict[ModelReference, str]:
-        """Models whose rows fill in for rows that others lack, with their names for a tensor that token ids index."""
+        """Models that give rows to a tensor indexed by token ids, where others lack them; with their names for it."""
         return {}
 
-    def source_model(self, _tensor: str) -> ModelReference:
-        """The model whose tensor one of the output is, or is like, where the config does not say otherwise."""
+    def layout_model(self, _tensor: str) -> ModelReference:
+        """The model in whose layout a tensor of the output is; kept tensors come from it if the base has none."""
         return self.base
 
 
 @dataclass(frozen=True, eq=False)
 class OmniInputs(Inputs):
-    """The donors of an omni model. Names are the omni model's, `base` is its host, `tensors` are those of the whole."""
+    """The donors of an omni model. Names and tensors are those of the omni model, and `base` is its host."""
 
     composition: Composition = field(kw_only=True)
 
     def row_donors(self, tensor: str) -> dict[ModelReference, str]:
-        """All models that have a tensor of the omni model; those that it is composed of first.
+        """All models that have a tensor of the omni model, host and guests first.
 
-        A vocabulary needs the rows of each, also if it takes no part in a merge of them: it may have tokens of its own.
+        Also a model that takes no part in the merge of this tensor is needed: it may have tokens of its own.
         """
-        parts = (self.composition.host, *self.composition.guests.values())
-        return {m: self.names[m][tensor] for m in dict.fromkeys((*parts, *self.names)) if tensor in self.names[m]}
+        in_order = dict.fromkeys((*self.composition.parts, *self.names))
+        return {model: self.names[model][tensor] for model in in_order if tensor in self.names[model]}
 
-    def source_model(self, tensor: str) -> ModelReference:
-        """The donor that leads those of the same architecture."""
-        return self.composition.source_model(tensor)
+    def layout_model(self, tensor: str) -> ModelReference:
+        """The host or the guest in whose layout a tensor is."""
+        return self.composition.part_with(tensor)
 
 
-def as_written(model: ModelReference) -> str:
-    """An input's name as in the config: a model with an adapter in its own directory is written without that."""
+def name_in_config(model: ModelReference) -> str:
+    """An input's name as the config has it: without the adapter, if that lies in the model's own directory."""
     return str(model.model) if is_embedded(model) else str(model)
 
 
 def is_embedded(model: ModelReference) -> bool:
-    """Whether an adapter lies in the directory of its model: then the two together are a fine-tune of their own."""
+    """Whether an adapter lies in the directory of its model: the two together are then one fine-tune."""
     return model.lora == model.model

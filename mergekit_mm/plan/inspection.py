@@ -1,4 +1,4 @@
-"""A model, and an adapter on it, as a merge would see them."""
+"""The description of a model, and of an adapter on it, that `mergekit-mm inspect` prints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from mergekit_mm.plan.beside import own_adapter, unused_beside
 
 
 def describe_model(model: str, trusted: bool = False) -> list[str]:
-    """Lines of text on MODEL or MODEL+ADAPTER: roles, layout, files, what the adapter changes, what is not used.
+    """Lines of text on MODEL or MODEL+ADAPTER: roles, layout, files, the adapter's changes, unused files.
 
-    Only headers and small files are read, and downloaded where the model is on the hub. trusted: the adapter is taken
-    to fit the model, whatever base it names.
+    Only headers and small files are read, and downloaded where the model is on the hub.
 
-    MergeError: model or adapter cannot be found, read or fit to each other.
+    trusted: whether the adapter is taken to fit the model, whatever base it names.
+
+    Raises:
+        MergeError: model or adapter cannot be found or read, or do not fit each other.
     """
     with headers_only() as options, system_errors(model):
         with refused_by("mergekit.common"):
@@ -36,7 +38,7 @@ def describe_model(model: str, trusted: bool = False) -> list[str]:
             adapter = locate(reference.lora, options)
             adaptations[reference] = bind_adapter(reference, adapter, checkpoint, trusted=trusted)
             lines += describe_adapter(adaptations[reference], checkpoint)
-        own, told = own_adapter({reference: checkpoint}, adaptations, composed=False)
-        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *told)]
+        own, own_notes = own_adapter({reference: checkpoint}, adaptations, composed=False)
+        lines += [f"  note: {note}" for note in (*notes, *checkpoint.notes, *own_notes)]
         unused = unused_beside({reference: checkpoint}, adaptations, own, inventory.files)
         return [*lines, *(f"  not used: {each}" for each in unused)]

@@ -1,4 +1,4 @@
-"""Keys of a merge config that mergekit drops without a word: a strength in the wrong place would not be applied."""
+"""Keys of a merge config that mergekit drops without a word, such as a weight that is written in the wrong place."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ _KNOWN = sorted({key for kind in _KINDS for key in kind.model_fields})
 
 
 def unknown_keys(source: str) -> Iterator[str]:
-    """A sentence for each key that looks misspelt at the top of a config, and for any unknown one of its parts.
+    """A sentence for each key that looks misspelt at the top of a config, and for each unknown key of its parts.
 
-    Other keys at the top pass: mergekit-multi's `name`, and what YAML's anchors are defined in.
+    Other keys at the top pass: `name` of mergekit-multi, and keys that only define anchors of YAML.
     """
     config = yaml.safe_load(source)
     try:
         MergeConfiguration.model_validate(config, extra="forbid")
     except ValidationError as error:
-        yield from (_sentence(config, path, key) for path, key in _unknown(config, error) if path or _meant(path, key))
+        yield from (
+            _sentence(config, path, key) for path, key in _unknown(config, error) if path or _closest_key(path, key)
+        )
 
 
 def _unknown(config: Any, error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], str]]:
@@ -54,10 +56,10 @@ def _sentence(config: Any, path: tuple[int | str, ...], key: str) -> str:
         part = part[step]
     where = f" of input {part['model']}" if "model" in part else f" of {'.'.join(map(str, path))}" if path else ""
     advice = f" Write `parameters: {{{key}: ...}}` if it is a parameter." if path[:1] != ("tokenizer",) else ""
-    return f"Unknown key {key!r}{where} in the merge config.{_meant(path, key) or advice}"
+    return f"Unknown key {key!r}{where} in the merge config.{_closest_key(path, key) or advice}"
 
 
-def _meant(path: tuple[int | str, ...], key: str) -> str:
+def _closest_key(path: tuple[int | str, ...], key: str) -> str:
     close = difflib.get_close_matches(key, _KNOWN if path else MergeConfiguration.model_fields, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 

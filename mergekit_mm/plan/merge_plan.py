@@ -1,12 +1,10 @@
-"""A merge as data: what is done with every tensor of the output, under which names, with which files beside them."""
+"""A merge as data: the plan of every tensor, the names that are written, and the files beside the weights."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -17,38 +15,39 @@ from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.errors import MergeError
-from mergekit_mm.plan.inputs import Inputs, OmniInputs, as_written
+from mergekit_mm.plan.inputs import Inputs, OmniInputs, name_in_config
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.side_files import SideFiles
 from mergekit_mm.plan.summary import lines_by_role
 from mergekit_mm.plan.tensor_plan import Copy, Keep, TensorPlan
 from mergekit_mm.plan.usage import unused_tensors
 
-# The dtypes that a merge can have.
+# The dtypes in which a merge can compute and be written, by their names in a config.
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge will do. It holds no tensor, and nothing in it is done yet.
+    """The plan of one merge. It holds no tensor, and nothing in it is done yet.
 
-    Two plans are equal if they would make the same output from the same config; `digest` tells them apart for good.
+    Two plans are equal if they would make the same output from the same config. `digest` of `as_json` is
+    an equality that also holds between processes.
     """
 
-    config: MergeConfiguration = field(hash=False)  # the user's, with models that hold an adapter written as `a+b`
+    config: MergeConfiguration = field(hash=False)  # the user's; a model that holds an adapter is written as `a+b`
     tensors: tuple[TensorPlan, ...]
-    outputs: tuple[OutputTensor, ...]
-    layers: tuple[int, ...] | None  # for each layer of the language model, the one it was; None if none is moved
+    outputs: tuple[OutputTensor, ...]  # the tensors on disk
+    layers: tuple[int, ...] | None  # for each layer of the language model, its index in the base; None if none is moved
     moves_rows: bool  # whether tensors that token ids index get other rows than their inputs have
-    notes: tuple[str, ...]  # what is done on purpose but may surprise
+    notes: tuple[str, ...]  # on steps that are taken on purpose but may surprise
     inputs: Inputs = field(compare=False, repr=False)
-    side_files: SideFiles | None = field(default=None, compare=False, repr=False)
+    side_files: SideFiles | None = field(default=None, hash=False, repr=False)
 
     def __getitem__(self, name: str) -> TensorPlan:
         """The plan of one tensor, by its name in memory or on disk.
 
         Raises:
-            MergeError: the output has no such tensor; the names that come closest are told.
+            MergeError: the output has no such tensor. The message has the closest names.
         """
         if name in self._by_name:
             return self._by_name[name]
@@ -69,32 +68,20 @@ class MergePlan:
     def _by_name(self) -> Mapping[str, TensorPlan]:
         return {tensor.name: tensor for tensor in self.tensors}
 
-    @cached_property
-    def digest(self) -> str:
-        """A SHA-256 of what `check --json` writes: equal for equal plans, in every process."""
-        from mergekit_mm.plan.as_json import as_json
-
-        text = json.dumps(as_json(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     # ------------------------------------------------------------------------------------------------------ the output
 
     @property
-    def layout(self) -> dict[str, DiskTensor]:
-        """Name of every output tensor on disk -> the input's tensor whose shape and dtype it has."""
-        return {output.name: output.like for output in self.outputs}
-
-    @property
     def output_bytes(self) -> int:
-        """Size of the output's tensors, in the dtype asked for."""
+        """Size of the output's tensors in bytes, in the dtype that the config asks for."""
         return sum(self.written_bytes(output.like) for output in self.outputs)
 
     def written_dtype(self, like: DiskTensor) -> torch.dtype:
-        """The dtype in which an output tensor is written that has the shape and dtype of an input's."""
-        wanted = self.config.out_dtype or self.config.dtype
-        return DTYPES[wanted] if wanted and like.dtype.is_floating_point else like.dtype
+        """The dtype in which an output tensor is written; `like` is that of its `OutputTensor`."""
+        asked_for = self.config.out_dtype or self.config.dtype
+        return DTYPES[asked_for] if asked_for and like.dtype.is_floating_point else like.dtype
 
     def written_bytes(self, like: DiskTensor) -> int:
+        """The size in bytes of an output tensor; `like` is that of its `OutputTensor`."""
         return like.nbytes // like.dtype.itemsize * self.written_dtype(like).itemsize
 
     # ------------------------------------------------------------------------------------------------------ for people
@@ -105,19 +92,19 @@ class MergePlan:
 
     @property
     def size(self) -> str:
-        """How much is written: `147 GB in 1354 tensors, 12 MB in 9 files beside them`."""
-        told = f"{self.output_bytes / 1e9:.3g} GB in {len(self.outputs)} tensors"
+        """The size of the output in words: `147 GB in 1354 tensors, 12 MB in 9 files beside them`."""
+        tensors = f"{self.output_bytes / 1e9:.3g} GB in {len(self.outputs)} tensors"
         if self.side_files is None:
-            return told
-        return f"{told}, {size_of(self.side_files.nbytes)} in {len(self.side_files.copies)} files beside them"
+            return tensors
+        return f"{tensors}, {size_of(self.side_files.nbytes)} in {len(self.side_files.copies)} files beside them"
 
     def report(self) -> str:
-        """What is done with the tensors of each role, and what may surprise."""
-        lines = [*self._headline(), *(f"  {line}" for line in lines_by_role(self.merged_tensors, self._kept_words))]
+        """The inputs, a line on the tensors of each role, and the notes."""
+        lines = [*self._headline(), *(f"  {line}" for line in lines_by_role(self.merged_tensors, self._words_for_kept))]
         return "\n".join([*lines, *(f"  note: {note}" for note in dict.fromkeys(self.notes))])
 
     def not_used(self, copied: Collection[str] | None = None) -> str:
-        """What of the inputs is neither merged nor copied, one thing a line; or that there is no such thing.
+        """A line on each part of the inputs that is neither merged nor copied; or one line if there is no such part.
 
         copied: the files that the output gets beside its weights, by their paths below its directory; by default those
         of `side_files`.
@@ -129,9 +116,6 @@ class MergePlan:
             return "Every tensor of every input is used."
         return "\n".join(["Not used:", *(f"  {line}" for line in lines)])
 
-    def with_notes(self, notes: Sequence[str]) -> MergePlan:
-        return replace(self, notes=(*self.notes, *notes))
-
     @property
     def merged_tensors(self) -> list[TensorPlan]:
         """The planned tensors without second copies of tied ones."""
@@ -142,56 +126,58 @@ class MergePlan:
 
     def _headline(self) -> list[str]:
         base = self.inputs.base
-        others = [as_written(model) for model in self.inputs.checkpoints if model != base]
+        others = [name_in_config(model) for model in self.inputs.checkpoints if model != base]
         first = f"{self.config.merge_method} of {len(self.inputs.checkpoints)} models in the layout of {base}"
         return [first, *(f"  with {name}" for name in others)]
 
-    def _kept_words(self, _role: Role) -> str:
+    def _words_for_kept(self, _role: Role) -> str:
         return "kept as in"
 
 
 @dataclass(frozen=True)
 class OmniPlan(MergePlan):
-    """The plan of an omni model, whose towers come to the language model from other models."""
+    """The plan of an omni model: a merged language model, with towers that are taken from its donors."""
 
     inputs: OmniInputs = field(compare=False, repr=False, kw_only=True)
+    # `routed` of the omni config (DAMC): linear layer -> `full`, or the rank of its factors, for all layers or for each
     routed: Mapping[str, int | str | Sequence[int | str]] = field(default_factory=dict, hash=False, kw_only=True)
-    # ^ `routed` of the omni config: linear layer -> how its tokens are told apart (DAMC)
 
     def _headline(self) -> list[str]:
         models, omni = self.inputs.checkpoints, self.inputs.composition
-        others = [as_written(model) for model in models if model != self.inputs.base]
+        others = [name_in_config(model) for model in models if model != self.inputs.base]
         lines = [
             f"omni model: {self.config.merge_method} of the language models of {len(models)} models; host "
             f"{self.inputs.base}",
             *(f"  with {name}" for name in others),
             *(f"  {modality} by {donor}" for modality, donor in omni.modalities.items()),
         ]
-        kept = [output for output in self.outputs if output.piece in (Piece.OWNER, Piece.BASIS, Piece.FACTOR)]
-        if kept:
-            forms = ["whole"] * any(o.piece is Piece.OWNER for o in kept)
-            forms += ["as factors"] * any(o.piece is Piece.BASIS for o in kept)
-            size = sum(self.written_bytes(output.like) for output in kept)
+        pieces = [output for output in self.outputs if output.piece in (Piece.OWNER, Piece.BASIS, Piece.FACTOR)]
+        if pieces:
+            forms = ["whole"] * any(output.piece is Piece.OWNER for output in pieces)
+            forms += ["as factors"] * any(output.piece is Piece.BASIS for output in pieces)
+            size = sum(self.written_bytes(output.like) for output in pieces)
             lines.append(
                 "  composition damc: tokens of each modality go through matrices of their own donor's, kept "
-                f"{' and '.join(forms)}: {len(kept)} tensors, {size / 1e9:.3g} GB more"
+                f"{' and '.join(forms)}: {len(pieces)} tensors, {size / 1e9:.3g} GB more"
             )
         return lines
 
     def _unused_tensors(self) -> Iterator[str]:
         yield from super()._unused_tensors()
-        led: dict[tuple[str, ModelReference], list[ModelReference]] = {}
+        others_of: dict[
+            tuple[str, ModelReference], list[ModelReference]
+        ] = {}  # (role, kept model) -> models with it too
         for tensor in self.tensors:
-            kept = tensor.shared_action
-            if not isinstance(kept, Keep) or kept.model == tensor.base:
+            action = tensor.shared_action
+            if not isinstance(action, Keep) or action.model == tensor.base:
                 continue
-            if others := [model for model in tensor.inputs if model != kept.model]:
-                led[tensor.info.role.value, kept.model] = others
-        for (name, lead), others in led.items():
+            if others := [model for model in tensor.inputs if model != action.model]:
+                others_of[tensor.info.role.value, action.model] = others
+        for (role, kept_model), others in others_of.items():
             yield (
-                f"{name} is that of {lead}; {', '.join(map(str, others))} has one of the same kind, which is not "
-                f"used. `parameters: {name}: average` would merge them, the name of a donor takes another."
+                f"{role} is that of {kept_model}; {', '.join(map(str, others))} has one of the same kind, which is not "
+                f"used. `parameters: {role}: average` would merge them, the name of a donor takes another."
             )
 
-    def _kept_words(self, role: Role) -> str:
+    def _words_for_kept(self, role: Role) -> str:
         return "kept as in" if role in LANGUAGE_ROLES else "grafted from"

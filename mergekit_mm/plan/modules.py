@@ -1,4 +1,4 @@
-"""The modules of the output (`modules:` of a merge config), made from the roles of its tensors, and their slices."""
+"""The modules of the output (`modules:` of a merge config), which follow from its tensors' roles, and their slices."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mergekit.config import (
 
 from mergekit_mm.checkpoints.checkpoint import TensorInfo, layer_stack
 
-# Names that mergekit's own definitions of multimodal families use.
+# Module names of mergekit's own definitions of multimodal architectures -> the names here.
 ALIASES = {"text_decoder": "language_model", "multi_modal_projector": "projector", "vision_model": "vision_tower"}
 
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """All tensors of one module, those of its main stack of layers told from the rest. Names are the output's."""
+    """All tensors of one module, divided into its main stack of layers and the rest. Names are the output's."""
 
     tensors: Mapping[str, TensorInfo]
 
@@ -38,13 +38,14 @@ class Module:
     @cached_property
     def layers(self) -> Sequence[Sequence[str]]:
         """For each layer, the names of its tensors after the layer's index."""
-        found: dict[int, list[str]] = {}
+        suffixes: dict[int, list[str]] = {}
         for name in self.tensors:
             if self.stack and (match := re.match(re.escape(self.stack) + r"(\d+)\.(.+)", name)):
-                found.setdefault(int(match[1]), []).append(match[2])
-        return [found.get(index, []) for index in range(max(found, default=-1) + 1)]
+                suffixes.setdefault(int(match[1]), []).append(match[2])
+        return [suffixes.get(index, []) for index in range(max(suffixes, default=-1) + 1)]
 
     def name_at(self, index: int, suffix: str) -> str:
+        """The name of a tensor in the layer of an index."""
         return f"{self.stack}{index}.{suffix}"
 
     @property
@@ -104,7 +105,7 @@ def layers_of(module: OutputModuleDefinition) -> list[int]:
 def moved_layers(
     modules: Mapping[str, Module], definitions: Mapping[str, OutputModuleDefinition]
 ) -> tuple[int, ...] | None:
-    """For each layer of the output's language model, the layer it comes from; None if all are where they were."""
+    """For each layer of the output's language model, the layer it comes from; None if no layer is moved."""
     if "language_model" not in modules:
         return None
     layers = layers_of(definitions["language_model"])
@@ -112,6 +113,7 @@ def moved_layers(
 
 
 def _in_slices(module: OutputModuleDefinition, layers: int, base: ModelReference | None) -> OutputModuleDefinition:
+    """A module with `models:` as one slice of all its layers, to which the base model is added if it is not listed."""
     if not module.models:
         return module
     sources = [

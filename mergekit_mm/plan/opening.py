@@ -1,4 +1,4 @@
-"""Every input of a merge opened, and its tensors matched with those of the output."""
+"""From the models that a config names to `Inputs`: each is opened, and its tensors are matched with the output's."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
 def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     """Open every input and match its tensors with the base's.
 
-    What does not fit (tensors that an input lacks, tensors that nothing would consume, shapes that differ) is a problem
-    only where the merge asks for it, which its planner knows.
+    A tensor that does not fit (one input lacks it, the output has no place for it, shapes differ) is a problem only if
+    the merge asks for it. That is judged in `plan.build`, after the decisions.
 
     Raises:
-        MergeError: listing all inputs that cannot be opened; or donors that do not make an omni model.
+        MergeError: inputs cannot be opened, all of which are listed; or donors do not make an omni model.
     """
     models = models_in_order(config)
     checkpoints, adaptations, problems = _open_all(models, options, trusted_adapters(config), ignored(config))
     if not problems and is_composed(checkpoints):
-        for checkpoint in checkpoints.values():  # an incomplete one may be of another kind than its config says
+        for checkpoint in checkpoints.values():  # An incomplete checkpoint may be of another kind than its config says.
             require_complete(checkpoint)
         own_adapter(checkpoints, adaptations, composed=True)
-        return _composed(compose(config, checkpoints), checkpoints, adaptations, ignored(config))
+        return _omni_inputs(compose(config, checkpoints), adaptations, ignored(config))
     _refuse(problems)
     base = checkpoints[models[0]]
     require_complete(base)
@@ -65,12 +65,12 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
         match = Match(base, checkpoint, keeps_vocabulary)
         names[model], matches[model] = match.names(), [match]
         if share_language_model(base, checkpoint):
-            match.computing, known = compare_language_models(base, checkpoint)
-            notes += known
+            match.computing, differences = compare_language_models(base, checkpoint)
+            notes += differences
         if not keeps_vocabulary or options.unsafe_truncate_embeddings:
-            problems += _unlike_tables(checkpoint)
-    found = [match for each in matches.values() for match in each]
-    problems += ignored(config).problems(base, found, _left_out(adaptations))
+            problems += _unequal_tables(checkpoint)
+    all_matches = [match for of_model in matches.values() for match in of_model]
+    problems += ignored(config).problems(base, all_matches, _left_out(adaptations))
     if base.unknown:
         notes.append(
             f"{base.name} holds {some(base.unknown)} that transformers' model has no place for; "
@@ -84,15 +84,23 @@ def open_inputs(config: MergeConfiguration, options: MergeOptions) -> Inputs:
     copies = _copies(base, checkpoints, names)
     tensors = {name: info for name, info in base.tensors.items() if name not in copies}
     require_same_folders(base, [c for c in checkpoints.values() if c is not base])
-    own, told = own_adapter(checkpoints, adaptations, composed=False)
-    notes = [*_told(checkpoints, adaptations), *notes, *told]
+    own, own_notes = own_adapter(checkpoints, adaptations, composed=False)
     return Inputs(
-        models[0], checkpoints, adaptations, tensors, names, notes, matches, problems, copies, own_adapter=own
+        base=models[0],
+        checkpoints=checkpoints,
+        adaptations=adaptations,
+        tensors=tensors,
+        names=names,
+        notes=[*_notes_on_files(checkpoints, adaptations), *notes, *own_notes],
+        matches=matches,
+        problems=problems,
+        copies=copies,
+        own_adapter=own,
     )
 
 
-def _unlike_tables(checkpoint: Checkpoint) -> list[str]:
-    """The problem of a vocabulary that is to be changed and has tables of different lengths; none if it has not."""
+def _unequal_tables(checkpoint: Checkpoint) -> list[str]:
+    """A problem if the tables of a model whose vocabulary is to be changed have different lengths; else none."""
     if len(checkpoint.vocabulary_sizes) < 2:
         return []
     tables = " and ".join(f"{size} rows in {name}" for size, name in sorted(checkpoint.vocabulary_sizes.items()))
@@ -104,7 +112,7 @@ def _unlike_tables(checkpoint: Checkpoint) -> list[str]:
 
 
 def _left_out(adaptations: Mapping[ModelReference, Adaptation]) -> list[str]:
-    """What adapters hold and the models they are put on have no place for, by the adapters' own names."""
+    """The adapters' own names of their tensors for which the models under them have no place."""
     return [name for adaptation in adaptations.values() for names in adaptation.left_out.values() for name in names]
 
 
@@ -113,16 +121,18 @@ def _copies(
     checkpoints: Mapping[ModelReference, Checkpoint],
     names: Mapping[ModelReference, Mapping[str, str]],
 ) -> dict[str, str]:
-    """Tensors that the base stores beside the one it ties them to, where they are equal to it in all inputs.
+    """Copy of a tied tensor -> the tensor it is tied to, where the base stores both and all inputs have both equal.
 
-    Such a pair is one tensor, and has to stay one: transformers unties what differs. A pair that differs in an input is
-    two tensors, as it is in the model that transformers loads.
+    Such a pair is one tensor and has to stay one, since transformers unties tensors that differ. A pair that differs in
+    an input is two tensors, as it is in the model that transformers loads.
     """
     copies: dict[str, str] = {}
-    for alias in base.meta_model.aliases if base.meta_model else ():
-        first = base.meta_model.first_of(alias, base.tensors) if base.meta_model else alias
-        own = {(checkpoints[m], found.get(alias), found.get(first)) for m, found in names.items()}
-        if alias in base.tensors and alias != first and all(one == two or _equal(c, one, two) for c, one, two in own):
+    if base.meta_model is None:
+        return copies
+    for alias in base.meta_model.aliases:
+        first = base.meta_model.first_of(alias, base.tensors)
+        pairs = {(checkpoints[model], own.get(alias), own.get(first)) for model, own in names.items()}
+        if alias in base.tensors and alias != first and all(one == two or _equal(c, one, two) for c, one, two in pairs):
             copies[alias] = first
     return copies
 
@@ -131,24 +141,28 @@ def _equal(checkpoint: Checkpoint, one: str | None, two: str | None) -> bool:
     return one is not None and two is not None and same_values(checkpoint, one, two)
 
 
-def _composed(
-    omni: Composition,
-    checkpoints: Mapping[ModelReference, Checkpoint],
-    adaptations: Mapping[ModelReference, Adaptation],
-    left_out: Ignored,
+def _omni_inputs(
+    omni: Composition, adaptations: Mapping[ModelReference, Adaptation], ignored_tensors: Ignored
 ) -> OmniInputs:
-    """Inputs of an omni model: language models matched with the host's, towers with those of their like."""
-    layout = lay_out(omni, checkpoints, left_out, _left_out(adaptations))
+    """Inputs of an omni model: language models matched with the host's, towers with those of the same architecture."""
+    layout = lay_out(omni, ignored_tensors, _left_out(adaptations))
     _refuse(layout.problems)
-    notes = [*_told(checkpoints, adaptations), *layout.notes]
-    found = layout.tensors, layout.names, notes, layout.matches
-    return OmniInputs(omni.host, checkpoints, adaptations, *found, composition=omni)
+    return OmniInputs(
+        base=omni.host,
+        checkpoints=omni.checkpoints,
+        adaptations=adaptations,
+        tensors=layout.tensors,
+        names=layout.names,
+        notes=[*_notes_on_files(omni.checkpoints, adaptations), *layout.notes],
+        matches=layout.matches,
+        composition=omni,
+    )
 
 
-def _told(
+def _notes_on_files(
     checkpoints: Mapping[ModelReference, Checkpoint], adaptations: Mapping[ModelReference, Adaptation]
 ) -> list[str]:
-    """What was made of the files of the inputs, where that may surprise."""
+    """Notes on the way in which files of the inputs were read, where that may surprise."""
     notes = [note for checkpoint in dict.fromkeys(checkpoints.values()) for note in checkpoint.notes]
     notes += [note for adaptation in adaptations.values() for note in adaptation.notes]
     for adapter in dict.fromkeys(adaptation.adapter for adaptation in adaptations.values()):
@@ -163,32 +177,32 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _open_all(
-    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference], left_out: Ignored
+    models: list[ModelReference], options: MergeOptions, trusted: frozenset[ModelReference], ignored_tensors: Ignored
 ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, Adaptation], list[str]]:
-    """All checkpoints and adapters that can be opened, and what is wrong with the others."""
+    """All checkpoints and adapters that can be opened, and the problems of the others."""
     opened: dict[ModelReference, Checkpoint] = {}
     adaptations: dict[ModelReference, Adaptation] = {}
-    alone: dict[ModelPath, Checkpoint | MergeError] = {}  # the model of many adapters is opened once
+    by_path: dict[ModelPath, Checkpoint | MergeError] = {}  # The model under several adapters is opened once.
     problems: list[str] = []
     for model in models:
-        if model.model not in alone:
-            alone[model.model] = _open(model.model, options)
-        checkpoint = alone[model.model]
+        if model.model not in by_path:
+            by_path[model.model] = _open(model.model, options)
+        checkpoint = by_path[model.model]
         if isinstance(checkpoint, MergeError):
             problems.append(f"  {checkpoint}")
             continue
         opened[model] = checkpoint
         try:
             if model.lora:
-                where = locate(model.lora, options)
-                adaptations[model] = bind_adapter(model, where, checkpoint, model in trusted, left_out)
+                directory = locate(model.lora, options)
+                adaptations[model] = bind_adapter(model, directory, checkpoint, model in trusted, ignored_tensors)
         except MergeError as error:
             problems.append(f"  {error}")
     return opened, adaptations, list(dict.fromkeys(problems))
 
 
 def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Checkpoint) -> list[str]:
-    """Notes on adapters that are put on another model of the base's architecture than the base itself."""
+    """Notes on adapters of a model that has the base's architecture but is not the base."""
     return [
         f"{model.lora} is put on {model.model}, not on {base.name}: the two together are one expert, whose delta over "
         f"{base.name} is what {model.model} has beyond it and what the adapter adds."
@@ -201,6 +215,7 @@ def _on_other_models(checkpoints: Mapping[ModelReference, Checkpoint], base: Che
 
 
 def _open(model: ModelPath, options: MergeOptions) -> Checkpoint | MergeError:
+    """The checkpoint of a model, or the error for which it cannot be opened: all such errors are reported together."""
     try:
         return open_checkpoint(str(model), locate(model, options), whole=False)
     except MergeError as error:

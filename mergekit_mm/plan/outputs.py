@@ -1,4 +1,4 @@
-"""Under which names the planned tensors are written: those of the base on disk, or an omni model's own."""
+"""The names under which the planned tensors are written: those of the base on disk, or an omni model's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergekit_mm.plan.tensor_plan import TensorPlan
 
 
 class Piece(Enum):
-    """Which part of a planned tensor is written under a name."""
+    """The part of a planned tensor that is written under a name."""
 
     WHOLE = "whole"
     CONVERTED = "converted"  # one of the tensors on disk that a group of tensors in memory is converted to
@@ -30,60 +30,65 @@ class OutputTensor:
     """One tensor of the output on disk."""
 
     name: str
-    like: DiskTensor  # the input's tensor on disk whose shape and dtype it has
-    tensor: str  # the planned tensor it is made from, by its name in memory; any one of a converted group
+    like: DiskTensor  # an input's tensor on disk of the same shape and dtype
+    tensor: str  # name in memory of the planned tensor that it is made from; for a converted group, the first of them
     piece: Piece = Piece.WHOLE
-    owner: str = ""  # of a piece that is one owner's
+    owner: str = ""  # the owner of a piece, `host` or the name of a guest; empty for the other pieces
 
 
 def outputs_like_base(
     base: Checkpoint, tensors: Mapping[str, TensorPlan], modules: Mapping[str, Module], moved: bool
 ) -> Iterator[OutputTensor]:
-    """The layout that the base has on disk; layers beyond its own get names like theirs.
+    """The layout of the base on disk; layers beyond the base's own get names like theirs.
 
     tensors: every planned tensor by its name in memory. moved: whether slices move, repeat or leave out layers; a layer
     of another kind may then stand where the base has one.
 
     Raises:
-        MergeError: a tensor of the base that nothing makes, or a layer that has no name.
+        MergeError: no planned tensor is that of a tensor of the base, or a layer cannot be named.
     """
-    left = dict.fromkeys(tensors)
+    beyond_base = dict.fromkeys(tensors)
 
-    def origin(name: str) -> Group:
-        """The base's group of tensors that the planned one is, or is like."""
+    def original_group(name: str) -> Group:
+        """The base's group with the tensor of this name, or with the original of a repeated one."""
         return base.group_of[tensors[name].info.name]
 
     for group in base.groups:
-        made = [name for name in group.memory if name in tensors]
-        if len(made) < len(group.memory):
+        planned = [name for name in group.memory if name in tensors]
+        if len(planned) < len(group.memory):
             stack = modules[base.tensors[group.memory[0]].role.module].stack
-            if moved and not made and stack and all(name.startswith(stack) for name in group.memory):
+            if moved and not planned and stack and all(name.startswith(stack) for name in group.memory):
                 continue
             raise MergeError(f"Nothing in this merge makes {', '.join(group.memory)} of {base.name}.")
-        for name in made:
-            left.pop(name, None)
+        for name in planned:
+            beyond_base.pop(name, None)
         first = group.memory[0]
         piece = Piece.WHOLE if group.conversion is None else Piece.CONVERTED
-        for name, like in zip(group.disk, origin(first).disk, strict=True):
-            yield OutputTensor(name, base.disk[like], first, piece)
-    for name in left:
-        yield OutputTensor(_name_beyond(name, base, modules), base.disk[origin(name).disk[0]], name)
+        for name, original in zip(group.disk, original_group(first).disk, strict=True):
+            yield OutputTensor(name, base.disk[original], first, piece)
+    for name in beyond_base:
+        yield OutputTensor(_name_beyond(name, base, modules), base.disk[original_group(name).disk[0]], name)
 
 
-def outputs_in_memory(tensors: Sequence[TensorPlan]) -> Iterator[OutputTensor]:
-    """Every tensor under its name in memory."""
+def outputs_in_memory(tensors: Sequence[TensorPlan], rows: int) -> Iterator[OutputTensor]:
+    """The layout of an omni model, which has every tensor under its name in memory.
+
+    rows: of the tensors that token ids index.
+    """
     for tensor in tensors:
-        yield OutputTensor(tensor.name, DiskTensor(tensor.name, "", tensor.info.shape, tensor.info.dtype), tensor.name)
+        info = tensor.info
+        shape = info.shape if info.vocabulary_axis is None else (rows, *info.shape[1:])
+        yield OutputTensor(tensor.name, DiskTensor(tensor.name, "", shape, info.dtype), tensor.name)
 
 
 def _name_beyond(name: str, base: Checkpoint, modules: Mapping[str, Module]) -> str:
-    """The name on disk of a layer that the base does not have, from one that it has."""
+    """The name on disk of a tensor in a layer that the base does not have, made from that of a layer that it has."""
     module = next(m for m in modules.values() if m.stack and name.startswith(m.stack))
     index, _, suffix = name[len(module.stack) :].partition(".")
-    for known in range(len(module.layers)):
-        group = base.group_of.get(module.name_at(known, suffix))
+    for base_index in range(len(module.layers)):
+        group = base.group_of.get(module.name_at(base_index, suffix))
         if group is not None and group.conversion is None:
-            disk, count = re.subn(rf"(?<=\.){known}(?=\.)", index, group.disk[0], count=1)
+            disk, count = re.subn(rf"(?<=\.){base_index}(?=\.)", index, group.disk[0], count=1)
             if count == 1:
                 return disk
     raise MergeError(f"Layer {index} of {module.stack[:-1]} has no name on disk: {suffix} is stored converted.")

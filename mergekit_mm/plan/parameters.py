@@ -22,14 +22,14 @@ from mergekit_mm.plan.modules import ALIASES
 from mergekit_mm.plan.omni.composition import COMPOSITION, HOST
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 
-# The model whose processor and tokenizer files are copied: a parameter of the whole merge, not of a tensor.
+# The parameter that names the model whose processor and tokenizer files are copied.
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE, IGNORE)
-OF_INPUTS = (ADAPTER_BASE,)  # may also be written for one input
+OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE, IGNORE)  # parameters of the whole merge, not of a tensor
+OF_INPUTS = (ADAPTER_BASE,)  # parameters of the whole merge that may also be written for one input
 
 
 def ignored(config: MergeConfiguration) -> Ignored:
-    """What a config says to leave out of the inputs. MergeError for a value that is no pattern and no list of them."""
+    """The tensors that a config leaves out of the inputs. MergeError for a value that is neither pattern nor list."""
     value = (config.parameters or {}).get(IGNORE, [])
     patterns = value if isinstance(value, list) else [value]
     if wrong := [p for p in patterns if not isinstance(p, str) or not p.strip("*?. ")]:
@@ -46,10 +46,10 @@ def unknown_modules(
     base: ModelReference,
     checkpoints: Mapping[ModelReference, Checkpoint],
 ) -> Iterator[str]:
-    """A sentence for each listed module that the output does not have, `known` being its own.
+    """A sentence for each module under `modules:` that the output does not have; `known` are the modules that it has.
 
-    The output has the layout of the input `base`. Where another input has the module, the sentence says how to make
-    that input's the layout.
+    The output has the layout of the input `base`. Where another input has the module, the sentence says how to give the
+    output the layout of that input.
     """
     for name in config.modules or ():
         module = ALIASES.get(name, name)
@@ -70,20 +70,20 @@ def unknown_modules(
 def wrong_parameters(config: MergeConfiguration) -> Iterator[str]:
     """A sentence for each parameter that mergekit would ignore without a word, and for each useless value.
 
-    Misspelt names are told with what was probably meant. A parameter of another merge method passes: one line of a
-    config then switches between methods.
+    For a misspelt name, the sentence has the name that was probably meant. A parameter of another merge method passes:
+    one line of a config then switches between methods.
     """
     of_methods = {p.name for method in merge_methods.registered_methods() for p in method.spec.parameters}
     own = {p.name: p for p in merge_methods.get(config.merge_method).spec.parameters}
-    wide, inputs = _scopes(config)
-    for scope in wide:
+    for_all_inputs, for_one_input = _scopes(config)
+    for scope in for_all_inputs:
         for name, setting in (scope.parameters or {}).items():
             if name in OF_THE_WHOLE and scope is not config:
                 yield f"parameter {name} is for the whole merge: write it under the top `parameters:`."
                 continue
             yield from _unknown("parameter", name, {*of_methods, *ROLE_PARAMETERS, *OF_THE_WHOLE})
             yield from _invalid(own.get(name), setting)
-    for scope in inputs:
+    for scope in for_one_input:
         for name, setting in (scope.parameters or {}).items():
             shared = name in own and own[name].scope is ParameterScope.SHARED
             if name in OF_INPUTS:
@@ -97,20 +97,24 @@ def wrong_parameters(config: MergeConfiguration) -> Iterator[str]:
             yield from _unknown("parameter", name, of_methods)
             yield from _invalid(own.get(name), setting)
     if config.base_model and config.models and all(entry.model != config.base_model for entry in config.models):
-        wanted = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
-        if absent := [name for name in wanted if name not in (config.parameters or {})]:
+        required = [p.name for p in own.values() if p.required and p.scope is ParameterScope.INPUT]
+        if missing := [name for name in required if name not in (config.parameters or {})]:
             yield (
                 f"{config.merge_method} merges the base model like any other: list {config.base_model} under `models:` "
-                f"with its own {', '.join(absent)}, or leave out `base_model:`."
+                f"with its own {', '.join(missing)}, or leave out `base_model:`."
             )
 
 
 def trusted_adapters(config: MergeConfiguration) -> frozenset[ModelReference]:
-    """The inputs whose adapters are put on their models whatever base they name. MergeError for another value."""
-    _, inputs = _scopes(config)
-    named = {ref for ref in config.referenced_models() if ref.lora}
+    """The inputs with an adapter that is not asked whether it was trained on its model (`adapter_base: trust`).
+
+    Raises:
+        MergeError: the parameter has another value.
+    """
+    _, entries = _scopes(config)
+    adapted = {model for model in config.referenced_models() if model.lora}
     trusted: set[ModelReference] = set()
-    for scope, models in [(config, named), *((entry, {entry.model}) for entry in inputs)]:
+    for scope, models in [(config, adapted), *((entry, {entry.model}) for entry in entries)]:
         if (value := (scope.parameters or {}).get(ADAPTER_BASE)) is not None:
             if value != TRUST:
                 raise MergeError(f"parameter {ADAPTER_BASE}: {value!r} is not known; the one value is {TRUST}.")
@@ -119,7 +123,11 @@ def trusted_adapters(config: MergeConfiguration) -> frozenset[ModelReference]:
 
 
 def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[ModelReference, dict[str, Any]]]:
-    """mergekit's `resolve_parameters`; MergeError, for one that the method needs and was not given."""
+    """mergekit's `resolve_parameters`. Returns the parameters for all inputs, and those of each input.
+
+    Raises:
+        MergeError: a parameter that the method needs is missing, or a gradient gives a value that it cannot have.
+    """
     try:
         return resolve_parameters(spec, **where)
     except RuntimeError as error:
@@ -127,39 +135,42 @@ def resolve(spec: MergeMethodSpec, **where: Any) -> tuple[dict[str, Any], dict[M
             raise
         advice = f"{spec.name} needs it: write it under `parameters:`, of each model or at the top level for all."
         raise MergeError(f"{error}. {advice}") from error
-    except ValidationError as error:  # each value is one that the parameter can have, but not what lies between them
-        told = error.errors()[0]
+    except ValidationError as error:  # Each value of a gradient is valid, but a value between two of them is not.
+        problem = error.errors()[0]
         raise MergeError(
-            f"{spec.name}: a gradient of {where['tensor_name']} comes to {told['input']!r}, which will not do: "
-            f"{told['msg'].lower()}."
+            f"{spec.name}: a gradient of {where['tensor_name']} comes to {problem['input']!r}, which will not do: "
+            f"{problem['msg'].lower()}."
         ) from error
 
 
 def unread_parameters(config: MergeConfiguration) -> list[str]:
-    """The parameters in a config that are another merge method's, and so do nothing."""
+    """The parameters in a config that only other merge methods read, so that they have no effect."""
     own = {p.name for p in merge_methods.get(config.merge_method).spec.parameters}
     given = {name for scopes in _scopes(config) for scope in scopes for name in scope.parameters or ()}
     return sorted(given - {*own, *ROLE_PARAMETERS, *OF_THE_WHOLE})
 
 
 def _scopes(config: MergeConfiguration) -> tuple[list[Any], list[Any]]:
-    """The parts of a config that have parameters: those that hold for all inputs, and the inputs."""
-    wide: list[Any] = [config, *(config.slices or ())]
-    inputs: list[Any] = list(config.models or ())
+    """The parts of a config that have parameters: those that hold for all inputs, and the entries of single inputs."""
+    for_all_inputs: list[Any] = [config, *(config.slices or ())]
+    entries: list[Any] = list(config.models or ())
     for module in (config.modules or {}).values():
-        wide += [module, *(module.slices or ())]
-        inputs += module.models or ()
-    return wide, inputs + [source for scope in wide for source in getattr(scope, "sources", ())]
+        for_all_inputs += [module, *(module.slices or ())]
+        entries += module.models or ()
+    return for_all_inputs, entries + [source for scope in for_all_inputs for source in getattr(scope, "sources", ())]
 
 
 def unknown_method(name: str) -> Iterator[str]:
-    """A sentence, with what was probably meant, if nobody has registered a merge method of this name."""
+    """A sentence, with the name that was probably meant, if no merge method of this name is registered."""
     return _unknown("merge method", name, {method.spec.name for method in merge_methods.registered_methods()})
 
 
 def _invalid(parameter: ParameterSpec | None, setting: ParameterSetting) -> Iterator[str]:
-    """A sentence for each value that the parameter cannot have, in whatever gradient or behind whatever filter."""
-    if parameter is None:  # of another method
+    """A sentence for each value that a parameter cannot have, in gradients and behind filters too.
+
+    parameter: None for a parameter of another method, of which nothing is known.
+    """
+    if parameter is None:
         return
     if isinstance(setting, list):
         for part in setting:
@@ -172,12 +183,16 @@ def _invalid(parameter: ParameterSpec | None, setting: ParameterSetting) -> Iter
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"parameter {parameter.name}: {setting!r} will not do; it must be finite."
         except ValidationError as error:
-            told = error.errors()[0]["msg"].lower()
-            yield f"parameter {parameter.name}: {setting!r} will not do; {told}."
+            requirement = error.errors()[0]["msg"].lower()
+            yield f"parameter {parameter.name}: {setting!r} will not do; {requirement}."
 
 
-def _unknown(what: str, name: str, known: set[str], where: str = "") -> Iterator[str]:
+def _unknown(kind: str, name: str, known: set[str], where: str = "") -> Iterator[str]:
+    """A sentence on a name that is not known, with the closest known one.
+
+    where: the end of the sentence; with it, the known names are not listed.
+    """
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else "" if where else f" Known: {', '.join(sorted(known))}."
-        yield f"Unknown {what} {name!r} in the merge config{where}.{hint}"
+        yield f"Unknown {kind} {name!r} in the merge config{where}.{hint}"

@@ -1,4 +1,8 @@
-"""What is done with the tensors of each role: kept at the base, averaged over the experts, or merged."""
+"""Policies: whether the tensors of a role are kept at the base, averaged over the experts, or merged.
+
+A policy is a parameter of the merge with a role's name, such as `vision_tower: average`, at any level of the config. A
+new policy is a member of `Policy` and an action in `Decisions.decide`, which `merge_yamls/README.md` describes.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,16 @@ from mergekit_mm.methods import is_own_method
 
 
 class Policy(str, Enum):
-    """Where the tensors of a role come from."""
+    """The source of a role's tensors. In a config of an omni model, the name of a donor is none of these policies but
+    chooses the owner of a modality: `plan.omni.composition` reads it."""
 
-    BASE = "base"
-    AVERAGE = "average"  # the mean of the experts, the base left out
-    MERGE = "merge"  # the merge method
+    BASE = "base"  # the tensor of the base model
+    AVERAGE = "average"  # the mean of the experts; the base is left out
+    MERGE = "merge"  # the result of the merge method
 
 
 class ChosenPolicy(NamedTuple):
-    """A policy, and why it holds."""
+    """A policy, and the reason for it; empty if the method merges the tensor, which needs none."""
 
     policy: Policy
     reason: str
@@ -64,17 +69,21 @@ def why_undefined(
     role: Role,
     inputs: list[ModelReference],
     base_model: ModelReference | None,
-    source_model: ModelReference,
+    layout_model: ModelReference,
 ) -> str | None:
-    """Why a method does not take these inputs, which alone have a tensor of a role, or None.
+    """The reason for which a method cannot merge a tensor of a role, given the inputs that have it; None if it can.
 
     In an omni model, for example, the base model may have no tower of that kind, over which deltas could be taken.
+
+    Args:
+        inputs: the inputs that have the tensor.
+        layout_model: the input from which the policy `base` takes it.
     """
     try:
         method.validate_inputs(inputs, base_model if base_model in inputs else None)
     except ValueError as error:
         return (
             f"{method.spec.name} cannot merge the {role.value} of {', '.join(map(str, inputs))}: {error} of the same "
-            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {source_model}."
+            f"kind. Choose `parameters: {role.value}: average`, or `base` for that of {layout_model}."
         )
     return None

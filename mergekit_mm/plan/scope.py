@@ -1,4 +1,4 @@
-"""Which merges this package plans, and which it leaves to mergekit."""
+"""The merges that this package plans; all others are left to mergekit."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ LOG = logging.getLogger(__name__)
 
 
 def is_planned_here(config: MergeConfiguration, cache: str | None = None) -> bool:
-    """Whether this package plans a merge, and not mergekit by itself. These are the merges
+    """Whether this package plans a merge. The package plans every merge
 
-    - of a multimodal model or a speech model, or of models that contain one;
+    - of a multimodal model or a speech model, or of a model that contains one;
     - of LoRA adapters by a method of this package, which merges their factors;
     - of a directory that holds an adapter too: transformers loads the model with it, mergekit would silently drop it;
     - with the parameter `composition`, which mergekit does not know;
-    - with a model whose config.json cannot be found: it is refused here with a message, and ends in a traceback there.
+    - of a model without a config.json: this package refuses it with a message, mergekit ends in a traceback.
 
     cache: the directory of `--transformers-cache`.
     """
     models = config.referenced_models()
     if any(_holds_adapter(model) for model in models):
         return True
-    own = any(model.lora for model in models) and is_own_method(config.merge_method)
-    if own or "composition" in (config.parameters or {}):
+    merges_factors = any(model.lora for model in models) and is_own_method(config.merge_method)
+    if merges_factors or "composition" in (config.parameters or {}):
         return True
-    found = [_raw_config(model, cache) for model in models]
-    return not all(found) or any(map(_has_media, found))
+    raw_configs = [_raw_config(model, cache) for model in models]
+    return not all(raw_configs) or any(map(_has_media, raw_configs))
 
 
 def _holds_adapter(model: ModelReference) -> bool:
+    """Whether the directory of a model that is named without an adapter has one."""
     return not model.lora and (Path(model.model.path).expanduser() / "adapter_config.json").is_file()
 
 
@@ -62,23 +63,13 @@ def _raw_config(model: ModelReference, cache: str | None) -> Mapping[str, Any]:
 
 def _has_media(config: Mapping[str, Any]) -> bool:
     """Whether a raw config is that of a multimodal LLM or of a speech model, or contains the config of one."""
-    # Local imports: transformers' tables of models are slow to import, and commands that merge nothing need none.
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-        MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
-    )
-
+    # Local imports: transformers is slow to import, and commands that merge nothing need none of it.
+    from mergekit_mm.checkpoints.transformers_private import media_model_types
     from mergekit_mm.omni.configuration import OmniConfig
 
     parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
-    known = (
-        *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-        *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-        *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
-    )
     return (
-        config.get("model_type") in (*known, OmniConfig.model_type)
+        config.get("model_type") in {*media_model_types(), OmniConfig.model_type}
         or any(re.search(r"vision|visual|image|video|audio|speech", key) for key in parts)
         or any(key.startswith("mm_") for key in config)  # LLaVA's original code and its descendants
         or any(_has_media(part) for part in parts.values())

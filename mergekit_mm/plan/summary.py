@@ -1,4 +1,4 @@
-"""What is done with the tensors of each role, counted for people."""
+"""The summary of a plan for people: the actions on the tensors of each role, counted."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, TensorPlan
 
 
-def lines_by_role(tensors: Iterable[TensorPlan], kept_words: Callable[[Role], str]) -> Iterator[str]:
+def lines_by_role(tensors: Iterable[TensorPlan], words_for_kept: Callable[[Role], str]) -> Iterator[str]:
     """A line for each role that has tensors: `norms  10 kept as in base`.
 
-    kept_words: what comes before the name of a model whose tensors of a role are taken as they are.
+    What is merged comes before what is kept, and models come in the order in which the output has their tensors: it
+    does not depend on their paths.
+
+    words_for_kept: gives the words before the name of the model from which tensors of a role are taken unchanged.
     """
-    counts: dict[Role, Counter[str]] = {}
+    counts: dict[Role, Counter[tuple[int, str]]] = {}
     for tensor in tensors:
-        counts.setdefault(tensor.info.role, Counter())[_done(tensor, kept_words)] += 1
+        counts.setdefault(tensor.info.role, Counter())[_action_words(tensor, words_for_kept)] += 1
     for role in Role:
-        if found := counts.get(role):
-            in_order = sorted(found, key=lambda done: (done.startswith(kept_words(role)), done == "copied", done))
-            yield f"{role.value:<15} " + "; ".join(f"{found[done]} {done}" for done in in_order)
+        if of_role := counts.get(role):
+            merged_first = sorted(of_role, key=lambda words: words[0])
+            yield f"{role.value:<15} " + "; ".join(f"{of_role[words]} {words[1]}" for words in merged_first)
 
 
-def _done(tensor: TensorPlan, kept_words: Callable[[Role], str]) -> str:
+def _action_words(tensor: TensorPlan, words_for_kept: Callable[[Role], str]) -> tuple[int, str]:
+    """The place in a line and the few words by which tensors of an action are counted."""
     match tensor.shared_action:
-        case Keep(model):
-            return f"{kept_words(tensor.info.role)} {model}"
         case Average():
-            return "mean of the experts"
+            return 0, "mean of the experts"
         case Merge(method):
-            return method if len(tensor.inputs) > 1 else "copied"
+            return (2, method) if len(tensor.inputs) > 1 else (1, "copied")
+        case Keep(model):
+            return 3, f"{words_for_kept(tensor.info.role)} {model}"
         case other:
-            return str(other)
+            return 4, str(other)

@@ -1,4 +1,4 @@
-"""What is done with one tensor of the output, as data: what it is made from, how, and why."""
+"""The plan of one tensor of the output as data: its inputs, the action, its parameters, and the reason for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergekit_mm.checkpoints.checkpoint import TensorInfo
 
 @dataclass(frozen=True)
 class Keep:
-    """The tensor of one input is taken as it is."""
+    """The tensor of one input is taken unchanged."""
 
     model: ModelReference
 
@@ -31,7 +31,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge method makes it of the tensors of all inputs that have it."""
+    """A merge method makes the tensor from those of all inputs that have it."""
 
     method: str
 
@@ -41,7 +41,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Copy:
-    """It is written a second time, equal to another tensor of the output, to which the base model ties it."""
+    """The tensor is a second copy of another tensor of the output, to which the base model ties it."""
 
     of: str  # name in memory of the other tensor
 
@@ -51,14 +51,14 @@ class Copy:
 
 @dataclass(frozen=True)
 class Route:
-    """Tokens of each modality go through a tensor of their owner's, all other tokens through the `shared` one (DAMC).
+    """Tokens of each modality go through a tensor of their owner, all other tokens through the `shared` one (DAMC).
 
     rank: None if each owner keeps its donor's whole tensor; else the rank of the factors that each owner keeps beside
     the shared matrix, 0 if all donors agree on that matrix.
     """
 
     shared: Keep | Average | Merge
-    owners: tuple[tuple[str, ModelReference], ...]  # `host` or the name of a guest -> the donor whose tensor it keeps
+    owners: tuple[tuple[str, ModelReference], ...]  # (`host` or the name of a guest, the donor whose tensor it keeps)
     rank: int | None
 
     def __str__(self) -> str:
@@ -72,19 +72,21 @@ Action = Keep | Average | Merge | Copy | Route
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the output. Names are those in memory, and the output's are those of its layout.
+    """The plan of one tensor of the output. Names are those in memory; the output has those of its layout.
 
     Two plans are equal if they would make the same tensor from the same inputs in the same way.
     """
 
     name: str
-    info: TensorInfo  # shape, dtype and role of the layout's tensor that it is; of a repeated layer, of its original
-    inputs: Mapping[ModelReference, str] = field(hash=False)  # the inputs that have it -> their own names for it
+    info: TensorInfo  # of the layout's tensor of this name; in a repeated or moved layer, of the original
+    inputs: Mapping[ModelReference, str] = field(
+        hash=False
+    )  # the inputs that have the tensor -> their own names for it
     action: Action
     base: ModelReference | None  # the model over which deltas are taken here; it need not be one of the inputs
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the method, for all inputs
-    input_parameters: Mapping[ModelReference, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    reason: str = ""  # why the action is not the merge method's
+    input_parameters: Mapping[ModelReference, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # for each
+    reason: str = ""  # the reason why the action is not to merge by the method
 
     @property
     def experts(self) -> list[ModelReference]:
@@ -93,7 +95,7 @@ class TensorPlan:
 
     @property
     def shared_action(self) -> Keep | Average | Merge | Copy:
-        """The action itself; of a route, that for the tokens that no owner has."""
+        """The action; of a route, the action for tokens that belong to no owner."""
         return self.action.shared if isinstance(self.action, Route) else self.action
 
     def __str__(self) -> str:
@@ -103,16 +105,16 @@ class TensorPlan:
         if self.parameters:
             lines.append(f"  parameters: {_listed(self.parameters.items())}")
         for model, name in self.inputs.items():
-            told = " (base model)" if model == self.base else ""
-            own = f" as {name}" if name != self.name else ""
-            given = self.input_parameters.get(model)
-            values = f": {_listed(given.items())}" if given else ""
-            lines.append(f"  from {model}{told}{own}{values}")
+            mark = " (base model)" if model == self.base else ""
+            own_name = f" as {name}" if name != self.name else ""
+            parameters = self.input_parameters.get(model)
+            values = f": {_listed(parameters.items())}" if parameters else ""
+            lines.append(f"  from {model}{mark}{own_name}{values}")
         return "\n".join(lines)
 
 
 def short_dtype(info: TensorInfo) -> str:
-    """`bfloat16` instead of `torch.bfloat16`."""
+    """The name of a tensor's dtype without `torch.`, such as `bfloat16`."""
     return str(info.dtype).removeprefix("torch.")
 
 

@@ -1,8 +1,8 @@
 """Inputs that add nothing to a merge: copies of the base or of each other, and adapters that change nothing.
 
-Tensors are compared by samples, a few thousand values of each, and read whole only where all samples are equal and the
-model is small. Most fine-tunes differ from their base in the first sample. Of models whose headers alone were fetched
-from the hub, whole files are compared, by the hashes that the hub has of them.
+Tensors are compared by samples of a few thousand values each, and read whole only if all samples are equal and the
+model is small. Most fine-tunes differ from their base in the first sample. Models of the hub for which only headers
+were fetched are compared by the hub's hashes of their files.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def unchanged(inputs: Inputs, has_base: bool) -> Iterator[str]:
 
     has_base: whether the merge is over a base model; else the first input only gives the layout.
     """
-    null = set()
+    without_effect = set()
     for model, adaptation in inputs.adaptations.items():
-        if (why := _adds_nothing(adaptation.adapter)) is not None:
-            null.add(model)
+        if (why := _reason_without_effect(adaptation.adapter)) is not None:
+            without_effect.add(model)
             yield f"{model.lora} adds nothing to the merge: {why}."
-    if not isinstance(inputs, OmniInputs):
+    if not isinstance(inputs, OmniInputs):  # Donors of one language model may well share it: each has other towers.
         yield from _equal_models(inputs, has_base)
-    yield from _equal_adapters(inputs, null)
+    yield from _equal_adapters(inputs, without_effect)
 
 
 # -- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def _adds_nothing(adapter: Adapter) -> str | None:
-    """Why an adapter leaves its base as it is; None if it does not."""
+def _reason_without_effect(adapter: Adapter) -> str | None:
+    """The reason for which an adapter leaves its model unchanged; None if it changes the model."""
     changes = list(adapter.changes.values())
     if any(change.replacement or change.magnitude for change in changes):
         return None
@@ -57,13 +57,13 @@ def _adds_nothing(adapter: Adapter) -> str | None:
     return "all of its B factors are zero" if all(map(adapter.is_zero, factors)) else None
 
 
-def _equal_adapters(inputs: Inputs, apart: set[ModelReference]) -> Iterator[str]:
-    found = {model: bound.adapter for model, bound in inputs.adaptations.items() if model not in apart}
-    for one, other in combinations(found, 2):
-        scaled_alike = _scale(found[one].config) == _scale(found[other].config)
+def _equal_adapters(inputs: Inputs, left_out: set[ModelReference]) -> Iterator[str]:
+    """A note on each pair of equal adapters on one model; `left_out` have notes of their own already."""
+    adapters = {model: bound.adapter for model, bound in inputs.adaptations.items() if model not in left_out}
+    for one, other in combinations(adapters, 2):
         if (
-            scaled_alike
-            and _same_files(found[one], found[other])
+            _scaling_keys(adapters[one].config) == _scaling_keys(adapters[other].config)
+            and _same_files(adapters[one], adapters[other])
             and inputs.checkpoints[one].directory.resolve() == inputs.checkpoints[other].directory.resolve()
         ):
             yield f"{one.lora} and {other.lora} are identical: it is one adapter that counts twice."
@@ -75,7 +75,8 @@ def _same_files(one: Adapter, other: Adapter) -> bool:
     return len(one.files) == len(other.files) and all(filecmp.cmp(a, b, shallow=False) for a, b in pairs)
 
 
-def _scale(config: Any) -> list[Any]:
+def _scaling_keys(config: Any) -> list[Any]:
+    """The values in an adapter's config by which its factors are scaled."""
     return [config.get(key) for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")]
 
 
@@ -83,66 +84,68 @@ def _scale(config: Any) -> list[Any]:
 
 
 def _equal_models(inputs: Inputs, has_base: bool) -> Iterator[str]:
+    """A note on each model whose weights are those of an earlier one, the base being the first."""
     plain = [model for model in inputs.checkpoints if model not in inputs.adaptations or model == inputs.base]
     equal_to: dict[ModelReference, ModelReference] = {}
-    for one, other in combinations(plain, 2):  # the base comes first
+    for one, other in combinations(plain, 2):
         if other in equal_to or one in equal_to:
             continue
-        how = _equal(inputs, one, other)
-        if how is not None:
+        extent = _extent_of_equality(inputs, one, other)
+        if extent is not None:
             equal_to[other] = one
             effect = "it adds nothing to the merge" if has_base and one == inputs.base else "one model counts twice"
-            yield f"The weights of {other} are identical to those of {one}{how}: {effect}."
+            yield f"The weights of {other} are identical to those of {one}{extent}: {effect}."
 
 
-def _equal(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | None:
-    """How sure it is that two models hold the same values, in all tensors that both have; None if they do not."""
+def _extent_of_equality(inputs: Inputs, one: ModelReference, other: ModelReference) -> str | None:
+    """Words on how much of two models was compared and is equal: empty for all values; None if the models differ."""
     first, second = inputs.checkpoints[one], inputs.checkpoints[other]
-    pairs = []
+    pairs: list[tuple[DiskTensor, DiskTensor]] = []
     for name in inputs.names[one].keys() & inputs.names[other].keys():
-        ours, theirs = _stored(first, inputs.names[one][name]), _stored(second, inputs.names[other][name])
-        if len(ours) != len(theirs) or any(
+        of_first, of_second = _stored(first, inputs.names[one][name]), _stored(second, inputs.names[other][name])
+        if len(of_first) != len(of_second) or any(
             a.shape != b.shape or a.dtype != b.dtype or a.is_folded or b.is_folded
-            for a, b in zip(ours, theirs, strict=True)
+            for a, b in zip(of_first, of_second, strict=True)
         ):
-            return None  # another layout or precision, or factors: these are not copies of one file
-        pairs += list(zip(ours, theirs, strict=True))
+            return None  # The layouts or dtypes differ, or one has unmerged factors: these are no copies of one file.
+        pairs += zip(of_first, of_second, strict=True)
     pairs = sorted({(a.name, b.name): (a, b) for a, b in pairs}.values(), key=lambda pair: pair[0].name)
     if not pairs:
         return None
-    files_of_both = {(first.directory / a.file, second.directory / b.file) for a, b in pairs}
-    if all(ours.samefile(theirs) for ours, theirs in files_of_both):
+    file_pairs = {(first.directory / a.file, second.directory / b.file) for a, b in pairs}
+    if all(a.samefile(b) for a, b in file_pairs):
         return ""
     if first.is_headers_only or second.is_headers_only:
-        return "" if all(same_content(ours, theirs) for ours, theirs in files_of_both) else None
+        return "" if all(same_content(a, b) for a, b in file_pairs) else None
     with ExitStack() as files:
         readers = [_Reader(checkpoint.directory, files) for checkpoint in (first, second)]
         if not all(_agree(readers, pair, _SAMPLED) for pair in _spread(pairs)):
             return None
-        if sum(ours.nbytes for ours, _ in pairs) > _READ_WHOLE:
+        if sum(a.nbytes for a, _ in pairs) > _READ_WHOLE:
             return f" in {_SAMPLED} values of each tensor"
         return "" if all(_agree(readers, pair, None) for pair in pairs) else None
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> list[DiskTensor]:
-    """What a tensor is made from on disk."""
+    """The tensors on disk that a tensor in memory is made from."""
     return [checkpoint.disk[part] for part in checkpoint.group_of[name].disk]
 
 
 def _spread(pairs: Sequence[tuple[DiskTensor, DiskTensor]]) -> Iterator[tuple[DiskTensor, DiskTensor]]:
-    """All of them, in an order that soon has been everywhere: the parts of a model that were trained lie together."""
+    """All pairs, in an order that soon reaches every part of a model: tensors that were trained lie together."""
     step = max(1, len(pairs) // 8)
     for start in range(step):
         yield from pairs[start::step]
 
 
 def _agree(readers: Sequence[_Reader], pair: tuple[DiskTensor, DiskTensor], most: int | None) -> bool:
-    ours, theirs = (reader.read(tensor, most) for reader, tensor in zip(readers, pair, strict=True))
-    return torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+    """Whether the values that are read of two tensors, about `most` of each or all of them, are equal bit for bit."""
+    one, other = (reader.read(tensor, most) for reader, tensor in zip(readers, pair, strict=True))
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 class _Reader:
-    """Values of tensors from the files of one checkpoint, which stay open as long as `files`."""
+    """Reads values of tensors from the files of one checkpoint; `files` closes the files."""
 
     def __init__(self, directory: Path, files: ExitStack) -> None:
         self._directory = directory
@@ -150,31 +153,32 @@ class _Reader:
         self._open: dict[str, Any] = {}
 
     def read(self, tensor: DiskTensor, most: int | None) -> torch.Tensor:
-        """(n,) values from the middle of a tensor, about `most` of them; None for all."""
+        """(n,) in the tensor's dtype: about `most` values from its middle; None for all of them."""
         if tensor.file not in self._open:
             self._open[tensor.file] = self._opened(self._directory / tensor.file)
-        held = self._open[tensor.file]
+        file = self._open[tensor.file]
         window = _window(tensor.shape, most)
-        if isinstance(held, dict):
-            values: torch.Tensor = held[tensor.key][window]
+        if isinstance(file, dict):
+            values: torch.Tensor = file[tensor.key][window]
         else:
-            values = held.get_slice(tensor.key)[window] if tensor.shape else held.get_tensor(tensor.key)
+            values = file.get_slice(tensor.key)[window] if tensor.shape else file.get_tensor(tensor.key)
         return values.contiguous().reshape(-1)
 
     def _opened(self, path: Path) -> Any:
+        """An open file of safetensors, or the dictionary of a pickle, mapped into memory if torch can do that."""
         if path.suffix == ".safetensors":
             return self._files.enter_context(safe_open(str(path), framework="pt"))
         return unpickled(path)
 
 
 def _window(shape: Sequence[int], most: int | None) -> tuple[slice, ...]:
-    """A block in the middle of a tensor: whole in the last axes as far as `most` values reach, one in the others."""
+    """A block in the middle of a tensor: whole along the last axes as far as `most` values reach, then one index."""
     if most is None:
         return tuple(slice(0, length) for length in shape)
     window: list[slice] = []
     for length in reversed(shape):
-        taken = max(1, min(length, most))
-        start = max(0, length - taken) // 2
-        window.insert(0, slice(start, start + taken))
-        most = most // max(1, taken)
+        count = max(1, min(length, most))
+        start = max(0, length - count) // 2
+        window.insert(0, slice(start, start + count))
+        most = most // max(1, count)
     return tuple(window)

@@ -1,4 +1,4 @@
-"""The tensors of an output one by one: its modules, their slices and layers, and what each is made from."""
+"""The tensors of an output one by one, through modules, slices and layers, and the inputs' tensors for each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,21 @@ from mergekit_mm.plan.modules import Module, layers_of
 class OutputSlot:
     """One tensor of the output before anything is decided about it."""
 
-    name: str
-    info: TensorInfo  # of the layout's tensor that it is; of a layer that is repeated or moved, of its original
-    names: Mapping[ModelReference, str | None]  # the listed inputs -> their own names for it in memory
-    reader: ConfigReader  # the part of the config that holds for it
+    name: str  # in the output's memory
+    info: TensorInfo  # of the layout's tensor of this name; in a repeated or moved layer, of the original
+    listed: Mapping[ModelReference, str | None]  # the inputs of the slice -> their own names; None for one without it
+    reader: ConfigReader  # the part of the config that holds for the tensor
+
+    @property
+    def inputs(self) -> dict[ModelReference, str]:
+        """The inputs of the slice that have the tensor -> their own names for it in memory."""
+        return {model: own for model, own in self.listed.items() if own is not None}
+
+    @property
+    def base(self) -> ModelReference | None:
+        """The model over which deltas are taken here."""
+        base: ModelReference | None = self.reader.base_model
+        return base
 
 
 def output_slots(
@@ -38,10 +49,11 @@ def output_slots(
     modules: Mapping[str, Module],
     definitions: Mapping[str, OutputModuleDefinition],
 ) -> Iterator[OutputSlot]:
-    """Every tensor of the output: of each module those before its layers, the layers, and those after them.
+    """Every tensor of the output: of each module the tensors before its layers, the layers, and the tensors after them.
 
     Raises:
-        MergeError: slices that take layers which the inputs do not have, or that only a language model can have.
+        MergeError: slices take layers that the inputs do not have, or move layers of another module than the language
+            model.
     """
     for name, definition in definitions.items():
         slices = definition.slices or []
@@ -59,31 +71,32 @@ def _of_module(
 ) -> Iterator[OutputSlot]:
     whole = ConfigReader(config=config, t=0, module=definition)
 
-    def slot(tensor: str, like: Mapping[ModelReference, str], reader: ConfigReader) -> OutputSlot:
-        own = {model: inputs.names[model].get(each) for model, each in like.items()}
-        return OutputSlot(tensor, inputs.tensors[next(iter(like.values()))], own, reader)
+    def slot(tensor: str, originals: Mapping[ModelReference, str], reader: ConfigReader) -> OutputSlot:
+        """originals: the listed inputs -> the layout's name of the tensor that is taken from them."""
+        own = {model: inputs.names[model].get(original) for model, original in originals.items()}
+        return OutputSlot(tensor, inputs.tensors[next(iter(originals.values()))], own, reader)
 
-    def outside(tensor: str, part: OutputSliceDefinition) -> OutputSlot:
+    def slot_outside_layers(tensor: str, part: OutputSliceDefinition) -> OutputSlot:
         return slot(tensor, {source.model: tensor for source in part.sources}, whole.for_out_slice(part))
 
     for tensor in module.before_layers:
-        yield outside(tensor, slices[0])
+        yield slot_outside_layers(tensor, slices[0])
     index = 0  # of the next layer in the output
     for part in slices:
         count = part.sources[0].layer_range[1] - part.sources[0].layer_range[0]
         reader = ConfigReader(config=config, slice_out=part, t=0, module=definition)
         for offset in range(count):
-            at = reader.with_t(offset / (count - 1) if count > 1 else 1)
+            reader_of_layer = reader.with_t(offset / (count - 1) if count > 1 else 1)
             for suffix in _suffixes(name, module, part.sources, offset):
-                like = {s.model: module.name_at(s.layer_range[0] + offset, suffix) for s in part.sources}
-                yield slot(module.name_at(index, suffix), like, at)
+                originals = {s.model: module.name_at(s.layer_range[0] + offset, suffix) for s in part.sources}
+                yield slot(module.name_at(index, suffix), originals, reader_of_layer)
             index += 1
     for tensor in module.after_layers:
-        yield outside(tensor, slices[-1])
+        yield slot_outside_layers(tensor, slices[-1])
 
 
 def _suffixes(name: str, module: Module, sources: Sequence[InputSliceDefinition], offset: int) -> Sequence[str]:
-    """The names of a layer's tensors after the layer's index, which all layers that it is made from share."""
+    """The names of a layer's tensors after the layer's index. MergeError unless all layers that it is made of agree."""
     indices = [source.layer_range[0] + offset for source in sources]
     if len({tuple(module.layers[index]) for index in indices}) != 1:
         raise MergeError(f"Layers {indices} of module {name} are of different kinds.")
@@ -91,7 +104,7 @@ def _suffixes(name: str, module: Module, sources: Sequence[InputSliceDefinition]
 
 
 def _require_layers(name: str, module: Module, slices: Sequence[OutputSliceDefinition]) -> None:
-    """MergeError for slices that take layers which there are not, or unlike numbers of them."""
+    """MergeError for slices that take layers which do not exist, or a different number of layers from each input."""
     layers = len(module.layers)
     if name != "language_model" and layers_of(OutputModuleDefinition(slices=slices)) != list(range(layers)):
         raise MergeError(
@@ -119,31 +132,32 @@ def require_contract(
     definitions: Mapping[str, OutputModuleDefinition],
     unlisted: Sequence[str],
 ) -> None:
-    """Refuse inputs of a slice that the method does not take: one listed twice, too many, too few, or no base.
+    """Refuse slices whose inputs the method does not take: one is listed twice, there are too many or few, or no base.
 
     Raises:
-        MergeError: naming the slice, its inputs and what to do.
+        MergeError: such a slice, with its inputs and advice.
     """
     for name, definition in definitions.items():
         for index, part in enumerate(definition.slices or () if name not in unlisted else ()):
-            counts = Counter(inputs.place(source.model) for source in part.sources)
-            if twice := [str(s.model) for s in part.sources if counts[inputs.place(s.model)] > 1]:
+            counts = Counter(inputs.identity(source.model) for source in part.sources)
+            if twice := [str(s.model) for s in part.sources if counts[inputs.identity(s.model)] > 1]:
                 again = f", again as {twice[1]}" if twice[1] != twice[0] else " under two spellings"
                 raise MergeError(f"{twice[0]} is listed twice{again}; name each input once.")
             where = f" in slice {index} of {name}" if len(definition.slices or ()) > 1 else ""
-            _require_taken(config, part, where)
+            _require_accepted(config, part, where)
 
 
-def _require_taken(config: MergeConfiguration, part: OutputSliceDefinition, where: str) -> None:
+def _require_accepted(config: MergeConfiguration, part: OutputSliceDefinition, where: str) -> None:
+    """MergeError if the merge method does not take the inputs of a slice; `where` says in the message which slice."""
     method = merge_methods.get(config.merge_method)
     models, base = [source.model for source in part.sources], part.base_model or config.base_model
     try:
         method.validate_inputs(models, base)
     except ValueError as error:
-        told = str(error).removeprefix("Merge method ")
+        refusal = str(error).removeprefix("Merge method ")
         listed = ", ".join(f"{model} (base_model)" if model == base else str(model) for model in models)
         advice = ""
         if base is not None:
             counted = "is an input like any other: leave it out" if base in models else "must be among them: add it"
             advice = f" The base_model {counted}, or choose another merge_method."
-        raise MergeError(f"{method.spec.name}: {told}{where}. The inputs are {listed}.{advice}") from error
+        raise MergeError(f"{method.spec.name}: {refusal}{where}. The inputs are {listed}.{advice}") from error

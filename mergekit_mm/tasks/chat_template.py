@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, config: MergeConfiguration, trust_remote_code: bool) -> None:
     """Give a tokenizer the template that a config asks for, as mergekit 0.1 does after a merge.
 
-    The function of mergekit is private; its templates are files of that package. A test compares its signature.
+    mergekit's own function for it is private, and its templates are files of mergekit. A test holds its signature.
 
     Raises:
-        RuntimeError: the config asks for a template that there is not.
+        RuntimeError: the config asks for a template that does not exist.
     """
     _set_chat_template(tokenizer, config, trust_remote_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""A plan compiled to mergekit's task graph: to a model on disk, at any strength, or to what it changes of its base."""
+"""A plan compiled to mergekit's task graph: to a model on disk at any strength, or to its deltas over the base."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, Tens
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.loading import Reader
-from mergekit_mm.tasks.merging import MergeTensors, rehearse
+from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
 from mergekit_mm.tasks.sources import open_sources
-from mergekit_mm.tasks.tokenizer import BuildVocabulary, PermuteRows, vocabulary_builder
+from mergekit_mm.tasks.tokenizer import PermuteRows, vocabulary_builder
 from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, CopyTensor, PickTensor, WriteShards
 
 
 class Compiler:
-    """Makes the tasks of one plan. Nothing is decided here, and nothing read but indexes of files.
+    """Makes the tasks of one plan. Nothing is decided here, and only indexes of files are read.
 
     sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
     scaled, and equal tasks of all strengths are run once.
@@ -42,20 +42,13 @@ class Compiler:
         self.inputs, self.config = plan.inputs, plan.config
         sources = open_sources(plan.inputs, options.lazy_unpickle)
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
-        self.vocabulary: BuildVocabulary | None = None
-        if not isinstance(plan, OmniPlan):
-            self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
-        self._made: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
-        self._rehearsed: set[str] = set()  # parameters and kinds of shapes on which mergekit's method works
+        self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
+        self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
 
     # ------------------------------------------------------------------------------------------ to a model
 
     def to_model(self, out_path: str, scale: float = 1.0) -> list[Task]:
-        """The tasks that write the model, with every merged delta times `scale`.
-
-        Raises:
-            MergeError: mergekit's method does not take its parameters together, or a shape.
-        """
+        """The tasks that write the model, with every merged delta times `scale`."""
         writer = WriteShards(
             out_path=out_path,
             max_shard_size=self.options.out_shard_size,
@@ -66,7 +59,7 @@ class Compiler:
         saves = tuple(
             SaveTensor(
                 tensor_name=output.name,
-                tensor_task=self._written(self._piece(output, scale), output.like.dtype),
+                tensor_task=self._cast(self._piece(output, scale), output.like.dtype),
                 writer_task=writer,
                 clone=self.options.clone_tensors,
             )
@@ -77,16 +70,16 @@ class Compiler:
 
     def written(self, tensor: TensorPlan) -> Task[torch.Tensor]:
         """The task that makes one planned tensor in the dtype in which a merge writes it."""
-        return self._written(self._tensor(tensor, 1.0), tensor.info.dtype)
+        return self._cast(self._tensor(tensor, 1.0), tensor.info.dtype)
 
-    def _written(self, task: Task, own: torch.dtype) -> Task:
-        """In the dtype that the config asks for; else, after a method that computes in float32, in the input's own."""
-        wanted = self.config.out_dtype or self.config.dtype
-        if wanted is None and (self.sweep or self.inputs.widens or is_own_method(self.config.merge_method)):
-            wanted = str(own).removeprefix("torch.")
-            if not own.is_floating_point:
+    def _cast(self, task: Task, input_dtype: torch.dtype) -> Task:
+        """A task in the dtype that the config asks for; else, if it computes in float32, in the dtype of the input."""
+        dtype = self.config.out_dtype or self.config.dtype
+        if dtype is None and (self.sweep or self.inputs.widens or is_own_method(self.config.merge_method)):
+            dtype = str(input_dtype).removeprefix("torch.")
+            if not input_dtype.is_floating_point:
                 return task
-        return CastTensor(tensor=task, dtype=wanted) if wanted else task
+        return CastTensor(tensor=task, dtype=dtype) if dtype else task
 
     def _piece(self, output: OutputTensor, scale: float) -> Task:
         """The task that makes one tensor on disk, before its cast."""
@@ -106,18 +99,20 @@ class Compiler:
         return self._tensor(tensor, scale)
 
     def _tensor(self, tensor: TensorPlan, scale: float) -> Task:
-        if (tensor.name, scale) not in self._made:
-            self._made[tensor.name, scale] = self._make(tensor, scale)
-        return self._made[tensor.name, scale]
+        """The task that makes one planned tensor, made once for each strength."""
+        if (tensor.name, scale) not in self._tasks:
+            self._tasks[tensor.name, scale] = self._compile(tensor, scale)
+        return self._tasks[tensor.name, scale]
 
-    def _make(self, tensor: TensorPlan, scale: float) -> Task:
+    def _compile(self, tensor: TensorPlan, scale: float) -> Task:
+        """The task for the action of a tensor; of a route, the task of the shared tensor."""
         match tensor.action:
             case Copy(of):
                 return CopyTensor(tensor=self._tensor(self.plan[of], scale))
             case Route(_, _, 0):
-                return self._base_of_all(tensor)
+                return self._common_base(tensor)
             case Route(_, _, int()):
-                return self._add(tensor, self._base_of_all(tensor), scale)
+                return self._add(tensor, self._common_base(tensor), scale)
         match tensor.shared_action:
             case Keep(model):
                 return self._one(tensor, model)
@@ -127,11 +122,14 @@ class Compiler:
                 return self._merge(tensor, scale)
 
     def _merge(self, tensor: TensorPlan, scale: float) -> Task:
-        """Over a base, a method that merges deltas adds the merged one; other methods of mergekit make the tensor."""
+        """The task of the merge method: a method of this package adds a delta, one of mergekit makes the whole tensor.
+
+        A sum of adapters by a method of mergekit is also added as a delta, one pair of factors: then no adapted copy of
+        the base's tensor is made.
+        """
         dtype = self._dtype(tensor, tensor.inputs)
         is_sum = self.config.merge_method in WEIGHTED_SUMS and merges_deltas(self.config.merge_method)
         adapters = self._adapters_of(tensor, tensor.base)
-        # A sum of adapters is added to the base as one pair of factors, and no adapted copy of it is made.
         if is_own_method(self.config.merge_method) or (is_sum and adapters and len(adapters) == len(tensor.experts)):
             assert tensor.base is not None
             return self._add(tensor, self._one(tensor, tensor.base, dtype), scale)
@@ -145,13 +143,12 @@ class Compiler:
             output_weight=self._weight(tensor),
             seed=self._seed,
         )
-        if tensor.info.dtype.is_floating_point:
-            self._rehearse(merged, tensor.info.shape)
         if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
             return merged
         return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
 
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
+        """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
         assert tensor.base is not None
         return AddDelta(base=base, delta=self._delta(tensor, tensor.base), scale=_scaling(tensor) * scale)
 
@@ -167,18 +164,10 @@ class Compiler:
             output_weight=self._weight(tensor),
         )
 
-    def _rehearse(self, task: MergeTensors, shape: tuple[int, ...]) -> None:
-        """Once for all tensors that are alike to the method: with the same parameters and axes of length one."""
-        inputs = [(model == task.base_model, task.input_parameters[model]) for model in task.model_order]
-        given = repr((task.parameters, inputs, [min(length, 2) for length in shape]))
-        if given not in self._rehearsed:
-            rehearse(task, shape)
-            self._rehearsed.add(given)
-
     # ------------------------------------------------------------------------------------------- to deltas
 
     def to_deltas(self) -> dict[str, Task[TaskVector | None]]:
-        """Name in memory -> the task that gives what the merge changes of its base; what stays there is left out.
+        """Name in memory -> the task that gives the delta of a tensor over the base; unchanged tensors are left out.
 
         Raises:
             MergeError: the merge changes its base in ways that are no deltas.
@@ -193,15 +182,16 @@ class Compiler:
             raise MergeError(
                 "An adapter cannot move layers: leave `slices` out, or let them keep every layer in place."
             )
-        found = {tensor.name: self._delta_over_layout(tensor) for tensor in self.plan.merged_tensors}
-        return {name: task for name, task in found.items() if task is not None}
+        tasks = {tensor.name: self._delta_over_layout(tensor) for tensor in self.plan.merged_tensors}
+        return {name: task for name, task in tasks.items() if task is not None}
 
     def base_tensor(self, tensor: TensorPlan) -> Task[torch.Tensor]:
-        """The task that reads what the deltas are over: the tensor of the layout's model, without its adapter."""
+        """The task that reads the tensor under the deltas: that of the layout's model, without its adapter."""
         layout = self.inputs.base
         return self.read.plain(layout, self.inputs.names[layout][tensor.info.name], self._label(tensor))
 
     def _delta_over_layout(self, tensor: TensorPlan) -> Task[TaskVector | None] | None:
+        """The task that gives the delta of a tensor over that of `base_tensor`; None if that is not changed."""
         over, action = self.inputs.plain(self.inputs.base), tensor.shared_action
         if isinstance(action, Keep) and self.inputs.plain(action.model) == over:
             own = tensor.inputs[action.model]
@@ -209,24 +199,27 @@ class Compiler:
             return self.read.delta(action.model, own, self._label(tensor)) if changes else None
         is_sum = isinstance(action, Average) or self.config.merge_method in WEIGHTED_SUMS
         if isinstance(action, Keep) or not (is_sum or merges_deltas(self.config.merge_method)):
-            # The tensor is another model's, or is made by a method that looks at more than deltas.
+            # The tensor comes from another model, or its method looks at more than deltas.
             return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
 
     # ---------------------------------------------------------------------------------------------- deltas
 
     def _delta(self, tensor: TensorPlan, over: ModelReference, scaling: float = 1.0) -> MergeDelta:
-        """The task that makes the merged delta of one tensor over a model; adapters of that model stay factors."""
+        """The task that makes the merged delta of one tensor over a model, whose adapters stay factors.
+
+        scaling: that of the merged delta, where `AddDelta` does not apply it.
+        """
         averages = isinstance(tensor.shared_action, Average)
         base = None if averages else tensor.base
         inputs = tensor.experts if averages else list(tensor.inputs)
         experts = [model for model in inputs if model != base]
         adapters = self._adapters_of(tensor, over)
         # The tensor of `over` is read only where some input is more than an adapter of it.
-        is_read = over in experts or any(model not in adapters for model in inputs if model != over)
-        reads = [model for model in inputs if model in adapters or is_read]
-        tensors = self._together(tensor, reads, None, adapters, over if is_read and over not in reads else None)
-        own = is_own_method(self.config.merge_method) and not averages
+        reads_over = over in experts or any(model not in adapters for model in inputs if model != over)
+        reads = [model for model in inputs if model in adapters or reads_over]
+        tensors = self._together(tensor, reads, None, adapters, over if reads_over and over not in reads else None)
+        is_own = is_own_method(self.config.merge_method) and not averages
         parameters = {name: value for name, value in tensor.parameters.items() if name != "scaling"}
         return MergeDelta(
             tensors=tensors,
@@ -234,8 +227,8 @@ class Compiler:
             experts=tuple(experts),
             base=base,
             over=over,
-            parameters=parameters if own else {},
-            weights=() if own else self._weights(tensor, experts),
+            parameters=parameters if is_own else {},
+            weights=() if is_own else self._weights(tensor, experts),
             scaling=scaling,
             name=tensor.name,
             as_vector=tensor.info.is_convolution,
@@ -243,18 +236,18 @@ class Compiler:
         )
 
     def _weights(self, tensor: TensorPlan, experts: Sequence[ModelReference]) -> tuple[float, ...]:
-        """What the deltas of the experts are multiplied by in a weighted sum.
+        """The factors of the experts' deltas in a weighted sum.
 
         Raises:
-            MergeError: a sum of the inputs themselves in which the base does not remain as it is.
+            MergeError: the sum is one of the inputs themselves, and its weights scale the base.
         """
         if isinstance(tensor.shared_action, Average):
             return (1 / len(experts),) * len(experts)
-        declared = WEIGHTED_SUMS[self.config.merge_method]
-        models = experts if declared.over_base else list(tensor.inputs)
-        given = [tensor.input_parameters[model]["weight"] for model in models]
-        weights = dict(zip(models, declared.weights(tensor.parameters, given), strict=True))
-        if not declared.over_base and abs((total := sum(weights.values())) - 1.0) > 1e-6:
+        weighted_sum = WEIGHTED_SUMS[self.config.merge_method]
+        models = experts if weighted_sum.over_base else list(tensor.inputs)
+        weights_in_config = [tensor.input_parameters[model]["weight"] for model in models]
+        weights = dict(zip(models, weighted_sum.weights(tensor.parameters, weights_in_config), strict=True))
+        if not weighted_sum.over_base and abs((total := sum(weights.values())) - 1.0) > 1e-6:
             raise MergeError(
                 f"The weights of this {self.config.merge_method} merge add up to {total:g}, which scales the base "
                 "itself; no adapter can. Let them add up to 1, or leave `normalize` on."
@@ -262,24 +255,26 @@ class Compiler:
         return tuple(weights[model] for model in experts)
 
     def _adapters_of(self, tensor: TensorPlan, over: ModelReference | None) -> tuple[ModelReference, ...]:
-        """The inputs that are adapters of a model, whose deltas need no subtraction; none for a counter."""
+        """The inputs whose delta over a model is that of an adapter, read without a subtraction; none for integers."""
         if over is None or over.lora or self._rows_move(tensor) or not tensor.info.dtype.is_floating_point:
             return ()
+        if isinstance(tensor.action, Route) and tensor.action.rank is not None:
+            return tuple(tensor.experts)  # Their models have the tensor of the base, which `_common_base` checks.
         return tuple(model for model in tensor.inputs if model.lora and self.inputs.plain(model) == over)
 
     # ------------------------------------------------------------------------------------------------ DAMC
 
-    def _base_of_all(self, tensor: TensorPlan) -> SameTensor:
-        """The base's tensor, which is also that of the models under all adapters."""
+    def _common_base(self, tensor: TensorPlan) -> SameTensor:
+        """The task that reads the base's tensor, and checks that the models under all adapters have the same."""
         assert tensor.base is not None
         dtype, label = self._dtype(tensor, tensor.inputs), self._label(tensor)
-        base, *twins = (
+        base, *others = (
             self.read.plain(model, tensor.inputs[model], label, dtype) for model in (tensor.base, *tensor.experts)
         )
-        return SameTensor(base=base, twins=tuple(zip(map(str, tensor.experts), twins, strict=True)))
+        return SameTensor(base=base, others=tuple(zip(map(str, tensor.experts), others, strict=True)))
 
     def _owners_tensor(self, tensor: TensorPlan, owner: str, scale: float) -> Task:
-        """The whole tensor that an owner keeps: its donor's, or the shared one where it has none of its own."""
+        """The whole tensor of an owner: its donor's; without a route to whole tensors, the shared one."""
         if not isinstance(tensor.action, Route) or tensor.action.rank is not None:
             return self._tensor(tensor, scale)
         merges = isinstance(tensor.action.shared, Merge)
@@ -292,14 +287,14 @@ class Compiler:
         assert tensor.base is not None
         experts, label = tensor.experts, self._label(tensor)
         deltas = tuple(self.read.delta(model, tensor.inputs[model], label) for model in experts)
-        places = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
+        owners = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
         merged = self._delta(tensor, tensor.base)
-        return SharedFactors(merged=merged, experts=deltas, owners=places, scale=_scaling(tensor) * scale)
+        return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=_scaling(tensor) * scale)
 
     # -------------------------------------------------------------------------------------- reading inputs
 
     def _one(self, tensor: TensorPlan, model: ModelReference, dtype: str | None = None) -> Task:
-        """The tensor of one input, as the others' are laid out."""
+        """The tensor of one input, with its rows moved if token ids index them and the merge moves rows."""
         if self._rows_move(tensor):
             return PickTensor(group=self._together(tensor, tensor.inputs, dtype), key=model)
         return self.read.tensor(model, tensor.inputs[model], self._label(tensor), dtype)
@@ -312,10 +307,10 @@ class Compiler:
         deltas: Sequence[ModelReference] = (),
         layout: ModelReference | None = None,
     ) -> Task:
-        """The tensors of several inputs, with rows moved where token ids index them.
+        """The tensors of several inputs together, with their rows moved as by `_one`.
 
-        deltas: inputs of which their adapter's change is read instead. layout: a name for the tensor of the layout's
-        model without an adapter, where that is wanted too.
+        deltas: inputs for which the change by their adapter is read instead of the tensor. layout: the key under which
+        the result has the tensor of `base_tensor` too; None to leave it out.
         """
         models, label, axis = tuple(models), self._label(tensor), tensor.info.vocabulary_axis
         rows = self.inputs.row_donors(tensor.info.name) if axis is not None else {}
@@ -336,7 +331,7 @@ class Compiler:
                 tensors=gather,
                 models=models,
                 directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in names),
-                markers=omni.markers if tensor.info.role is Role.EMBEDDINGS else (),
+                boundary_tokens=omni.boundary_tokens if tensor.info.role is Role.EMBEDDINGS else (),
             )
         if self.vocabulary is None:
             return TruncatedVocabulary(gather_tensors=gather, weight_info=self._weight(tensor))
@@ -354,17 +349,18 @@ class Compiler:
         return self.plan.moves_rows and tensor.info.vocabulary_axis is not None
 
     def _dtype(self, tensor: TensorPlan, models: Iterable[ModelReference]) -> str | None:
-        """What inputs are read in: by the plugin's methods as they are stored, by mergekit's in what these compute in.
+        """The dtype in which inputs are read: None, which is the stored one, for the plugin's methods.
 
-        With adapters that is float32, as 16 bits would drop much of their deltas.
+        mergekit's methods compute in the dtype that they get. With adapters, and in a sweep, that is float32, as 16
+        bits would drop much of the deltas.
         """
         if is_own_method(self.config.merge_method) and not isinstance(tensor.shared_action, Average):
             return None
-        wide = self.sweep or any(self.inputs.is_widened(model, tensor.inputs[model]) for model in models)
-        return "float32" if wide and self.config.dtype != "float64" else self.config.dtype
+        is_wide = self.sweep or any(self.inputs.is_widened(model, tensor.inputs[model]) for model in models)
+        return "float32" if is_wide and self.config.dtype != "float64" else self.config.dtype
 
     def _label(self, tensor: TensorPlan) -> str:
-        """The base's name on disk for a tensor, which orders the work."""
+        """The base's name on disk for a tensor, which is the label of its tasks: mergekit runs them in that order."""
         group = self.inputs.base_checkpoint.group_of.get(tensor.info.name)
         return group.disk[0] if group else tensor.info.name
 

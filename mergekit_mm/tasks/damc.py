@@ -1,4 +1,4 @@
-"""What the owners of modalities keep of their own beside a shared matrix of an omni model (DAMC)."""
+"""The factors that the owners of modalities keep beside a shared matrix of an omni model (DAMC)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from mergekit_mm.tasks.step import Step
 
 
 class SameTensor(Step[torch.Tensor]):
-    """The base's tensor, once it is known that the models under the adapters have the same."""
+    """The base's tensor, after a check that the models under the adapters have the same.
+
+    Raises:
+        MergeError: when run, for a model that has another tensor.
+    """
 
     base: Task
-    twins: tuple[tuple[str, Task], ...]
+    others: tuple[tuple[str, Task], ...]  # (name of an input, the task that reads its model's tensor)
 
     def arguments(self) -> dict[str, Task]:
-        return {"base": self.base, **dict(self.twins)}
+        return {"base": self.base, **dict(self.others)}
 
-    def execute(self, base: torch.Tensor, **twins: torch.Tensor) -> torch.Tensor:
-        others = [name for name, tensor in twins.items() if not equal_values(base, tensor)]
-        if others:
+    def execute(self, base: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+        differing = [name for name, tensor in others.items() if not equal_values(base, tensor)]
+        if differing:
             raise MergeError(
-                f"{self.group_label()} of the model under {', '.join(others)} is not that of the base, though other "
+                f"{self.group_label()} of the model under {', '.join(differing)} is not that of the base, though other "
                 "matrices are: what it changes is more than an adapter. Merge the adapter into its model with PEFT "
                 "(merge_and_unload), save that and name it instead."
             )
@@ -34,15 +38,15 @@ class SameTensor(Step[torch.Tensor]):
 
 
 class SharedFactors(Step[dict[str, torch.Tensor]]):
-    """What a matrix of each owner is beyond the merged one, in one basis: `media.<owner>` (out, r) @ `shared` (r, in).
+    """Each owner's matrix less the merged one, as factors with one basis: `media.<owner>` (out, r) @ `shared` (r, in).
 
     The rows of all deltas, of the merged one too, lie in the span of the adapters' right factors, of which `shared` is
-    an orthonormal basis: r is the sum of the ranks. Computed in float64, given in float32.
+    an orthonormal basis: r is the sum of the ranks. The factors are computed in float64 and given in float32.
     """
 
     merged: MergeDelta
     experts: tuple[LoadDelta, ...]
-    owners: tuple[tuple[str, int], ...]  # owner -> which of the experts is its donor; -1 for the base
+    owners: tuple[tuple[str, int], ...]  # (owner, index of its donor in `experts`); -1 for the base
     scale: float  # of the merged delta
 
     def arguments(self) -> dict[str, Task]:
@@ -56,10 +60,11 @@ class SharedFactors(Step[dict[str, torch.Tensor]]):
         rights = torch.cat([delta.right.double() for delta in experts if delta.right is not None])
         basis = torch.linalg.qr(rights.T).Q.T
 
-        def along(delta: TaskVector) -> torch.Tensor:
+        def in_basis(delta: TaskVector) -> torch.Tensor:
+            """(out, r) the left factor of a delta whose right factor is the basis."""
             assert delta.right is not None
             return delta.left.double() @ (delta.right.double() @ basis.T)
 
-        text = along(merged) * self.scale
-        own = {owner: (along(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
-        return {"shared": basis.float(), **{f"media.{owner}": factor.float() for owner, factor in own.items()}}
+        text = in_basis(merged) * self.scale
+        lefts = {owner: (in_basis(experts[i]) - text if i >= 0 else -text) for owner, i in self.owners}
+        return {"shared": basis.float(), **{f"media.{owner}": left.float() for owner, left in lefts.items()}}

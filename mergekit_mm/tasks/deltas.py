@@ -1,8 +1,8 @@
-"""The road of a delta: inputs, their task vectors, the merged delta, the base with a share of it.
+"""From the inputs of one tensor to their task vectors, to the merged delta, to the base plus that delta.
 
-A method of the plugin takes this road for dense experts, adapters, adapters of a fine-tune, each strength of a sweep,
-and adapters as output; so does a weighted sum of adapters. mergekit's other methods make a tensor, whose difference
-from the base is a delta where one is asked for.
+The tasks of this module serve every method of this package, for dense experts, adapters, adapters of a fine-tune, each
+strength of a sweep, and adapters as output; and weighted sums of adapters. mergekit's other methods make a tensor, from
+which the base is subtracted where a delta is needed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 class MergeDelta(Step[TaskVector | None]):
-    """The merged delta of one tensor over the model `over`; factors stay factors where the method keeps them.
+    """The merged delta of one tensor over the model `over`, of the tensor's shape; as factors if the method keeps them.
 
-    None where the base's tensor is the result: it is empty, no floating tensor, or has infinite bounds that all share.
-    Where the merge's base is `over` with an adapter, the experts' deltas are taken over both, and the adapter's own is
-    part of the result.
+    None if `over`'s tensor is the result: it is empty, holds no floating numbers, or infinite bounds that all inputs
+    share. If the merge's base is `over` with an adapter, the experts' deltas are taken over the two together, and the
+    adapter's own delta is part of the result.
+
+    Raises:
+        MergeError: when run, for NaN or infinite values in an input.
     """
 
-    tensors: Task  # gives a tensor or a task vector of each expert, and `over`'s tensor if an expert has a tensor
+    tensors: Task  # gives a tensor or a task vector of each expert, and `over`'s tensor if one expert gives a tensor
     method: str
     experts: tuple[ModelReference, ...]
-    base: ModelReference | None  # of the merge
+    base: ModelReference | None  # the base of the merge, which may be `over` with an adapter
     over: ModelReference
-    parameters: ImmutableMap[str, Any] = ImmutableMap({})  # of a method of the plugin, without `scaling`
-    weights: tuple[float, ...] = ()  # of the experts in a weighted sum
+    parameters: ImmutableMap[str, Any] = ImmutableMap({})  # of a method of this package, without `scaling`
+    weights: tuple[float, ...] = ()  # of the experts in a weighted sum; empty for a method of this package
     scaling: float = 1.0  # of the merged delta over the merge's base
     name: str
-    as_vector: bool = False  # The kernel of a convolution is no stack of matrices.
+    as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
 
     def arguments(self) -> dict[str, Task]:
@@ -60,11 +63,11 @@ class MergeDelta(Step[TaskVector | None]):
             if model in self.experts or (model == self.base and model != self.over)
         }
         with torch.no_grad(), stream_of(self.seed, self.name, list(tensors.values())):
-            adapted = deltas.pop(self.base, None) if self.base else None
-            if adapted is None:
+            delta_of_base = deltas.pop(self.base, None) if self.base else None
+            if delta_of_base is None:
                 return self._scaled(self._merged([deltas[model] for model in self.experts]))
-            experts = [weighted_sum([deltas[model], adapted], [1.0, -1.0]) for model in self.experts]
-            return weighted_sum([self._merged(experts), adapted], [self.scaling, 1.0])
+            over_base = [weighted_sum([deltas[model], delta_of_base], [1.0, -1.0]) for model in self.experts]
+            return weighted_sum([self._merged(over_base), delta_of_base], [self.scaling, 1.0])
 
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
         if self.weights:
@@ -81,7 +84,11 @@ class MergeDelta(Step[TaskVector | None]):
 
 
 class AddDelta(Step[torch.Tensor]):
-    """base + scale * delta in float32 or wider; factors are not written out first."""
+    """base + scale * delta in float32 or wider; factors are not multiplied out first. Without a delta, the base.
+
+    Raises:
+        MergeError: when run, if the result has NaN or infinite values.
+    """
 
     base: Task
     delta: MergeDelta
@@ -105,7 +112,7 @@ class AddDelta(Step[torch.Tensor]):
 
 
 class RescaleDelta(Step[torch.Tensor]):
-    """base + scale * (merged - base) in float32 or wider, for one solution of a method that makes tensors."""
+    """base + scale * (merged - base) in float32 or wider: one strength of a sweep by a method that makes tensors."""
 
     base: Task
     merged: Task
@@ -118,14 +125,14 @@ class RescaleDelta(Step[torch.Tensor]):
         if self.scale == 1.0 or not merged.is_floating_point():
             return merged
         wide = base.to(working_dtype(merged.dtype))
-        # Equal infinities, which masks hold, differ by nothing.
+        # Masks may hold infinities, whose difference is NaN: equal values are taken from the base.
         return torch.where(wide == merged, wide, torch.lerp(wide, merged.to(wide.dtype), self.scale))
 
 
 class Difference(Step[TaskVector]):
-    """What a merged tensor has over its base, for methods of mergekit that look at more than deltas.
+    """merged - base in float32 or wider, for methods of mergekit that look at more than deltas.
 
-    Where that is nowhere more than rounding, as such methods leave of equal inputs, it is nothing.
+    Zero if no value differs by more than rounding errors, which such methods leave even with equal inputs.
     """
 
     merged: Task
@@ -138,12 +145,12 @@ class Difference(Step[TaskVector]):
         dtype = working_dtype(merged.dtype) if merged.is_floating_point() else torch.float32
         base, merged = base.to(dtype), merged.to(dtype)
         delta = torch.where(base == merged, 0.0, merged - base)
-        rounding = delta.abs() <= _ROUNDING * base.abs()
-        return TaskVector(torch.zeros_like(delta) if rounding.all() else delta)
+        is_rounding = delta.abs() <= _ROUNDING * base.abs()
+        return TaskVector(torch.zeros_like(delta) if is_rounding.all() else delta)
 
 
 class Changed(Step[torch.Tensor | None]):
-    """A merged tensor, or None where it is the base's own."""
+    """A merged tensor, or None if it equals the base's in the merged tensor's dtype."""
 
     merged: Task
     base: Task
@@ -156,7 +163,7 @@ class Changed(Step[torch.Tensor | None]):
 
 
 def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
-    """The weighted sum of deltas, as factors if all of them are; else in float32."""
+    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in float32."""
     rights = [d.right for d in deltas if d.right is not None]
     if len(rights) == len(deltas):
         left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed alone: the same on every device, in every thread, whatever else is drawn."""
+"""Random numbers that are the same on every device and in every thread, whatever else is drawn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DRAWING = threading.Lock()  # torch's own generator serves the whole process
 
 
 class OwnStream(TorchFunctionMode):
-    """Within it, what torch draws in this thread comes from one stream on the CPU, started by `seed`.
+    """A context in which all random numbers that torch draws in this thread come from one stream on the CPU.
 
-    A GPU has generators of its own, which give other numbers. So what is drawn for a tensor there is drawn on the CPU
-    and moved; all else is computed where the tensors are. A generator that a call names is used as it is.
+    A GPU has generators of its own, which give other numbers. So numbers for a tensor on a GPU are drawn on the CPU and
+    moved; everything else is computed where the tensors are. A generator that a call names itself is left to it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -40,27 +40,28 @@ class OwnStream(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         device = kwargs.get("device") or (tensors[0].device if tensors else "cpu")
-        here = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
-        drawn = self._draw(func, *tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu"), (args, here)))
-        into = args[0] if func.__name__.endswith("_") else kwargs.get("out")
-        return drawn.to(device) if into is None else into.copy_(drawn)
+        cpu_kwargs = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
+        drawn = self._draw(func, *tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu"), (args, cpu_kwargs)))
+        target = args[0] if func.__name__.endswith("_") else kwargs.get("out")
+        return drawn.to(device) if target is None else target.copy_(drawn)
 
     def _draw(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """The result of a function on the CPU, with torch's generator set to this stream for the time of the call."""
         with _DRAWING:
-            before = torch.get_rng_state()
+            outer_state = torch.get_rng_state()
             torch.set_rng_state(self._state)
             try:
                 drawn: torch.Tensor = func(*args, **kwargs)
                 return drawn
             finally:
                 self._state = torch.get_rng_state()
-                torch.set_rng_state(before)
+                torch.set_rng_state(outer_state)
 
 
 def stream_of(seed: int, name: str, values: Sequence[torch.Tensor | TaskVector]) -> OwnStream:
-    """The stream of one tensor, by seed, name and the first values of each input.
+    """The stream of one tensor, which depends on the seed, the tensor's name and the first values of each input.
 
-    Experts that are merged one by one get masks of their own, whatever their paths and the order of the work.
+    So experts that are merged one at a time get different masks, and paths or the order of the work change nothing.
     """
     state = zlib.crc32(f"{seed} {name}".encode())
     for value in values:

@@ -1,4 +1,4 @@
-"""mergekit's executors, for task vectors too: what one task hands to another is moved as tensors are.
+"""mergekit's executors, which here also move task vectors between devices, not only tensors.
 
 An executor brings the arguments of a task that uses the accelerator to the device that computes, and the results of
 every task to the device that stores. A task finds all of its arguments on one device and need not ask for it.
@@ -30,18 +30,18 @@ def executor_for(targets: list[Task[Any]], options: MergeOptions) -> Executor | 
     return TaskExecutor(targets, math_device=options.device, storage_device=store)
 
 
-Tasks = Mapping[str, Task[Any]]  # name of what a task makes -> the task
+Tasks = Mapping[str, Task[Any]]  # name of a tensor -> the task that makes it or a value for it
 
 
 def run(tasks: Tasks, options: MergeOptions) -> Iterator[tuple[str, Any]]:
-    """Run tasks by the executor that the options ask for; yields each name with its result as the work goes on."""
+    """Run tasks by the executor that the options ask for; yields each name with its result as soon as it is there."""
     names = {task: name for name, task in tasks.items()}
     for task, value in executor_for(list(names), options).run(quiet=options.quiet):
         yield names[task], value
 
 
 def write_models(targets: Sequence[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:
-    """Run tasks that write models; returns the tokenizer, if one of them makes a new one."""
+    """Run tasks that write models; returns the new tokenizer if one of the tasks makes it, else None."""
     tokenizer = None
     for _task, value in executor_for(list(dict.fromkeys(targets)), options).run(quiet=options.quiet):
         if isinstance(value, TokenizerInfo):
@@ -59,11 +59,11 @@ class TaskExecutor(Executor):
 
 
 class DevicesExecutor(MultiGPUExecutor):
-    """The tasks shared out among all GPUs, a thread for each. Which tasks go together is settled by mergekit.
+    """The tasks distributed over all GPUs, with one thread for each GPU. mergekit decides which tasks go together.
 
-    Two things differ from mergekit's own loop. Each thread gives back its results at its end, where the loop collects
-    them in another thread and loses those that are on their way when the last task ends. And a tensor that a task
-    makes is on the CPU unless the task says otherwise, as it is on one device.
+    Two things differ from mergekit's own loop. Each thread returns its results at its end; mergekit's loop collects
+    them in another thread, and loses the results that are on their way when the last task ends. And a tensor that a
+    task makes is on the CPU unless the task says otherwise, as with one device.
     """
 
     def run(self, quiet: bool = False) -> Iterator[tuple[Task[Any], Any]]:
@@ -83,7 +83,7 @@ class DevicesExecutor(MultiGPUExecutor):
                 for part in as_completed(parts):
                     values = {**values, **part.result()}
             except BaseException:
-                stop.set()  # the other devices end with the task that they are at
+                stop.set()  # The other threads end after their current task.
                 raise
             values = {**values, **self._executed(self.trailing_main_handles, main, values, bar, stop)}
         for task in self.targets:
@@ -93,18 +93,21 @@ class DevicesExecutor(MultiGPUExecutor):
         self,
         tasks: Sequence[TaskHandle],
         device: torch.device,
-        known: Mapping[TaskHandle, Any],
+        earlier: Mapping[TaskHandle, Any],
         bar: tqdm.tqdm[Any],
         stop: threading.Event,
     ) -> dict[TaskHandle, Any]:
-        """Results of tasks that are targets, or that other threads need; `known`: results that are there already."""
-        wanted = {*self.targets, *self.trailing_dependencies, *self.leading_main_handles}
+        """Results of the given tasks that are targets, or that other threads need.
+
+        earlier: results of tasks that have been executed before.
+        """
+        needed = {*self.targets, *self.trailing_dependencies, *self.leading_main_handles}
         store = self.storage_device or device
-        executor = TaskExecutor(list(tasks), math_device=device, storage_device=store, cached_values=dict(known))
+        executor = TaskExecutor(list(tasks), math_device=device, storage_device=store, cached_values=dict(earlier))
         results = {}
         for task, value in executor._run(quiet=True):
             bar.update()
-            if task in wanted:
+            if task in needed:
                 results[task] = value
             if stop.is_set():
                 break

@@ -1,4 +1,4 @@
-"""Cases in which a merge must not compute: values that are no numbers, and tensors that are no weights."""
+"""Cases in which a merge must not compute: NaN or infinite values, and tensors that are no weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def is_kept(
     kept_model: ModelReference,
     name: str,
 ) -> bool:
-    """Whether the tensor of `kept_model` is the result, as no arithmetic on these tensors has a meaning.
+    """Whether the tensor of `kept_model` is the result, as arithmetic on these tensors has no meaning.
 
-    That is so for empty tensors, for buffers of integers, and for tensors with an infinite bound that all inputs share.
+    Empty tensors, buffers of integers, and tensors with infinite bounds that all inputs share are kept.
+
     order: the inputs of the merge, all of which are in `tensors`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Steps that read: one tensor of one input in memory layout, and what an adapter changes of it."""
+"""Tasks that read one tensor of one input, in the layout of memory, or an adapter's change of it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mergekit_mm.tasks.step import Step
 
 
 class LoadGroup(Task[dict[str, torch.Tensor]]):
-    """Read one group of tensors on disk and convert it to tensors in memory."""
+    """A group of tensors on disk, converted to tensors in memory: name in memory -> tensor, in the stored dtype."""
 
     source: InstanceOf[Source]
-    tensor: str  # any name in memory of the group
-    label: str
+    tensor: str  # the name in memory of any tensor of the group
+    label: str  # as of `LoadTensor`
     device: str | None = None
 
     def arguments(self) -> dict[str, Task]:
@@ -40,10 +40,10 @@ class LoadGroup(Task[dict[str, torch.Tensor]]):
 
 
 class LoadTensor(Task[torch.Tensor]):
-    """One tensor of one model in memory layout; floating tensors are cast to `dtype`, integer buffers never.
+    """One tensor of one model in the layout of memory; floating tensors are cast to `dtype`, integer buffers never.
 
-    `label` is the name of the output on the base's disk, whatever this input calls the tensor: mergekit runs tasks
-    in the order of their labels, so equal ones keep the inputs of one output together and memory bounded.
+    `label` is the base's name on disk for the output tensor, whatever name this input has for it. mergekit runs tasks
+    in the order of their labels: an equal label keeps the inputs of one output tensor together, which bounds memory.
     """
 
     source: InstanceOf[Source]
@@ -70,7 +70,7 @@ class LoadTensor(Task[torch.Tensor]):
 
 
 class LoadDelta(Task[TaskVector]):
-    """What an adapter changes of one tensor of its model: if it leaves that alone, a task vector of rank 0."""
+    """An adapter's change of one tensor of its model, of the tensor's shape; rank 0 if it does not change it."""
 
     adapter: InstanceOf[Adapter]
     tensor: str
@@ -110,27 +110,27 @@ class AdaptTensor(Step[torch.Tensor]):
         return -1000
 
     def execute(self, base: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        if not base.is_floating_point():  # a counter or the like, which is saved with its module
+        if not base.is_floating_point():  # An adapter that holds a whole module has its counters and the like, too.
             return self.adapter.adaptation.replacement(self.tensor).to(base)
         delta = _change(self.adapter, self.tensor, base)
-        wide = torch.promote_types(base.dtype, torch.float32)
-        tuned = delta.left.to(wide) if delta.base is not None else delta.added_to(base.to(wide))
-        return cast(tuned, self.dtype, self.tensor)
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        adapted = delta.left.to(dtype) if delta.base is not None else delta.added_to(base.to(dtype))
+        return cast(adapted, self.dtype, self.tensor)
 
 
 def _change(adapter: Adapter, tensor: str, base: torch.Tensor | None) -> TaskVector:
-    """What an adapter changes of a tensor, put together on the CPU, where adapters are read; on the base's device."""
+    """An adapter's change of a tensor. It is computed on the CPU, where adapters are read, and moved to `base`."""
     if base is None:
         return adapter.adaptation.task_vector(tensor, None)
-    needed = base.to("cpu") if adapter.adaptation.needs_base(tensor) else None
-    return adapter.adaptation.task_vector(tensor, needed).to(base.device)
+    base_on_cpu = base.to("cpu") if adapter.adaptation.needs_base(tensor) else None
+    return adapter.adaptation.task_vector(tensor, base_on_cpu).to(base.device)
 
 
 class GatherInputs(GatherTensors):
-    """mergekit's collector of one tensor from several inputs, of tasks that are made already.
+    """The tensors of several inputs together: mergekit's `GatherTensors`, but over tasks of this package.
 
-    Some of them may give a task vector in place of a tensor. Of `weight_info` nothing is read: mergekit's class, which
-    its own tasks ask for, has the field.
+    A task may give a task vector in place of a tensor. The field `weight_info` is not read; mergekit's own tasks take
+    only its class, which has the field.
     """
 
     label: str
@@ -168,29 +168,32 @@ class Reader:
         return AdaptTensor(adapter=adapter, tensor=tensor, base=self.plain(model, tensor, label), dtype=dtype)
 
     def delta(self, model: ModelReference, tensor: str, label: str) -> LoadDelta:
-        """The task that gives what the adapter of an input changes, as factors where it holds factors."""
+        """The task that gives the change of a tensor by an input's adapter, as factors if the adapter holds factors."""
         base = self.plain(model, tensor, label)
         return LoadDelta(adapter=self.sources.adapters[model], tensor=tensor, base=base)
 
     def gather(
         self, names: Mapping[ModelReference, str], tasks: Mapping[ModelReference, Task], label: str, axis: int | None
     ) -> GatherInputs:
-        """The results of `tasks` together; names: the inputs' own names for the tensor, axis: that of its tokens."""
+        """The task that gives the results of `tasks` together.
+
+        names: the inputs' own names for the tensor. axis: the axis that token ids index, if there is one.
+        """
         weights = {model: WeightInfo(name=name, vocabulary_axis=axis) for model, name in names.items()}
         return GatherInputs(weight_info=weights, label=label, inputs=tuple(tasks.items()))
 
 
 def cast(tensor: torch.Tensor, dtype: str | None, name: str) -> torch.Tensor:
-    """A floating tensor in another dtype; integer buffers, and all if there is none, stay what they are.
+    """A floating tensor in another dtype. Integer tensors, and all tensors if `dtype` is None, stay unchanged.
 
     Raises:
-        MergeError: float16 cannot hold a value. It ends at 65504, bfloat16 does not.
+        MergeError: a value is larger than 65504, the largest that float16 can hold.
     """
-    wanted = dtype_from_name(dtype)
-    if wanted is None or not tensor.is_floating_point():
+    target = dtype_from_name(dtype)
+    if target is None or not tensor.is_floating_point():
         return tensor
-    result = tensor.to(wanted)
-    if wanted is torch.float16 is not tensor.dtype and not is_finite(result) and is_finite(tensor):
+    result = tensor.to(target)
+    if target is torch.float16 is not tensor.dtype and not is_finite(result) and is_finite(tensor):
         raise MergeError(
             f"{name} has values up to {float(tensor.abs().max()):.3g}, more than float16 can hold: write bfloat16 or "
             "float32 as `dtype` or `out_dtype`."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
-from mergekit_mm.errors import MergeError, refused_by
+from mergekit_mm.errors import refused_by
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.methods.declarations import DRAWING
 from mergekit_mm.tasks.drawing import stream_of
@@ -19,22 +18,27 @@ _REFUSING = ("mergekit.merge_methods.multislerp", "mergekit.sparsify")
 
 
 class MergeTensors(ExecuteMergeMethodTask):
-    """Run a merge method on one tensor, after the cases in which arithmetic would do harm.
+    """One tensor merged by a method of mergekit, unless it must be kept (`is_kept`).
 
-    A method that draws (DARE, DELLA) draws from a stream of each tensor's own, so that its result depends on the seed,
-    the tensor's name and its inputs, not on paths, the order of the work, the sharding or what else is merged.
-    mergekit's own such methods run on the CPU whatever the device of the merge is. The numbers are drawn there anyway,
-    and the few sums that remain would round, and break ties, in another way on a GPU.
+    A method that draws random numbers (DARE, DELLA) draws from a stream of each tensor's own. Its result depends on the
+    seed, the tensor's name and its inputs; not on paths, the order of the work, the sharding, or other tensors of
+    the merge. Such methods of mergekit run on the CPU, whatever the device of the merge is: the numbers are drawn there
+    anyway, and the few sums that remain would round, and break ties, differently on a GPU.
+
+    Raises:
+        MergeError: when run, for NaN or infinite values in an input or the result, or if the method refuses the values.
     """
 
-    gather_tensors: Task  # mergekit's own collectors of tensors, or ours
+    gather_tensors: (
+        Task  # gives the tensors of all inputs; of mergekit's type for the tensors alone, or of this package
+    )
     seed: int = 0
 
     def uses_accelerator(self) -> bool:
         return self.method_name not in DRAWING and super().uses_accelerator()
 
     def execute(self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: object) -> torch.Tensor | None:
-        if self.method_name in DRAWING:  # The inputs may be stored on a GPU.
+        if self.method_name in DRAWING:  # Inputs may come from a GPU.
             tensors = {model: tensor.to("cpu") for model, tensor in tensors.items()}
         kept_model = self.base_model if self.base_model in self.model_order else self.model_order[0]
         name = self.output_weight.name
@@ -50,41 +54,9 @@ class MergeTensors(ExecuteMergeMethodTask):
         return merged
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor]) -> torch.Tensor | None:
-        # mergekit's own refusals of values, such as weights under which all vectors cancel
+        """The method's result. mergekit refuses some values, such as weights under which all vectors cancel."""
         about = f"{self.method_name} cannot merge {self.output_weight.name}: "
         values = [tensors[model] for model in self.model_order]
         with refused_by(*_REFUSING, about=about), stream_of(self.seed, self.output_weight.name, values):
             merged: torch.Tensor | None = super().execute(tensors)
         return merged
-
-
-def rehearse(task: MergeTensors, shape: tuple[int, ...]) -> None:
-    """Run a merge on small tensors of such a shape: what mergekit's method refuses should be known before the merge.
-
-    mergekit's methods declare which values a parameter may have, but not which values go together, nor which shapes
-    they can merge.
-
-    Raises:
-        MergeError: it fails, or gives NaN or Inf, with these parameters on tensors of such a shape.
-    """
-    small = [min(length, 8) for length in shape]
-    generator = torch.Generator().manual_seed(0)
-    tensors = {model: torch.rand(small, generator=generator) + 1.0 for model in task.model_order}
-    try:
-        task.execute(tensors)
-    except MergeError:
-        raise
-    except Exception as error:
-        if not _is_of_mergekit(task.method_name):  # A mistake in a method of somebody else's is one to be seen.
-            raise
-        raise MergeError(
-            f"{task.method_name} cannot merge {task.output_weight.name}, of shape {shape}: {error}. Look at its "
-            "parameters, or keep the tensor as in the base by its role's policy."
-        ) from error
-
-
-def _is_of_mergekit(method: str) -> bool:
-    """Whether a merge method comes with mergekit itself."""
-    found = merge_methods.get(method)
-    written = getattr(found, "implementation", type(found))  # a decorated function, or a class
-    return str(written.__module__).startswith("mergekit.")

@@ -9,22 +9,22 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 from pydantic import InstanceOf
 
-from mergekit_mm.plan.omni.vocabulary import Marker, Vocabulary
+from mergekit_mm.plan.omni.vocabulary import BoundaryToken, Vocabulary
 from mergekit_mm.tasks.step import Step
 
 
 class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
-    """Tensors whose rows are tokens, laid out by the united vocabulary.
+    """Tensors that token ids index along axis 0, laid out by the united vocabulary; shapes (size, ...), dtypes as read.
 
     A row that a model lacks is that of the first model that has it: a token of one donor alone then has that donor's
-    row in all of them, and keeps it under any method. So does a marker that only its owner was trained on.
+    row in all models, and keeps it under any method. So does a boundary token that only its owner was trained on.
     """
 
     vocabulary: InstanceOf[Vocabulary]
-    tensors: Task
-    models: tuple[ModelReference, ...]  # The result has these; other inputs are read to fill rows that these lack.
-    directories: tuple[tuple[ModelReference, str], ...]  # in the order in which missing rows are looked for
-    markers: tuple[Marker, ...] = ()
+    tensors: Task  # gives the tensors of all models in `directories`
+    models: tuple[ModelReference, ...]  # the models in the result; others only give rows that these lack
+    directories: tuple[tuple[ModelReference, str], ...]  # (model, directory), in the order in which they give rows
+    boundary_tokens: tuple[BoundaryToken, ...] = ()
 
     def arguments(self) -> dict[str, Task]:
         return {"tensors": self.tensors}
@@ -40,11 +40,11 @@ class UniteRows(Step[dict[ModelReference, torch.Tensor]]):
             result = first.new_zeros(vocabulary.size, *first.shape[1:])
             open_rows = torch.ones(vocabulary.size, dtype=torch.bool)
             for donor in (model, *rows):
-                here = open_rows & (rows[donor] >= 0)
-                result[here] = tensors[donor][rows[donor][here]].to(result)
-                open_rows &= ~here
-            for marker in self.markers:
-                if model in marker.untrained and (row := rows[marker.owner][marker.token_id]) >= 0:
-                    result[marker.token_id] = tensors[marker.owner][row].to(result)
+                filled = open_rows & (rows[donor] >= 0)
+                result[filled] = tensors[donor][rows[donor][filled]].to(result)
+                open_rows &= ~filled
+            for token in self.boundary_tokens:
+                if model in token.untrained and (row := rows[token.owner][token.token_id]) >= 0:
+                    result[token.token_id] = tensors[token.owner][row].to(result)
             united[model] = result
         return united

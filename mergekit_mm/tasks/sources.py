@@ -1,4 +1,4 @@
-"""The open inputs of a merge, which tasks hold: their headers, their files, and the adapters on top of them."""
+"""The opened inputs that tasks read from: models with the readers of their files, and adapters on them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mergekit_mm.plan.inputs import Inputs
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One model without adapters. Tasks that read from the same one are compared by its identity."""
+    """One model without adapters, and the reader of its files. Tasks compare sources by identity."""
 
     checkpoint: Checkpoint
     loader: LazyTensorLoader
 
     def group(self, name: str, device: str | None) -> dict[str, torch.Tensor]:
-        """All tensors, by their names in memory, that are stored together with the one of this name.
+        """The group of a tensor: all tensors that are stored together with it, by their names in memory.
 
         Raises:
-            MergeError: a file is not what it was when the merge was planned, or not for mergekit's reader.
+            MergeError: a file has changed since the merge was planned, or mergekit's reader cannot read it.
         """
 
         def read(tensor: DiskTensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class Source:
 
     def _read(self, key: str, file: str, device: str | None) -> torch.Tensor:
         try:
-            return self.loader.get_tensor(key, device=device or "cpu").detach()  # pickles may hold parameters
+            return self.loader.get_tensor(key, device=device or "cpu").detach()  # A pickle may hold parameters.
         except Exception as error:
             raise MergeError(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
 
@@ -49,7 +49,7 @@ class Source:
 class Adapter:
     """An adapter on the model of a source."""
 
-    name: str  # of the input, for messages
+    name: str  # of the input, in messages
     adaptation: Adaptation
 
 
@@ -62,7 +62,7 @@ class Sources:
 
 
 def open_sources(inputs: Inputs, lazy_unpickle: bool) -> Sources:
-    """Indexes are read; tensors are when tasks ask for them. lazy_unpickle: as mergekit's option."""
+    """The sources of all inputs. Only indexes of files are read. lazy_unpickle: as the option of mergekit."""
     shared: dict[ModelReference, Source] = {}
     models: dict[ModelReference, Source] = {}
     for model, checkpoint in inputs.checkpoints.items():

@@ -1,4 +1,4 @@
-"""Tasks that belong to one output tensor."""
+"""The base class of tasks that work on the results of other tasks for one output tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Step(Task[T], Generic[T]):
-    """A task in the group of the first that it needs: mergekit runs a group together, which bounds the memory."""
+    """A task with the group label of its first argument: mergekit runs a group together, which bounds memory."""
 
     def group_label(self) -> str | None:
         label: str | None = next(iter(self.arguments().values())).group_label()

@@ -1,10 +1,12 @@
-"""The tokenizer section of a merge config: mergekit's builder, told what it does not find out of multimodal models."""
+"""The tokenizer section of a merge config: mergekit's builder, with facts of multimodal models that it cannot find."""
 
 from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,68 +26,82 @@ from mergekit_mm.errors import MergeError, refused_by
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.tasks.sources import Sources
 
-_BY_RULE = ("base", "union")  # the sources of a tokenizer that are no model
+_BY_RULE = ("base", "union")  # values of a tokenizer's `source` that are no model
+_BUILDING = threading.Lock()  # mergekit's builder serves the whole process
 
 
 class BuildVocabulary(BuildTokenizer):
     """The output's tokenizer, from those in the directories of the inputs.
 
     mergekit looks for `vocab_size` where most multimodal configs do not have it, and without it leaves out tokens that
-    were added to a tokenizer; here it is told how many rows the embeddings have.
+    were added to a tokenizer. Here the number of rows of the embeddings takes its place.
+
+    Raises:
+        MergeError: when run, if mergekit cannot make the tokenizer, or if tokens that the base's config names by id, as
+            placeholders of media, would get other ids.
     """
 
     sources: InstanceOf[Sources]
 
     def execute(self, **_kwargs: object) -> TokenizerInfo:
-        """Raises MergeError for a tokenizer that mergekit cannot rebuild, and where the base's config would no longer
-        mean its own image, video or audio tokens."""
-        sources = {model: self.sources.models[model].checkpoint for model in self.referenced_models}
-        local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in sources.items()}
-        rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in sources.items()}
+        checkpoints = {model: self.sources.models[model].checkpoint for model in self.referenced_models}
+        local = {m: ModelReference(model=ModelPath(path=str(c.directory))) for m, c in checkpoints.items()}
+        rows = {local[m].model: c.tensors[c.embeddings].shape[0] for m, c in checkpoints.items()}
         base = self.base_model or self.referenced_models[0]
-        wanted = self.tokenizer_source
-        if (
-            wanted == "base" and self.add_tokens
-        ):  # mergekit adds new tokens to its only copy, and then takes them for old
-            wanted = base
-        for needed in dict.fromkeys([local[base], *([local.get(wanted, wanted)] if wanted not in _BY_RULE else [])]):
+        source = self.tokenizer_source
+        if source == "base" and self.add_tokens:
+            source = base  # With "base", mergekit adds new tokens to its only copy, and then takes them for old ones.
+        for needed in dict.fromkeys([local[base], *([local.get(source, source)] if source not in _BY_RULE else [])]):
             load_tokenizer(str(needed), needed.model.path, self.trust_remote_code, needed.model.revision)
+        with (
+            _known_rows(rows),
+            refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "),
+        ):
+            info = build.build_tokenizer(
+                base_model=local[base],
+                referenced_models=list(dict.fromkeys(local.values())),
+                tokenizer_source=local.get(source, source),
+                trust_remote_code=self.trust_remote_code,
+                add_tokens=list(self.add_tokens or ()),
+            )
+        vocabs = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
+        new_ids = info.tokenizer.get_vocab()
+        for key, token_id in _media_tokens(checkpoints[base].config):
+            token = next((token for token, index in vocabs[base].items() if index == token_id), None)
+            if token is not None and new_ids.get(token) != token_id:
+                raise MergeError(
+                    f"{key} is {token_id} in the config of {base}, its token {token!r}, which is "
+                    f"{new_ids.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
+                    "`source: base`, or `union`."
+                )
+        # mergekit has no entry for tokens beyond the rows of a model's embeddings, but later needs one: -1 is no row.
+        no_rows = dict.fromkeys(new_ids.values(), -1)
+        permutations = {model: {**no_rows, **info.permutations[path]} for model, path in local.items()}
+        return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=vocabs)
+
+
+@contextmanager
+def _known_rows(rows: Mapping[ModelPath, int]) -> Iterator[None]:
+    """While open, mergekit's builder of tokenizers gets the number of rows of each model from `rows`."""
+    with _BUILDING:
         original = build.get_vocab_size
         build.get_vocab_size = lambda path, trust_remote_code: rows[path]
         try:
-            with refused_by(build.__name__, about="mergekit cannot make the tokenizer that the config asks for: "):
-                info = build.build_tokenizer(
-                    base_model=local[base],
-                    referenced_models=list(dict.fromkeys(local.values())),
-                    tokenizer_source=local.get(wanted, wanted),
-                    trust_remote_code=self.trust_remote_code,
-                    add_tokens=list(self.add_tokens or ()),
-                )
+            yield
         finally:
             build.get_vocab_size = original
-        known = {model: info.original_vocabs[path] for model, path in local.items() if path in info.original_vocabs}
-        numbers = info.tokenizer.get_vocab()
-        for key, number in _media_tokens(sources[base].config):
-            token = next((token for token, index in known[base].items() if index == number), None)
-            if token is not None and numbers.get(token) != number:
-                raise MergeError(
-                    f"{key} is {number} in the config of {base}, its token {token!r}, which is "
-                    f"{numbers.get(token, 'not there')} in the vocabulary asked for. Let `tokenizer` have "
-                    "`source: base`, or `union`."
-                )
-        # of tokens beyond the rows of a model's embeddings, mergekit says nothing, and misses them later
-        without = dict.fromkeys(numbers.values(), -1)
-        permutations = {model: {**without, **info.permutations[path]} for model, path in local.items()}
-        return TokenizerInfo(tokenizer=info.tokenizer, permutations=permutations, original_vocabs=known)
 
 
 class PermuteRows(PermutedVocabulary):
-    """Rows of embeddings and heads in the order of the output's tokenizer."""
+    """Rows of embeddings and heads in the order of the output's tokenizer.
+
+    Raises:
+        MergeError: when run, if the `tokens` of the config ask for a row that no model has.
+    """
 
     def execute(
         self, tokenizer_info: TokenizerInfo, tensors: dict[ModelReference, torch.Tensor]
     ) -> dict[ModelReference, torch.Tensor]:
-        """Raises MergeError for what the `tokens` of the config ask for and no model has."""
         with refused_by(embed.__name__, about="tokenizer: tokens: "):
             rows: dict[ModelReference, torch.Tensor] = super().execute(tokenizer_info, tensors)
         return rows
@@ -96,18 +112,18 @@ def require_token_rows(
     vocabulary: TokenizerInfo,
     checkpoints: Mapping[ModelReference, Checkpoint],
 ) -> None:
-    """See that the rows are there which the `tokens` of a config ask for; no row is read.
+    """Check that the rows exist that the `tokens` of a config ask for; no row is read.
 
     Raises:
-        MergeError: a model is no input, or lacks the token or the row that is to be taken from it.
+        MergeError: a row is to be taken from a model that is no input, or that lacks the token or the row.
     """
-    numbers = vocabulary.tokenizer.get_vocab()
-    for token, wanted in tokens.items():
-        number, source = numbers.get(token), wanted.source
-        if number is None or isinstance(source, ZeroEmbedding):
+    ids = vocabulary.tokenizer.get_vocab()
+    for token, setting in tokens.items():
+        token_id, source = ids.get(token), setting.source
+        if token_id is None or isinstance(source, ZeroEmbedding):
             continue
-        if not wanted.force and all(rows[number] >= 0 for rows in vocabulary.permutations.values()):
-            continue  # every model has a row of its own
+        if not setting.force and all(rows[token_id] >= 0 for rows in vocabulary.permutations.values()):
+            continue  # Every model has a row of its own.
         about = f"tokenizer: tokens: {token}: "
         if source is None:
             raise MergeError(f"{about}it needs a `source`, as not every input has a row for it, or `force` is set.")
@@ -115,7 +131,7 @@ def require_token_rows(
         if model not in vocabulary.permutations:
             raise MergeError(f"{about}{model} is none of the inputs: {some(map(str, vocabulary.permutations))}.")
         if not isinstance(source, ModelTokenEmbedding):
-            if vocabulary.permutations[model][number] < 0:
+            if vocabulary.permutations[model][token_id] < 0:
                 raise MergeError(f"{about}{model} has no row for it.")
             continue
         checkpoint = checkpoints[model]
@@ -130,13 +146,13 @@ def require_token_rows(
 def vocabulary_builder(config: MergeConfiguration, sources: Sources, trust_remote_code: bool) -> BuildVocabulary | None:
     """The task that makes the tokenizer of a config's tokenizer section; None if it has none."""
     section = config.tokenizer
-    wanted = section.source if section else config.tokenizer_source
-    if wanted is None:
+    source = section.source if section else config.tokenizer_source
+    if source is None:
         return None
     return BuildVocabulary(
         base_model=config.base_model,
         referenced_models=tuple(sources.models),
-        tokenizer_source=wanted,
+        tokenizer_source=source,
         trust_remote_code=trust_remote_code,
         add_tokens=tuple((section.tokens if section else None) or ()),
         sources=sources,
@@ -144,13 +160,16 @@ def vocabulary_builder(config: MergeConfiguration, sources: Sources, trust_remot
 
 
 def tokenizer_directory(source: object) -> list[Path]:
-    """Where the tokenizer is that a config takes from a model of its own, if that is on this machine."""
+    """The directory of a model from which the config takes the tokenizer alone, in a list; empty if it is on the hub.
+
+    source: the `source` of the tokenizer section; a word such as `union` gives an empty list too.
+    """
     path = local_path(source.model.path) if isinstance(source, ModelReference) else None
     return [path] if path and path.is_dir() else []
 
 
 def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The numbers of tokens that stand for media, or around them, at any depth of a config."""
+    """(key, id) of tokens that stand for media, or before or after them, at any depth of a config."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _media_tokens(value)
@@ -161,13 +180,17 @@ def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
-    """Rows of the output's embeddings where the merge changes the vocabulary; else None. The tokenizer is built for it.
+    """The number of rows of the output's embeddings; None if the merge does not change the vocabulary.
+
+    With a tokenizer section, the tokenizer is built for it.
+
+    None for an omni model too: its plan unites the vocabularies of the donors, and has the rows.
 
     Raises:
-        MergeError: the tokenizer that the config asks for cannot be made, or a row of it is nowhere.
+        MergeError: the tokenizer that the config asks for cannot be made, or no model has a row for one of its tokens.
     """
     if isinstance(plan, OmniPlan):
-        return plan.inputs.composition.vocabulary.size
+        return None
     inputs, section = plan.inputs, plan.config.tokenizer
     if vocabulary is not None:
         built = vocabulary.execute()

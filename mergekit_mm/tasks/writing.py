@@ -1,4 +1,4 @@
-"""Between merging and writing: one tensor of several, laid out as on disk, cast."""
+"""Tasks between merging and writing: choose a tensor, convert to the layout on disk, cast, and write files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mergekit_mm.tasks.step import Step
 
 
 class ConvertToDisk(Task[dict[str, torch.Tensor]]):
-    """Merged memory tensors of one group back to the base's tensors on disk."""
+    """The merged tensors of one group, converted to the base's tensors on disk: name on disk -> tensor."""
 
-    checkpoint: InstanceOf[Checkpoint]  # the base's, whose layout on disk the output has
-    tensor: str  # any name in memory of the group
+    checkpoint: InstanceOf[Checkpoint]  # that of the base, whose layout on disk the output has
+    tensor: str  # the name in memory of any tensor of the group
     merged: tuple[tuple[str, Task], ...]  # memory name -> the task that makes it
 
     def arguments(self) -> dict[str, Task]:
@@ -33,7 +33,7 @@ class ConvertToDisk(Task[dict[str, torch.Tensor]]):
 
 
 class PickTensor(Step[torch.Tensor]):
-    """One tensor of several that a task makes together, by its name or its model's."""
+    """One of several tensors that a task makes together, by the key that the task gives it: a name or a model."""
 
     group: Task
     key: str | ModelReference
@@ -46,7 +46,7 @@ class PickTensor(Step[torch.Tensor]):
 
 
 class ShardWriter(TensorWriter):
-    """mergekit's writer of output files, which names the file that cannot be written."""
+    """mergekit's writer of output files, with an error that names the file that cannot be written."""
 
     def _write_shard_task(self, shard_data: dict[str, torch.Tensor], shard_index: int, shard_path: str) -> None:
         try:
@@ -81,7 +81,7 @@ class CopyTensor(Step[torch.Tensor]):
         return {"tensor": self.tensor}
 
     def execute(self, tensor: torch.Tensor, **_kwargs: object) -> torch.Tensor:
-        return tensor.clone()  # a file of safetensors holds no memory twice
+        return tensor.clone()  # safetensors refuses to write two tensors that share memory.
 
 
 class CastTensor(Step[torch.Tensor]):

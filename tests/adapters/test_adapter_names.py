@@ -108,7 +108,7 @@ def test_prefixes_that_trainers_add_or_drop(family: str, names: str) -> None:
     base = checkpoint(family)
     shape = tuple(in_memory(base, family)["model.language_model.layers.0.self_attn.q_proj.weight"].shape)
     modules = {f"model.language_model.layers.{i}.self_attn.q_proj": shape for i in (0, 1)}
-    adapter = written_adapter(base, factors(modules))  # type: ignore[arg-type]
+    adapter = written_adapter(base, factors(modules))
     other = merge(applied(base, renamed(adapter, *OTHER_NAMES[names]))).tensors
     assert_same_bytes(other, merge(applied(base, adapter)).tensors)
 
@@ -130,7 +130,7 @@ def test_names_of_transformers_4_are_those_of_today(family: str, old: dict[str, 
     wanted = [n for n in own if n.endswith(("layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.proj.weight"))]
     shapes = {n.removesuffix(".weight"): tuple(own[n].shape) for n in wanted if n.startswith(tuple(old))}
     assert len(shapes) == len(old)
-    adapter = written_adapter(base, factors(shapes))  # type: ignore[arg-type]
+    adapter = written_adapter(base, factors(shapes))
     older = renamed(adapter, *old.items())
     assert_same_bytes(merge(applied(base, older)).tensors, merge(applied(base, adapter)).tensors)
 
@@ -140,7 +140,7 @@ def test_remote_code_is_known_by_the_ends_of_its_names() -> None:
     base = altered(checkpoint("internvl"), model_type="internvl_chat", architectures=["InternVLChatModel"])
     name = next(n for n in tensors(base) if n.endswith("layers.0.self_attn.q_proj.weight"))
     short = "layers.0.self_attn.q_proj"
-    found = factors({f"model.{short}": tuple(tensors(base)[name].shape)})  # type: ignore[dict-item]
+    found = factors({f"model.{short}": tuple(tensors(base)[name].shape)})
     if not name.endswith(f"model.{short}.weight"):
         found = {short: next(iter(found.values()))}
     got = merge(applied(base, written_adapter(base, found))).tensors
@@ -152,7 +152,7 @@ def test_one_tensor_under_two_names_is_refused() -> None:
     base = checkpoint("llava")
     shape = tuple(in_memory(base, "llava")["model.language_model.layers.0.self_attn.q_proj.weight"].shape)
     twice = {f"{path}.layers.0.self_attn.q_proj": shape for path in ("model.language_model", "language_model.model")}
-    refused(applied(base, written_adapter(base, factors(twice))), "holds it as")  # type: ignore[arg-type]
+    refused(applied(base, written_adapter(base, factors(twice))), "holds it as")
 
 
 # ------------------------------------------------------------------------------------------------- the base's names
@@ -275,7 +275,7 @@ def test_an_adapter_of_the_text_only_llm_goes_on_a_model_around_that_llm_if_it_i
     adapter is an input like any other text-only LLM."""
     vlm, llm = checkpoint("llava"), llama(0)
     name = "model.layers.0.self_attn.q_proj"
-    found = factors({name: tuple(tensors(llm)[f"{name}.weight"].shape)})  # type: ignore[dict-item]
+    found = factors({name: tuple(tensors(llm)[f"{name}.weight"].shape)})
     adapter = written_adapter(llm, found)
     refused(applied(vlm, adapter), "adapter_base: trust", f"{llm}+{adapter}")
     got = merge(applied(vlm, adapter, parameters={"adapter_base": "trust"})).out

@@ -208,6 +208,17 @@ def test_what_no_adapter_can_hold_is_refused(change: dict[str, Any], told: str) 
     assert not out.exists()
 
 
+def test_weights_of_which_there_is_no_mean_are_refused() -> None:
+    config = {**linear(checkpoint("llava"), experts("llava")[0]), "base_model": str(checkpoint("llava"))}
+    for entry, weight in zip(config["models"], (1.0, -1.0), strict=True):
+        entry["parameters"] = {"weight": weight}
+    out, result = command("lora", config, "--rank", "4")
+    assert result.exit_code == 1, result.output
+    assert "linear cannot merge" in result.output
+    assert "the weights add up to 0" in result.output
+    assert not out.exists()
+
+
 def test_the_base_is_asked_for_where_nothing_changes() -> None:
     _, refused = command("lora", linear(experts("llava")[0]), "--rank", "4")
     assert "`base_model:`" in refused.output

@@ -98,7 +98,7 @@ def test_a_layer_that_was_fused_when_it_was_trained_comes_apart_with_its_factors
     base = checkpoint(family)
     name = next(name for name in tensors(base) if name.endswith("wqkv.weight"))
     value = tensors(base)[name]
-    found = factors({name.removesuffix(".weight"): tuple(value.shape)})  # type: ignore[dict-item]
+    found = factors({name.removesuffix(".weight"): tuple(value.shape)})
     got = merge(applied(base, written_adapter(base, found))).tensors
     assert_close(got, {**wide(tensors(base)), name: value.double() + delta(found, name.removesuffix(".weight"))})
 

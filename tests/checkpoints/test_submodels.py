@@ -129,7 +129,7 @@ def test_adapters_of_a_thinker_fit_the_full_model_and_the_other_way_round(family
     base, thinker = checkpoint(family), part(family, "thinker")
     name = "model.language_model.layers.1.self_attn.q_proj"
     shape = tuple(in_memory(base, family)[f"thinker.{name}.weight"].shape)
-    found = factors({name: shape})  # type: ignore[dict-item]
+    found = factors({name: shape})
     longer = {f"thinker.{name}": pair for name, pair in found.items()}
     results = {}
     for told, model, names in (
@@ -158,7 +158,7 @@ def test_two_modules_of_one_name_are_told_apart_by_their_shapes() -> None:
     name = "layers.0.self_attn.q_proj"
     shape = tuple(own[f"talker.model.{name}.weight"].shape)
     assert shape != tuple(own[f"thinker.model.language_model.{name}.weight"].shape)
-    found = factors({f"model.{name}": shape})  # type: ignore[dict-item]
+    found = factors({f"model.{name}": shape})
     got = in_memory(merge(task_arithmetic(base, [plus(base, written_adapter(base, found))], 1.0)).out, "qwen2_5_omni")
     expected = {
         **own,

@@ -21,6 +21,7 @@ from mergekit_mm.checkpoints.transformers_private import (
     get_relative_imports,
     ignored_if_missing,
     ignored_if_unexpected,
+    media_model_types,
     on_meta_device,
     parsed_config,
     processor_class,
@@ -115,3 +116,8 @@ def test_no_other_file_reaches_into_transformers() -> None:
     package = Path(mergekit_mm.__file__).parent
     files = [file for room in ("checkpoints", "plan", "tasks", "output") for file in (package / room).rglob("*.py")]
     assert [file.name for file in files if private.search(file.read_text())] == ["transformers_private.py"]
+
+
+def test_the_model_types_with_media() -> None:
+    assert {"llava", "qwen2_vl", "qwen2_audio", "whisper"} <= media_model_types()
+    assert not {"llama", "qwen2"} & media_model_types()

@@ -363,7 +363,7 @@ class Judge(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)  # type: ignore[attr-defined]
+        self.server.asked.append(body)
         said = body["messages"][0]["content"].rpartition("\n")[2]
         found = {"choices": [{"message": {"content": UNDERSTOOD[said]}}]} if said in UNDERSTOOD else {}
         self.send_response(200)
@@ -376,21 +376,21 @@ class Judge(BaseHTTPRequestHandler):
 
 def test_a_judge_sees_only_what_the_rules_cannot_read() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        server.asked = []  # type: ignore[attr-defined]
+        server.asked = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         judge = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "small"}
         task = load("mllm_mathvista_mini", judge=judge)
         doc = task.eval_docs[0]
         assert task.process_results(doc, ["B"])["score"] == 1
-        assert server.asked == []  # type: ignore[attr-defined]
+        assert server.asked == []
         assert task.process_results(doc, ["the second one"]) == {"score": 1, "strict": 0, "parsed": 0}
         assert task.process_results(doc, ["the other one"])["score"] == 0
-        assert [each["model"] for each in server.asked] == ["small"] * 4  # type: ignore[attr-defined]  # 3 tries
+        assert [each["model"] for each in server.asked] == ["small"] * 4  # 3 tries
         vision = load("mllm_mathvision_mini", judge=judge)
         choice, free = list(vision.eval_docs)[:2]
         assert vision.process_results(choice, ["A"]) == {"score": 0, "parsed": 1}
         assert vision.process_results(free, ["0.75"]) == {"score": 1, "parsed": 1}
-        assert len(server.asked) == 4  # type: ignore[attr-defined]
+        assert len(server.asked) == 4
         assert vision.process_results(choice, ["the second one"]) == {"score": 1, "parsed": 0}
         assert vision.process_results(free, ["three quarters"]) == {"score": 1, "parsed": 1}
         server.shutdown()

@@ -55,7 +55,7 @@ def of_ours(docs: list[dict[str, Any]], **config: Any) -> dict[str, Any]:
 def test_a_bad_picture_is_found_before_the_run(kind: str) -> None:
     picture, told = BAD[kind]
     lm = model()
-    lm._generate = None  # type: ignore[method-assign, assignment]  # nothing is answered
+    lm._generate = None  # nothing is answered
     with pytest.raises(ValueError, match=f"1 of 3 documents cannot be asked:\n  mine, document 2: .*{told}"):
         evaluate(lm, of_ours(asked(png(1), png(2), picture)))
 
@@ -184,7 +184,7 @@ def test_answers_before_a_failure_are_kept(
         answered.append(asked)
         return generate(asked, *rest)
 
-    generate, lm._generate = lm._generate, failing  # type: ignore[method-assign]
+    generate, lm._generate = lm._generate, failing
     with pytest.raises(RuntimeError, match="out of memory"):
         said(lm, docs)
     assert (
@@ -193,7 +193,7 @@ def test_answers_before_a_failure_are_kept(
     )
     lm, answered = model(), []
     generate = lm._generate
-    lm._generate = lambda asked, *rest: (answered.append(asked), generate(asked, *rest))[1]  # type: ignore[method-assign]
+    lm._generate = lambda asked, *rest: (answered.append(asked), generate(asked, *rest))[1]
     found = evaluate(lm, task(docs), use_cache=str(tmp_path / "mllm_answers_1"))["samples"]["mine"]
     assert [sample["resps"][0][0] for sample in found] == whole
     assert len(answered) == 2

@@ -57,6 +57,7 @@ def test_only_some_replies_have_thoughts() -> None:
     assert results["score,none"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_the_end_of_thoughts_may_be_a_token_or_a_text() -> None:
     """As `hf` has it: what follows the last such token, without the blanks in front."""
     doc, tokens = {"prompt": "<image>what?", "image": png(1)}, []
@@ -88,10 +89,10 @@ class Judge(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body["messages"][0]["content"].partition("Reply:\n")[2])  # type: ignore[attr-defined]
+        self.server.asked.append(body["messages"][0]["content"].partition("Reply:\n")[2])
         self.send_response(200)
         self.end_headers()
-        found = {"choices": [{"message": {"content": self.server.answer}}]}  # type: ignore[attr-defined]
+        found = {"choices": [{"message": {"content": self.server.answer}}]}
         self.wfile.write(json.dumps(found).encode())
 
     def log_message(self, *_: object) -> None:
@@ -101,7 +102,7 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge() -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        server.asked, server.answer = [], "45"  # type: ignore[attr-defined]
+        server.asked, server.answer = [], "45"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

@@ -174,6 +174,7 @@ def without_intervals(text: str) -> str:
     return re.sub(r" ± \d+\.\d", "", text)
 
 
+@pytest.mark.slow
 def test_the_paper_s_table(paper: Path) -> None:
     found = rows(paper, *ROLES)
     headers = [header for header in next(iter(found.values())) if header in LEAVES]

@@ -116,6 +116,7 @@ def test_lm_eval_asks_the_questions_of_the_example(split: str) -> None:
         assert len(found) == len(by_type(questions(split))[kind])
 
 
+@pytest.mark.slow
 def test_training_sees_no_validation_image_and_the_base_nothing_withheld() -> None:
     train, validation = questions("train"), questions("validation")
     assert len(train) + len(validation) == 38575
@@ -180,6 +181,7 @@ def test_the_demo_merges_with_the_stock_command_and_the_merge_is_better_than_the
         assert f"{100 * types['color']['accuracy']:.1f} ±" in line
 
 
+@pytest.mark.slow
 def test_the_lora_experts_merge_from_their_factors_to_a_model_and_to_an_adapter(tmp_path: Path) -> None:
     """By the stock command and by `mergekit-mm lora`: two forms of one merge, better than the base it is on."""
     recipe = Path("merge_yamls/easy_vqa_lora.yaml")

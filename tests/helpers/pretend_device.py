@@ -58,15 +58,15 @@ class PretendTensor(torch.Tensor):
         return self
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return self.place
 
     @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
+    def is_cuda(self) -> bool:
         return True
 
     @property
-    def is_cpu(self) -> bool:  # type: ignore[override]
+    def is_cpu(self) -> bool:
         return False
 
     def tolist(self) -> Any:
@@ -80,7 +80,7 @@ class PretendTensor(torch.Tensor):
 
     __array__ = numpy
 
-    def __repr__(self, **_kwargs: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_kwargs: Any) -> str:
         return f"PretendTensor({self.inner!r}, {self.place})"
 
 

@@ -46,7 +46,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.merge import check_merge
+from mergekit_mm.merge import plan_merge
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
@@ -78,7 +78,7 @@ def over(recipe: Recipe, find: Callable[[str], Path]) -> Recipe:
 
 
 def check(recipe: Recipe) -> str:
-    return check_merge(MergeConfiguration.model_validate(recipe), MergeOptions())
+    return str(plan_merge(MergeConfiguration.model_validate(recipe), MergeOptions()))
 
 
 # per recipe, what becomes of the tensors of each role; from the architectures, counted by hand
@@ -146,7 +146,7 @@ def test_plan_at_full_size(name: str) -> None:
     assert done == ROLES[name]
     assert len(plan) == len(plan.inputs.base_checkpoint.tensors)
     disk = plan.inputs.base_checkpoint.disk
-    assert sorted(plan.layout) == sorted(disk)
+    assert sorted(output.name for output in plan.outputs) == sorted(disk)
     assert sum(math.prod(tensor.shape) for tensor in disk.values()) == PARAMETERS[name]
     assert plan.output_bytes == 2 * PARAMETERS[name]
     assert str(plan.inputs.base) == str(full_size(recipe(name)["base_model"]))
@@ -502,7 +502,7 @@ def test_recipes_of_the_demo(path: Path) -> None:
     before = Path.cwd()
     os.chdir(root)
     try:
-        said = check_merge(config, MergeOptions())
+        said = str(plan_merge(config, MergeOptions()))
     finally:
         os.chdir(before)
     assert config.merge_method in said

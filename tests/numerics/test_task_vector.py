@@ -48,7 +48,7 @@ def test_a_dense_copy_can_be_overwritten_without_touching_the_input() -> None:
 )
 def test_parts_that_do_not_fit_are_refused(build: object) -> None:
     with pytest.raises(ValueError, match=r"factors do not chain|differ in shape|takes no base"):
-        build()  # type: ignore[operator]
+        build()
 
 
 @settings(max_examples=30, deadline=None)

@@ -66,12 +66,12 @@ def averaged(families: tuple[str, ...], decoupled: bool = True) -> OmniForCondit
 
 
 def modality(family: str) -> str:
-    return next(MEDIA[key] for key in zoo.FAMILIES[family].media() if key in MEDIA)  # type: ignore[misc]
+    return next(MEDIA[key] for key in zoo.FAMILIES[family].media() if key in MEDIA)
 
 
 def prompt_of(*families: str) -> dict[str, Any]:
     """One prompt with the media of these donors, one after the other, and text between them."""
-    parts = [zoo.FAMILIES[family].media() for family in families]  # type: ignore[misc]
+    parts = [zoo.FAMILIES[family].media() for family in families]
     media = {f"{MEDIA[key]}__{key}": value for part in parts for key, value in part.items() if key in MEDIA}
     return {"input_ids": torch.cat([part["input_ids"] for part in parts], dim=1), **media}
 
@@ -250,6 +250,18 @@ def test_adapters_are_kept_as_factors(method: str, parameters: dict[str, Any]) -
     assert not torch.allclose(logits(model, inputs), logits(static, inputs), atol=1e-3)
     answer = model.generate(**inputs, **QUIET)
     assert answer.tolist() == model.generate(**inputs, **QUIET, use_cache=False).tolist()
+
+
+def test_a_base_with_an_adapter_of_its_own_keeps_whole_matrices() -> None:
+    """The donors' adapters are then no deltas over the base."""
+    _, eye, ear = adapters()
+    by_form = []
+    for form in (0, 1):  # as `model+adapter`, and merged by PEFT
+        recipe = damc(with_method("task_arithmetic", eye[form], [ear[form]]))
+        by_form.append(omni(merge({**recipe, "parameters": {**recipe["parameters"], "host": str(eye[form])}})))
+    assert set(by_form[0].config.routed.values()) == {"full"}
+    for inputs in (prompt_of(*TRIO[:2]), zoo.prompt(20, 30)):
+        close(logits(by_form[0], inputs), logits(by_form[1], inputs))
 
 
 def test_that_factors_of_two_such_models_are_merged_is_told() -> None:

@@ -217,7 +217,7 @@ def test_heads_are_tied_only_if_all_are(ties: tuple[str, ...]) -> None:
         model = omni(outcome)
         assert ("lm_head.weight" in outcome.tensors) == (len(ties) == 1)
         assert (model.lm_head.weight is model.get_input_embeddings().weight) == (len(ties) == 2)
-        donor, inputs = load(path, zoo.FAMILIES[family].cls), zoo.FAMILIES[family].media()  # type: ignore[misc]
+        donor, inputs = load(path, zoo.FAMILIES[family].cls), zoo.FAMILIES[family].media()
         assert torch.allclose(answers(model, inputs), logits(donor, inputs), atol=TOLERANCE)
 
 
@@ -315,7 +315,7 @@ def test_rotary_positions_are_the_bases_and_what_differs_is_told() -> None:
     choice = {"host": str(checkpoint("llava")), "vision_tower": str(checkpoint("llava"))}
     outcome = merge(task_arithmetic(guest, [checkpoint("llava")], weight=0.0, parameters=choice))
     assert "The language models differ: rope" in outcome.said
-    model, inputs = omni(outcome), zoo.FAMILIES["video_llava"].media()  # type: ignore[misc]
+    model, inputs = omni(outcome), zoo.FAMILIES["video_llava"].media()
     assert {k: model.config.get_text_config().rope_parameters[k] for k in scaled} == scaled
     expected = logits(load(guest, "VideoLlavaForConditionalGeneration"), inputs)
     assert torch.allclose(answers(model, inputs), expected, atol=TOLERANCE)

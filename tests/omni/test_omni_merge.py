@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def recipe(host: str, guests: tuple[str, ...], **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("host", "guests"), PAIRINGS)
 def test_with_the_hosts_language_model_it_answers_as_the_host(host: str, guests: tuple[str, ...]) -> None:
     model, donor = omni(merge(recipe(host, guests))), load(checkpoint(host), zoo.FAMILIES[host].cls)
-    for inputs in (zoo.FAMILIES[host].media(), text_inputs(donor, host)):  # type: ignore[misc]
+    for inputs in (zoo.FAMILIES[host].media(), text_inputs(donor, host)):
         assert torch.allclose(answers(model, inputs), logits(donor, inputs), atol=TOLERANCE)
 
 
@@ -73,7 +75,7 @@ def test_with_a_guests_language_model_it_answers_as_the_guest(host: str, guests:
         if "video_llava" not in guests:
             del config["parameters"]["vision_tower"]  # nothing to choose
         model, donor = omni(merge(config)), load(checkpoint(guest), zoo.FAMILIES[guest].cls)
-        inputs = zoo.FAMILIES[guest].media()  # type: ignore[misc]
+        inputs = zoo.FAMILIES[guest].media()
         expected = logits(donor, inputs)
         assert torch.allclose(answers(model, inputs), expected, atol=1e-4)
         assert not torch.allclose(answers(omni(merge(recipe(host, guests))), inputs), expected, atol=1e-2)
@@ -111,7 +113,7 @@ MORE_PAIRINGS = [
 
 def medium_of(family: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Modality, inputs, and the same inputs as the omni model takes them."""
-    inputs = zoo.FAMILIES[family].media()  # type: ignore[misc]
+    inputs = zoo.FAMILIES[family].media()
     modality = next(MEDIA[name] for name in inputs if name in MEDIA)
     shared = ("input_ids", "attention_mask")
     named = {k if k in shared else f"{modality}__{k}": v for k, v in inputs.items() if k != "mm_token_type_ids"}
@@ -224,7 +226,7 @@ def test_a_token_of_one_donor_gets_an_id_and_keeps_its_row() -> None:
         assert torch.equal(rows[zoo.VOCAB], torch.full((zoo.HIDDEN,), 1.0))
         model = omni(outcome)
         assert model.config.modalities["audio"]["token_id"] == zoo.VOCAB + 1
-        sound = zoo.FAMILIES["qwen2_audio_llama"].media()  # type: ignore[misc]
+        sound = zoo.FAMILIES["qwen2_audio_llama"].media()
         sound["input_ids"] = torch.where(sound["input_ids"] == zoo.AUDIO, zoo.VOCAB + 1, sound["input_ids"])
         assert torch.isfinite(answers(model, sound)).all()
 
@@ -346,3 +348,29 @@ def test_the_host_can_be_chosen() -> None:
     outcome = merge(linear(*models, parameters=choice))
     assert type(omni(outcome).config.host).__name__ == "VideoLlavaConfig"
     assert f"image by {models[1]}" in outcome.said
+
+
+def test_a_composition_that_there_is_not_is_told_first() -> None:
+    """Before anything that only some composition could have wrong."""
+    guests = [checkpoint("qwen2_audio_llama"), checkpoint("qwen2_audio_llama", tag="expert_0")]
+    config = task_arithmetic(checkpoint("llava"), guests)
+    refused(config, "cannot merge the projector")
+    outcome = refused({**config, "parameters": {"composition": "all"}}, "parameter composition: 'all' is not known")
+    assert "projector" not in outcome.error
+
+
+@pytest.mark.slow
+def test_what_is_written_does_not_depend_on_what_the_process_has_done() -> None:
+    """transformers writes more beside a model once its auto classes know the model, as they do in this process."""
+    config = linear(checkpoint("llava"), checkpoint("qwen2_audio_llama"))
+    here, out = merge(config).out, fresh("in_a_new_process")
+    script = "import sys; from mergekit_mm import api; api.merge(*sys.argv[1:], quiet=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(written(config)), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.relative_to(here) for path in here.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert names
+    own = {Path("README.md"), Path("mergekit_config.yml")}
+    assert not [name for name in names - own if (here / name).read_bytes() != (out / name).read_bytes()]

@@ -18,7 +18,7 @@ from PIL import Image
 from published_models import QWEN2_5_7B, QWEN2_5_VL_7B
 from sparse_checkpoints import sparse_checkpoint
 
-from mergekit_mm.merge import check_merge
+from mergekit_mm.merge import plan_merge
 
 RECIPES = Path(__file__).parents[2] / "merge_yamls"
 _VICUNA = {
@@ -102,7 +102,7 @@ def test_omni_recipes_fit_their_models(name: str) -> None:
     paths = {i: str(full_size(i)) for i in (found["base_model"], *(entry["model"] for entry in found["models"]))}
     for hub_id, path in paths.items():
         text = text.replace(f" {hub_id}", f" {path}")
-    report = check_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), MergeOptions())
+    report = str(plan_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), MergeOptions()))
     assert f"language_model  {LANGUAGE[name]} optmerge" in report
     assert "differ" not in report
     first, second = (paths[entry["model"]] for entry in found["models"])

@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from sparse_checkpoints import sparse_checkpoint
 
 from mergekit_mm.checkpoints.checkpoint import open_checkpoint
-from mergekit_mm.merge import check_merge
+from mergekit_mm.merge import plan_merge
 from mergekit_mm.plan.build import build_plan
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.loading import LoadTensor
@@ -54,7 +54,7 @@ def config(base: Path, models: list[Path], method: str = "task_arithmetic") -> M
 def test_a_72b_merge_is_planned_from_headers(tmp_path: Path) -> None:
     base = sparse_checkpoint(tmp_path / "base", QWEN2_VL_72B)
     tuned = [sparse_checkpoint(tmp_path / f"expert_{i}", QWEN2_VL_72B) for i in range(2)]
-    report = check_merge(config(base, tuned, "optmerge"), MergeOptions())
+    report = str(plan_merge(config(base, tuned, "optmerge"), MergeOptions()))
     assert "language_model  560 optmerge" in report  # 80 layers of 4 attention and 3 MLP matrices
     assert f"vision_tower    385 kept as in {base}" in report
     assert "output: 147 GB in 1354 tensors" in report

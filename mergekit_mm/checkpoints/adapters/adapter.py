@@ -40,11 +40,11 @@ class Change:
 class Adapter:
     """One adapter directory. Only the headers of its files have been read."""
 
-    name: str  # as the user wrote it
+    name: str  # the user's name for it, for messages
     directory: Path
     config: Mapping[str, Any]
     changes: Mapping[str, Change] = field(repr=False)
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # by key
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)  # key in the file -> shape
     weights: Path | None  # the adapter's own file; None for a directory of tensors that were trained whole
     trained: Mapping[str, WeightFile] = field(repr=False)  # key -> the file beside the adapter that holds the tensor
 

@@ -17,7 +17,7 @@ MODALITIES = ("video", "image", "audio")  # the order of the media of a prompt w
 PLACEHOLDER = re.compile(r"(\\?)<(image|video|audio)(\d*)>")
 Part = tuple[str, str | int]
 _Turn = tuple[str, Sequence[Part]]  # role, content
-_Shape = tuple[tuple[str, tuple[str, ...]], ...]  # of turns: role, modalities
+_Shape = tuple[tuple[str, tuple[str, ...]], ...]  # the role and the modalities of each turn
 _Renderer = Callable[[Sequence[_Turn], bool], str]  # turns, add_generation_prompt -> text
 _PROBE = "probe me"
 # The roles whose content the template is given as a list of text and media, as most templates of multimodal models read

@@ -25,7 +25,7 @@ from mergekit_mm.checkpoints.disk import read_headers
 from mergekit_mm.errors import EvaluationError
 
 MODEL_TYPE = "internvl_chat"
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's channels
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # the statistics of ImageNet's three channels
 _TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 # The defaults of the original `InternVisionConfig`, for keys that a config does not have.
 _VISION = {

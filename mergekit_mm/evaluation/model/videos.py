@@ -16,7 +16,7 @@ from mergekit_mm.evaluation.model.images import picture
 from mergekit_mm.omni.video import load_video
 
 Frames = npt.NDArray[np.uint8]
-_METADATA = ("total_num_frames", "fps", "duration", "frames_indices")  # what processors are given
+_METADATA = ("total_num_frames", "fps", "duration", "frames_indices")  # fields of the metadata that processors get
 _KEYS = {"type", "path", "bytes", "frames", "fps", "timestamps", "num_frames", "min_frames", "max_frames"}
 
 

@@ -3,7 +3,7 @@
 - `composition`: which donor is the host, which are guests, and which of them owns each modality
 - `vocabulary`: the union of the donors' tokens
 - `layout`: the tensors of the omni model, and the donors' tensors that each is made from
-- `model`, `processor`: its config, the tensors it will ask for, and the processor that it will have
+- `model`, `processor`: the config of the omni model, the tensors that it will load, and its processor
 - `damc`: routes, by which tokens of a modality go through their donor's own matrices
 - `build`: the plan from all of these
 

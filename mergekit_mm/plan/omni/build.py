@@ -14,7 +14,7 @@ from mergekit_mm.plan.decisions import Decisions, decide_all
 from mergekit_mm.plan.inputs import OmniInputs
 from mergekit_mm.plan.merge_plan import OmniPlan
 from mergekit_mm.plan.modules import Module, module_definitions, moved_layers, unlisted_modules
-from mergekit_mm.plan.omni.composition import choices, is_decoupled
+from mergekit_mm.plan.omni.composition import asks_for_damc, donor_parameters
 from mergekit_mm.plan.omni.damc import Router, routed_outputs
 from mergekit_mm.plan.omni.model import omni_model
 from mergekit_mm.plan.omni.processor import omni_processor
@@ -32,65 +32,66 @@ def build_omni_plan(
 ) -> OmniPlan:
     """The plan of an omni model, without its side files.
 
-    modules: of the omni model's tensors. notes: what there is to say of the inputs.
+    modules: of the omni model's tensors. notes: those on the inputs.
 
     Raises:
-        MergeError: the donors do not compose, or the config asks for what no omni model has.
+        MergeError: the donors do not compose, or the config asks for something that no omni model has.
     """
-    told = _require_whole(config, inputs)
-    policies = _without_choices(config, inputs)
-    definitions = module_definitions(policies, modules, inputs.base)
+    own_notes = _require_whole(config, inputs)
+    policy_config = _without_donor_parameters(config, inputs)
+    definitions = module_definitions(policy_config, modules, inputs.base)
     unlisted = unlisted_modules(config, modules)
     if unlisted:
-        told.append(f"Not listed under `modules:`, so kept as their donors have them: {', '.join(unlisted)}.")
-    decisions = Decisions.of(policies, inputs, unlisted)
+        own_notes.append(f"Not listed under `modules:`, so kept as their donors have them: {', '.join(unlisted)}.")
+    decisions = Decisions.of(policy_config, inputs, unlisted)
     tensors = decide_all(decisions, modules, definitions)
     if inputs.problems:
         raise MergeError("These inputs cannot be merged:\n" + "\n".join(inputs.problems))
-    told += decisions.require_defined()
-    routed: dict[str, Any] = {}
-    if is_decoupled(config):
+    own_notes += decisions.require_defined()
+    rows = inputs.composition.vocabulary.size
+    routed: dict[str, Any] = {}  # as in the omni config
+    if asks_for_damc(config):
         stack = modules["language_model"].stack
         tensors = Router(inputs, config, stack).routed(tensors)
-        outputs, routed = routed_outputs(outputs_in_memory(tensors), {t.name: t for t in tensors}, stack)
+        outputs, routed = routed_outputs(outputs_in_memory(tensors, rows), {t.name: t for t in tensors}, stack)
     else:
-        outputs = list(outputs_in_memory(tensors))
+        outputs = list(outputs_in_memory(tensors, rows))
     return OmniPlan(
         config=config,
         tensors=tuple(tensors),
         outputs=tuple(outputs),
         layers=moved_layers(modules, definitions),
         moves_rows=True,
-        notes=(*notes, *told),
+        notes=(*notes, *own_notes),
         inputs=inputs,
         routed=routed,
     )
 
 
-def _without_choices(config: MergeConfiguration, inputs: OmniInputs) -> MergeConfiguration:
-    """The config without the parameters that choose donors, which are no policies."""
-    chosen = choices(config, inputs.checkpoints)
-    parameters = {k: v for k, v in (config.parameters or {}).items() if k not in chosen}
+def _without_donor_parameters(config: MergeConfiguration, inputs: OmniInputs) -> MergeConfiguration:
+    """The config without the parameters whose value is a donor, so that the rest are policies (see `composition`)."""
+    donors = donor_parameters(config, inputs.checkpoints)
+    parameters = {name: value for name, value in (config.parameters or {}).items() if name not in donors}
     return config.model_copy(update={"parameters": parameters})
 
 
 def _require_whole(config: MergeConfiguration, inputs: OmniInputs) -> list[str]:
-    """Notes on the processor, once the tensors are seen to be those of the model that the donors make together.
+    """Check that the inputs' tensors are all those of the model that the donors make; returns notes on its processor.
 
     Raises:
-        MergeError: they are not.
+        MergeError: a tensor of that model is missing, or has no place in it; or its config cannot be made.
     """
     if SIDE_FILES in (config.parameters or {}):
         raise MergeError(f"{SIDE_FILES}: not for an omni model: it has the processors of all its donors.")
     with refused_by("mergekit_mm.omni.configuration", about="These models do not compose: "):
-        composed, expected = omni_model(inputs.composition, inputs.checkpoints, inputs.base_checkpoint.config)
+        omni_config, expected = omni_model(inputs.composition, inputs.base_checkpoint.config)
     missing, extra = expected.keys() - inputs.tensors.keys(), inputs.tensors.keys() - expected.keys()
     if missing or extra:
         raise MergeError(
             f"The tensors of these donors are not those of an omni model: missing {some(missing) or 'none'}; "
             f"without a place {some(extra) or 'none'}."
         )
-    notes = list(omni_processor(inputs.composition, inputs.checkpoints, composed)[1])
+    _, notes = omni_processor(inputs.composition, omni_config)
     for note in notes:
         LOG.warning(note)
     return notes

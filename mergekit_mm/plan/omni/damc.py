@@ -1,8 +1,8 @@
-"""DAMC (Chen et al., ACL 2024): what each donor's language model does with the tokens of its own modality is kept.
+"""DAMC (Chen et al., ACL 2024): tokens of each modality keep going through the language model of their own donor.
 
-Text goes through the merged weights, of any merge; with task_arithmetic they are the paper's adaptive adjustment, the
-base and a weighted sum of deltas. A modality goes through its donor's own matrices. The paper trains two adapters per
-donor, one for text and one for its modality; here both are the one delta that a donor has.
+Tokens of text go through the merged weights, of any method; with task_arithmetic these are the paper's adaptive
+adjustment, the base and a weighted sum of deltas. Tokens of a modality go through its donor's own matrices. The paper
+trains two adapters per donor, one for text and one for its modality; here both are the one delta that a donor has.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, Route, TensorPlan
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """The linear layers of an omni model's language model in which each owner of a modality keeps something of its own.
+    """Puts routes into the plans of a language model's linear layers.
 
-    That is its donor's matrix; or factors, if all donors are adapters of the base's language model and the method makes
-    factors of factors.
+    Each owner of a modality keeps its donor's whole matrix; or factors, if all donors are adapters of the base's
+    language model and the method makes factors of factors.
     """
 
     inputs: OmniInputs
@@ -56,31 +56,32 @@ class Router:
         routes = {t.name: t.action for t in routed if isinstance(t.action, Route)}
         if not any(route.rank != 0 for route in routes.values()):
             raise MergeError("composition: damc has nothing to keep: no matrix of the language model is merged.")
-        return [self._as_its_matrix(tensor, routes) for tensor in routed]
+        return [self._bias_like_matrix(tensor, routes) for tensor in routed]
 
-    def _as_its_matrix(self, tensor: TensorPlan, routes: Mapping[str, Route]) -> TensorPlan:
-        """The plan of a tensor, with a bias routed only where its matrix is kept whole: the two belong together."""
+    def _bias_like_matrix(self, tensor: TensorPlan, routes: Mapping[str, Route]) -> TensorPlan:
+        """The plan of a tensor. A bias has a route only where its matrix is kept whole: the two belong together."""
         if not isinstance(tensor.action, Route) or _is_matrix(tensor):
             return tensor
         matrix = routes.get(f"{_path(tensor)}.weight")
-        belongs = isinstance(tensor.action.shared, Merge) if matrix is None else matrix.rank is None
-        return tensor if belongs else replace(tensor, action=tensor.action.shared)
+        keeps_route = isinstance(tensor.action.shared, Merge) if matrix is None else matrix.rank is None
+        return tensor if keeps_route else replace(tensor, action=tensor.action.shared)
 
     def _with_route(self, tensor: TensorPlan) -> TensorPlan:
+        """The plan of a tensor, with a route if it is a linear layer's bias, or is merged and part of such a layer."""
         if isinstance(tensor.action, Keep | Average):
-            is_bias = tensor.info.role is Role.BIASES and self._tells_apart(tensor.info)
+            is_bias = tensor.info.role is Role.BIASES and self._is_routable(tensor.info)
             if not is_bias or not tensor.inputs.keys() >= {donor for _, donor in self.owners}:
                 return tensor
             return replace(tensor, action=Route(tensor.action, self.owners, None))
         assert isinstance(tensor.action, Merge)
-        if not self._tells_apart(tensor.info):
+        if not self._is_routable(tensor.info):
             return tensor
         if absent := [str(donor) for _, donor in self.owners if donor not in tensor.inputs]:
             raise MergeError(f"composition: damc needs {', '.join(absent)}, which takes no part in {tensor.name}.")
         return replace(tensor, action=Route(tensor.action, self.owners, self._rank(tensor)))
 
     def _rank(self, tensor: TensorPlan) -> int | None:
-        """The rank of the factors that owners keep; None where whole matrices are smaller, or all there is."""
+        """The rank of the factors that owners keep; None where whole matrices are smaller, or there are no factors."""
         experts = [model for model in tensor.inputs if model != self.config.base_model]
         if self.config.base_model not in tensor.inputs or not self._adapters.issuperset(experts):
             return None
@@ -91,13 +92,18 @@ class Router:
         is_smaller = rank * (columns + owners * rows) < owners * rows * columns
         return rank if is_smaller and makes_factors_of_factors(self.config.merge_method, tensor.parameters) else None
 
-    def _tells_apart(self, info: TensorInfo) -> bool:
-        """Whether a tensor is of a linear layer that sees the tokens in order; norms and vectors are shared."""
+    def _is_routable(self, info: TensorInfo) -> bool:
+        """Whether a tensor belongs to a linear layer that sees all tokens in order; norms and vectors are shared.
+
+        Raises:
+            MergeError: it is a matrix of the language model, but of no such layer.
+        """
         if info.role not in (Role.LANGUAGE_MODEL, Role.BIASES):
             return False
         path = info.name.rpartition(".")[0]
-        inside = path.removeprefix(self.stack).split(".")[1:]
-        if path in self._linear and path.startswith(self.stack) and not any(part.isdigit() for part in inside):
+        after_index = path.removeprefix(self.stack).split(".")[1:]
+        is_in_list = any(part.isdigit() for part in after_index)  # as an expert of a mixture is, which sees some tokens
+        if path in self._linear and path.startswith(self.stack) and not is_in_list:
             return True
         if len(info.shape) > 1 and info.dtype.is_floating_point:
             raise MergeError(
@@ -115,23 +121,26 @@ class Router:
 
     @cached_property
     def _adapters(self) -> frozenset[ModelReference]:
-        """All experts, if what each changes of the base's language model is an adapter's factors.
+        """All experts, if each differs from the base's language model by an adapter's factors alone; else none.
 
-        One matrix is compared here, if values are at hand; the merge compares all of them.
+        That the models under the adapters are the base is checked on one matrix here, where its values are on this
+        machine; the merge checks all matrices.
         """
         inputs, base = self.inputs, self.config.base_model
         experts = [model for model in inputs.checkpoints if model != base]
-        if base is None or not merges_deltas(self.config.merge_method) or not all(model.lora for model in experts):
+        if base is None or base.lora or not all(model.lora for model in experts):
             return frozenset()
-        adapted = {
+        if not merges_deltas(self.config.merge_method):
+            return frozenset()
+        ranks = {
             name: inputs.adapter_rank(model, own)
             for model in experts
             for name, own in inputs.names[model].items()
             if inputs.adapts(model, own) and self._is_language(name)
         }
-        if not adapted or None in adapted.values():
+        if not ranks or None in ranks.values():
             return frozenset()
-        sample = next(iter(adapted))
+        sample = next(iter(ranks))
         checkpoints = [inputs.checkpoints[model] for model in (base, *experts)]
         if any(checkpoint.is_headers_only for checkpoint in checkpoints):
             return frozenset(experts)  # The names of their bases say that they are adapters of one model.
@@ -147,32 +156,33 @@ class Router:
 def routed_outputs(
     outputs: Iterable[OutputTensor], tensors: Mapping[str, TensorPlan], stack: str
 ) -> tuple[list[OutputTensor], dict[str, Any]]:
-    """An omni model's tensors on disk with what owners keep beside them, and `routed` of its config.
+    """An omni model's tensors on disk with the owners' own tensors among them, and `routed` of the omni config.
 
-    tensors: name -> plan. stack: as of `Router`.
+    tensors: name -> plan. stack: as for `Router`. `routed` has for each linear layer, by its path in a layer of the
+    stack, `full`, the rank of its factors or 0 for none: one value if all layers agree, else a list of one for each.
     """
-    in_order = sorted(tensors.values(), key=_is_matrix)  # A route of a matrix counts before that of its bias.
-    routes = {_path(t): t.action for t in in_order if isinstance(t.action, Route)}
-    laid: list[OutputTensor] = []
-    layers: dict[str, dict[int, str | int]] = {}
+    matrices_last = sorted(tensors.values(), key=_is_matrix)  # so that the route of a matrix replaces its bias's
+    routes = {_path(t): t.action for t in matrices_last if isinstance(t.action, Route)}
+    routed: list[OutputTensor] = []
+    forms: dict[str, dict[int, str | int]] = {}  # path in a layer -> index of the layer -> `full` or rank
     depth = 0
     for output in outputs:
         path, _, kind = output.name.rpartition(".")
-        index, _, inside = path.removeprefix(stack).partition(".")
+        index, _, path_in_layer = path.removeprefix(stack).partition(".")
         if path.startswith(stack):
             depth = max(depth, int(index) + 1)
         route = routes.get(path)
         if route is None or route.rank == 0:
-            laid.append(output)
+            routed.append(output)
             continue
-        layers.setdefault(inside, {})[int(index)] = FULL if route.rank is None else route.rank
-        laid += [replace(output, name=f"{path}.text.{kind}"), *_of_owners(output, path, kind, route)]
-    values = {inside: [forms.get(i, 0) for i in range(depth)] for inside, forms in layers.items()}
-    return laid, {inside: forms[0] if len(set(forms)) == 1 else forms for inside, forms in values.items()}
+        forms.setdefault(path_in_layer, {})[int(index)] = FULL if route.rank is None else route.rank
+        routed += [replace(output, name=f"{path}.text.{kind}"), *_of_owners(output, path, kind, route)]
+    by_layer = {path: [of_path.get(i, 0) for i in range(depth)] for path, of_path in forms.items()}
+    return routed, {path: values[0] if len(set(values)) == 1 else values for path, values in by_layer.items()}
 
 
 def _of_owners(output: OutputTensor, path: str, kind: str, route: Route) -> Iterator[OutputTensor]:
-    """What the owners have beside one shared tensor; a bias beside factors is shared by all."""
+    """The owners' tensors beside one shared tensor; a bias beside factors is shared by all."""
     if route.rank is None:
         for owner, _ in route.owners:
             yield replace(output, name=f"{path}.media.{owner}.{kind}", piece=Piece.OWNER, owner=owner)

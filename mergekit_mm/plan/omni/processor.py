@@ -1,11 +1,9 @@
-"""The processor of an omni model, made of those of its donors; known before the merge is run."""
+"""The processor of an omni model, made of its donors' processors before the merge is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from mergekit.common import ModelReference
 from transformers import AutoProcessor
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
@@ -15,25 +13,26 @@ from mergekit_mm.checkpoints.side_files.processors import has_processor, process
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.processing import OmniProcessor
 from mergekit_mm.omni.templates import PLAIN_TEMPLATE
-from mergekit_mm.plan.omni.composition import Composition
+from mergekit_mm.plan.omni.composition import HOST, Composition
 
 
-def omni_processor(
-    omni: Composition, checkpoints: Mapping[ModelReference, Checkpoint], config: OmniConfig
-) -> tuple[OmniProcessor | None, list[str]]:
-    """The processor, and what the user should know of it. None if a donor's cannot be loaded or composed: the model is
-    whole then, but its inputs have to be made by hand."""
-    donors = {name: checkpoints[model] for name, model in {"host": omni.host, **omni.guests}.items()}
+def omni_processor(omni: Composition, config: OmniConfig) -> tuple[OmniProcessor | None, list[str]]:
+    """The processor, and notes on it for the user.
+
+    None if a donor's processor cannot be loaded, or if the processors do not compose: the model is whole then, but its
+    inputs have to be made by hand.
+    """
+    donors = {name: omni.checkpoints[model] for name, model in {HOST: omni.host, **omni.guests}.items()}
     tokenizer = omni.vocabulary.tokenizer
-    loaded = {}
-    notes = []
+    processors: dict[str, Any] = {}
+    notes: list[str] = []
     for name in config.owners:
         try:
-            loaded[name], found = _loaded(donors[name], checkpoints)
-            notes += found
+            processors[name], substituted = _processor_of(donors[name], omni)
+            notes += substituted
         except Exception as error:
-            told = str(error).splitlines()[0]
-            return None, [f"No processor will be written, as that of {donors[name].name} cannot be loaded: {told}"]
+            cause = str(error).splitlines()[0]
+            return None, [f"No processor will be written, as that of {donors[name].name} cannot be loaded: {cause}"]
     modalities = {
         modality: {
             "owner": entry["owner"],
@@ -43,27 +42,29 @@ def omni_processor(
         for modality, entry in config.modalities.items()
     }
     try:
-        processor = OmniProcessor(tokenizer, loaded, modalities)
-    except Exception as error:  # of a donor that is no processor of the usual kind
+        processor = OmniProcessor(tokenizer, processors, modalities)
+    except Exception as error:  # A donor's processor is not of the usual kind.
         return None, [f"No processor will be written, as those of the donors do not compose: {error}"]
     if PLAIN_TEMPLATE not in processor.chat_template:
         return processor, notes
     return processor, [
         *notes,
-        f"{donors['host'].name} has no chat template that takes text, so the output's is a plain one (USER: ... "
+        f"{donors[HOST].name} has no chat template that takes text, so the output's is a plain one (USER: ... "
         "ASSISTANT:). If it was trained on another, write that into chat_template.jinja.",
     ]
 
 
-def _loaded(donor: Checkpoint, checkpoints: Mapping[ModelReference, Checkpoint]) -> tuple[Any, list[str]]:
-    """The processor of a donor, or where it has none, that on which the inputs of its architecture agree; with a note.
+def _processor_of(donor: Checkpoint, omni: Composition) -> tuple[Any, list[str]]:
+    """The processor of a donor. Where it has none: the one on which the inputs of its architecture agree, with a note.
 
-    Raises the error of the donor's own processor where no other can be taken.
+    Raises:
+        Exception: the error of loading the donor's own processor, where no other can be taken.
     """
     try:
         return AutoProcessor.from_pretrained(donor.directory), []
     except Exception:
-        others = {c.directory: c for c in checkpoints.values() if c.model_type == donor.model_type and c is not donor}
+        inputs = omni.checkpoints.values()
+        others = {c.directory: c for c in inputs if c.model_type == donor.model_type and c is not donor}
         having = [c for c in others.values() if has_processor(_files(c))]
         if len({processor_key(_files(c)) for c in having}) != 1 or has_processor(_files(donor)):
             raise

@@ -1,4 +1,4 @@
-"""One vocabulary for models that grew from one LLM: the host's, and every token that only another donor has."""
+"""One vocabulary for models that descend from one LLM: the host's, and every token that only another donor has."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mergekit_mm.checkpoints.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError
 
 
-class Marker(NamedTuple):
-    """A token that the owner of a modality has around its media, and that its LLM may have had in reserve."""
+class BoundaryToken(NamedTuple):
+    """A token that the owner of a modality puts before or after its media; other models may hold it in reserve."""
 
     token_id: int  # in the united vocabulary
     owner: ModelReference
@@ -27,85 +27,88 @@ class Marker(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A union of vocabularies. Ids of the host stay; other donors' own tokens follow."""
+    """A union of vocabularies: the host's ids stay, other donors' own tokens follow. Donors go by their directories."""
 
-    tokenizer: PreTrainedTokenizerBase
-    own: Mapping[Path, PreTrainedTokenizerBase]  # each donor's tokenizer, by its directory
+    tokenizer: PreTrainedTokenizerBase  # of the union
+    donor_tokenizers: Mapping[Path, PreTrainedTokenizerBase]  # directory -> the tokenizer of the donor there
     size: int  # rows of the united embeddings
-    renamed: Mapping[tuple[Path, str], str]  # a donor's placeholder -> its name here, where another has its own
-    _rows: dict[tuple[Path, int], torch.Tensor] = field(default_factory=dict)  # embeddings and head have the same
+    renamed: Mapping[
+        tuple[Path, str], str
+    ]  # (directory, placeholder token) -> its name in the union, where that is new
+    _rows: dict[tuple[Path, int], torch.Tensor] = field(default_factory=dict)  # embeddings and head share an entry
 
     def id_of(self, directory: Path, token_id: int) -> int | None:
         """The united id of a donor's token; None if its tokenizer has no token of that number."""
-        token = self.own[directory].convert_ids_to_tokens(token_id)
+        token = self.donor_tokenizers[directory].convert_ids_to_tokens(token_id)
         return self.tokenizer.get_vocab().get(self.renamed.get((directory, token), token))
 
     def donor_token(self, directory: Path, united_id: int) -> str:
-        """What a donor calls a token of the united vocabulary."""
+        """A donor's own name for a token of the united vocabulary."""
         token = str(self.tokenizer.convert_ids_to_tokens(united_id))
         return next((old for (where, old), new in self.renamed.items() if (where, new) == (directory, token)), token)
 
     def rows(self, directory: Path, count: int) -> torch.Tensor:
-        """(size,) for each united id the row of a donor's embeddings, -1 where the donor has none.
+        """(size,) int64: for each united id the row of a donor's embeddings, of which there are `count`; -1 for no row.
 
-        A row that stands for no token, as the padding of embeddings to a round number, goes with the same number.
+        A row that stands for no token, such as padding of the embeddings to a round number, keeps its number.
         """
         if (directory, count) not in self._rows:
             self._rows[directory, count] = self._find_rows(directory, count)
         return self._rows[directory, count]
 
     def _find_rows(self, directory: Path, count: int) -> torch.Tensor:
-        theirs, named = self.own[directory].get_vocab(), self.tokenizer.get_vocab()
-        theirs |= {new: theirs[old] for (where, old), new in self.renamed.items() if where == directory}
+        donor_ids, united_ids = self.donor_tokenizers[directory].get_vocab(), self.tokenizer.get_vocab()
+        donor_ids |= {new: donor_ids[old] for (where, old), new in self.renamed.items() if where == directory}
         rows = torch.full((self.size,), -1)
-        unnamed = sorted(set(range(min(self.size, count))) - set(named.values()) - set(theirs.values()))
-        rows[unnamed] = torch.tensor(unnamed, dtype=rows.dtype)
-        for token, index in named.items():
-            if theirs.get(token, count) < count:
-                rows[index] = theirs[token]
+        no_token = sorted(set(range(min(self.size, count))) - set(united_ids.values()) - set(donor_ids.values()))
+        rows[no_token] = torch.tensor(no_token, dtype=rows.dtype)
+        for token, index in united_ids.items():
+            if donor_ids.get(token, count) < count:
+                rows[index] = donor_ids[token]
         return rows
 
 
 def unite(
     host: Checkpoint, donors: Iterable[Checkpoint], placeholders: Mapping[str, tuple[Checkpoint, int]]
 ) -> Vocabulary:
-    """The union of the tokenizers of all donors, the host among them or not.
+    """The union of the tokenizers of all donors; the host need not be among these.
 
-    placeholders: modality -> the donor that serves it, and the id of its placeholder. One that another donor has for
-        another modality, as a reserved token of their LLM, becomes `<omni_image>` or the like.
+    placeholders: modality -> the donor that serves it, and the id of its placeholder token. A placeholder that another
+        donor uses for another modality, as both have it in reserve, becomes `<omni_image>` or the like.
 
     Raises:
-        MergeError: a donor's tokenizer cannot be loaded, or most of its tokens, or of the host's, are others;
-            the host's has gaps in its numbers that new tokens would not stay out of.
+        MergeError: a donor's tokenizer cannot be loaded; a donor and the host share less than half of their tokens; or
+            ids are missing between those of the host, so that new tokens would get ids that are in use.
     """
-    united, own = _tokenizer(host), {host.directory: _tokenizer(host)}
+    united, tokenizers = _tokenizer(host), {host.directory: _tokenizer(host)}
+    hosts = tokenizers[host.directory]
     for donor in {d.directory: d for d in donors if d.directory != host.directory}.values():
-        own[donor.directory] = theirs = _tokenizer(donor)
-        known, added = united.get_vocab(), theirs.added_tokens_decoder
-        missing = sorted((index, token) for token, index in theirs.get_vocab().items() if token not in known)
-        shared = own[host.directory].get_vocab().keys() & theirs.get_vocab().keys()
-        if 2 * len(shared) < max(len(own[host.directory]), len(theirs)):
+        tokenizers[donor.directory] = donors_own = _tokenizer(donor)
+        known, added = united.get_vocab(), donors_own.added_tokens_decoder
+        missing = sorted((index, token) for token, index in donors_own.get_vocab().items() if token not in known)
+        shared = hosts.get_vocab().keys() & donors_own.get_vocab().keys()
+        if 2 * len(shared) < max(len(hosts), len(donors_own)):
             raise MergeError(
-                f"{donor.name} and {host.name} do not share a vocabulary: of {len(theirs)} and "
-                f"{len(own[host.directory])} tokens {len(shared)} are the same. Donors must descend from one LLM, and "
+                f"{donor.name} and {host.name} do not share a vocabulary: of {len(donors_own)} and "
+                f"{len(hosts)} tokens {len(shared)} are the same. Donors must descend from one LLM, and "
                 "each needs the files of its tokenizer."
             )
         united.add_tokens([added.get(index, AddedToken(token, normalized=False)) for index, token in missing])
     renamed: dict[tuple[Path, str], str] = {}
-    taken: dict[str, Path] = {}
+    first_user: dict[str, Path] = {}  # placeholder token -> the directory of the donor that keeps it
     for modality, (donor, token_id) in sorted(placeholders.items(), key=lambda item: item[1][0] is not host):
-        token = own[donor.directory].convert_ids_to_tokens(token_id)
-        if taken.setdefault(token, donor.directory) != donor.directory:
+        token = tokenizers[donor.directory].convert_ids_to_tokens(token_id)
+        if first_user.setdefault(token, donor.directory) != donor.directory:
             renamed[donor.directory, token] = f"<omni_{modality}>"
     united.add_tokens([AddedToken(token, normalized=False, special=True) for token in renamed.values()])
     ids = united.get_vocab().values()
-    if len(set(ids)) < len(ids):  # tokenizers counts tokens to find the next number
+    if len(set(ids)) < len(ids):  # The library `tokenizers` gives a new token the number of tokens as its id.
         raise MergeError(
             f"The tokenizer of {host.name} leaves numbers out, and new tokens would get those of others. Make another "
             "donor the host (`parameters: host: <model>`), or fill the gaps with tokens of any name."
         )
     rows = host.tensors[host.backbone["embed_tokens.weight"]].shape[0]
-    return Vocabulary(united, own, max(rows, max(united.get_vocab().values()) + 1), renamed)
+    return Vocabulary(united, tokenizers, max(rows, max(united.get_vocab().values()) + 1), renamed)
 
 
 def _tokenizer(donor: Checkpoint) -> PreTrainedTokenizerBase:
