@@ -1,17 +1,19 @@
-"""Charts: real tables drawn by matplotlib as bars, lines and pies, with questions as in ChartQA."""
+"""Charts: real tables drawn by matplotlib as columns, bars, points and pies, with questions as in ChartQA."""
 
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from examples.minibench.rows import SIDE, Row
+from examples.minibench.rows import SIDE, Region, Row
 from examples.minibench.tables import series, tables
 
 _DPI = 100
@@ -20,138 +22,134 @@ COLORS = {
     "red": "#d62728", "blue": "#1f5fd0", "green": "#2ca02c", "orange": "#ff9d1e", "purple": "#8e44ad",
     "gray": "#808080",
 }  # fmt: skip
-_MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
-_APART = 1.15  # factor at least between two values, so that the eye can tell which one is larger
+MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
+HIGHEST = 10  # of an axis, in its unit
+_FEWEST, _MOST = 3, 5  # marks
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows; `colors` has a name for each value, or is empty where the colours tell nothing."""
+    """What a chart shows: a value for each colour, from 1 to `HIGHEST`, in a unit that is a power of ten."""
 
     type: str
-    values: dict[str, float]
-    colors: tuple[str, ...]
-    printed: bool  # whether the values stand beside their marks; otherwise there is an axis
+    values: dict[str, int]
+    unit: float
 
     @property
     def mark(self) -> str:
-        return _MARKS[self.type]
-
-    def legible(self, value: float) -> bool:
-        """Whether a value can be read to within 5 %, which is hard on an axis if it is a small part of the highest."""
-        return self.printed or value >= 0.5 * max(self.values.values())
+        return MARKS[self.type]
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """Up to four rows about each chart. See `rows.Generator`."""
+    """All questions about each chart, some of those with two marks. See `rows.Generator`."""
     rng = random.Random(f"chart {split} {seed}")
     while True:
         table = rng.choice(tables(split))
-        values = _some(rng, rng.choice(series(table)))
-        if values is None:
-            continue
-        kind = rng.choice(list(_MARKS))
-        colored = kind == "pie" or (kind != "line" and rng.random() < 0.7)
-        colors = tuple(rng.sample(list(COLORS), len(values))) if colored else ()
-        chart = Chart(kind, values, colors, kind == "pie" or rng.random() < 0.5)
-        picture = draw(rng, chart)
-        questions = ask(rng, chart)
-        for name, question, answer in rng.sample(questions, min(4, len(questions))):
-            yield Row(picture, name, question, answer, (f"table {table}",))
+        chosen = some(rng, list(rng.choice(series(table)).values()))
+        if chosen is not None:
+            values, unit = chosen
+            colors = rng.sample(list(COLORS), len(values))
+            chart = Chart(rng.choice(list(MARKS)), dict(zip(colors, values, strict=True)), unit)
+            picture, regions = draw(rng, chart)
+            for kind, question, answer in ask(rng, chart):
+                yield Row(picture, kind, question, answer, (f"table {table}",), regions)
 
 
-def _some(rng: random.Random, values: dict[str, float]) -> dict[str, float] | None:
-    """Three to five of the values that can be shown in one chart and told apart; None if the draw has no such."""
-    names = rng.sample(sorted(values), min(len(values), 12))
-    chosen: dict[str, float] = {}
-    wanted, top = rng.randint(3, 5), values[names[0]]
-    for name in names:
-        value = values[name]
-        if 0.08 * top <= value <= top and all(_differ(value, other) for other in chosen.values()):
-            chosen[name] = value
-    return dict(list(chosen.items())[:wanted]) if len(chosen) >= wanted else None
+def some(rng: random.Random, values: list[float]) -> tuple[list[int], float] | None:
+    """Three to five values of a table, rounded in a unit in which they are 1 to 10, and that unit.
 
-
-def _differ(one: float, other: float) -> bool:
-    return max(one, other) >= _APART * min(one, other)
-
-
-def number(value: float) -> str:
-    """A number as it stands in charts and answers, without the traces of binary fractions."""
-    return f"{value:.6g}"
+    They all differ after rounding. None if the draw has no such values.
+    """
+    drawn = rng.sample(values, min(len(values), 12))
+    unit = 10.0 ** math.floor(math.log10(drawn[0]))
+    found = list(dict.fromkeys(round(value / unit) for value in drawn if 1 <= round(value / unit) <= HIGHEST))
+    return (found[: rng.randint(_FEWEST, _MOST)], unit) if len(found) >= _FEWEST else None
 
 
 def ask(rng: random.Random, chart: Chart) -> list[tuple[str, str, str]]:
-    """The kind, the question and the answer of everything that can be asked about a chart."""
+    """The kind, the question and the answer of what can be asked about a chart."""
     values, mark = chart.values, chart.mark
-    by_value = sorted(values, key=lambda name: values[name])
-    one, other = rng.sample(list(values), 2)
-    larger = "yes" if values[one] > values[other] else "no"
+    by_value = sorted(values, key=lambda color: values[color])
+    low, high = by_value[0], by_value[-1]
     asked = [
         ("count", f"How many {mark}s are there?", str(len(values))),
-        ("extremum", "Which has the highest value?", by_value[-1]),
-        ("extremum", "Which has the lowest value?", by_value[0]),
-        ("comparison", f"Is the value of {one} greater than that of {other}?", larger),
+        ("extremum", f"What color is the largest {mark}?", high),
+        ("extremum", f"What color is the smallest {mark}?", low),
     ]
-    highest, lowest = values[by_value[-1]], values[by_value[0]]
-    asked.append(("value", "What is the highest value?", number(highest)))
-    if chart.legible(highest - lowest):
-        question = "What is the difference between the highest and the lowest value?"
-        asked.append(("difference", question, number(highest - lowest)))
-    if chart.legible(values[one]):
-        asked.append(("value", f"What is the value of {one}?", number(values[one])))
-    if chart.colors:
-        color = dict(zip(values, chart.colors, strict=True))
-        asked += [
-            ("color", f"What color is the largest {mark}?", color[by_value[-1]]),
-            ("color", f"What color is the smallest {mark}?", color[by_value[0]]),
-            ("comparison", f"Is the {color[one]} {mark} larger than the {color[other]} {mark}?", larger),
-        ]
-        if chart.legible(values[one]):
-            asked.append(("value", f"What is the value of the {color[one]} {mark}?", number(values[one])))
+    for one, other in (rng.sample(list(values), 2) for _ in range(2)):
+        larger = "yes" if values[one] > values[other] else "no"
+        asked.append(("comparison", f"Is the {one} {mark} larger than the {other} {mark}?", larger))
+    if chart.type != "pie":  # a slice shows a share only
+        asked += [("value", f"What is the value of the {color} {mark}?", str(values[color])) for color in values]
+        question = f"What is the difference between the largest and the smallest {mark}?"
+        asked.append(("difference", question, str(values[high] - values[low])))
     return asked
 
 
-def draw(rng: random.Random, chart: Chart) -> Image.Image:
-    """The chart as a picture of `SIDE` x `SIDE` pixels."""
+def draw(rng: random.Random, chart: Chart) -> tuple[Image.Image, tuple[Region, ...]]:
+    """The chart as a picture of `SIDE` x `SIDE` pixels, and where its marks are."""
     figure = Figure(figsize=(SIDE / _DPI,) * 2, dpi=_DPI, facecolor=rng.choice(["white", "#f4f4f4", "#fffbe8"]))
     FigureCanvasAgg(figure)
-    names, values = list(chart.values), list(chart.values.values())
-    colors = [COLORS[name] for name in chart.colors] or COLORS[rng.choice(list(COLORS))]
-    if chart.type == "pie":
-        axes = figure.add_axes((0.2, 0.2, 0.6, 0.6))
-        texts = {"labels": [f"{name}\n{number(chart.values[name])}" for name in names], "labeldistance": 1.15}
-        axes.pie(values, colors=colors, startangle=rng.randint(0, 359), textprops={"fontsize": _TEXT}, **texts)
-        return _shown(figure)
-    wide = chart.type == "bar"
-    axes = figure.add_axes((0.36, 0.1, 0.58, 0.86) if wide else (0.2, 0.38, 0.77, 0.55))
+    boxes = _pie(rng, figure, chart) if chart.type == "pie" else _axes(rng, figure, chart)
+    data = io.BytesIO()
+    figure.savefig(data, format="rgba")
+    picture = Image.frombuffer("RGBA", (SIDE, SIDE), data.getvalue()).convert("RGB")
+    return picture, tuple(Region(color, *place) for color, place in zip(chart.values, boxes, strict=True))
+
+
+def _pie(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
+    axes = figure.add_axes((0.06, 0.06, 0.88, 0.88))
+    slices, _ = axes.pie(
+        list(chart.values.values()),
+        colors=[COLORS[color] for color in chart.values],
+        startangle=rng.randint(0, 359),
+        wedgeprops={"linewidth": 0.8, "edgecolor": rng.choice(["white", "#303030"])},
+    )
+    places = []
+    for each in slices:
+        corners = [_pixel(point) for point in axes.transData.transform(each.get_path().vertices)]
+        angles = [math.radians(each.theta1 + (each.theta2 - each.theta1) * (at + 0.5) / 12) for at in range(12)]
+        inner = [(radius * math.cos(a), radius * math.sin(a)) for a in angles for radius in (0.3, 0.55, 0.8)]
+        points = tuple(_pixel(point) for point in axes.transData.transform(inner))
+        across, down = zip(*corners, strict=True)
+        places.append(((min(across), min(down), max(across), max(down)), points))
+    return places
+
+
+def _axes(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
+    """Columns, bars or points over an axis from 0 to `HIGHEST`."""
+    lying = chart.type == "bar"
+    axes = figure.add_axes((0.06, 0.13, 0.9, 0.83) if lying else (0.13, 0.06, 0.83, 0.9))
+    axis, unused = (axes.xaxis, axes.yaxis) if lying else (axes.yaxis, axes.xaxis)
+    unused.set_visible(False)
     axes.tick_params(labelsize=_TEXT, length=1.5, pad=1.5, width=0.5)
     for side, spine in axes.spines.items():
         spine.set_linewidth(0.5)
         spine.set_visible(side in ("left", "bottom"))
-    if wide:
-        axes.barh(names, values, color=colors, height=0.7)
-    elif chart.type == "column":
-        axes.bar(names, values, color=colors, width=0.7)
-    else:
-        axes.plot(names, values, color=colors, marker="o", markersize=3, linewidth=1)
-    (axes.set_xlim if wide else axes.set_ylim)(0, 1.18 * max(values))
-    if chart.printed:
-        (axes.xaxis if wide else axes.yaxis).set_visible(False)
-        for at, value in enumerate(values):
-            place = {"ha": "left", "va": "center"} if wide else {"ha": "center", "va": "bottom"}
-            point = (1.02 * value, at) if wide else (at, 1.03 * value)
-            axes.text(*point, number(value), fontsize=_TEXT, **place)
-    else:
-        (axes.xaxis if wide else axes.yaxis).grid(True, linewidth=0.3)
+    (axes.set_xlim if lying else axes.set_ylim)(0, HIGHEST + 0.5)
+    axis.set_ticks(range(0, HIGHEST + 1, 2))
+    if rng.random() < 0.7:
+        axis.grid(True, linewidth=0.4)
         axes.set_axisbelow(True)
-        (axes.xaxis if wide else axes.yaxis).get_major_locator().set_params(nbins=4)
-    if not wide:
-        axes.tick_params(axis="x", labelrotation=90)
-    return _shown(figure)
+    places, values = list(range(len(chart.values))), list(chart.values.values())
+    colors = [COLORS[color] for color in chart.values]
+    wide = rng.uniform(0.6, 0.85)
+    (axes.set_ylim if lying else axes.set_xlim)(-0.6, len(values) - 0.4)
+    if chart.type == "line":
+        axes.plot(places, values, color="#404040", linewidth=0.8, zorder=1)
+        axes.scatter(places, values, s=42, c=colors, zorder=2)
+        middles = [_pixel(point) for point in axes.transData.transform(list(zip(places, values, strict=True)))]
+        return [((x - 5, y - 5, x + 5, y + 5), ((x, y),)) for x, y in middles]
+    (axes.barh if lying else axes.bar)(places, values, wide, color=colors)
+    boxes = []
+    for place, value in zip(places, values, strict=True):
+        ends = [(0, place - wide / 2), (value, place + wide / 2)]
+        (left, bottom), (right, top) = axes.transData.transform(ends if lying else [end[::-1] for end in ends])
+        (x, y), (far, low) = _pixel((left, top)), _pixel((right, bottom))
+        boxes.append(((x, y, far, low), ()))
+    return boxes
 
 
-def _shown(figure: Figure) -> Image.Image:
-    data = io.BytesIO()
-    figure.savefig(data, format="rgba")
-    return Image.frombuffer("RGBA", (SIDE, SIDE), data.getvalue()).convert("RGB")
+def _pixel(point: Any) -> tuple[int, int]:
+    """A point of matplotlib, whose vertical axis goes up, in pixels of the picture."""
+    return round(float(point[0])), round(SIDE - float(point[1]))

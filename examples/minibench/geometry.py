@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
-from examples.minibench.rows import SIDE, Row
+from examples.minibench.rows import SIDE, Box, Region, Row
 from examples.minibench.splits import share
 
 _FINE = 4  # figures are drawn so many times larger, then shrunk, which makes their edges smooth
@@ -19,19 +19,18 @@ _MARGIN = (SIDE - _GRID * _CELL) // 2
 _UNIT = "The squares of the grid have sides of 1."
 COLORS = {"red": (200, 30, 30), "blue": (30, 60, 200), "green": (20, 130, 50), "black": (20, 20, 20)}
 _CORNERS = {"triangle": 3, "square": 4, "hexagon": 6}
-_ANGLES = tuple(range(20, 165, 5))
-_APART = 25  # degrees at least between the choices
+ANGLES = ("acute", "right", "obtuse")
 _LENGTHS = tuple(range(30, 105, 5))
 
 Figure = tuple[int, ...]
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """A row of each kind in turn. See `rows.Generator`."""
+    """A figure of each kind in turn, with all questions about it. See `rows.Generator`."""
     rng = random.Random(f"geometry {split} {seed}")
     while True:
-        for kind, make in _KINDS.items():
-            yield make(rng, rng.choice(figures(kind, split)))
+        for kind, make in _MAKE.items():
+            yield from make(rng, rng.choice(figures(kind, split)))
 
 
 @lru_cache
@@ -41,11 +40,8 @@ def figures(kind: str, split: str) -> list[Figure]:
     return [tuple(map(int, key.split())) for key in keys]
 
 
-def _row(
-    kind: str, figure: Figure, picture: Image.Image, question: str, answer: str, choices: Sequence[str] = ()
-) -> Row:
-    shrunk = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return Row(shrunk, kind, question, answer, (f"{kind} {figure}",), tuple(choices))
+def _shown(picture: Image.Image) -> Image.Image:
+    return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def _canvas(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -62,54 +58,74 @@ def _polygon(corners: int, centre: tuple[float, float], radius: float, turn: flo
     return [(centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)) for angle in angles]
 
 
-def _count(rng: random.Random, figure: Figure) -> Row:
-    """Figures: the shape asked for, how many there are, the other shape, how many of it, and the number of a layout."""
-    asked, number, other, others, layout = figure
+def _around(points: Sequence[tuple[float, float]]) -> Box:
+    across, down = zip(*points, strict=True)
+    return round(min(across)), round(min(down)), round(max(across)), round(max(down))
+
+
+def _count(rng: random.Random, figure: Figure) -> Iterator[Row]:
+    """Figures: one shape, how many there are, another shape, how many of it, and the number of a layout."""
     canvas, draw = _canvas(rng)
+    names = {corners: shape for shape, corners in _CORNERS.items()}
+    shape, number, other, others, layout = figure
     cells = random.Random(layout).sample([(x, y) for x in range(3) for y in range(3)], number + others)
+    regions = []
     for at, (x, y) in enumerate(cells):
         centre = 22 + 42 * x + rng.uniform(-5, 5), 22 + 42 * y + rng.uniform(-5, 5)
-        shape = asked if at < number else other
-        outline = _polygon(shape, centre, rng.uniform(11, 15), rng.uniform(0, math.tau))
+        corners = shape if at < number else other
+        outline = _polygon(corners, centre, rng.uniform(14, 19), rng.uniform(0, math.tau))
         draw.polygon(_scaled(outline), fill=rng.choice(list(COLORS.values())))
-    name = {corners: shape for shape, corners in _CORNERS.items()}[asked]
-    return _row("count", figure, canvas, f"How many {name}s are in the figure?", str(number))
+        regions.append(Region(names[corners], _around(outline)))
+    picture, contents = _shown(canvas), (f"count {figure}",)
+    for corners, answer in ((shape, number), (other, others)):
+        question = f"How many {names[corners]}s are in the figure?"
+        yield Row(picture, "count", question, str(answer), contents, tuple(regions))
 
 
-def _compare(rng: random.Random, figure: Figure) -> Row:
+def _compare(rng: random.Random, figure: Figure) -> Iterator[Row]:
     """Figures: the lengths of two segments in pixels, and their direction in degrees."""
     canvas, draw = _canvas(rng)
     names = rng.sample(list(COLORS), 2)
     *lengths, degrees = figure
     across = math.radians(degrees + 90)
-    for name, length, shift in zip(names, lengths, (-14, 14), strict=True):
+    regions = []
+    for name, length, shift in zip(names, lengths, (-18, 18), strict=True):
         middle = SIDE / 2 + shift * math.cos(across), SIDE / 2 + shift * math.sin(across)
         ends = _polygon(2, middle, length / 2, math.radians(degrees))
-        draw.line(_scaled(ends), fill=COLORS[name], width=3 * _FINE)
-    word, best = rng.choice([("longer", max), ("shorter", min)])
-    answer = names[lengths.index(best(lengths))]
-    return _row("compare", figure, canvas, f"Which segment is {word}?", answer, names)
+        draw.line(_scaled(ends), fill=COLORS[name], width=4 * _FINE)
+        regions.append(Region(f"{name} segment", _around(ends), _between(*ends)))
+    picture, contents = _shown(canvas), (f"compare {figure}",)
+    for word, best in (("longer", max), ("shorter", min)):
+        answer = names[lengths.index(best(lengths))]
+        question = f"Which segment is {word}?"
+        yield Row(picture, "compare", question, answer, contents, tuple(regions), tuple(sorted(names)))
 
 
-def _angle(rng: random.Random, figure: Figure) -> Row:
+def _between(one: tuple[float, float], other: tuple[float, float]) -> tuple[tuple[int, int], ...]:
+    """Points on a segment."""
+    parts = (at / 12 for at in range(13))
+    return tuple(
+        (round(one[0] + part * (other[0] - one[0])), round(one[1] + part * (other[1] - one[1]))) for part in parts
+    )
+
+
+def _angle(rng: random.Random, figure: Figure) -> Iterator[Row]:
     """Figures: the angle and the direction of its first side, in degrees."""
     degrees, first = figure
     canvas, draw = _canvas(rng)
     sides = [math.radians(first), math.radians(first + degrees)]
     middle = math.radians(first + degrees / 2)
     corner = SIDE / 2 - 22 * math.cos(middle), SIDE / 2 - 22 * math.sin(middle)
+    points: tuple[tuple[int, int], ...] = ()
     for side in sides:
         end = corner[0] + 52 * math.cos(side), corner[1] + 52 * math.sin(side)
         draw.line(_scaled([corner, end]), fill=COLORS["black"], width=2 * _FINE)
+        points += _between(corner, end)
     arc = [_FINE * each for each in (corner[0] - 14, corner[1] - 14, corner[0] + 14, corner[1] + 14)]
     draw.arc(arc, first, first + degrees, fill=COLORS["red"], width=2 * _FINE)
-    choices = [degrees]
-    for other in rng.sample(_ANGLES, len(_ANGLES)):
-        if len(choices) < 4 and all(abs(other - choice) >= _APART for choice in choices):
-            choices.append(other)
-    return _row(
-        "angle", figure, canvas, "How large is the angle?", f"{degrees}°", [f"{each}°" for each in sorted(choices)]
-    )
+    answer = ANGLES[(degrees >= 90) + (degrees > 90)]
+    region = Region(f"{answer} angle", _around(points), points)
+    yield Row(_shown(canvas), "angle", "What kind of angle is it?", answer, (f"angle {figure}",), (region,), ANGLES)
 
 
 def _grid(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
@@ -120,30 +136,17 @@ def _grid(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
         draw.line(_scaled([(_MARGIN, place), (far, place)]), fill=(shade,) * 3, width=_FINE)
 
 
-def _rectangle(rng: random.Random, figure: Figure) -> Image.Image:
+def _rectangle(rng: random.Random, figure: Figure) -> Iterator[Row]:
+    """Figures: width, height, left and top of a rectangle, in squares of the grid."""
     width, height, left, top = figure
     canvas, draw = _canvas(rng)
     _grid(draw, rng)
     ends = [(_MARGIN + _CELL * x, _MARGIN + _CELL * y) for x, y in ((left, top), (left + width, top + height))]
     draw.rectangle(sum(_scaled(ends), ()), fill=rng.choice(list(COLORS.values())))
-    return canvas
-
-
-def _area(rng: random.Random, figure: Figure) -> Row:
-    """Figures: width, height, left and top of a rectangle, in squares of the grid."""
-    return _row(
-        "area",
-        figure,
-        _rectangle(rng, figure),
-        f"{_UNIT} What is the area of the rectangle?",
-        str(figure[0] * figure[1]),
-    )
-
-
-def _perimeter(rng: random.Random, figure: Figure) -> Row:
-    """Figures as those of `_area`."""
-    question = f"{_UNIT} What is the perimeter of the rectangle?"
-    return _row("perimeter", figure, _rectangle(rng, figure), question, str(2 * (figure[0] + figure[1])))
+    picture, regions = _shown(canvas), (Region("rectangle", _around(ends)),)
+    for kind, answer in (("area", width * height), ("perimeter", 2 * (width + height))):
+        question = f"{_UNIT} What is the {kind} of the rectangle?"
+        yield Row(picture, kind, question, str(answer), (f"rectangle {figure}",), regions)
 
 
 _RECTANGLES = [
@@ -153,20 +156,19 @@ _RECTANGLES = [
     for left in range(_GRID + 1 - width)
     for top in range(_GRID + 1 - height)
 ]
-_KINDS: dict[str, Callable[[random.Random, Figure], Row]] = {
+_MAKE: dict[str, Callable[[random.Random, Figure], Iterator[Row]]] = {
     "count": _count,
     "compare": _compare,
     "angle": _angle,
-    "area": _area,
-    "perimeter": _perimeter,
+    "rectangle": _rectangle,
 }
 _PARAMETERS: dict[str, Sequence[Figure]] = {
     "count": [
-        (asked, number, other, others, layout)
-        for asked in _CORNERS.values()
-        for number in range(1, 6)
+        (shape, number, other, others, layout)
+        for shape in _CORNERS.values()
+        for number in range(1, 5)
         for other in _CORNERS.values()
-        if other != asked
+        if other != shape
         for others in range(4)
         for layout in range(10)
     ],
@@ -174,10 +176,13 @@ _PARAMETERS: dict[str, Sequence[Figure]] = {
         (first, second, degrees)
         for first in _LENGTHS
         for second in _LENGTHS
-        if abs(first - second) >= 10
+        if abs(first - second) >= 15
         for degrees in range(0, 180, 15)
     ],
-    "angle": [(degrees, first) for degrees in _ANGLES for first in range(0, 360, 15)],
-    "area": _RECTANGLES,
-    "perimeter": _RECTANGLES,
+    "angle": [
+        *((degrees, first) for degrees in range(25, 75, 5) for first in range(0, 360, 10)),
+        *((90, first) for first in range(360)),
+        *((degrees, first) for degrees in range(110, 160, 5) for first in range(0, 360, 10)),
+    ],
+    "rectangle": _RECTANGLES,
 }

@@ -13,10 +13,11 @@ from examples.minibench.rows import Row
 from examples.minibench.scenes import Thing, background, paste, side_of
 
 _SIDES = {"left": "left", "right": "right", "above": "upper", "below": "lower"}
+_LARGER = 1.4  # factor between the areas of two things, of which an expression says that one is larger
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """One row for each expression that fits exactly one thing of a picture. See `rows.Generator`."""
+    """All expressions that fit exactly one thing of a picture. See `rows.Generator`."""
     rng = random.Random(f"grounding {split} {seed}")
     pictures = named(split)
     while True:
@@ -25,25 +26,27 @@ def generate(split: str, seed: int) -> Iterator[Row]:
         names = [first, rng.choice([first, others[0]]), *others[1 : rng.randint(1, 2)]]
         rng.shuffle(names)
         things = paste(rng, canvas, [(name, rng.choice(pictures[name])) for name in names])
-        yield from _expressions(rng, canvas, things)
+        yield from _expressions(canvas, things)
 
 
-def _expressions(rng: random.Random, canvas: Image.Image, things: list[Thing]) -> Iterator[Row]:
+def _expressions(canvas: Image.Image, things: list[Thing]) -> Iterator[Row]:
     contents = tuple(sorted({thing.key for thing in things}))
+    regions = tuple(thing.region for thing in things)
     counts = Counter(thing.name for thing in things)
 
     def row(kind: str, phrase: str, thing: Thing) -> Row:
-        return Row(canvas, kind, phrase, str(thing.box), contents, box=thing.box)
+        return Row(canvas, kind, phrase, str(thing.box), contents, regions, box=thing.box)
 
-    single = [thing for thing in things if counts[thing.name] == 1]
-    if single:
-        thing = rng.choice(single)
-        yield row("name", f"the {thing.name}", thing)
+    for thing in things:
+        if counts[thing.name] == 1:
+            yield row("name", f"the {thing.name}", thing)
     twins = [thing for thing in things if counts[thing.name] == 2]
-    if twins and (side := side_of(*twins)):
-        yield row("side", f"the {_SIDES[side]} {twins[0].name}", twins[0])
+    if twins:
+        for one, other in (twins, twins[::-1]):
+            if side := side_of(one, other):
+                yield row("side", f"the {_SIDES[side]} {one.name}", one)
     by_area = sorted(things, key=lambda thing: thing.area)
-    if len(things) > 1 and by_area[-1].area > 1.5 * by_area[-2].area:
+    if len(things) > 1 and by_area[-1].area > _LARGER * by_area[-2].area:
         yield row("size", "the largest thing", by_area[-1])
-    if len(things) > 1 and by_area[1].area > 1.5 * by_area[0].area:
+    if len(things) > 1 and by_area[1].area > _LARGER * by_area[0].area:
         yield row("size", "the smallest thing", by_area[0])

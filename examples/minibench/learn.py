@@ -15,7 +15,7 @@ from examples.minibench.turns import IGNORED, Conversation, Encoder, batch
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is learned of a capability. seen: its pictures in uint8, or the features that a frozen tower has of them."""
+    """What is learned of a capability. seen: the features of its pictures by a tower that does not change any more."""
 
     seen: torch.Tensor
     conversations: Sequence[Conversation]
@@ -26,23 +26,20 @@ def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """The tower's features (n, patches, width) of pictures in uint8, without its class token."""
-    return model.model.vision_tower(pixel_values=pixel_values(pictures)).last_hidden_state[:, 1:]
-
-
 @torch.no_grad()
 def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """As `features`, in float16, for a tower that does not change any more."""
-    return torch.cat([features(model, part).half() for part in pictures.split(128)])
+    """The tower's features (n, patches, width) of pictures in uint8, without its class token, in float16."""
+    tower = model.model.vision_tower
+    parts = (tower(pixel_values=pixel_values(part)).last_hidden_state[:, 1:].half() for part in pictures.split(128))
+    return torch.cat(list(parts))
 
 
 def answering_loss(
     model: Any, encoder: Encoder, seen: torch.Tensor, conversations: Sequence[Conversation], rng: random.Random
 ) -> torch.Tensor:
-    """The cross entropy of the replies, per token. seen: one picture or its features for each conversation."""
+    """The cross entropy of the replies, per token. seen: the features of one picture for each conversation."""
     ids, mask, labels = batch(encoder, conversations, rng)
-    shown = model.model.multi_modal_projector(features(model, seen) if seen.dtype == torch.uint8 else seen.float())
+    shown = model.model.multi_modal_projector(seen.float())
     embedded = model.get_input_embeddings()(ids)
     places = (ids == encoder.image[0])[..., None].expand_as(embedded)
     hidden = model.model.language_model(

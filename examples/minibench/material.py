@@ -1,13 +1,16 @@
 """The material as parquet files, each capability in the form of the data set whose task in `eval_tasks/` it follows.
 
-`<capability>/<split>.parquet` has the columns of that data set, and three of its own: `reply` (what a model is trained
-to say), `kind` (of question) and `contents` (what the picture is made of that no other split has).
+`<capability>/<split>.parquet` has the columns of that data set, and four of its own: `reply` (what a model is trained
+to say), `kind` (of question), `contents` (what the picture is made of that no other split has) and `regions` (what is
+drawn where, as JSON).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -18,7 +21,7 @@ from examples.minibench import chart, geometry, grounding, ocr, vqa
 from examples.minibench.rows import SIDE, Generator, Row, png
 
 CAPABILITIES = ("vqa", "chart", "ocr", "geometry", "grounding")
-STEP = 0.02  # of the coordinates that models are taught, as parts of the picture's side
+STEP = 0.05  # of the coordinates that models are taught, as parts of the picture's side
 _REFERENCES = 10  # answers to a question in VizWiz and TextVQA; here they agree
 _TEXT, _TEXTS, _IMAGE = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
 _HINTS = {  # those of MathVista
@@ -97,31 +100,50 @@ def image_column(capability: str) -> str:
     return _FORMS[capability][2]
 
 
-def table(capability: str, split: str, count: int, seed: int) -> datasets.Dataset:
-    """The first `count` rows of a capability's split for a seed."""
-    generate, form, column, features = _FORMS[capability]
-    rows: list[dict[str, Any]] = []
-    shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, as most are asked about repeatedly
-    for number, row in enumerate(itertools.islice(generate(split, seed), count)):
+def rows(capability: str, split: str, pictures: int, seed: int) -> Iterator[Row]:
+    """The rows about the first `pictures` pictures of a capability's split for a seed.
+
+    All questions about a training picture, and one about any other, so that scores of questions are independent: a kind
+    of question that the picture allows, each as likely, then one of that kind.
+    """
+    rng = random.Random(f"{capability} {split} {seed} questions")
+    every = _FORMS[capability][0](split, seed)
+    for _, group in itertools.islice(itertools.groupby(every, key=lambda row: id(row.picture)), pictures):
+        about = list(group)
+        if split == "train":
+            yield from about
+        else:
+            kind = rng.choice(sorted({row.kind for row in about}))
+            yield rng.choice([row for row in about if row.kind == kind])
+
+
+def table(capability: str, split: str, pictures: int, seed: int) -> datasets.Dataset:
+    """The rows of `rows` in the form of the capability's data set."""
+    _, form, column, features = _FORMS[capability]
+    filled: list[dict[str, Any]] = []
+    shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, as many are asked about repeatedly
+    for number, row in enumerate(rows(capability, split, pictures, seed)):
         if row.picture is not shown[0]:
             shown = row.picture, {"bytes": png(row.picture), "path": None}
         fields = form(row)
         if "pid" in fields:
             fields["pid"] = str(number)
-        rows.append({column: shown[1], **fields, "kind": row.kind, "contents": list(row.contents)})
-    declared = {name: features.get(name, _TEXT) for name in rows[0]}
+        drawn = json.dumps([[each.label, each.box, each.points] for each in row.regions])
+        filled.append({column: shown[1], **fields, "kind": row.kind, "contents": list(row.contents), "regions": drawn})
+    declared = {name: features.get(name, _TEXT) for name in filled[0]}
     return datasets.Dataset.from_list(
-        rows, features=datasets.Features({**declared, column: _IMAGE, "contents": _TEXTS})
+        filled, features=datasets.Features({**declared, column: _IMAGE, "contents": _TEXTS})
     )
 
 
-def write(folder: Path, counts: dict[str, int], seed: int, capabilities: Iterable[str] = CAPABILITIES) -> None:
-    """Write `counts[split]` rows of each split and capability; files that exist are kept, so that it can go on."""
+def write(folder: Path, counts: Mapping[str, int], seed: int, capabilities: Iterable[str] = CAPABILITIES) -> None:
+    """Write the rows about `counts[split]` pictures of each split and capability; files that exist are kept."""
     for capability, split in itertools.product(capabilities, counts):
         file = folder / capability / f"{split}.parquet"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_suffix(".unfinished")
-            table(capability, split, counts[split], seed).to_parquet(str(unfinished))
+            made = table(capability, split, counts[split], seed)
+            made.to_parquet(str(unfinished))
             unfinished.rename(file)
-            print(f"  {capability}/{split}: {counts[split]} questions", flush=True)
+            print(f"  {capability}/{split}: {counts[split]} pictures, {len(made)} questions", flush=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from examples.common import llava
 from examples.common.models import chat_tokenizer, clip_config, llama_config, special_tokens
@@ -26,11 +26,11 @@ class Size:
     """Widths and depths of the two halves; attention heads are 32 wide."""
 
     patch: int = 16
-    vision_width: int = 128
-    vision_layers: int = 4
+    vision_width: int = 96
+    vision_layers: int = 3
     width: int = 128
-    layers: int = 4
-    mlp: int = 352
+    layers: int = 3
+    mlp: int = 320
 
 
 def make_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -66,6 +66,11 @@ def _words(prompt: str) -> Iterator[str]:
 def make_processor(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlavaProcessor:
     """The processor for the pictures of the material."""
     return llava.make_processor(tokenizer, SIDE, size.patch)
+
+
+def make_tower(size: Size) -> CLIPVisionModel:
+    """A randomly initialised vision tower; the caller seeds torch."""
+    return CLIPVisionModel(clip_config(size.vision_width, size.vision_layers, SIDE, size.patch))
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlavaForConditionalGeneration:

@@ -18,22 +18,20 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from examples.minibench.fonts import families, font
-from examples.minibench.rows import SIDE, Row
+from examples.minibench.rows import SIDE, Region, Row
 from examples.minibench.scenes import background
 from examples.minibench.splits import share
 
-_SHORTEST, _LONGEST = 3, 6  # letters of a word
-_WIDEST, _HIGHEST = 112, 40  # pixels of a line
-_CASES = (str.upper, str.lower, str.title)
+_SHORTEST, _LONGEST = 3, 4  # letters of a word
+_WIDEST, _HIGHEST = 116, 44  # pixels of a line
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """A row of each kind in turn; of pictures with two words, two. See `rows.Generator`."""
+    """A picture of each kind in turn; there are two questions about a picture with two words. See `rows.Generator`."""
     rng = random.Random(f"ocr {split} {seed}")
     while True:
         yield from _one(rng, split, "word", rng.choice(words(split)), "What is written in the picture?")
-        number = rng.choice(numbers(split))
-        yield from _one(rng, split, "number", number, "What number is written in the picture?")
+        yield from _one(rng, split, "number", rng.choice(numbers(split)), "What number is written in the picture?")
         yield from _two(rng, split)
         yield _handwriting(rng, split)
 
@@ -48,8 +46,8 @@ def words(split: str) -> list[str]:
 
 @lru_cache
 def numbers(split: str) -> list[str]:
-    """The numbers of a split, of two to four digits."""
-    return share(map(str, range(10, 10_000)), split)
+    """The numbers of a split, of two or three digits."""
+    return share(map(str, range(10, 1000)), split)
 
 
 @lru_cache
@@ -60,30 +58,38 @@ def digits(split: str) -> list[int]:
 
 def _one(rng: random.Random, split: str, kind: str, text: str, question: str) -> Iterator[Row]:
     canvas, family = background(rng), rng.choice(families(split))
-    _write(rng, canvas, rng.choice(_CASES)(text), family, rng.randint(24, SIDE - 24))
-    yield Row(canvas, kind, question, text, (f"{kind} {text}", f"font {family}"))
+    regions = _write(rng, canvas, text.upper(), family, rng.randint(24, SIDE - 24))
+    yield Row(canvas, kind, question, text, (f"{kind} {text}", f"font {family}"), regions)
 
 
 def _two(rng: random.Random, split: str) -> Iterator[Row]:
     canvas, family = background(rng), rng.choice(families(split))
     pair = rng.sample(words(split), 2)
+    regions: tuple[Region, ...] = ()
     for text, middle in zip(pair, (32, 96), strict=True):
-        _write(rng, canvas, rng.choice(_CASES)(text), family, middle + rng.randint(-6, 6))
+        regions += _write(rng, canvas, text.upper(), family, middle + rng.randint(-6, 6))
     contents = (*(f"word {text}" for text in pair), f"font {family}")
     for text, place in zip(pair, ("upper", "lower"), strict=True):
-        yield Row(canvas, "line", f"What is the {place} word?", text, contents)
+        yield Row(canvas, "line", f"What is the {place} word?", text, contents, regions)
 
 
-def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, middle: int) -> None:
-    """Write a line around the height `middle`, as large as it fits or somewhat smaller, dark and slightly turned."""
+def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, middle: int) -> tuple[Region, ...]:
+    """Write a line around the height `middle`, as large as it fits or somewhat smaller, dark and slightly turned.
+
+    Returns where its characters are, before they are turned.
+    """
     size = _largest(text, family)
-    shape = font(family, rng.randint(max(14, round(0.75 * size)), max(14, size)))
-    left, top, right, bottom = shape.getbbox(text)
-    line = Image.new("L", (right - left + 4, bottom - top + 4))
-    ImageDraw.Draw(line).text((2 - left, 2 - top), text, fill=255, font=shape)
-    line = line.rotate(rng.uniform(-5, 5), Image.Resampling.BICUBIC, expand=True)
-    place = rng.randint(0, max(0, SIDE - line.width)), middle - line.height // 2
-    canvas.paste(tuple(rng.randint(0, 90) for _ in range(3)), place, line)
+    shape = font(family, rng.randint(max(18, round(0.8 * size)), max(18, size)))
+    left, top, right, bottom = (round(edge) for edge in shape.getbbox(text))
+    line = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(line).text((-left, -top), text, fill=255, font=shape)
+    across, down = rng.randint(0, max(0, SIDE - line.width)), middle - line.height // 2
+    ink = Image.new("L", canvas.size)
+    ink.paste(line, (across, down))
+    ink = ink.rotate(rng.uniform(-4, 4), Image.Resampling.BICUBIC, center=(across + line.width / 2, middle))
+    canvas.paste(tuple(rng.randint(0, 90) for _ in range(3)), (0, 0), ink)
+    ends = [across + round(shape.getlength(text[:at])) - left for at in range(len(text) + 1)]
+    return tuple(Region(letter, (ends[at], down, ends[at + 1], down + line.height)) for at, letter in enumerate(text))
 
 
 @cache
@@ -96,15 +102,19 @@ def _handwriting(rng: random.Random, split: str) -> Row:
     canvas = background(rng)
     places = rng.choices(digits(split), k=rng.randint(1, 3))
     images, numbers_shown = handwritten()
-    height = rng.randint(32, 38)
+    height = rng.randint(34, 40)
     left = rng.randint(2, SIDE - 2 - height * len(places))
     top = rng.randint(2, SIDE - 2 - height)
+    regions = []
     for at, place in enumerate(places):
         ink = Image.fromarray((images[place] * (255 / 16)).astype(np.uint8)).resize((height, height))
         canvas.paste((20, 20, 60), (left + at * height, top), ink)
+        box = (left + at * height, top, left + (at + 1) * height, top + height)
+        regions.append(Region(str(numbers_shown[place]), box))
     written = "".join(str(numbers_shown[place]) for place in places)
     contents = tuple(f"digit {place}" for place in sorted(set(places)))
-    return Row(canvas, "handwriting", "What number is written by hand?", written, contents)
+    question = "What number is written by hand?"
+    return Row(canvas, "handwriting", question, written, contents, tuple(regions))
 
 
 @lru_cache(maxsize=1)

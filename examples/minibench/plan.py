@@ -13,20 +13,21 @@ from examples.minibench.material import CAPABILITIES
 from examples.minibench.model import Size
 from examples.minibench.products import Product
 
-STAGES = ("material", "base", "experts", "validation")
+STAGES = ("material", "tower", "base", "experts", "validation")
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
-VERSIONS = {"material": "1", "base": "1", "expert": "1", "validation": "1"}
+VERSIONS = {"material": "1", "tower": "1", "base": "1", "expert": "1", "validation": "1"}
 
 
 @dataclass(frozen=True)
 class Plan:
     """All settings that the results depend on. `Stage` has steps, conversations per step and the learning rate."""
 
-    counts: dict[str, int]  # questions of each capability by split
-    base_share: float  # of the training pictures, which the base learns from; experts learn from all
+    counts: dict[str, int]  # pictures of each capability by split; one question about each that is not for training
+    base_kinds: dict[str, tuple[str, ...]]  # of question, which the base learns to answer
     size: Size
+    tower: Stage
     base: Stage
     full: Stage
     lora: Stage
@@ -37,22 +38,29 @@ class Plan:
 
 
 FULL = Plan(
-    counts={"train": 12000, "validation": 400, "test": 1000, "calibration": 64},
-    base_share=0.5,
+    counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
+    base_kinds={
+        "vqa": ("what", "exists"),
+        "chart": ("extremum", "comparison"),
+        "ocr": ("number", "handwriting"),
+        "geometry": ("count", "compare"),
+        "grounding": ("name",),
+    },
     size=Size(),
-    base=Stage(4000, 30, 1.5e-3),
-    full=Stage(200, 30, 2e-4),
-    lora=Stage(200, 30, 1e-3),
+    tower=Stage(3000, 65, 4e-3),
+    base=Stage(2000, 30, 2e-3),
+    full=Stage(150, 30, 5e-4),
+    lora=Stage(150, 30, 2e-3),
     rank=8,
     bases=2,
     seeds=3,
-    asked=400,
+    asked=100,
 )
 QUICK = replace(
     FULL,
-    counts={"train": 1500, "validation": 100, "test": 100, "calibration": 16},
-    size=Size(vision_width=96, vision_layers=3, width=96, layers=3, mlp=256),
-    base=Stage(400, 30, 2e-3),
+    counts={"train": 1500, "validation": 60, "test": 100, "calibration": 16},
+    tower=Stage(400, 65, 4e-3),
+    base=Stage(300, 30, 2e-3),
     full=Stage(30, 20, 5e-4),
     lora=Stage(30, 20, 2e-3),
     bases=1,
@@ -71,6 +79,7 @@ class Products:
         """The products of a stage."""
         every: dict[str, Callable[[], list[Product]]] = {
             "material": lambda: [self.material()],
+            "tower": lambda: [self.tower()],
             "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
             "experts": self.experts,
             "validation": self.validation,
@@ -86,17 +95,29 @@ class Products:
         settings = {"counts": self.plan.counts, "seed": 0, "packages": packages.versions()}
         return Product("material", VERSIONS["material"], settings, make)
 
-    def base(self, seed: int) -> Product:
-        """The model that all experts of a base start from."""
+    def tower(self) -> Product:
+        """The vision tower that all bases have."""
         plan, source = self.plan, self.material()
-        settings = {name: _json(getattr(plan, name)) for name in ("base_share", "size", "base")}
 
         def make(folder: Path) -> None:
-            from examples.minibench.training import make_base  # local: torch and transformers are slow to import
+            from examples.minibench.training import make_tower_of  # local: torch and transformers are slow to import
 
-            make_base(source.folder(self.out) / "minibench", plan, seed, folder)
+            make_tower_of(source.folder(self.out) / "minibench", plan, 0, folder)
 
-        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source,))
+        settings = {name: _json(getattr(plan, name)) for name in ("size", "tower")}
+        return Product("tower", VERSIONS["tower"], settings, make, (source,))
+
+    def base(self, seed: int) -> Product:
+        """The model that all experts of a base start from."""
+        plan, source, tower = self.plan, self.material(), self.tower()
+        settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "size", "base")}
+
+        def make(folder: Path) -> None:
+            from examples.minibench.training import make_base
+
+            make_base(source.folder(self.out) / "minibench", tower.folder(self.out), plan, seed, folder)
+
+        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, tower))
 
     def experts(self) -> list[Product]:
         """The experts of each capability and the mixtures, by full fine-tuning and by LoRA."""

@@ -13,6 +13,18 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the right
 
 
 @dataclass(frozen=True)
+class Region:
+    """Something that is drawn in a picture, for a vision tower to learn. box: around what is visible of it.
+
+    points: places on it, in pixels, for things that fill little of their boxes; without points it is all of its box.
+    """
+
+    label: str
+    box: Box
+    points: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Row:
     """A question about a picture. Questions about the same picture share the object."""
 
@@ -21,6 +33,7 @@ class Row:
     question: str  # for grounding, the referring expression
     answer: str
     contents: tuple[str, ...]  # what the picture is made of that no other split has
+    regions: tuple[Region, ...]  # what is drawn where
     choices: tuple[str, ...] = ()  # one of them is the answer; empty for a free answer
     box: Box | None = None  # the answer to a referring expression
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from examples.minibench.pictures import picture
-from examples.minibench.rows import SIDE, Box
+from examples.minibench.rows import SIDE, Box, Region
 
-SMALLEST, LARGEST = 28, 56  # pixels of the longer side of a pasted picture
+SMALLEST, LARGEST = 34, 60  # pixels of the longer side of a pasted picture
 _GAP = 4  # pixels at least between two pictures
 
 
@@ -27,6 +27,10 @@ class Thing:
     def centre(self) -> tuple[float, float]:
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
+
+    @property
+    def region(self) -> Region:
+        return Region(self.name, self.box)
 
     @property
     def area(self) -> int:

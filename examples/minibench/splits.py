@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 # Models learn from `train`, settings are chosen on `validation`, `test` is asked once at the end, and `calibration` is
 # for methods that look at inputs without answers.
@@ -23,11 +23,6 @@ def share(contents: Iterable[str], split: str) -> list[str]:
     sizes = {"train": len(order) - sum(sizes.values()), **sizes}
     first = sum(sizes[name] for name in SPLITS[: SPLITS.index(split)])
     return order[first : first + sizes[split]]
-
-
-def share_each(groups: Iterable[Sequence[str]], split: str) -> list[list[str]]:
-    """The part of each group that belongs to a split: every group is in every split, with other members."""
-    return [share(group, split) for group in groups]
 
 
 def _hash(content: str) -> str:

@@ -1,37 +1,46 @@
-"""Train the base on a mixture of the capabilities, and experts on top of it."""
+"""Train the tower, the base on a mixture of the capabilities, and experts on top of it."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from functools import lru_cache
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel
 
-from examples.common.training import Stage, optimise, save, with_lora
+from examples.common.training import LINEAR_LAYERS, Stage, optimise, save, with_lora
 from examples.minibench.learn import Lessons, frozen_features, mixed_loss
 from examples.minibench.material import CAPABILITIES
-from examples.minibench.model import make_model, make_processor, make_tokenizer
+from examples.minibench.model import make_model, make_processor, make_tokenizer, make_tower
 from examples.minibench.plan import Plan
-from examples.minibench.turns import Encoder, read
+from examples.minibench.tower import train_tower
+from examples.minibench.turns import Encoder, asked, read, read_regions
 
 
-def make_base(material: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train tower, projector and decoder together on a share of the training pictures of all capabilities."""
-    lessons = {name: Lessons(*read(material, name, "train")) for name in CAPABILITIES}
-    prompts = [prompt for each in lessons.values() for said in each.conversations for prompt, _ in said.turns]
+def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train a vision tower on what is drawn where in the training pictures of all capabilities."""
+    torch.manual_seed(seed)
+    tower = make_tower(plan.size)
+    shares = [(read(material, name, "train")[0], read_regions(material, name, "train")) for name in CAPABILITIES]
+    _write_course(train_tower(tower, shares, plan.tower, seed), folder)
+    tower.save_pretrained(folder)
+
+
+def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train projector and language model to answer some kinds of question, on features of a frozen tower."""
+    prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(material, name, "train")]
     tokenizer = make_tokenizer(prompts)
     torch.manual_seed(seed)
     model, processor = make_model(tokenizer, plan.size), make_processor(tokenizer, plan.size)
-    shared = {
-        name: Lessons(each.seen, each.conversations[: round(plan.base_share * len(each.conversations))])
-        for name, each in lessons.items()
-    }
-    _train(model, processor, shared, plan.base, f"base {seed}", folder)
+    trained = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    model.model.vision_tower.load_state_dict(trained.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    lessons = {name: read_lessons(model, material, name, plan.base_kinds[name]) for name in CAPABILITIES}
+    _train(model, processor, lessons, plan.base, f"base {seed}", folder)
     save(model, folder, processor)
 
 
@@ -44,29 +53,35 @@ def make_expert(
     seed: int,
     folder: Path,
 ) -> None:
-    """Train the decoder of a base further, by LoRA if there is a rank; tower and projector stay as they are."""
+    """Train the linear layers of a base's language model, by LoRA if there is a rank; all else stays as it is.
+
+    Embeddings, norms and head are frozen, so that every merge method has the same tensors to merge.
+    """
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(base)
     model.train()
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(False)
-    lessons = {name: frozen_lessons(material, base, name) for name in capabilities}
+    model.requires_grad_(False)
+    if rank is None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.fullmatch(LINEAR_LAYERS + ".weight", name) is not None)
+    lessons = {name: read_lessons(model, material, name) for name in capabilities}
     trained = with_lora(model, rank) if rank else model
     _train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}", folder)
     save(trained, folder, *([] if rank else [processor]))
 
 
-@lru_cache(maxsize=len(CAPABILITIES))
-def frozen_lessons(material: Path, base: Path, capability: str) -> Lessons:
-    """The training share of a capability, with the features of a base's tower in the place of the pictures."""
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    pictures, conversations = read(material, capability, "train")
+def read_lessons(model: Any, material: Path, capability: str, kinds: Collection[str] | None = None) -> Lessons:
+    """The training share of a capability, with the features of the model's tower in the place of the pictures."""
+    pictures, conversations = read(material, capability, "train", kinds)
     return Lessons(frozen_features(model, pictures), conversations)
 
 
 def _train(model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str, folder: Path) -> None:
-    """Minimise the answers' loss, and write its course to `losses.json` as pairs of step and loss."""
     loss = mixed_loss(model, Encoder(processor), lessons, stage.batch, random.Random(label))
-    losses = optimise(model.parameters(), stage, label, loss)
-    (folder / "losses.json").write_text(json.dumps(losses) + "\n")
+    _write_course(optimise(model.parameters(), stage, label, loss), folder)
+
+
+def _write_course(course: Sequence[tuple[int, float]], folder: Path) -> None:
+    """Write the course of a loss to `losses.json`, as pairs of step and loss."""
+    (folder / "losses.json").write_text(json.dumps(course) + "\n")

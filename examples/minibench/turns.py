@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from pyarrow import parquet
 
 from examples.common.models import LONGEST
 from examples.minibench.material import image_column
+from examples.minibench.rows import Region
 from mergekit_mm.evaluation.tasks import documents
 from mergekit_mm.evaluation.tasks.media import open_image
 
 PLACEHOLDER = "<image>"
+MOST = 4  # questions in one conversation, which bounds its length
 IGNORED = -100  # the label of tokens that a model does not learn to say
 _DOCUMENTS = {
     "vqa": documents.vqa,
@@ -47,18 +50,37 @@ def asked(folder: Path, capability: str, split: str) -> list[tuple[str, str]]:
     return [(prompt.removeprefix(PLACEHOLDER), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
-    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures."""
-    column = image_column(capability)
-    stored = parquet.read_table(folder / capability / f"{split}.parquet", columns=[column])[column].to_pylist()
+def read(
+    folder: Path, capability: str, split: str, kinds: Collection[str] | None = None
+) -> tuple[torch.Tensor, list[Conversation]]:
+    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
+
+    kinds: of question; others are left out, and with them conversations that are empty then. None stands for all.
+    """
+    columns = parquet.read_table(folder / capability / f"{split}.parquet", columns=[image_column(capability), "kind"])
+    stored, found = (column.to_pylist() for column in columns.columns)
     pixels: list[np.ndarray] = []
     conversations: list[Conversation] = []
-    for at, (turn, image) in enumerate(zip(asked(folder, capability, split), stored, strict=True)):
+    turns = asked(folder, capability, split)
+    for at, (turn, image, kind) in enumerate(zip(turns, stored, found, strict=True)):
         if at == 0 or image != stored[at - 1]:
             conversations.append(Conversation(len(pixels)))
             pixels.append(np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1))
-        conversations[-1].turns.append(turn)
-    return torch.from_numpy(np.stack(pixels)), conversations
+        if kinds is None or kind in kinds:
+            conversations[-1].turns.append(turn)
+    return torch.from_numpy(np.stack(pixels)), [each for each in conversations if each.turns]
+
+
+def read_regions(folder: Path, capability: str, split: str) -> list[list[Region]]:
+    """What is drawn where in each picture that `read` returns."""
+    file = folder / capability / f"{split}.parquet"
+    columns = parquet.read_table(file, columns=[image_column(capability), "regions"])
+    stored, drawn = (column.to_pylist() for column in columns.columns)
+    new = [at for at in range(len(stored)) if at == 0 or stored[at] != stored[at - 1]]
+    return [
+        [Region(label, tuple(box), tuple(map(tuple, points))) for label, box, points in json.loads(drawn[at])]
+        for at in new
+    ]
 
 
 class Encoder:
@@ -78,9 +100,9 @@ class Encoder:
         return self.known[text]
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> tuple[list[int], list[int]]:
-        """Ids and labels of as many turns as are short enough together, in random order. Labels are the replies."""
+        """Ids and labels of at most `MOST` turns, in random order. Labels are the replies."""
         ids, labels = [self.start], [IGNORED]
-        for prompt, reply in rng.sample(conversation.turns, len(conversation.turns)):
+        for prompt, reply in rng.sample(conversation.turns, min(MOST, len(conversation.turns))):
             image = self.image if len(ids) == 1 else []
             asked = [self.user, *image, *self.words(prompt), self.assistant]
             told = [*self.words(reply), self.end]
