@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
@@ -38,15 +38,23 @@ def special_tokens(placeholders: Sequence[str]) -> list[str]:
     return ["<pad>", "<s>", "</s>", "<unk>", *(f"<{each}>" for each in placeholders), "<user>", "<assistant>"]
 
 
-def chat_tokenizer(backend: Tokenizer, placeholders: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer of the library `tokenizers`, whose vocabulary has the special tokens, with the chat template."""
+def chat_tokenizer(
+    backend: Tokenizer, placeholders: Sequence[str] = (), more: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the library `tokenizers`, whose vocabulary has the special tokens, with the chat template.
+
+    more: special tokens beside those of `special_tokens`, by the names that a processor knows them by.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={f"{each}_token": f"<{each}>" for each in (*placeholders, "user", "assistant")},
+        extra_special_tokens={
+            **{f"{each}_token": f"<{each}>" for each in (*placeholders, "user", "assistant")},
+            **(more or {}),
+        },
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=LONGEST,

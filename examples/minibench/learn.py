@@ -28,10 +28,14 @@ def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """The tower's features (n, patches, width) of pictures in uint8, without its class token, in float16."""
-    tower = model.model.vision_tower
-    parts = (tower(pixel_values=pixel_values(part)).last_hidden_state[:, 1:].half() for part in pictures.split(128))
-    return torch.cat(list(parts))
+    """What the projector gets of pictures in uint8: (n, tokens, width), in float16."""
+    inner, parts = model.model, []
+    for part in pictures.split(128):
+        patches = inner.vision_tower(pixel_values=pixel_values(part)).last_hidden_state[:, 1:]
+        across = round(patches.shape[1] ** 0.5)
+        square = patches.reshape(len(part), across, across, -1)
+        parts.append(inner.pixel_shuffle(square, scale_factor=model.config.downsample_ratio).flatten(1, 2).half())
+    return torch.cat(parts)
 
 
 def answering_loss(
@@ -41,7 +45,7 @@ def answering_loss(
     ids, mask, labels = batch(encoder, conversations, rng)
     shown = model.model.multi_modal_projector(seen.float())
     embedded = model.get_input_embeddings()(ids)
-    places = (ids == encoder.image[0])[..., None].expand_as(embedded)
+    places = (ids == encoder.placeholder)[..., None].expand_as(embedded)
     hidden = model.model.language_model(
         inputs_embeds=embedded.masked_scatter(places, shown.to(embedded.dtype)), attention_mask=mask
     ).last_hidden_state

@@ -62,10 +62,9 @@ def train_tower(
     """Train the tower on pictures with regions, each share as often as any other. Returns the course of the loss."""
     torch.manual_seed(seed)
     labels = sorted({region.label for _, drawn in shares for regions in drawn for region in regions})
-    patch = tower.config.patch_size
+    patch = tower.config.patch_size[0]
     targets = [patch_targets(drawn, labels, patch) for _, drawn in shares]
     head = torch.nn.Linear(tower.config.hidden_size, 1 + len(labels) + 4)
-    middles = torch.from_numpy(np.tile(patch_middles(patch), 2))
     weights = torch.ones(1 + len(labels))
     weights[_NOTHING] = _WEIGHT_OF_NOTHING
 
@@ -76,6 +75,6 @@ def train_tower(
         told = head(tower(pixel_values=pixel_values(seen)).last_hidden_state[:, 1:])
         shown = classes != _NOTHING
         wrong = cross_entropy(told[..., :-4].flatten(0, 1), classes.flatten(), weight=weights)
-        return wrong + _WEIGHT_OF_BOXES * (told[..., -4:] + middles - boxes).abs()[shown].mean()
+        return wrong + _WEIGHT_OF_BOXES * (told[..., -4:] - boxes).abs()[shown].mean()
 
     return optimise([*tower.parameters(), *head.parameters()], stage, f"tower {seed}", loss)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLVisionModel
 
 from examples.common.training import LINEAR_LAYERS, Stage, optimise, save, with_lora
 from examples.minibench.learn import Lessons, frozen_features, mixed_loss
@@ -36,7 +36,7 @@ def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) 
     tokenizer = make_tokenizer(prompts)
     torch.manual_seed(seed)
     model, processor = make_model(tokenizer, plan.size), make_processor(tokenizer, plan.size)
-    trained = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    trained = InternVLVisionModel.from_pretrained(tower, dtype=torch.float32)
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
     lessons = {name: read_lessons(model, material, name, plan.base_kinds[name]) for name in CAPABILITIES}

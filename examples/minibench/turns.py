@@ -88,8 +88,9 @@ class Encoder:
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
-        side = processor.image_processor.crop_size["height"] // processor.patch_size
-        self.image = [processor.image_token_id] * side**2
+        self.placeholder = processor.image_token_id
+        image = [self.placeholder] * processor.image_seq_length
+        self.image = [processor.start_image_token_id, *image, processor.end_image_token_id]
         ids = self.tokenizer.convert_tokens_to_ids
         self.start, self.user, self.assistant, self.end = map(ids, ("<s>", "<user>", "<assistant>", "</s>"))
         self.known: dict[str, list[int]] = {}
