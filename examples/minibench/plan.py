@@ -10,10 +10,13 @@ from typing import Any
 from examples.common.training import Stage
 from examples.minibench import material, packages
 from examples.minibench.material import CAPABILITIES
+from examples.minibench.modalities import FULL as FULL_MODALITIES
+from examples.minibench.modalities import QUICK as QUICK_MODALITIES
+from examples.minibench.modalities import Modalities, ModalityProducts
 from examples.minibench.model import Size
 from examples.minibench.products import Product
 
-STAGES = ("material", "tower", "base", "experts", "validation")
+STAGES = ("material", "tower", "base", "experts", "validation", "modalities")
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
@@ -35,6 +38,7 @@ class Plan:
     bases: int
     seeds: int  # of experts on the first base; any other base has experts of one seed
     asked: int  # validation questions of each capability
+    modalities: Modalities
 
 
 FULL = Plan(
@@ -55,6 +59,7 @@ FULL = Plan(
     bases=2,
     seeds=3,
     asked=100,
+    modalities=FULL_MODALITIES,
 )
 QUICK = replace(
     FULL,
@@ -66,6 +71,7 @@ QUICK = replace(
     bases=1,
     seeds=1,
     asked=60,
+    modalities=QUICK_MODALITIES,
 )
 
 
@@ -83,6 +89,7 @@ class Products:
             "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
             "experts": self.experts,
             "validation": self.validation,
+            "modalities": ModalityProducts(self.plan.modalities, self.out).all,
         }
         return every[name]()
 

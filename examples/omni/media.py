@@ -2,7 +2,8 @@
 
 `pools(split)` returns the media with their facts. `payload(medium, split)` makes a medium itself: a PIL image, samples
 (16 000,) at 16 kHz, or frames (4, 32, 32, 3) of uint8, always the same for one medium. Nothing is trained on validation
-or test media.
+or test media, nor on those of the split `unasked`, about which this example asks no questions: they are for a test
+after the example's own has been looked at.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 
 from examples.easy_vqa import data
 from examples.omni.facts import ATTRIBUTES, COLORS, PLACES, Medium
+from examples.omni.pixels import facts_in
 
-COUNTS = {"train": 4000, "validation": 400, "test": 1000}  # synthesised sounds and videos
+COUNTS = {"train": 4000, "validation": 400, "test": 1000, "unasked": 1000}  # synthesised sounds and videos
 RATE = 16_000
 PITCHES = {"low": (200, 350), "medium": (700, 1100), "high": (2000, 3200)}  # Hz
 VOLUMES = {"soft": (0.02, 0.06), "loud": (0.4, 0.9)}  # amplitude
@@ -40,7 +42,7 @@ def pools(split: str) -> dict[str, list[Medium]]:
 def payload(medium: Medium, split: str) -> Any:
     """The medium itself, in the form in which its donor's processor takes it."""
     if medium.modality == "image":
-        return data.image(split, medium.source)
+        return data.image(_easy_vqa_split(split), medium.source)
     return waveform(*medium.source) if medium.modality == "audio" else frames(*medium.source)
 
 
@@ -48,14 +50,33 @@ def payload(medium: Medium, split: str) -> Any:
 
 
 def _images(split: str) -> list[Medium]:
-    """The images whose questions in the package reveal both the colour and the kind of their one shape."""
+    """The images whose questions in the package reveal both the colour and the kind of their one shape.
+
+    `unasked`: the other images of the package's test split, with what their pixels say.
+    """
+    facts = _revealed(split) if split != "unasked" else _unrevealed("test")
+    return [Medium("image", f, [list(f.values())], n) for n, f in sorted(facts.items())]
+
+
+def _easy_vqa_split(split: str) -> str:
+    return "test" if split == "unasked" else split
+
+
+def _revealed(split: str) -> dict[int, dict[str, str]]:
+    """The facts of the images of which the questions reveal both, by the number of the image."""
     facts: dict[int, dict[str, str]] = {}
     for row in data.questions(split):
         named = row.text.rstrip("?").split() if row.answer == "yes" and not row.negated else [row.answer]
         for attribute, values in (("color", COLORS), ("shape", ATTRIBUTES["image"]["shape"])):
             for word in set(named) & set(values):
                 facts.setdefault(row.image, {})[attribute] = word
-    return [Medium("image", f, [list(f.values())], n) for n, f in sorted(facts.items()) if len(f) == 2]
+    return {number: found for number, found in facts.items() if len(found) == 2}
+
+
+def _unrevealed(split: str) -> dict[int, dict[str, str]]:
+    """The facts of the other images."""
+    others = {row.image for row in data.questions(split)} - _revealed(split).keys()
+    return {number: facts_in(data.image(split, number)) for number in others}
 
 
 # ------------------------------------------------------------------------------------------------------------ sounds

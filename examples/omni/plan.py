@@ -16,7 +16,7 @@ class Plan:
     tower: Stage
     align: Stage
     donor: Stage
-    lora: Stage
+    lora: Stage | None  # None: no donors as LoRAs
     rank: int
     size: Size
 

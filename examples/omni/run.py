@@ -71,7 +71,15 @@ AS_LORA = "as LoRA"
 
 
 def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) -> dict[str, Any]:
-    """merge_yamls/omni.yaml with this method, its parameters and `more`; donors from `models`, with `lora` as LoRAs."""
+    """merge_yamls/omni.yaml with a method of METHODS and `more` of its parameters.
+
+    The donors are from `models`, with `lora` as LoRAs.
+    """
+    return recipe_of({"merge_method": method, **METHODS[method], **more}, models, lora)
+
+
+def recipe_of(given: Mapping[str, Any], models: Path = MODELS, lora: bool = False) -> dict[str, Any]:
+    """merge_yamls/omni.yaml with the `merge_method` in `given`, and the parameters beside it; donors as in `recipe`."""
     config: dict[str, Any] = yaml.safe_load((ROOT / RECIPE).read_text())
     config["base_model"] = str(models / Path(config["base_model"]).name)
     form = "{0}_aligned+{0}_lora" if lora else "{0}"
@@ -81,9 +89,10 @@ def recipe(method: str, models: Path = MODELS, lora: bool = False, **more: Any) 
 
     config["models"] = [{"model": donor(entry["model"])} for entry in config["models"]]
     kept = {name: donor(config["parameters"][name]) for name in CHOICES}
-    given = {"merge_method": method, **METHODS[method], **more, **kept}
-    config["merge_method"], config["parameters"] = given.pop("merge_method"), given
-    if method == "linear":
+    parameters = {**given, **kept}
+    config["merge_method"] = parameters.pop("merge_method")
+    config["parameters"] = parameters
+    if config["merge_method"] == "linear":
         del config["base_model"]  # a plain average of the donors
     if config["merge_method"] in MERGEKIT_METHODS:
         config["dtype"] = "float32"  # these methods compute in this dtype

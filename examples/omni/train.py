@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from examples.common.models import make_tokenizer
-from examples.common.training import missing_models, save, with_lora
+from examples.common.training import Stage, missing_models, save, with_lora
 from examples.omni.facts import MODALITIES, words
 from examples.omni.media import pools
 from examples.omni.model import make_donor, make_llm, make_processor
@@ -36,7 +36,10 @@ MODELS = ("llm", *MODALITIES)
 
 
 def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
-    """Stages 2 to 4 for one donor: itself, and `<name>_aligned` after stage 3 with `<name>_lora` on top of it."""
+    """Stages 2 to 4 for one donor: itself, and `<name>_aligned` after stage 3 with `<name>_lora` on top of it.
+
+    The second form is left out if the plan has no `lora`.
+    """
     torch.manual_seed(seed)
     llm, tokenizer = load_llm(out / "llm")
     processor = make_processor(modality, tokenizer)
@@ -55,16 +58,21 @@ def make(modality: str, out: Path, plan: Plan, seed: int) -> None:
         part.requires_grad_(True)
     train_donor(donor, processor, modality, seen, plan.donor, f"{seed} {modality} donor")
     save(donor, out / modality, processor)
-    donor.to(torch.float32).load_state_dict(aligned)
-    make_lora(donor, processor, modality, seen, plan, seed, out)
+    if plan.lora is not None:
+        donor.to(torch.float32).load_state_dict(aligned)
+        form = (plan.lora, plan.rank)
+        make_lora(donor, processor, modality, seen, form, f"{seed} {modality} lora", out)
 
 
-def make_lora(donor: Any, processor: Any, modality: str, seen: Any, plan: Plan, seed: int, out: Path) -> None:
-    """Stage 4 with an adapter in the language model's place; the projector stays as it is."""
+def make_lora(
+    donor: Any, processor: Any, modality: str, seen: Any, form: tuple[Stage, int], seed: str, out: Path
+) -> None:
+    """Stage 4 with an adapter in the language model's place; the projector stays as it is. form: stage and rank."""
     save(donor, out / f"{modality}_aligned", processor)
     donor.to(torch.float32).name_or_path = str(out / f"{modality}_aligned")
-    adapted = with_lora(donor, plan.rank)
-    train_donor(adapted.base_model.model, processor, modality, seen, plan.lora, f"{seed} {modality} lora")
+    stage, rank = form
+    adapted = with_lora(donor, rank)
+    train_donor(adapted.base_model.model, processor, modality, seen, stage, seed)
     save(adapted, out / f"{modality}_lora")
 
 
