@@ -15,6 +15,7 @@ from examples.omni.facts import NAMES
 
 Run = tuple[int, int]  # a base, and the seed of the experts
 Groups = Mapping[str, Sequence[int]]  # by column, the picture of each question
+WAYS = {"full": "full fine-tunes", "lora": "LoRA experts", "modality": "experts of different modalities"}
 _UNNAMED = {"blind": "without looking", "base": "base", "mixture": "mixture training", "unmerged": "towers, unmerged"}
 
 
@@ -95,13 +96,22 @@ class Board:
 
     def main(self) -> list[Model]:
         """The merges of the main tables: without the rows that are in the ablation alone."""
-        extra = {*self.ablation.cumulative, *self.ablation.alone.values()} - set(self.rows.methods)
-        return [each for each in self.merges() if each.name not in extra]
+        return [each for each in self.merges() if each.name not in self.only_ablated]
+
+    @property
+    def only_ablated(self) -> set[str]:
+        """The names of the merges that are no method of their own."""
+        return {*self.ablation.cumulative, *self.ablation.alone.values()} - set(self.rows.methods)
 
     def method(self, name: str) -> Model | None:
         """A method's merge; of a method with presets, the preset for this way of training."""
         merges = {each.name: each for each in self.merges()}
         return merges.get(name) or merges.get(f"{name}_{self.way}")
+
+    @property
+    def title(self) -> str:
+        """The kind of experts, in words."""
+        return WAYS.get(self.way, self.way)
 
     @property
     def ablation(self) -> Ablation:
@@ -156,53 +166,3 @@ class Board:
 
     def _indexed(self, weights: Mapping[Model, float]) -> dict[int, float]:
         return {self.models.index(model): weight for model, weight in weights.items()}
-
-
-def ways_of(results: Sequence[Result]) -> list[str]:
-    """The ways in which experts were trained, in the order of the results."""
-    return list(dict.fromkeys(each.way for each in results if each.way))
-
-
-def arranged(
-    results: Sequence[Result], way: str, split: str, rows: Rows | None = None, groups: Groups | None = None
-) -> Board | None:
-    """The results of one way on one split; None if there are none with experts or merges of a seed.
-
-    Results without a way belong to each way that has their columns, those without a seed to each run of their base,
-    and those without looking to all runs. Methods are in the order of `rows`, others follow in that of the results.
-
-    ValueError: two results are of the same model and run, or one was asked other questions than the others.
-    """
-    own = [each for each in results if each.split == split and each.way == way and each.seed is not None]
-    if not own:
-        return None
-    columns = tuple(own[0].scores)
-    runs = tuple(sorted({(each.base, each.seed) for each in own if each.seed is not None}))
-    kept = [
-        each for each in results if each.split == split and each.way in (way, "") and set(each.scores) == set(columns)
-    ]
-    found: dict[Model, list[Result]] = {}
-    for each in kept:
-        strength = each.strength if each.setting == "grid" else None
-        found.setdefault(Model(each.kind, each.name, each.setting, strength), []).append(each)
-    kinds = ("blind", "base", "unmerged", "expert", "merge", "mixture")
-    named = list(dict.fromkeys([*(rows.methods if rows else ()), *(model.name for model in found)]))
-    models = tuple(sorted(found, key=lambda model: (kinds.index(model.kind), named.index(model.name))))
-    counts = [len(own[0].scores[column]) for column in columns]
-    scores = [np.full((len(models), len(runs), count), np.nan) for count in counts]
-    for at, model in enumerate(models):
-        for result in found[model]:
-            for run in (run for run, place in enumerate(runs) if _is_of(result, place)):
-                if not np.isnan(scores[0][at, run, 0]):
-                    raise ValueError(f"two results of {model} in the run {runs[run]} of {way}, {split}")
-                for column, into in zip(columns, scores, strict=True):
-                    if len(result.scores[column]) != into.shape[2]:
-                        raise ValueError(f"{model} was asked other questions of {column} than the others")
-                    into[at, run] = result.scores[column]
-    return Board(way, split, columns, runs, models, found, scores, groups or {}, rows or Rows())
-
-
-def _is_of(result: Result, run: Run) -> bool:
-    if result.kind == "blind":
-        return True
-    return result.base == run[0] and result.seed in (None, run[1])

@@ -1,4 +1,4 @@
-"""The figures of accuracies: ranking, strength, cost, and what experts gain and lose."""
+"""The figures of the merges: ranking, strength and cost."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.minibench.evidence.board import Board, Model
-from examples.minibench.evidence.style import ACCENT, BODY, DARK, LIGHT, MIDDLE, SMALL, figure, names_at_right, plain
+from examples.minibench.evidence.statistics import Interval
+from examples.minibench.evidence.style import (
+    ACCENT,
+    BAND,
+    DARK,
+    LIGHT,
+    MIDDLE,
+    PALE,
+    SMALL,
+    figure,
+    names_at_right,
+    plain,
+)
 
 
 def ranking(board: Board) -> Figure:
     """Methods by accuracy: means with intervals beside the references, and the ranks that cannot be ruled out."""
     ranks = board.ranks(board.main())
     order = sorted(ranks, key=lambda each: board.mean(each).value, reverse=True)
-    made, grid = figure(0.21 * len(order) + 1.15, columns=2, sharey=True, width_ratios=(3, 2))
+    made, grid = figure(0.21 * len(order) + 1.4, columns=2, sharey=True, width_ratios=(3, 2))
     left, right = grid[0]
-    _references(left, board)
     for at, model in enumerate(order):
         mean = 100 * np.array(_three(board.mean(model)))
         if published := board.one("merge", model.name, "published"):
@@ -29,8 +40,11 @@ def ranking(board: Board) -> Figure:
         right.plot(ranks[model].value, at, "o", color=DARK, markersize=4)
     left.set_yticks(range(len(order)), [each.name for each in order])
     left.set_ylim(len(order) - 0.5, -0.5)
-    plain(left, "", "mean accuracy in %; dot: strength chosen on validation, square: published")
-    plain(right, "", "rank among these; bar: ranks not ruled out")
+    plain(left, "", "mean accuracy in %")
+    plain(right, "", "rank")
+    told = "dot: strength chosen on validation questions, with the 95 % interval; square: published strength; "
+    made.supxlabel(told + "bar: ranks not ruled out", fontsize=SMALL)
+    _references(left, board)
     right.set_xlim(0.5, len(order) + 0.5)
     right.locator_params(axis="x", integer=True)
     for axes in (left, right):
@@ -50,12 +64,14 @@ def strength(validation: Board, board: Board) -> Figure:
         axes.set_visible(at < len(curves))
     for axes, (name, curve) in zip(grid.flat, curves.items(), strict=False):
         for other in curves.values():
-            axes.plot(*_points(validation, other), color=LIGHT, linewidth=0.8)
+            axes.plot(*_points(validation, other), color=LIGHT, linewidth=0.7, zorder=1.5)
         x, y = _points(validation, curve)
         spread = 100 * np.array([[validation.mean(each).low, validation.mean(each).high] for each in curve])
-        axes.fill_between(x, spread[:, 0], spread[:, 1], color=MIDDLE, alpha=0.3, linewidth=0)
+        axes.fill_between(x, spread[:, 0], spread[:, 1], color=BAND, linewidth=0, zorder=1)
         axes.plot(x, y, "o-", color=DARK, markersize=2.5, linewidth=1.2)
-        chosen = board.one("merge", name, "chosen")
+        chosen, published = (board.one("merge", name, setting) for setting in ("chosen", "published"))
+        for value in sorted(set(board.strengths(published))) if published else []:
+            axes.axvline(value, color=MIDDLE, linewidth=0.9, linestyle=":")
         for value in sorted(set(board.strengths(chosen))) if chosen else []:
             axes.plot(value, np.interp(value, x, y), "D", color=ACCENT, markersize=5.5, markeredgecolor=DARK)
         plain(axes, name)
@@ -72,46 +88,32 @@ def strength(validation: Board, board: Board) -> Figure:
 def cost(boards: Sequence[Board]) -> Figure:
     """A panel for each way of training: mean accuracy against the seconds of a merge."""
     made, grid = figure(3.3, columns=len(boards))
+    drawn = []
     for axes, board in zip(grid[0], boards, strict=True):
         labels = []
         for model in board.main():
             if (seconds := board.seconds(model)) is None:
                 continue
             mean = 100 * np.array(_three(board.mean(model)))
-            axes.errorbar(seconds, mean[0], yerr=_both_sides(mean), fmt="o", color=DARK, markersize=3.5, elinewidth=0.5)
+            axes.errorbar(
+                seconds,
+                mean[0],
+                yerr=_both_sides(mean),
+                fmt="o",
+                color=DARK,
+                ecolor=PALE,
+                markersize=3.5,
+                elinewidth=0.8,
+            )
             labels.append((seconds, mean[0], model.name))
         axes.set_xscale("log")
-        plain(axes, board.way, "seconds of the merge, start and writing included", "mean accuracy in %")
+        plain(axes, board.title, "", "mean accuracy in %" if axes is grid[0][0] else "")
         _plain_log(axes, [label[0] for label in labels])
-        made.draw_without_rendering()
+        drawn.append((axes, labels))
+    made.supxlabel("seconds of the merge, start and writing included; bars: 95 % intervals", fontsize=SMALL)
+    made.draw_without_rendering()
+    for axes, labels in drawn:
         names_at_right(axes, labels)
-    return made
-
-
-def gains(boards: Sequence[Board]) -> Figure:
-    """A panel for each way of training: what experts and mixture gain and lose on each column against the base."""
-    rows = max(len(board.of("expert")) for board in boards) + 1
-    made, grid = figure(0.3 * rows + 1.3, columns=len(boards))
-    for axes, board in zip(grid[0], boards, strict=True):
-        models = [*board.of("expert"), *board.of("mixture")]
-        base = board.one("base")
-        found = [[board.difference(each, base, column) for column in board.columns] for each in models if base]
-        values = 100 * np.array([[each.value for each in row] for row in found])
-        limit = np.abs(values).max()
-        axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-        for at, row in enumerate(found):
-            for to, each in enumerate(row):
-                clear = each.sign != 0
-                colour = "white" if abs(values[at, to]) > 0.62 * limit else "black"
-                text = f"{values[at, to]:+.0f}".replace("-", "−")
-                weight = "bold" if clear else "normal"
-                axes.text(to, at, text, ha="center", va="center", fontsize=SMALL, color=colour, fontweight=weight)
-        labels = [each.label.removeprefix("expert ").removesuffix(" training") for each in models]
-        axes.set_yticks(range(len(models)), labels, fontsize=SMALL)
-        axes.set_xticks(range(len(board.columns)), board.columns, fontsize=SMALL, rotation=30, ha="right")
-        axes.tick_params(length=0)
-        axes.set_title(board.way, fontsize=BODY, loc="left")
-    made.supxlabel("points above or below the base; bold: the interval excludes zero", fontsize=SMALL)
     return made
 
 
@@ -124,10 +126,15 @@ def _references(axes: Axes, board: Board) -> None:
         (board.one("unmerged"), "unmerged", "-."),
         (board.one("mixture"), "mixture", "-"),
     ]
-    known = sorted((board.mean(model).value, name, line) for model, name, line in shown if model)
-    for at, (value, name, line) in enumerate(known):
-        axes.axvline(100 * value, color=MIDDLE, linewidth=1, linestyle=line)
-        place = (100 * value, 1.02 + 0.0 * at)
+    known = sorted((100 * board.mean(model).value, name, line) for model, name, line in shown if model)
+    low, high = axes.get_xlim()
+    ends: list[float] = []  # the right end of the last name in each line of names
+    for value, name, line in known:
+        axes.axvline(value, color=MIDDLE, linewidth=1, linestyle=line)
+        half = 0.011 * (high - low) * len(name)
+        at = next((at for at, end in enumerate(ends) if end < value - half), len(ends))
+        ends[at : at + 1] = [value + half]
+        place = (value, 1.02 + 0.055 * at)
         axes.annotate(name, place, xycoords=("data", "axes fraction"), ha="center", fontsize=SMALL, color=DARK)
 
 
@@ -140,8 +147,18 @@ def _points(validation: Board, curve: Sequence[Model]) -> tuple[list[float], lis
     return [each.strength or 0.0 for each in curve], [100 * validation.mean(each).value for each in curve]
 
 
-def _three(interval: object) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high  # type: ignore[attr-defined]
+def _spaced(values: Sequence[float]) -> list[str]:
+    """Tick labels on a logarithmic axis, empty where one would touch the last."""
+    labels: list[str] = []
+    last = 0.0
+    for value in values:
+        labels.append(f"{value:g}" if value > 1.47 * last else "")
+        last = value if labels[-1] else last
+    return labels
+
+
+def _three(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
 
 
 def _both_sides(three: np.ndarray) -> list[list[float]]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.minibench.evidence import figures
-from examples.minibench.evidence.board import Board, Groups, Rows, arranged, ways_of
+from examples.minibench.evidence.arrange import arranged, ways_of
+from examples.minibench.evidence.board import Board, Groups, Rows
 from examples.minibench.evidence.claims import Claim, claims
-from examples.minibench.evidence.figure_task_vectors import task_vectors
+from examples.minibench.evidence.figure_experts import gains, task_vectors
 from examples.minibench.evidence.preconditions import Precondition, preconditions
 from examples.minibench.evidence.record import SCORES, write_record
-from examples.minibench.evidence.sentences import WAYS, Pair, sentences, warning
+from examples.minibench.evidence.sentences import Pair, sentences, warning
 from examples.minibench.evidence.style import save
 from examples.minibench.evidence.tables import (
     ablation_table,
@@ -89,14 +90,13 @@ def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed:
     lines = ["# The benchmark in miniature: results", *([loud] if loud else [])]
     lines += ["## What to do", "\n".join(f"{at}. {told}" for at, told in enumerate(sentences(pairs, claimed), 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
-    lines += ["## The claims of the paper", "A claim holds, or does not, only if the interval excludes the contrary."]
+    lines += ["## The claims of the paper", CLAIMS]
     lines += [claim_table(claimed), "## Preconditions", precondition_table(checked)]
     return "\n\n".join(lines)
 
 
 def _of_way(folder: Path, board: Board, validation: Board | None, relations: Sequence[Relation]) -> str:
-    title = WAYS.get(board.way, board.way)
-    lines = [f"## {title[0].upper()}{title[1:]}", main_table(board)]
+    lines = [f"## {board.title[0].upper()}{board.title[1:]}", main_table(board)]
     lines += [f"Test questions, in percent; ± is half the width of the 95 % interval. Questions: {_counts(board)}."]
     if len(board.main()) > 1:
         name = save(figures.ranking(board), folder, f"ranking_{board.way}")
@@ -117,7 +117,7 @@ def _together(folder: Path, boards: Sequence[Board]) -> str:
     """The figures with a panel for each way of training."""
     lines = []
     if trained := [board for board in boards if board.of("expert") and board.one("base")]:
-        name = save(figures.gains(trained), folder, "gains")
+        name = save(gains(trained), folder, "gains")
         lines += ["## What the experts gain and lose", f"![gains and losses]({name})"]
     if timed := [board for board in boards if any(board.seconds(each) is not None for each in board.main())]:
         name = save(figures.cost(timed), folder, "cost")
@@ -150,6 +150,11 @@ def _counts(board: Board) -> str:
     return ", ".join(f"{column} {count}" for column, count in zip(board.columns, counts, strict=True))
 
 
+CLAIMS = (
+    "The paper is OptMerge (arXiv 2505.19892v3); T2 to T5 are its tables: full fine-tunes of InternVL2.5-1B, LoRA "
+    "experts of Qwen2-VL-7B, the ablation, and modalities. All figures are points. A claim holds, or does not, only if "
+    "the 95 % interval excludes the contrary; `runs` counts those in which the difference is on the claim's side."
+)
 INTERVALS = (
     "Questions are resampled, the same for all models and runs; a mean over runs varies as Student's t does. So a "
     "difference is shown only if it is large beside the choice of questions and beside the spread over seeds. Each "

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from examples.common.scores import aligned
 from examples.minibench.evidence.board import Board, Model
-from examples.minibench.evidence.claims import Claim
+from examples.minibench.evidence.claims import PAPER_STEPS, Claim
 from examples.minibench.evidence.preconditions import Precondition
 from examples.minibench.evidence.statistics import Interval
 from examples.minibench.evidence.task_vectors import Relation
+from examples.minibench.evidence.verdicts import signed, span
 
 
 def main_table(board: Board) -> str:
     """The models of a way on test questions: a column for each capability with ±, and the mean with its interval."""
     rows = [["model", *board.columns, "mean", "95 % interval"]]
-    for model in _shown(board):
+    for model in (each for each in _shown(board) if each.name not in board.only_ablated):
         mean = board.mean(model)
         cells = [_plus_minus(board.mean(model, column)) for column in board.columns]
-        rows.append([row_name(board, model), *cells, f"{100 * mean.value:.1f}", _ends(mean)])
+        rows.append([row_name(board, model), *cells, f"{100 * mean.value:.1f}", span(mean, sign=False)])
     return aligned(rows, markdown=True)
 
 
@@ -34,9 +35,8 @@ def run_table(board: Board) -> str:
 
 def ranking_table(board: Board) -> str:
     """The methods by their mean, with the ranks that cannot be ruled out, seconds and strengths tried."""
-    merges = board.merges()
     rows = [["method", "mean", "rank", "ranks not ruled out", "seconds", "strengths tried"]]
-    for model, rank in sorted(board.ranks(merges).items(), key=lambda pair: pair[1].value):
+    for model, rank in sorted(board.ranks(board.main()).items(), key=lambda pair: pair[1].value):
         seconds = board.seconds(model)
         tried = {result.facts.get("tried") for result in board.results[model]} - {None}
         cells = [f"{100 * board.mean(model).value:.1f}", f"{rank.value:.0f}", f"{rank.low:.0f} to {rank.high:.0f}"]
@@ -47,18 +47,19 @@ def ranking_table(board: Board) -> str:
 
 def ablation_table(board: Board) -> str | None:
     """The paper's steps from WUDI to OptMerge, then OptMerge with one part changed back; None if there are none."""
-    rows = [["merge", "mean", "95 % interval", "difference", "95 % interval of it"]]
-    steps = [each for name in board.ablation.cumulative if (each := board.method(name))]
+    head = ["merge", "mean", "95 % interval", "compared with", "difference", "95 % interval of it", "paper (T4)"]
+    steps = [board.method(name) for name in board.ablation.cumulative]
     ours = board.method("optmerge")
-    changed = [each for name in board.ablation.alone.values() if (each := board.method(name))]
-    pairs = [(each, before, "before") for before, each in zip([None, *steps], steps, strict=False)]
-    pairs += [(each, ours, "OptMerge") for each in changed]
-    for model, other, word in pairs:
-        mean = board.mean(model)
-        gap = board.difference(model, other) if other else None
-        told = [f"{_signed(gap.value)} to {word}", _ends(gap, sign=True)] if gap else ["", ""]
-        rows.append([row_name(board, model), f"{100 * mean.value:.1f}", _ends(mean), *told])
-    return aligned(rows, markdown=True) if len(rows) > 1 else None
+    pairs = list(zip(steps, [None, *steps], ["", *PAPER_STEPS.get(board.way, [""] * len(steps))], strict=False))
+    pairs += [(board.method(name), ours, "") for name in board.ablation.alone.values()]
+    rows = []
+    for model, other, paper in pairs:
+        if model:
+            mean = board.mean(model)
+            gap = board.difference(model, other) if other else None
+            told = [other.name, signed(100 * gap.value), span(gap)] if other and gap else ["", "", ""]
+            rows.append([row_name(board, model), f"{100 * mean.value:.1f}", span(mean, sign=False), *told, paper])
+    return aligned([head, *rows], markdown=True) if rows else None
 
 
 def precondition_table(rows: Sequence[Precondition]) -> str:
@@ -72,7 +73,7 @@ def precondition_table(rows: Sequence[Precondition]) -> str:
 def claim_table(claims: Sequence[Claim]) -> str:
     """Every claim with the paper's figure and what was found, in points."""
     body = [
-        [each.statement, each.way, each.paper, _signed(each.here.value), _ends(each.here, sign=True),
+        [each.statement, each.way, each.paper, signed(100 * each.here.value), span(each.here),
          f"{each.runs[0]} of {each.runs[1]}", each.verdict]
         for each in claims
     ]  # fmt: skip
@@ -82,7 +83,7 @@ def claim_table(claims: Sequence[Claim]) -> str:
 def relation_table(relations: Sequence[Relation]) -> str:
     """Drift, cosine and overlap of each pair of experts, as means over the runs that were looked at."""
     body = [
-        [each.way, " and ".join(each.experts), f"{each.cosine:+.3f}".replace("-", "−"), f"{each.overlap:.3f}",
+        [each.way, " and ".join(each.experts), signed(each.cosine, 3), f"{each.overlap:.3f}",
          f"{each.chance:.3f}"]
         for each in relations
     ]  # fmt: skip
@@ -110,12 +111,3 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 
 def _plus_minus(interval: Interval) -> str:
     return f"{100 * interval.value:.1f} ± {100 * interval.half:.1f}"
-
-
-def _ends(interval: Interval, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return " to ".join(format(100 * each, form).replace("-", "−") for each in (interval.low, interval.high))
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")

@@ -19,12 +19,23 @@ def all_hold(verdicts: Sequence[str]) -> str:
     return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
 
-def points(interval: Interval, sign: bool = True) -> str:
-    """A fraction and its interval in percentage points, such as `+1.2 (-0.3 to +2.8)`."""
-    form = "+.1f" if sign else ".1f"
-    value, low, high = (format(100 * each, form).replace("-", "−") for each in _ends(interval))
-    return f"{value} ({low} to {high})"
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, which zero has none of."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if not float(text) else text.replace("-", "−")
 
 
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
+def points(interval: Interval) -> str:
+    """A difference and its interval in percentage points: `+1.2 (−0.3 to +2.8)`."""
+    return f"{signed(100 * interval.value)} ({span(interval)})"
+
+
+def percent(interval: Interval) -> str:
+    """An accuracy and its interval: `51.2 % (49.7 to 52.8)`."""
+    return f"{100 * interval.value:.1f} % ({span(interval, sign=False)})"
+
+
+def span(interval: Interval, sign: bool = True) -> str:
+    """The ends of an interval in percentage points."""
+    ends = (100 * interval.low, 100 * interval.high)
+    return " to ".join(signed(each) if sign else f"{each:.1f}" for each in ends)
