@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from examples.minibench.evidence.board import Board, Groups, Model, Rows, Run
+from examples.minibench.evidence.statistics import RESAMPLES
 from examples.minibench.results import Result
 
 _KINDS = ("blind", "base", "unmerged", "expert", "merge", "mixture")  # in the order of a table
@@ -18,7 +19,12 @@ def ways_of(results: Sequence[Result]) -> list[str]:
 
 
 def arranged(
-    results: Sequence[Result], way: str, split: str, rows: Rows | None = None, groups: Groups | None = None
+    results: Sequence[Result],
+    way: str,
+    split: str,
+    rows: Rows | None = None,
+    groups: Groups | None = None,
+    resamples: int = RESAMPLES,
 ) -> Board | None:
     """The results of one way on one split; None if there are none with experts or merges of a seed.
 
@@ -52,7 +58,7 @@ def arranged(
                     if len(result.scores[column]) != into.shape[2]:
                         raise ValueError(f"{model} was asked other questions of {column} than the others")
                     into[at, run] = result.scores[column]
-    return Board(way, split, columns, runs, models, found, scores, groups or {}, rows or Rows())
+    return Board(way, split, columns, runs, models, found, scores, groups or {}, rows or Rows(), resamples)
 
 
 def _is_of(result: Result, run: Run) -> bool:

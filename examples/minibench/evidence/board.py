@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.minibench.evidence.statistics import MEAN, Array, Bootstrap, Interval
+from examples.minibench.evidence.statistics import MEAN, RESAMPLES, Array, Bootstrap, Interval
 from examples.minibench.results import Result
 from examples.omni.facts import NAMES
 
@@ -70,11 +70,12 @@ class Board:
     scores: Sequence[Array]
     groups: Groups = field(default_factory=dict)
     rows: Rows = field(default_factory=Rows)
+    resamples: int = RESAMPLES
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
         """The resamples, which take a second or two."""
-        return Bootstrap(self.scores, [self.groups.get(column) for column in self.columns])
+        return Bootstrap(self.scores, [self.groups.get(column) for column in self.columns], self.resamples)
 
     def of(self, kind: str, name: str | None = None, setting: str | None = None) -> list[Model]:
         """The models of a kind, with this name and this setting if they are given."""

@@ -76,11 +76,10 @@ def strength(validation: Board, board: Board) -> Figure:
             axes.plot(value, np.interp(value, x, y), "D", color=ACCENT, markersize=5.5, markeredgecolor=DARK)
         plain(axes, name)
         axes.set_xscale("log")
-        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.set_xticks(x, _spaced(x))
         axes.minorticks_off()
-    made.supxlabel(
-        "strength; diamond: chosen, of each run; grey: the other methods; band: 95 % interval", fontsize=SMALL
-    )
+    told = "strength; diamond: chosen, of each run; dotted: published; grey lines: other methods; band: 95 % interval"
+    made.supxlabel(told, fontsize=SMALL)
     made.supylabel("mean accuracy on validation questions in %", fontsize=SMALL)
     return made
 

@@ -17,6 +17,7 @@ from examples.minibench.evidence.figure_experts import gains, task_vectors
 from examples.minibench.evidence.preconditions import Precondition, preconditions
 from examples.minibench.evidence.record import SCORES, write_record
 from examples.minibench.evidence.sentences import Pair, sentences, warning
+from examples.minibench.evidence.statistics import RESAMPLES
 from examples.minibench.evidence.style import save
 from examples.minibench.evidence.tables import (
     ablation_table,
@@ -51,6 +52,7 @@ def write_report(
     rows: Rows | None = None,
     relations: Sequence[Relation] = (),
     groups: Groups | None = None,
+    resamples: int = RESAMPLES,
 ) -> Path:
     """Write `report.md`, its figures, `results.json` and, if it is small, `scores.npz`. Returns the path of the first.
 
@@ -59,13 +61,14 @@ def write_report(
         rows: the order of the methods and the rows of ablations.
         relations: of the experts' task vectors, means over runs.
         groups: for each column of test questions the picture of each, as questions about one are alike.
+        resamples: of the questions, for each interval.
 
     ValueError: there are no results on test questions.
     """
     pairs: list[Pair] = []
     for way in ways_of(results):
-        if board := arranged(results, way, "test", rows, groups):
-            pairs.append((board, arranged(results, way, "validation", rows)))
+        if board := arranged(results, way, "test", rows, groups, resamples):
+            pairs.append((board, arranged(results, way, "validation", rows, None, resamples)))
     if not pairs:
         raise ValueError("there are no results on test questions to report")
     folder.mkdir(parents=True, exist_ok=True)

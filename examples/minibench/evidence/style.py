@@ -39,7 +39,7 @@ def names_at_right(axes: Axes, labels: Sequence[Label], size: float = SMALL) -> 
     """
     low, high = axes.get_ylim()
     made = axes.figure
-    height = axes.get_position().height * made.get_figheight() * 72  # type: ignore[union-attr]  # points
+    height = axes.get_position().height * made.get_figheight() * 72  # points
     gap = 1.25 * size * (high - low) / height
     order = sorted(labels, key=lambda label: label[1])
     wanted = [label[1] for label in order]
