@@ -46,7 +46,7 @@ def task_vectors(board: Board, relations: Sequence[Relation]) -> Figure:
     experts = [each for each in board.of("expert") if any(each.name in pair.experts for pair in relations)]
     names = [each.name for each in experts]
     cosine, overlap, loss = (np.full((len(names), len(names)), np.nan) for _ in range(3))
-    drift = {}
+    drift: dict[str, float] = {}
     for pair in relations:
         one, other = (names.index(each) for each in pair.experts)
         cosine[one, other] = cosine[other, one] = pair.cosine

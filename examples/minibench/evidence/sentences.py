@@ -92,7 +92,7 @@ def _published(boards: Sequence[Board]) -> Iterator[str]:
         chosen = [each for each in board.main() if each.setting == "chosen"]
         pairs = [(each, other) for each in chosen if (other := board.one("merge", each.name, "published"))]
         if pairs:
-            weights = {}
+            weights: dict[Model, float] = {}
             for better, other in pairs:
                 weights |= {better: 1 / len(pairs), other: -1 / len(pairs)}
             told.append(compared(board.contrast(weights), f"the published ones for {board.title}"))
@@ -107,7 +107,7 @@ def _strength_or_method(validations: Sequence[Board]) -> Iterator[str]:
         grid = _by_method(board)
         if len(grid) < 2:
             continue
-        strength = {}
+        strength: dict[Model, float] = {}
         for models in grid:
             strength |= {models[-1]: 1 / len(grid), models[0]: -1 / len(grid)}
         bests = sorted((models[-1] for models in grid), key=lambda each: board.mean(each).value)

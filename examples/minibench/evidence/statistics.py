@@ -15,9 +15,10 @@ The noise of a question within a run is in both parts, so that intervals are rat
 What such an interval can tell with 3 + 1 runs: how much of a difference is due to the choice of questions, and whether
 it is large beside the spread over seeds. Its factor is 3.2 with four runs and 12.7 with two, in the place of 1.96, so
 only differences that nearly every run shows exclude zero. What it cannot tell: how results vary over bases. Four runs
-count as exchangeable, although three share a base; if bases differ by more than seeds do, intervals are too narrow.
-They say nothing about other material, sizes of models or settings of training. With one run there is nothing to learn
-about seeds from, and an interval is about questions alone.
+count as exchangeable, although three share a base; if bases differ by more than seeds do, intervals are too narrow, and
+that of a base itself, which is one model in three runs, is nearly of questions alone. They say nothing about other
+material, sizes of models or settings of training. With one run there is nothing to learn about seeds from, and an
+interval is about questions alone.
 """
 
 from __future__ import annotations

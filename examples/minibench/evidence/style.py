@@ -38,8 +38,7 @@ def names_at_right(axes: Axes, labels: Sequence[Label], size: float = SMALL) -> 
     The names keep a distance of a line of text from each other, so that they cannot overlap.
     """
     low, high = axes.get_ylim()
-    made = axes.figure
-    height = axes.get_position().height * made.get_figheight() * 72  # points
+    height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
     gap = 1.25 * size * (high - low) / height
     order = sorted(labels, key=lambda label: label[1])
     wanted = [label[1] for label in order]

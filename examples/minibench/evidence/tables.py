@@ -38,7 +38,7 @@ def ranking_table(board: Board) -> str:
     rows = [["method", "mean", "rank", "ranks not ruled out", "seconds", "strengths tried"]]
     for model, rank in sorted(board.ranks(board.main()).items(), key=lambda pair: pair[1].value):
         seconds = board.seconds(model)
-        tried = {result.facts.get("tried") for result in board.results[model]} - {None}
+        tried: set[int] = {result.facts.get("tried") for result in board.results[model]} - {None}
         cells = [f"{100 * board.mean(model).value:.1f}", f"{rank.value:.0f}", f"{rank.low:.0f} to {rank.high:.0f}"]
         told = ["" if seconds is None else f"{seconds:.0f}", ", ".join(map(str, sorted(tried)))]
         rows.append([row_name(board, model), *cells, *told])

@@ -59,8 +59,8 @@ def relations(way: str, base: Path, experts: Mapping[str, Path]) -> list[Relatio
     }
     found = []
     for one, other in _pairs(experts):
-        shares = [_share(leading[one][name], leading[other][name]) for name in values]
-        shares = [share for share in shares if share]
+        matrices = (_share(leading[one][name], leading[other][name]) for name in values)
+        shares = [share for share in matrices if share]
         overlap, chance = np.mean(shares, axis=0) if shares else (0.0, 0.0)
         cosine = products[one, other] / (norms[one] * norms[other]) if norms[one] * norms[other] else 0.0
         drift = (norms[one] / size, norms[other] / size)
@@ -70,15 +70,14 @@ def relations(way: str, base: Path, experts: Mapping[str, Path]) -> list[Relatio
 
 def averaged(runs: Sequence[Sequence[Relation]]) -> list[Relation]:
     """The means over runs of the same pairs of experts of one way."""
-    return [
-        Relation(
-            same[0].way,
-            same[0].experts,
-            *(float(np.mean([getattr(each, name) for each in same])) for name in ("cosine", "overlap", "chance")),
-            tuple(np.mean([each.drift for each in same], axis=0).tolist()),
-        )
-        for same in zip(*runs, strict=True)
-    ]
+    found = []
+    for same in zip(*runs, strict=True):
+        first = same[0]
+        cosine, overlap, chance, one, other = np.mean(
+            [[each.cosine, each.overlap, each.chance, *each.drift] for each in same], axis=0
+        ).tolist()
+        found.append(Relation(first.way, first.experts, cosine, overlap, chance, (one, other)))
+    return found
 
 
 def _pairs(experts: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -88,7 +87,7 @@ def _pairs(experts: Mapping[str, object]) -> list[tuple[str, str]]:
 def _values(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Weights of a checkpoint by their names in memory, which here are stored one by one under a single name."""
     on_disk = {checkpoint.group_of[name].disk[0]: name for name in names}
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         with safe_open(checkpoint.directory / file, "pt") as opened:
             found |= {on_disk[key]: opened.get_tensor(key) for key in opened.keys() if key in on_disk}
