@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint evidence-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.easy_vqa.run
@@ -46,6 +46,13 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "[3/3] installing mergekit-mm[$*] and what it needs (a minute or two)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@
+
+# By hand, before a release: the quick variant of examples/minibench anew, compared with its committed results.
+EVIDENCE := out/evidence-check
+evidence-check: $(VENV)/.test
+	rm -rf $(EVIDENCE)
+	$(BIN)/python -m examples.minibench --quick --out $(EVIDENCE)
+	$(BIN)/python -m examples.minibench.evidence.check $(EVIDENCE)/report.* examples/minibench/results/quick
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""What the benchmark's results show: intervals, preconditions, claims, figures and the report."""
