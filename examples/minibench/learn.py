@@ -15,10 +15,15 @@ from examples.minibench.turns import IGNORED, Conversation, Encoder, batch
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is learned of a capability. seen: the features of its pictures by a tower that does not change any more."""
+    """What is learned of a capability.
+
+    seen: the features of its pictures by a tower that does not change any more. most: turns of a conversation that are
+    learned from at once, which bounds its length.
+    """
 
     seen: torch.Tensor
     conversations: Sequence[Conversation]
+    most: int = 4
 
 
 def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
@@ -39,10 +44,11 @@ def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def answering_loss(
-    model: Any, encoder: Encoder, seen: torch.Tensor, conversations: Sequence[Conversation], rng: random.Random
+    model: Any, encoder: Encoder, lessons: Lessons, conversations: Sequence[Conversation], rng: random.Random
 ) -> torch.Tensor:
-    """The cross entropy of the replies, per token. seen: the features of one picture for each conversation."""
-    ids, mask, labels = batch(encoder, conversations, rng)
+    """The cross entropy of the replies to some of the conversations of a capability, per token."""
+    ids, mask, labels = batch(encoder, conversations, lessons.most, rng)
+    seen = lessons.seen[[conversation.picture for conversation in conversations]]
     shown = model.model.multi_modal_projector(seen.float())
     embedded = model.get_input_embeddings()(ids)
     places = (ids == encoder.placeholder)[..., None].expand_as(embedded)
@@ -65,8 +71,7 @@ def mixed_loss(
         parts = []
         for lesson in lessons.values():
             drawn = rng.choices(lesson.conversations, k=size // len(lessons))
-            seen = lesson.seen[[conversation.picture for conversation in drawn]]
-            parts.append(answering_loss(model, encoder, seen, drawn, rng))
+            parts.append(answering_loss(model, encoder, lesson, drawn, rng))
         return torch.stack(parts).mean()
 
     return loss

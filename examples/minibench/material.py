@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 
 from examples.minibench import chart, geometry, grounding, ocr, vqa
-from examples.minibench.rows import SIDE, Generator, Row, png
+from examples.minibench.rows import SIDE, Box, Generator, Row, png
 
 CAPABILITIES = ("vqa", "chart", "ocr", "geometry", "grounding")
 STEP = 0.05  # of the coordinates that models are taught, as parts of the picture's side
@@ -67,12 +67,16 @@ def _mathvista(row: Row) -> dict[str, Any]:
 
 def _refcoco(row: Row) -> dict[str, Any]:
     left, top, right, bottom = row.box
-    steps = [STEP * round(edge / SIDE / STEP) for edge in row.box]
     return {
         "answer": [row.question],
         "bbox": [left, top, right - left, bottom - top],
-        "reply": f"[{', '.join(f'{each:.2f}' for each in steps)}]",
+        "reply": box_text(row.box),
     }
+
+
+def box_text(box: Box) -> str:
+    """A box in pixels as models are taught to say it: four parts of the side, in steps of `STEP`."""
+    return f"[{', '.join(f'{STEP * round(edge / SIDE / STEP):.2f}' for edge in box)}]"
 
 
 _SKILLS = {"skills": _TEXTS, "task": _TEXT}

@@ -31,6 +31,7 @@ class Plan:
     base_kinds: dict[str, tuple[str, ...]]  # of question, which the base learns to answer
     size: Size
     tower: Stage
+    alignment: Stage
     base: Stage
     full: Stage
     lora: Stage
@@ -52,7 +53,8 @@ FULL = Plan(
     },
     size=Size(),
     tower=Stage(3000, 65, 4e-3),
-    base=Stage(2000, 30, 2e-3),
+    alignment=Stage(1200, 60, 3e-3),
+    base=Stage(1000, 60, 2e-3),
     full=Stage(150, 30, 5e-4),
     lora=Stage(150, 30, 2e-3),
     rank=8,
@@ -65,7 +67,8 @@ QUICK = replace(
     FULL,
     counts={"train": 1500, "validation": 60, "test": 100, "calibration": 16},
     tower=Stage(400, 65, 4e-3),
-    base=Stage(300, 30, 2e-3),
+    alignment=Stage(200, 60, 3e-3),
+    base=Stage(200, 60, 2e-3),
     full=Stage(30, 20, 5e-4),
     lora=Stage(30, 20, 2e-3),
     bases=1,
@@ -117,7 +120,7 @@ class Products:
     def base(self, seed: int) -> Product:
         """The model that all experts of a base start from."""
         plan, source, tower = self.plan, self.material(), self.tower()
-        settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "size", "base")}
+        settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "size", "alignment", "base")}
 
         def make(folder: Path) -> None:
             from examples.minibench.training import make_base

@@ -13,12 +13,15 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLVisionModel
 
 from examples.common.training import LINEAR_LAYERS, Stage, optimise, save, with_lora
+from examples.minibench.alignment import queries
 from examples.minibench.learn import Lessons, frozen_features, mixed_loss
 from examples.minibench.material import CAPABILITIES
 from examples.minibench.model import make_model, make_processor, make_tokenizer, make_tower
 from examples.minibench.plan import Plan
 from examples.minibench.tower import train_tower
 from examples.minibench.turns import Encoder, asked, read, read_regions
+
+QUERIES = 10  # in a conversation of the alignment
 
 
 def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
@@ -31,16 +34,21 @@ def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
 
 
 def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train projector and language model to answer some kinds of question, on features of a frozen tower."""
+    """Train projector and language model on features of a frozen tower: by short queries, then by questions."""
     prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(material, name, "train")]
-    tokenizer = make_tokenizer(prompts)
+    drawn = {name: queries(read_regions(material, name, "train"), seed) for name in CAPABILITIES}
+    said = [text for each in drawn.values() for conversation in each for turn in conversation.turns for text in turn]
+    tokenizer = make_tokenizer([*prompts, *said])
     torch.manual_seed(seed)
     model, processor = make_model(tokenizer, plan.size), make_processor(tokenizer, plan.size)
     trained = InternVLVisionModel.from_pretrained(tower, dtype=torch.float32)
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
     lessons = {name: read_lessons(model, material, name, plan.base_kinds[name]) for name in CAPABILITIES}
-    _train(model, processor, lessons, plan.base, f"base {seed}", folder)
+    looking = {name: Lessons(lessons[name].seen, each, QUERIES) for name, each in drawn.items()}
+    course = _train(model, processor, looking, plan.alignment, f"alignment {seed}")
+    course += _train(model, processor, lessons, plan.base, f"base {seed}")
+    _write_course(course, folder)
     save(model, folder, processor)
 
 
@@ -67,7 +75,7 @@ def make_expert(
             parameter.requires_grad_(re.fullmatch(LINEAR_LAYERS + ".weight", name) is not None)
     lessons = {name: read_lessons(model, material, name) for name in capabilities}
     trained = with_lora(model, rank) if rank else model
-    _train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}", folder)
+    _write_course(_train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}"), folder)
     save(trained, folder, *([] if rank else [processor]))
 
 
@@ -77,9 +85,11 @@ def read_lessons(model: Any, material: Path, capability: str, kinds: Collection[
     return Lessons(frozen_features(model, pictures), conversations)
 
 
-def _train(model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str, folder: Path) -> None:
+def _train(
+    model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str
+) -> list[tuple[int, float]]:
     loss = mixed_loss(model, Encoder(processor), lessons, stage.batch, random.Random(label))
-    _write_course(optimise(model.parameters(), stage, label, loss), folder)
+    return optimise(model.parameters(), stage, label, loss)
 
 
 def _write_course(course: Sequence[tuple[int, float]], folder: Path) -> None:

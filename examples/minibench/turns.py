@@ -20,7 +20,6 @@ from mergekit_mm.evaluation.tasks import documents
 from mergekit_mm.evaluation.tasks.media import open_image
 
 PLACEHOLDER = "<image>"
-MOST = 4  # questions in one conversation, which bounds its length
 IGNORED = -100  # the label of tokens that a model does not learn to say
 _DOCUMENTS = {
     "vqa": documents.vqa,
@@ -100,10 +99,10 @@ class Encoder:
             self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.known[text]
 
-    def __call__(self, conversation: Conversation, rng: random.Random) -> tuple[list[int], list[int]]:
-        """Ids and labels of at most `MOST` turns, in random order. Labels are the replies."""
+    def __call__(self, conversation: Conversation, most: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Ids and labels of at most `most` turns, in random order. Labels are the replies."""
         ids, labels = [self.start], [IGNORED]
-        for prompt, reply in rng.sample(conversation.turns, min(MOST, len(conversation.turns))):
+        for prompt, reply in rng.sample(conversation.turns, min(most, len(conversation.turns))):
             image = self.image if len(ids) == 1 else []
             asked = [self.user, *image, *self.words(prompt), self.assistant]
             told = [*self.words(reply), self.end]
@@ -114,10 +113,10 @@ class Encoder:
 
 
 def batch(
-    encoder: Encoder, conversations: Sequence[Conversation], rng: random.Random
+    encoder: Encoder, conversations: Sequence[Conversation], most: int, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, attention mask and labels (conversations, longest), padded on the right."""
-    encoded = [encoder(each, rng) for each in conversations]
+    encoded = [encoder(each, most, rng) for each in conversations]
     longest = max(len(ids) for ids, _ in encoded)
     pad = encoder.tokenizer.pad_token_id
     ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
