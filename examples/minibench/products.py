@@ -68,6 +68,11 @@ class Product:
         return f"made anew, as {changed}. The one with the old settings stays in {records[-1].parent}"
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a product's folder is that of a finished one."""
+    return folder.suffix != _UNFINISHED
+
+
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Where two records differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
