@@ -36,43 +36,58 @@ _IMPORTED_LATE = (
 @functools.cache
 def preload() -> None:
     """Import what the commands need. To be called in the parent, before it forks and before torch computes."""
-    one_thread()
     for name in ("mergekit-yaml", "mergekit-mm", "lm_eval"):
         entry_point(name)
     for module in _IMPORTED_LATE:
         importlib.import_module(module)
-    _index_tasks_once()
+    one_thread()
+    _known_tasks()
+    _known_machine()
     gc.freeze()  # a child's collector does not touch, and so copy, what the parent has made
 
 
 def one_thread() -> None:
-    """Let torch compute in one thread. To be called in every child first.
+    """Let torch, if it is imported, compute in one thread. To be called in every child first.
 
     Threads do not survive a fork. torch replaces its pool in the child at the first use, which must not be in two
     threads at once, as when transformers reads weights.
     """
-    import torch  # local: slow to import
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
-    torch.set_num_threads(1)
 
-
-def _index_tasks_once() -> None:
-    """Read lm-eval's own task files now, 26,000 in number, and not in every child.
-
-    Each start of lm-eval reads all of them for the names of its tasks, which takes longer than the answers of a small
-    model. Directories that are named by `--include_path` are still read by the child.
-    """
+@functools.cache
+def _known_tasks() -> dict[str, Any]:
+    """lm-eval's own tasks by name. It reads their 14,000 files at each start, which takes longer than a small model."""
     from lm_eval.tasks import manager
 
-    build = manager.TaskIndex.build
-    own = Path(manager.__file__).parent
-    known = build([own])
+    return manager.TaskIndex.build([Path(manager.__file__).parent])
+
+
+@functools.cache
+def _known_machine() -> str:
+    """What lm-eval writes about the machine; it starts pip and other programs to find out."""
+    from torch.utils import collect_env
+
+    return collect_env.get_pretty_env_info()
+
+
+def _use_known() -> None:
+    """Let lm-eval in this child take from the parent what is the same at every start.
+
+    Task files in directories that `--include_path` names are still read by the child.
+    """
+    from lm_eval.tasks import manager
+    from torch.utils import collect_env
+
+    build, own, machine = manager.TaskIndex.build, Path(manager.__file__).parent, _known_machine()
 
     def build_others(paths: Iterable[Path]) -> dict[str, Any]:
         first, *others = paths
-        return {**known, **build(others)} if first == own else build([first, *others])
+        return {**_known_tasks(), **build(others)} if first == own else build([first, *others])
 
     manager.TaskIndex.build = staticmethod(build_others)
+    collect_env.get_pretty_env_info = lambda: machine
 
 
 @functools.cache
@@ -106,6 +121,7 @@ def _called(command: Sequence[str], environment: dict[str, str], output: int) ->
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 # until the exit
         one_thread()
+        _use_known()
         os.chdir(ROOT)
         os.environ.update({"OMP_NUM_THREADS": "1", **environment})
         sys.argv = list(command)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from examples.common.commands import GRID
 from examples.common.training import Stage
 from examples.minibench import material, packages
+from examples.minibench.asking import Asking, ExpertSet
 from examples.minibench.material import CAPABILITIES
-from examples.minibench.merging import Merge
 from examples.minibench.methods import Method, methods
 from examples.minibench.model import Size
 from examples.minibench.products import Product, is_finished
@@ -21,7 +20,7 @@ STAGES = ("material", "base", "experts", "validation", "choice", "test")
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
-VERSIONS = {"material": "1", "base": "1", "expert": "1", "validation": "2", "choice": "1", "test": "1"}
+VERSIONS = {"material": "1", "base": "1", "expert": "1"}
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,6 @@ QUICK = replace(
 )
 
 
-class ExpertSet(NamedTuple):
-    """The experts of one base, way of training and seed: what a merge is made of."""
-
-    base: int
-    way: str
-    seed: int
-
-
 class Products:
     """The products of a plan by stage. A later stage adds a method here and its name to `STAGES`."""
 
@@ -86,8 +77,12 @@ class Products:
             "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
             "experts": self.experts,
             "validation": lambda: self.asked("validation"),
-            "choice": lambda: [self.choice(*each) for each in self.merges() if each[1].settings[each[0].way].strength],
-            "test": lambda: [*self.asked("test"), *(self.test(*each) for each in self.merges())],
+            "choice": lambda: [
+                self.asking().choice(experts, method)
+                for experts, method in self.merges()
+                if method.settings[experts.way].strength is not None
+            ],
+            "test": lambda: [*self.asked("test"), *(self.asking().test(*each) for each in self.merges())],
         }
         return every[name]()
 
@@ -112,10 +107,10 @@ class Products:
 
         return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source,))
 
-    def sets(self) -> list[ExpertSet]:
-        """All sets of experts."""
+    def _trained(self) -> list[tuple[int, str, int]]:
+        """Base, way and seed of all experts."""
         return [
-            ExpertSet(base, way, seed)
+            (base, way, seed)
             for base in range(self.plan.bases)
             for seed in range(self.plan.seeds if base == 0 else 1)
             for way in WAYS
@@ -124,8 +119,8 @@ class Products:
     def experts(self) -> list[Product]:
         """The experts of each capability and the mixtures, by full fine-tuning and by LoRA."""
         return [
-            self.expert(each.base, capability, each.way, each.seed)
-            for each in self.sets()
+            self.expert(base, capability, way, seed)
+            for base, way, seed in self._trained()
             for capability in (*CAPABILITIES, MIXTURE)
         ]
 
@@ -147,94 +142,40 @@ class Products:
 
         return Product(f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source))
 
-    def asked(self, split: str) -> list[Product]:
-        """The scores of all models but merges, and without looking at the pictures."""
-        bases = [self.scores(split, self.base(n), kind="base", name="base", base=n) for n in range(self.plan.bases)]
-        experts = [
-            self.scores(
-                split,
-                self.expert(each.base, capability, each.way, each.seed),
-                kind="mixture" if capability == MIXTURE else "expert",
-                name=capability,
-                **each._asdict(),
-            )
-            for each in self.sets()
-            for capability in (*CAPABILITIES, MIXTURE)
+    def sets(self) -> list[ExpertSet]:
+        """What merges are made of: for each base, way and seed the experts of all capabilities."""
+        return [
+            ExpertSet(base, way, seed, self.base(base), [self.expert(base, each, way, seed) for each in CAPABILITIES])
+            for base, way, seed in self._trained()
         ]
-        return [self.blind(split), *bases, *experts]
-
-    def count(self, split: str) -> int:
-        """How many questions of each capability are asked."""
-        return self.plan.asked if split == "validation" else self.plan.counts[split]
-
-    def blind(self, split: str) -> Product:
-        """The scores of the most frequent replies."""
-        source, count = self.material(), self.count(split)
-
-        def make(folder: Path) -> None:
-            from examples.minibench.results import write_results
-            from examples.minibench.scores import ask_blind
-
-            scores = ask_blind(source.folder(self.out) / "minibench", split, count)
-            write_results([Result("blind", "blind", split, scores)], folder)
-
-        return Product(f"{split}-blind", VERSIONS[split], {"asked": count}, make, (source,))
-
-    def scores(self, split: str, model: Product, **about: Any) -> Product:
-        """The scores of a model. about: what `Result` has about it."""
-        source, count = self.material(), self.count(split)
-
-        def make(folder: Path) -> None:
-            from examples.minibench.results import write_results
-            from examples.minibench.scores import ask
-
-            base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
-            scores = ask(source.folder(self.out) / "minibench", model.folder(self.out), base, split, count)
-            write_results([Result(**about, split=split, scores=scores)], folder)
-
-        return Product(f"{split}-{model.name}", VERSIONS[split], {"asked": count}, make, (model, source))
 
     def merges(self) -> list[tuple[ExpertSet, Method]]:
         """All sets of experts with each method for their way of training."""
         return [(each, method) for each in self.sets() for method in methods(each.way)]
 
-    def choice(self, experts: ExpertSet, method: Method) -> Product:
-        """The scores of a method's merges on validation questions at each strength of the grid."""
-        needs, count = self._merged(experts), self.count("validation")
+    def asking(self) -> Asking:
+        """What makes the products that ask questions."""
+        counts = {"validation": self.plan.asked, "test": self.plan.counts["test"]}
+        return Asking(self.material(), counts, self.out)
 
-        def make(folder: Path) -> None:
-            from examples.minibench.merging import try_strengths
-
-            material = self.material().folder(self.out) / "minibench"
-            try_strengths(self._merge(experts, method), material, count, folder)
-
-        settings = {"recipe": method.recipe(experts.way, 1.0), "grid": GRID, "asked": count}
-        return Product(_merge_name("choice", experts, method), VERSIONS["choice"], settings, make, needs)
-
-    def test(self, experts: ExpertSet, method: Method) -> Product:
-        """The scores of a method's merges on test questions at the published and at the chosen strength."""
-        published, count = method.settings[experts.way].strength, self.count("test")
-        choice = None if published is None else self.choice(experts, method)
-
-        def make(folder: Path) -> None:
-            from examples.minibench.merging import examine
-
-            material = self.material().folder(self.out) / "minibench"
-            chosen = choice.folder(self.out) if choice else None
-            examine(self._merge(experts, method), chosen, material, count, folder)
-
-        settings = {"recipe": method.recipe(experts.way, published), "asked": count}
-        needs = (*self._merged(experts), *([choice] if choice else []))
-        return Product(_merge_name("test", experts, method), VERSIONS["test"], settings, make, needs)
-
-    def _merged(self, experts: ExpertSet) -> tuple[Product, ...]:
-        """What a merge is made from: the material, the base and an expert for each capability."""
-        base, way, seed = experts
-        return (self.material(), self.base(base), *(self.expert(base, each, way, seed) for each in CAPABILITIES))
-
-    def _merge(self, experts: ExpertSet, method: Method) -> Merge:
-        _, base, *others = (each.folder(self.out) for each in self._merged(experts))
-        return Merge(method, base, others, experts.base, experts.way, experts.seed)
+    def asked(self, split: str) -> list[Product]:
+        """The scores of all models but merges, and without looking at the pictures."""
+        asking = self.asking()
+        bases = [asking.scores(split, self.base(n), kind="base", name="base", base=n) for n in range(self.plan.bases)]
+        experts = [
+            asking.scores(
+                split,
+                self.expert(base, capability, way, seed),
+                kind="mixture" if capability == MIXTURE else "expert",
+                name=capability,
+                base=base,
+                way=way,
+                seed=seed,
+            )
+            for base, way, seed in self._trained()
+            for capability in (*CAPABILITIES, MIXTURE)
+        ]
+        return [asking.blind(split), *bases, *experts]
 
     def results(self) -> list[Result]:
         """All that has been measured so far, on both splits."""
@@ -247,10 +188,6 @@ class Products:
         own = {product.folder(self.out) for product in self.stage("test")}
         finished = (file.parent for file in self.out.glob("test-*/results.json"))
         return sorted(folder for folder in finished if folder not in own and is_finished(folder))
-
-
-def _merge_name(stage: str, experts: ExpertSet, method: Method) -> str:
-    return f"{stage}-{experts.base}-{method.name}-{experts.way}-{experts.seed}"
 
 
 def _json(value: Any) -> Any:

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -17,11 +17,11 @@ from examples.common import forked
 from examples.minibench.products import Product
 
 
-def build_all(products: Sequence[Product], out: Path, jobs: int) -> None:
+def build_all(products: Sequence[Product], out: Path, jobs: int, prepare: Callable[[], None] = forked.preload) -> None:
     """Make the products that do not exist yet, `jobs` at a time, the first of those that can be made first.
 
     Each process has one thread. What it writes to standard error, such as the course of training, is shown while it is
-    the only one, else only if it fails.
+    the only one, else only if it fails. prepare: called before the first process, for what all of them share.
 
     Raises:
         SystemExit: a product is needed that neither exists nor is among these, or one could not be made. No other
@@ -34,7 +34,7 @@ def build_all(products: Sequence[Product], out: Path, jobs: int) -> None:
     lacking = {product.name: _lacking(product, {each.name for each in waiting}, out) for product in waiting}
     if not waiting:
         return
-    forked.preload()
+    prepare()
     running: dict[Any, _Job] = {}
     try:
         while waiting or running:
