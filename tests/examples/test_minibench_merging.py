@@ -55,14 +55,14 @@ def merge(models: Path, method: str, way: str = "full") -> Merge:
 @pytest.mark.slow
 def test_a_forked_command_does_what_the_console_script_does(models: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    merge(models, "dare_linear").write(0.3, recipe, tmp_path / "forked")
-    run(["mergekit-yaml", str(recipe), str(tmp_path / "script"), "--quiet", "--random-seed", "0"])
+    merge(models, "dare_linear").write(0.3, recipe, tmp_path / "forked" / "model")
+    run(["mergekit-yaml", str(recipe), str(tmp_path / "script" / "model"), "--quiet", "--random-seed", "0"])
     files = [
         sorted(file.relative_to(tmp_path / each) for file in (tmp_path / each).rglob("*"))
         for each in ("forked", "script")
     ]
     assert files[0] == files[1]
-    for file in files[0]:
+    for file in (each for each in files[0] if (tmp_path / "forked" / each).is_file()):
         assert (tmp_path / "forked" / file).read_bytes() == (tmp_path / "script" / file).read_bytes()
     asked: dict[str, Any] = {
         "limit": ASKED,
@@ -71,7 +71,7 @@ def test_a_forked_command_does_what_the_console_script_does(models: Path, tmp_pa
             "sources": {f"{GROUP}/{name}": str(models / "material" / name) for name in CAPABILITIES},
         },
     }
-    model = {"pretrained": str(tmp_path / "script"), "dtype": "float32"}
+    model = {"pretrained": str(tmp_path / "script" / "model"), "dtype": "float32"}
     results, samples = lm_eval(model, GROUP, TASK_FOLDER, tmp_path / "of_script", **asked)
     same, as_well = lm_eval(model, GROUP, TASK_FOLDER, tmp_path / "of_forked", **asked, start=forked.run)
     assert results["results"] == same["results"]
