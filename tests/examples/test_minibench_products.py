@@ -119,7 +119,7 @@ def test_a_conversation_begins_as_the_processor_writes_it() -> None:
 
 TINY = replace(
     QUICK,
-    counts={"train": 12, "validation": 4},
+    counts={"train": 12, "validation": 4, "test": 4},
     size=Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1),
     base=Stage(2, 5, 1e-3),
     full=Stage(1, 5, 1e-3),
