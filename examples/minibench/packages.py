@@ -1,5 +1,6 @@
 """The packages that the material is in, by module; nothing is downloaded when the benchmark runs."""
 
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -26,6 +27,7 @@ def missing() -> list[str]:
     return [name for module, name in {**PACKAGES, **OF_MODALITIES}.items() if find_spec(module) is None]
 
 
+@cache
 def versions() -> dict[str, str]:
     """The installed versions; the material depends on them."""
     return {name: version(name) for name in PACKAGES.values()}

@@ -9,18 +9,21 @@ from typing import Any
 
 from examples.common.training import Stage
 from examples.minibench import material, packages
+from examples.minibench.asking import Asking, ExpertSet
 from examples.minibench.material import CAPABILITIES
+from examples.minibench.methods import Method, methods
 from examples.minibench.modalities import FULL as FULL_MODALITIES
 from examples.minibench.modalities import QUICK as QUICK_MODALITIES
 from examples.minibench.modalities import Modalities, ModalityProducts
 from examples.minibench.model import Size
-from examples.minibench.products import Product
+from examples.minibench.products import Product, is_finished
+from examples.minibench.results import Result, read_results
 
-STAGES = ("material", "tower", "base", "experts", "validation", "modalities")
+STAGES = ("material", "tower", "base", "experts", "validation", "choice", "test", "modalities")
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
-VERSIONS = {"material": "1", "tower": "1", "base": "1", "expert": "1", "validation": "1"}
+VERSIONS = {"material": "1", "tower": "1", "base": "1", "expert": "1"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,13 @@ class Products:
             "tower": lambda: [self.tower()],
             "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
             "experts": self.experts,
-            "validation": self.validation,
+            "validation": lambda: self.asked("validation"),
+            "choice": lambda: [
+                self.asking().choice(experts, method)
+                for experts, method in self.merges()
+                if method.settings[experts.way].strength is not None
+            ],
+            "test": lambda: [*self.asked("test"), *(self.asking().test(*each) for each in self.merges())],
             "modalities": ModalityProducts(self.plan.modalities, self.out).all,
         }
         return every[name]()
@@ -129,13 +138,20 @@ class Products:
 
         return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, tower))
 
+    def _trained(self) -> list[tuple[int, str, int]]:
+        """Base, way and seed of all experts."""
+        return [
+            (base, way, seed)
+            for base in range(self.plan.bases)
+            for seed in range(self.plan.seeds if base == 0 else 1)
+            for way in WAYS
+        ]
+
     def experts(self) -> list[Product]:
         """The experts of each capability and the mixtures, by full fine-tuning and by LoRA."""
         return [
             self.expert(base, capability, way, seed)
-            for base in range(self.plan.bases)
-            for seed in range(self.plan.seeds if base == 0 else 1)
-            for way in WAYS
+            for base, way, seed in self._trained()
             for capability in (*CAPABILITIES, MIXTURE)
         ]
 
@@ -157,34 +173,52 @@ class Products:
 
         return Product(f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source))
 
-    def validation(self) -> list[Product]:
-        """The scores without looking at the pictures, of the bases and of the experts."""
-        return [self.blind(), *(self.scores(model) for model in [*self.stage("base"), *self.experts()])]
+    def sets(self) -> list[ExpertSet]:
+        """What merges are made of: for each base, way and seed the experts of all capabilities."""
+        return [
+            ExpertSet(base, way, seed, self.base(base), [self.expert(base, each, way, seed) for each in CAPABILITIES])
+            for base, way, seed in self._trained()
+        ]
 
-    def blind(self) -> Product:
-        """The scores on validation questions of the most frequent replies, in `scores.json`."""
-        source = self.material()
+    def merges(self) -> list[tuple[ExpertSet, Method]]:
+        """All sets of experts with each method for their way of training."""
+        return [(each, method) for each in self.sets() for method in methods(each.way)]
 
-        def make(folder: Path) -> None:
-            from examples.minibench.scores import blind_score, write_scores
+    def asking(self) -> Asking:
+        """What makes the products that ask questions."""
+        counts = {"validation": self.plan.asked, "test": self.plan.counts["test"]}
+        return Asking(self.material(), counts, self.out)
 
-            write_scores(blind_score(source.folder(self.out) / "minibench", "validation", self.plan.asked), folder)
+    def asked(self, split: str) -> list[Product]:
+        """The scores of all models but merges, and without looking at the pictures."""
+        asking = self.asking()
+        bases = [asking.scores(split, self.base(n), kind="base", name="base", base=n) for n in range(self.plan.bases)]
+        experts = [
+            asking.scores(
+                split,
+                self.expert(base, capability, way, seed),
+                kind="mixture" if capability == MIXTURE else "expert",
+                name=capability,
+                base=base,
+                way=way,
+                seed=seed,
+            )
+            for base, way, seed in self._trained()
+            for capability in (*CAPABILITIES, MIXTURE)
+        ]
+        return [asking.blind(split), *bases, *experts]
 
-        return Product("validation-blind", VERSIONS["validation"], {"asked": self.plan.asked}, make, (source,))
+    def results(self) -> list[Result]:
+        """All that has been measured so far, on both splits."""
+        asking = (product for stage in ("validation", "choice", "test") for product in self.stage(stage))
+        folders = (product.folder(self.out) for product in asking)
+        return [result for folder in folders if folder.exists() for result in read_results(folder)]
 
-    def scores(self, model: Product) -> Product:
-        """The scores of a model on validation questions, in `scores.json`."""
-        source = self.material()
-
-        def make(folder: Path) -> None:
-            from examples.minibench.scores import score, write_scores
-
-            base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
-            parts = (source.folder(self.out) / "minibench", model.folder(self.out), base)
-            write_scores(score(*parts, "validation", self.plan.asked), folder)
-
-        settings = {"asked": self.plan.asked}
-        return Product(f"validation-{model.name}", VERSIONS["validation"], settings, make, (model, source))
+    def earlier_looks(self) -> list[Path]:
+        """The folders of answers to test questions by models of other settings: looks before this one."""
+        own = {product.folder(self.out) for product in self.stage("test")}
+        finished = (file.parent for file in self.out.glob("test-*/results.json"))
+        return sorted(folder for folder in finished if folder not in own and is_finished(folder))
 
 
 def _json(value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Product:
     make: Callable[[Path], None]
     needs: tuple[Product, ...] = ()
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """What the product depends on, with the products that it needs."""
         needs = {each.name: each.record for each in self.needs}
@@ -66,6 +67,11 @@ class Product:
             return "new"
         changed = "; ".join(_differences(json.loads(records[-1].read_text()), self.record))
         return f"made anew, as {changed}. The one with the old settings stays in {records[-1].parent}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a product's folder is that of a finished one."""
+    return folder.suffix != _UNFINISHED
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

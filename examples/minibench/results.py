@@ -22,7 +22,7 @@ class Result:
     give it), `chosen` (the strength that is best on validation questions) or `grid` (one of those that were tried);
     empty for other kinds. scores: for each column (a capability, or a sort of question about modalities) a number from
     0 to 1 for each question, in the order of the questions, which is the same for all models. seconds: of the command
-    that merged, where one did, start and writing included.
+    that merged, where one did, reading and writing included, but not its imports.
     """
 
     kind: str

@@ -19,7 +19,8 @@ from examples.minibench.material import CAPABILITIES, write
 from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
 from examples.minibench.plan import QUICK, Products
 from examples.minibench.products import Product
-from examples.minibench.scores import read_scores, table
+from examples.minibench.results import read_results
+from examples.minibench.scores import table
 from examples.minibench.turns import IGNORED, Conversation, Encoder, batch, read
 
 
@@ -118,7 +119,7 @@ def test_a_conversation_begins_as_the_processor_writes_it() -> None:
 
 TINY = replace(
     QUICK,
-    counts={"train": 12, "validation": 4},
+    counts={"train": 12, "validation": 4, "test": 4},
     size=Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1),
     base=Stage(2, 5, 1e-3),
     full=Stage(1, 5, 1e-3),
@@ -133,12 +134,20 @@ def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     assert {each.name for each in experts} <= {each.name for each in products.stage("experts")}
     for product in [*products.stage("material"), *products.stage("base"), *experts]:
         product.build(tmp_path)
-    checked = {each.name: products.scores(each).build(tmp_path) for each in (products.base(0), *experts)}
-    checked["blind"] = products.blind().build(tmp_path)
-    scores = {name: read_scores(folder) for name, folder in checked.items()}
-    assert all(set(each) == set(CAPABILITIES) for each in scores.values())
-    assert all(0 <= value <= 1 for each in scores.values() for value in each.values())
-    assert len(table(scores).splitlines()) == 2 + len(scores)
+    asking = {product.name: product for product in products.stage("validation")}
+    chosen = ["blind", "base-0", *(each.name for each in experts)]
+    results = [read_results(asking[f"validation-{name}"].build(tmp_path))[0] for name in chosen]
+    assert [(each.kind, each.name, each.way) for each in results] == [
+        ("blind", "blind", ""),
+        ("base", "base", ""),
+        ("expert", "chart", "full"),
+        ("expert", "chart", "lora"),
+    ]
+    assert all(set(each.scores) == set(CAPABILITIES) for each in results)
+    scores = [score for each in results for column in each.scores.values() for score in column]
+    assert len(scores) == 4 * 5 * TINY.asked
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(table(results).splitlines()) == 2 + len(results)
     assert json.loads((products.base(0).folder(tmp_path) / "losses.json").read_text())[0][0] == 0
     files = [sorted(file.name for file in each.folder(tmp_path).iterdir()) for each in experts]
     assert "model.safetensors" in files[0]

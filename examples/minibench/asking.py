@@ -1,0 +1,108 @@
+"""The products that ask questions: of validation to look and to choose, of test once at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.common.commands import GRID
+from examples.minibench.methods import Method
+from examples.minibench.products import Product
+from examples.minibench.results import Result, write_results
+
+# To be raised when the code of a stage makes something else from the same settings.
+VERSIONS = {"validation": "2", "choice": "1", "test": "1"}
+
+
+@dataclass(frozen=True)
+class ExpertSet:
+    """The experts of one base, way of training and seed: what a merge is made of."""
+
+    base: int
+    way: str
+    seed: int
+    start: Product  # the base itself
+    experts: Sequence[Product]  # one for each capability
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Products that ask questions about `material`. counts: by split, how many of each capability."""
+
+    material: Product
+    counts: Mapping[str, int]
+    out: Path
+
+    def blind(self, split: str) -> Product:
+        """The scores of the most frequent replies."""
+
+        def make(folder: Path) -> None:
+            from examples.minibench.scores import ask_blind  # local: torch and lm-eval are slow to import
+
+            scores = ask_blind(self._files(), split, self.counts[split])
+            write_results([Result("blind", "blind", split, scores)], folder)
+
+        return Product(f"{split}-blind", VERSIONS[split], {"asked": self.counts[split]}, make, (self.material,))
+
+    def scores(self, split: str, model: Product, **about: Any) -> Product:
+        """The scores of a base, an expert or a mixture. about: what `Result` has about it."""
+
+        def make(folder: Path) -> None:
+            from examples.minibench.scores import ask
+
+            base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
+            scores = ask(self._files(), model.folder(self.out), base, split, self.counts[split])
+            write_results([Result(**about, split=split, scores=scores)], folder)
+
+        needs = (model, self.material)
+        return Product(f"{split}-{model.name}", VERSIONS[split], {"asked": self.counts[split]}, make, needs)
+
+    def choice(self, experts: ExpertSet, method: Method) -> Product:
+        """The scores of a method's merges on validation questions at each strength of the grid."""
+
+        def make(folder: Path) -> None:
+            from examples.minibench.merging import try_strengths
+
+            try_strengths(self._merge(experts, method), self._files(), self.counts["validation"], folder)
+
+        settings = {"recipe": method.recipe(experts.way, 1.0), "grid": GRID}
+        return self._of_merges("choice", "validation", experts, method, settings, make)
+
+    def test(self, experts: ExpertSet, method: Method) -> Product:
+        """The scores of a method's merges on test questions at the published and at the chosen strength."""
+        published = method.settings[experts.way].strength
+        choice = None if published is None else self.choice(experts, method)
+
+        def make(folder: Path) -> None:
+            from examples.minibench.merging import examine
+
+            chosen = choice.folder(self.out) if choice else None
+            examine(self._merge(experts, method), chosen, self._files(), self.counts["test"], folder)
+
+        settings = {"recipe": method.recipe(experts.way, published)}
+        return self._of_merges("test", "test", experts, method, settings, make, *([choice] if choice else []))
+
+    def _of_merges(
+        self,
+        stage: str,
+        split: str,
+        experts: ExpertSet,
+        method: Method,
+        settings: Mapping[str, Any],
+        make: Any,
+        *needs: Product,
+    ) -> Product:
+        name = f"{stage}-{experts.base}-{method.name}-{experts.way}-{experts.seed}"
+        parts = (self.material, experts.start, *experts.experts, *needs)
+        return Product(name, VERSIONS[stage], {**settings, "asked": self.counts[split]}, make, parts)
+
+    def _merge(self, experts: ExpertSet, method: Method) -> Any:
+        from examples.minibench.merging import Merge
+
+        folders = [each.folder(self.out) for each in experts.experts]
+        return Merge(method, experts.start.folder(self.out), folders, experts.base, experts.way, experts.seed)
+
+    def _files(self) -> Path:
+        return self.material.folder(self.out) / "minibench"
