@@ -42,7 +42,7 @@ class Size:
     """Widths and depths of the two halves; attention heads are 32 wide."""
 
     patch: int = 16
-    vision_width: int = 96
+    vision_width: int = 128
     vision_layers: int = 3
     width: int = 128
     layers: int = 3

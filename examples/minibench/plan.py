@@ -34,6 +34,7 @@ class Plan:
     base_kinds: dict[str, tuple[str, ...]]  # of question, which the base learns to answer
     size: Size
     tower: Stage
+    tower_parts: dict[str, int]  # of each batch of the tower that a capability's pictures are
     alignment: Stage
     base: Stage
     full: Stage
@@ -55,7 +56,8 @@ FULL = Plan(
         "grounding": ("name",),
     },
     size=Size(),
-    tower=Stage(3000, 65, 4e-3),
+    tower=Stage(2600, 63, 3e-3),
+    tower_parts={"vqa": 1, "chart": 1, "ocr": 3, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
     base=Stage(1000, 60, 2e-3),
     full=Stage(150, 30, 5e-4),
@@ -69,7 +71,7 @@ FULL = Plan(
 QUICK = replace(
     FULL,
     counts={"train": 1500, "validation": 60, "test": 100, "calibration": 16},
-    tower=Stage(400, 65, 4e-3),
+    tower=Stage(400, 63, 4e-3),
     alignment=Stage(200, 60, 3e-3),
     base=Stage(200, 60, 2e-3),
     full=Stage(30, 20, 5e-4),
@@ -123,7 +125,7 @@ class Products:
 
             make_tower_of(source.folder(self.out) / "minibench", plan, 0, folder)
 
-        settings = {name: _json(getattr(plan, name)) for name in ("size", "tower")}
+        settings = {name: _json(getattr(plan, name)) for name in ("size", "tower", "tower_parts")}
         return Product("tower", VERSIONS["tower"], settings, make, (source,))
 
     def base(self, seed: int) -> Product:

@@ -28,7 +28,9 @@ def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
     """Train a vision tower on what is drawn where in the training pictures of all capabilities."""
     torch.manual_seed(seed)
     tower = make_tower(plan.size)
-    shares = [(read(material, name, "train")[0], read_regions(material, name, "train")) for name in CAPABILITIES]
+    shares = []
+    for name, parts in plan.tower_parts.items():
+        shares += parts * [(read(material, name, "train")[0], read_regions(material, name, "train"))]
     _write_course(train_tower(tower, shares, plan.tower, seed), folder)
     tower.save_pretrained(folder)
 
