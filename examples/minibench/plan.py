@@ -31,7 +31,6 @@ class Plan:
     """All settings that the results depend on. `Stage` has steps, conversations per step and the learning rate."""
 
     counts: dict[str, int]  # pictures of each capability by split; one question about each that is not for training
-    base_kinds: dict[str, tuple[str, ...]]  # of question, which the base learns to answer
     size: Size
     tower: Stage
     tower_parts: dict[str, int]  # of each batch of the tower that a capability's pictures are
@@ -48,13 +47,6 @@ class Plan:
 
 FULL = Plan(
     counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
-    base_kinds={
-        "vqa": ("what", "exists"),
-        "chart": ("extremum", "comparison"),
-        "ocr": ("number", "handwriting"),
-        "geometry": ("count", "compare"),
-        "grounding": ("name",),
-    },
     size=Size(),
     tower=Stage(2600, 63, 3e-3),
     tower_parts={"vqa": 1, "chart": 1, "ocr": 3, "geometry": 1, "grounding": 1},  # letters are hardest to learn
@@ -94,7 +86,7 @@ class Products:
         every: dict[str, Callable[[], list[Product]]] = {
             "material": lambda: [self.material()],
             "tower": lambda: [self.tower()],
-            "base": lambda: [self.base(seed) for seed in range(self.plan.bases)],
+            "base": lambda: [make(seed) for seed in range(self.plan.bases) for make in (self.aligned, self.base)],
             "experts": self.experts,
             "validation": lambda: self.asked("validation"),
             "choice": lambda: [
@@ -128,17 +120,29 @@ class Products:
         settings = {name: _json(getattr(plan, name)) for name in ("size", "tower", "tower_parts")}
         return Product("tower", VERSIONS["tower"], settings, make, (source,))
 
+    def aligned(self, seed: int) -> Product:
+        """A model that has learned to look, but not to answer questions."""
+        plan, source, tower = self.plan, self.material(), self.tower()
+        settings = {name: _json(getattr(plan, name)) for name in ("size", "alignment")}
+
+        def make(folder: Path) -> None:
+            from examples.minibench.training import make_aligned
+
+            make_aligned(source.folder(self.out) / "minibench", tower.folder(self.out), plan, seed, folder)
+
+        return Product(f"aligned-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, tower))
+
     def base(self, seed: int) -> Product:
         """The model that all experts of a base start from."""
-        plan, source, tower = self.plan, self.material(), self.tower()
-        settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "size", "alignment", "base")}
+        plan, source, aligned = self.plan, self.material(), self.aligned(seed)
 
         def make(folder: Path) -> None:
             from examples.minibench.training import make_base
 
-            make_base(source.folder(self.out) / "minibench", tower.folder(self.out), plan, seed, folder)
+            make_base(source.folder(self.out) / "minibench", aligned.folder(self.out), plan, seed, folder)
 
-        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, tower))
+        settings = {"base": _json(plan.base), "seed": seed}
+        return Product(f"base-{seed}", VERSIONS["base"], settings, make, (source, aligned))
 
     def _trained(self) -> list[tuple[int, str, int]]:
         """Base, way and seed of all experts."""

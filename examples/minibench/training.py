@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
     tower.save_pretrained(folder)
 
 
-def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train projector and language model on features of a frozen tower: by short queries, then by questions."""
+def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train projector and language model by short queries about what is drawn, on features of a frozen tower."""
     prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(material, name, "train")]
     drawn = {name: queries(read_regions(material, name, "train"), seed) for name in CAPABILITIES}
     said = [text for each in drawn.values() for conversation in each for turn in conversation.turns for text in turn]
@@ -46,12 +46,29 @@ def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) 
     trained = InternVLVisionModel.from_pretrained(tower, dtype=torch.float32)
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
-    lessons = {name: read_lessons(model, material, name, plan.base_kinds[name]) for name in CAPABILITIES}
-    looking = {name: Lessons(lessons[name].seen, each, QUERIES) for name, each in drawn.items()}
-    course = _train(model, processor, looking, plan.alignment, f"alignment {seed}")
-    course += _train(model, processor, lessons, plan.base, f"base {seed}")
-    _write_course(course, folder)
+    lessons = {
+        name: Lessons(frozen_features(model, read(material, name, "train")[0]), each, QUERIES)
+        for name, each in drawn.items()
+    }
+    _train(model, processor, lessons, plan.alignment, f"alignment {seed}", folder)
     save(model, folder, processor)
+
+
+def make_base(material: Path, aligned: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train projector and language model to answer questions of all capabilities."""
+    torch.manual_seed(seed)
+    model, processor = _load(aligned)
+    model.model.vision_tower.requires_grad_(False)
+    lessons = {name: read_lessons(model, material, name) for name in CAPABILITIES}
+    _train(model, processor, lessons, plan.base, f"base {seed}", folder)
+    save(model, folder, processor)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """A checkpoint in float32, ready to be trained, and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model.train()
+    return model, AutoProcessor.from_pretrained(folder)
 
 
 def make_expert(
@@ -68,30 +85,26 @@ def make_expert(
     Embeddings, norms and head are frozen, so that every merge method has the same tensors to merge.
     """
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(base)
-    model.train()
+    model, processor = _load(base)
     model.requires_grad_(False)
     if rank is None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.fullmatch(LINEAR_LAYERS + ".weight", name) is not None)
     lessons = {name: read_lessons(model, material, name) for name in capabilities}
     trained = with_lora(model, rank) if rank else model
-    _write_course(_train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}"), folder)
+    _train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}", folder)
     save(trained, folder, *([] if rank else [processor]))
 
 
-def read_lessons(model: Any, material: Path, capability: str, kinds: Collection[str] | None = None) -> Lessons:
+def read_lessons(model: Any, material: Path, capability: str) -> Lessons:
     """The training share of a capability, with the features of the model's tower in the place of the pictures."""
-    pictures, conversations = read(material, capability, "train", kinds)
+    pictures, conversations = read(material, capability, "train")
     return Lessons(frozen_features(model, pictures), conversations)
 
 
-def _train(
-    model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str
-) -> list[tuple[int, float]]:
+def _train(model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str, folder: Path) -> None:
     loss = mixed_loss(model, Encoder(processor), lessons, stage.batch, random.Random(label))
-    return optimise(model.parameters(), stage, label, loss)
+    _write_course(optimise(model.parameters(), stage, label, loss), folder)
 
 
 def _write_course(course: Sequence[tuple[int, float]], folder: Path) -> None:

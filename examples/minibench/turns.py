@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,18 @@ def asked(folder: Path, capability: str, split: str) -> list[tuple[str, str]]:
     return [(prompt.removeprefix(PLACEHOLDER), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def read(
-    folder: Path, capability: str, split: str, kinds: Collection[str] | None = None
-) -> tuple[torch.Tensor, list[Conversation]]:
-    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
-
-    kinds: of question; others are left out, and with them conversations that are empty then. None stands for all.
-    """
-    columns = parquet.read_table(folder / capability / f"{split}.parquet", columns=[image_column(capability), "kind"])
-    stored, found = (column.to_pylist() for column in columns.columns)
+def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
+    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures."""
+    column = image_column(capability)
+    stored = parquet.read_table(folder / capability / f"{split}.parquet", columns=[column])[column].to_pylist()
     pixels: list[np.ndarray] = []
     conversations: list[Conversation] = []
-    turns = asked(folder, capability, split)
-    for at, (turn, image, kind) in enumerate(zip(turns, stored, found, strict=True)):
+    for at, (turn, image) in enumerate(zip(asked(folder, capability, split), stored, strict=True)):
         if at == 0 or image != stored[at - 1]:
             conversations.append(Conversation(len(pixels)))
             pixels.append(np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1))
-        if kinds is None or kind in kinds:
-            conversations[-1].turns.append(turn)
-    return torch.from_numpy(np.stack(pixels)), [each for each in conversations if each.turns]
+        conversations[-1].turns.append(turn)
+    return torch.from_numpy(np.stack(pixels)), conversations
 
 
 def read_regions(folder: Path, capability: str, split: str) -> list[list[Region]]:
