@@ -16,6 +16,9 @@ from tqdm import tqdm
 LINEAR_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Stage:
     """`steps` optimiser steps on `batch` examples each, at the peak learning rate `rate`."""

@@ -36,10 +36,10 @@ def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
     """What the projector gets of pictures in uint8: (n, tokens, width), in float16."""
     inner, parts = model.model, []
     for part in pictures.split(128):
-        patches = inner.vision_tower(pixel_values=pixel_values(part)).last_hidden_state[:, 1:]
+        patches = inner.vision_tower(pixel_values=pixel_values(part.to(model.device))).last_hidden_state[:, 1:]
         across = round(patches.shape[1] ** 0.5)
         square = patches.reshape(len(part), across, across, -1)
-        parts.append(inner.pixel_shuffle(square, scale_factor=model.config.downsample_ratio).flatten(1, 2).half())
+        parts.append(inner.pixel_shuffle(square, scale_factor=model.config.downsample_ratio).flatten(1, 2).half().cpu())
     return torch.cat(parts)
 
 
@@ -47,8 +47,8 @@ def answering_loss(
     model: Any, encoder: Encoder, lessons: Lessons, conversations: Sequence[Conversation], rng: random.Random
 ) -> torch.Tensor:
     """The cross entropy of the replies to some of the conversations of a capability, per token."""
-    ids, mask, labels = batch(encoder, conversations, lessons.most, rng)
-    seen = lessons.seen[[conversation.picture for conversation in conversations]]
+    ids, mask, labels = (each.to(model.device) for each in batch(encoder, conversations, lessons.most, rng))
+    seen = lessons.seen[[conversation.picture for conversation in conversations]].to(model.device)
     shown = model.model.multi_modal_projector(seen.float())
     embedded = model.get_input_embeddings()(ids)
     places = (ids == encoder.placeholder)[..., None].expand_as(embedded)

@@ -64,15 +64,17 @@ def train_tower(
     labels = sorted({region.label for _, drawn in shares for regions in drawn for region in regions})
     patch = tower.config.patch_size[0]
     targets = [patch_targets(drawn, labels, patch) for _, drawn in shares]
-    head = torch.nn.Linear(tower.config.hidden_size, 1 + len(labels) + 4)
-    weights = torch.ones(1 + len(labels))
+    head = torch.nn.Linear(tower.config.hidden_size, 1 + len(labels) + 4).to(tower.device)
+    weights = torch.ones(1 + len(labels), device=tower.device)
     weights[_NOTHING] = _WEIGHT_OF_NOTHING
 
     def loss() -> torch.Tensor:
         drawn = [torch.randint(len(pictures), (stage.batch // len(shares),)) for pictures, _ in shares]
         seen = torch.cat([pictures[at] for (pictures, _), at in zip(shares, drawn, strict=True)])
-        classes, boxes = (torch.cat([each[n][at] for each, at in zip(targets, drawn, strict=True)]) for n in (0, 1))
-        told = head(tower(pixel_values=pixel_values(seen)).last_hidden_state[:, 1:])
+        classes, boxes = (
+            torch.cat([each[n][at] for each, at in zip(targets, drawn, strict=True)]).to(tower.device) for n in (0, 1)
+        )
+        told = head(tower(pixel_values=pixel_values(seen.to(tower.device))).last_hidden_state[:, 1:])
         shown = classes != _NOTHING
         wrong = cross_entropy(told[..., :-4].flatten(0, 1), classes.flatten(), weight=weights)
         return wrong + _WEIGHT_OF_BOXES * (told[..., -4:] - boxes).abs()[shown].mean()

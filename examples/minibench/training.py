@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLVisionModel
 
-from examples.common.training import LINEAR_LAYERS, Stage, optimise, save, with_lora
+from examples.common.training import DEVICE, LINEAR_LAYERS, Stage, optimise, save, with_lora
 from examples.minibench.alignment import queries
 from examples.minibench.learn import Lessons, frozen_features, mixed_loss
 from examples.minibench.material import CAPABILITIES
@@ -27,7 +27,7 @@ QUERIES = 10  # in a conversation of the alignment
 def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
     """Train a vision tower on what is drawn where in the training pictures of all capabilities."""
     torch.manual_seed(seed)
-    tower = make_tower(plan.size)
+    tower = make_tower(plan.size).to(DEVICE)
     shares = []
     for name, parts in plan.tower_parts.items():
         shares += parts * [(read(material, name, "train")[0], read_regions(material, name, "train"))]
@@ -42,7 +42,7 @@ def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Pat
     said = [text for each in drawn.values() for conversation in each for turn in conversation.turns for text in turn]
     tokenizer = make_tokenizer([*prompts, *said])
     torch.manual_seed(seed)
-    model, processor = make_model(tokenizer, plan.size), make_processor(tokenizer, plan.size)
+    model, processor = make_model(tokenizer, plan.size).to(DEVICE), make_processor(tokenizer, plan.size)
     trained = InternVLVisionModel.from_pretrained(tower, dtype=torch.float32)
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
@@ -66,7 +66,7 @@ def make_base(material: Path, aligned: Path, plan: Plan, seed: int, folder: Path
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """A checkpoint in float32, ready to be trained, and its processor."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(DEVICE)
     model.train()
     return model, AutoProcessor.from_pretrained(folder)
 
