@@ -32,12 +32,14 @@ def make_report(products: Products, folder: Path, command: str) -> Path:
     results = [*products.results(), *(about_modalities := modalities.results())]
     if not any(each.split == "test" and each.seed is not None for each in results):
         raise SystemExit("there are no answers of experts or merges to test questions to report: make the stage test")
+    noted = ("Questions about modalities that share a medium are resampled together.",) if about_modalities else ()
     about = About(
         command,
         looks=1 + most_earlier_looks(products),
         seconds=dict(_seconds(products)),
         missing=tuple(_missing(products)),
         settings=asdict(products.plan),
+        notes=noted,
     )
     groups = media_of_questions(modalities.settings.counts["test"]) if about_modalities else None
     shutil.rmtree(folder, ignore_errors=True)
