@@ -82,6 +82,8 @@ QUICK = replace(
     bases=1,
     seeds=1,
     asked=60,
+    methods=("linear", "task_arithmetic", "ties", "tsv", "wudi", "optmerge", "swudi"),
+    grid=(0.1, 0.3, 1.0),
     modalities=QUICK_MODALITIES,
 )
 
