@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from examples.common import forked
 from examples.common.commands import ROOT
 from examples.minibench.methods import Method
+from examples.minibench.products import cpu_time
 from examples.minibench.results import Result, read_results, write_results
 from examples.minibench.scores import ask, mean_score
 
@@ -43,11 +43,11 @@ class Merge:
         return {**self.method.recipe(self.way, strength), **start, "models": models}
 
     def write(self, strength: float | None, file: Path, target: Path) -> float:
-        """Write the recipe and merge by `mergekit-yaml`. Returns the seconds that this took, without imports."""
+        """Write the recipe and merge by `mergekit-yaml`. Returns the CPU seconds that this took, without imports."""
         self.save(strength, file)
-        started = time.monotonic()
+        used = cpu_time()
         forked.run(["mergekit-yaml", str(file), str(target), "--quiet", "--random-seed", str(self.seed)])
-        return time.monotonic() - started
+        return cpu_time() - used
 
     def sweep(self, grid: Sequence[float], file: Path, target: Path) -> Iterator[tuple[float, Path]]:
         """Write the recipe, merge at each strength of the grid by `mergekit-mm sweep`, and yield strengths and models.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from examples.common import commands, forked
 from examples.minibench.methods import Method
 from examples.minibench.modalities import WAY
+from examples.minibench.products import cpu_time
 from examples.minibench.results import Result
 from examples.omni.facts import MODALITIES
 from examples.omni.run import recipe_of
@@ -40,12 +40,12 @@ def _recipe(method: Method, strength: float | None, models: Path) -> dict[str, A
 
 
 def _merge(recipe: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
-    """Merge in a folder. Returns the model and the seconds that this took, without imports."""
+    """Merge in a folder. Returns the model and the CPU seconds that this took, without imports."""
     file, model = folder / "recipe.yaml", folder / "merge"
     file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
-    started = time.monotonic()
+    used = cpu_time()
     forked.run(["mergekit-yaml", str(file), str(model), "--quiet"])
-    return model, time.monotonic() - started
+    return model, cpu_time() - used
 
 
 def _sweep(recipe: Mapping[str, Any], grid: Sequence[float], folder: Path) -> Iterator[tuple[float, Path]]:

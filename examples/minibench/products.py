@@ -53,10 +53,10 @@ class Product:
             return folder
         unfinished = folder.with_name(folder.name + _UNFINISHED)
         print(f"{self.name}: {self._reason(out, unfinished)}", flush=True)
-        started, used = time.monotonic(), _cpu_seconds()
+        started, used = time.monotonic(), cpu_time()
         unfinished.mkdir(parents=True, exist_ok=True)
         self.make(unfinished)
-        wall, cpu = time.monotonic() - started, _cpu_seconds() - used
+        wall, cpu = time.monotonic() - started, cpu_time() - used
         took = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
         (unfinished / _RECORD).write_text(json.dumps({**self.record, _MADE: took}, indent=2) + "\n")
         unfinished.rename(folder)
@@ -84,8 +84,8 @@ class Product:
         return f"made anew, as {changed}. The one with the old settings stays in {records[-1].parent}"
 
 
-def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+def cpu_time() -> float:
+    """Seconds of CPU of this process and of its children that have ended: other work on the machine adds little."""
     return sum(os.times()[:4])
 
 

@@ -119,7 +119,7 @@ def _of_way(folder: Path, board: Board, validation: Board | None, relations: Seq
         lines += ["### Ablation of OptMerge", table]
     if validation and validation.of("merge", setting="grid"):
         name = save(figures.strength(validation, board), folder, f"strength_{board.way}")
-        lines += ["### Strength", f"![strength]({name})"]
+        lines += ["### Strength", f"![strength]({name})", "On validation questions, by which strengths are chosen."]
     own = [each for each in relations if each.way == board.way]
     if own:
         name = save(task_vectors(board, own), folder, f"task_vectors_{board.way}")
