@@ -49,10 +49,12 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 
 # By hand, before a release: the quick variant of examples/minibench anew, compared with its committed results.
 EVIDENCE := out/evidence-check
+COMMITTED := examples/minibench/results/quick
 evidence-check: $(VENV)/.test
+	@test -f $(COMMITTED)/results.json || { echo "$(COMMITTED) has no results.json: nothing to compare with" >&2; exit 1; }
 	rm -rf $(EVIDENCE)
 	$(BIN)/python -m examples.minibench --quick --out $(EVIDENCE)
-	$(BIN)/python -m examples.minibench.evidence.check $(EVIDENCE)/report.* examples/minibench/results/quick
+	$(BIN)/python -m examples.minibench.evidence.check $(EVIDENCE)/report-quick $(COMMITTED)
 
 clean:
 	rm -rf $(VENV)

@@ -1,10 +1,12 @@
-"""Make the benchmark stage by stage: material, bases, experts, merges, and the scores of all of them.
+"""Make the benchmark stage by stage: material, bases, experts, merges, the scores of all of them, and a report.
 
-    python -m examples.minibench --quick                   # a small model, few steps
-    python -m examples.minibench --stages material base    # the first two stages
+    python -m examples.minibench --quick                         # a small model, few steps
+    python -m examples.minibench --stages material tower base    # the first three stages
+    python -m examples.minibench --stages report                  # from what has been made so far
 
 Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
-same command goes on after an interruption. Test questions are asked in the stage `test` only.
+same command goes on after an interruption. Test questions are asked in the stages `test` and `modalities` only. The
+report goes to `report` in there, or to `report-quick`, and is always made anew.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ def main() -> None:
         told = f"The material is in packages, of which {', '.join(lacking)} cannot be found."
         raise SystemExit(f"{told} Install them by: pip install --editable '.[minibench]'")
     from examples.minibench.plan import FULL, QUICK, STAGES, Products
+    from examples.minibench.reporting import REPORT, make_report
     from examples.minibench.schedule import build_all
     from examples.minibench.scores import table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, trained for a few minutes")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=(*STAGES, REPORT), default=(*STAGES, REPORT))
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "minibench")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="products made at a time; default: the cores")
     arguments = parser.parse_args()
@@ -53,6 +56,10 @@ def main() -> None:
         if stage in stages:
             shown = [each for each in results if each.split == split and each.setting != "grid"]
             print(f"\nscores on {split} questions, in percent\n{table(shown)}")
+    if REPORT in arguments.stages:
+        quick = arguments.quick
+        folder = out / (f"{REPORT}-quick" if quick else REPORT)
+        print(make_report(products, folder, "python -m examples.minibench" + " --quick" * quick))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.common.commands import GRID
 from examples.minibench.methods import Method
 from examples.minibench.products import Product
 from examples.minibench.results import Result, write_results
 
 # To be raised when the code of a stage makes something else from the same settings.
-VERSIONS = {"validation": "2", "choice": "1", "test": "1"}
+VERSIONS = {"validation": "2", "choice": "1", "test": "2"}
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,14 @@ class ExpertSet:
 
 @dataclass(frozen=True)
 class Asking:
-    """Products that ask questions about `material`. counts: by split, how many of each capability."""
+    """Products that ask questions about `material`.
+
+    counts: by split, how many of each capability. grid: the strengths that are tried for a method.
+    """
 
     material: Product
     counts: Mapping[str, int]
+    grid: Sequence[float]
     out: Path
 
     def blind(self, split: str) -> Product:
@@ -65,9 +68,9 @@ class Asking:
         def make(folder: Path) -> None:
             from examples.minibench.merging import try_strengths
 
-            try_strengths(self._merge(experts, method), self._files(), self.counts["validation"], folder)
+            try_strengths(self._merge(experts, method), self.grid, self._files(), self.counts["validation"], folder)
 
-        settings = {"recipe": method.recipe(experts.way, 1.0), "grid": GRID}
+        settings = {"recipe": method.recipe(experts.way, 1.0), "grid": self.grid}
         return self._of_merges("choice", "validation", experts, method, settings, make)
 
     def test(self, experts: ExpertSet, method: Method) -> Product:

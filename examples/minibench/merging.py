@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import yaml
 
 from examples.common import forked
-from examples.common.commands import GRID, ROOT
+from examples.common.commands import ROOT
 from examples.minibench.methods import Method
+from examples.minibench.products import cpu_time
 from examples.minibench.results import Result, read_results, write_results
 from examples.minibench.scores import ask, mean_score
 
@@ -43,22 +43,22 @@ class Merge:
         return {**self.method.recipe(self.way, strength), **start, "models": models}
 
     def write(self, strength: float | None, file: Path, target: Path) -> float:
-        """Write the recipe and merge by `mergekit-yaml`. Returns the seconds that this took, without imports."""
+        """Write the recipe and merge by `mergekit-yaml`. Returns the CPU seconds that this took, without imports."""
         self.save(strength, file)
-        started = time.monotonic()
+        used = cpu_time()
         forked.run(["mergekit-yaml", str(file), str(target), "--quiet", "--random-seed", str(self.seed)])
-        return time.monotonic() - started
+        return cpu_time() - used
 
-    def sweep(self, file: Path, target: Path) -> Iterator[tuple[float, Path]]:
+    def sweep(self, grid: Sequence[float], file: Path, target: Path) -> Iterator[tuple[float, Path]]:
         """Write the recipe, merge at each strength of the grid by `mergekit-mm sweep`, and yield strengths and models.
 
         The merges of this package's methods are those of `mergekit-yaml`, byte for byte; those of mergekit's methods
         differ from them by one rounding in float32.
         """
         self.save(1.0, file)
-        options = ["--quiet", "--scaling", ",".join(map(str, GRID)), "--random-seed", str(self.seed)]
+        options = ["--quiet", "--scaling", ",".join(map(str, grid)), "--random-seed", str(self.seed)]
         forked.run(["mergekit-mm", "sweep", str(file), str(target), *options])
-        for strength in GRID:
+        for strength in grid:
             yield strength, target / f"scaling_{strength:g}"
 
     def result(self, **found: Any) -> Result:
@@ -70,7 +70,7 @@ class Merge:
         file.write_text(yaml.safe_dump(self.recipe(strength), sort_keys=False))
 
 
-def try_strengths(merge: Merge, material: Path, count: int, folder: Path) -> None:
+def try_strengths(merge: Merge, grid: Sequence[float], material: Path, count: int, folder: Path) -> None:
     """Ask merges at each strength of the grid validation questions, and write their results."""
     merged = _empty(folder)
     results = [
@@ -80,7 +80,7 @@ def try_strengths(merge: Merge, material: Path, count: int, folder: Path) -> Non
             setting="grid",
             strength=strength,
         )
-        for strength, model in merge.sweep(folder / "recipe.yaml", merged)
+        for strength, model in merge.sweep(grid, folder / "recipe.yaml", merged)
     ]
     shutil.rmtree(merged)
     write_results(results, folder)
@@ -97,8 +97,9 @@ def examine(merge: Merge, choice: Path | None, material: Path, count: int, folde
     choice: the folder with the results of `try_strengths`; None for a method without a strength.
     """
     published = merge.method.settings[merge.way].strength
-    chosen = best_strength(read_results(choice)) if choice else published
-    tried = len(GRID) if choice else 1
+    tries = read_results(choice) if choice else []
+    chosen = best_strength(tries) if tries else published
+    tried = len(tries) or 1
     measured: dict[float | None, dict[str, Any]] = {}
     results = []
     for setting, strength in (("published", published), ("chosen", chosen)):

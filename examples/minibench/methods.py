@@ -1,9 +1,10 @@
 """The merge methods of the benchmark, as data: one entry for each.
 
 The published settings are those of the released code of OptMerge (arXiv 2505.19892), which ran every method on five
-experts: a strength of 0.3 for all but the weight average and OptMerge, which has 0.1 on full fine-tunes and 1.0 on LoRA
-experts. SWUDI and ASWUDI have those of their own code. Where a method is not the paper's (Iso-CTS), the strength is
-that of its nearest relative there.
+experts, and on donors of three modalities: a strength of 0.3 for all but the weight average and OptMerge, which has 0.1
+on full fine-tunes and 1.0 on LoRA experts and donors. SWUDI and ASWUDI have those of their own code. Where a method is
+not the paper's (Iso-CTS), the strength is that of its nearest relative there. DAMC gives the text part the average of
+the donors, as the weight average (NaiveMC) does.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def _both(strength: float | None, **parameters: Any) -> dict[str, Setting]:
     return {way: Setting(strength, parameters) for way in ("full", "lora")}
 
 
+def _all(strength: float | None, **parameters: Any) -> dict[str, Setting]:
+    return {**_both(strength, **parameters), "modality": Setting(strength, parameters)}
+
+
 # DARE divides what it keeps by the density. mergekit's `rescale` would restore the L1 norm instead, so it is off.
 _DENSITY = 0.8
 _DARE = {"weight": 1.0, "density": _DENSITY, "rescale": False}
@@ -62,18 +67,24 @@ _ADAM = {"optimizer": "adam", "learning_rate": 1e-5}
 _SGD = {"optimizer": "sgd", "learning_rate": 1e-4}
 
 METHODS = (
-    Method("linear", "linear", _both(None, weight=1.0)),
-    Method("task_arithmetic", "task_arithmetic", _both(0.3, weight=1.0, normalize=False)),
-    Method("ties", "ties", _both(0.3, weight=1.0, density=0.2, normalize=True)),
-    Method("dare_linear", "dare_linear", _both(0.3, **_DARE, normalize=False), unit=1 / _DENSITY),
+    Method("linear", "linear", _all(None, weight=1.0)),
+    Method("task_arithmetic", "task_arithmetic", _all(0.3, weight=1.0, normalize=False)),
+    Method("ties", "ties", _all(0.3, weight=1.0, density=0.2, normalize=True)),
+    Method("dare_linear", "dare_linear", _all(0.3, **_DARE, normalize=False), unit=1 / _DENSITY),
     # mergekit's: signs are elected, but the deltas are not trimmed to their largest entries as the paper does.
-    Method("dare_ties", "dare_ties", _both(0.3, **_DARE, normalize=True), unit=1 / _DENSITY),
-    Method("tsv", "tsv", _both(0.3)),
-    Method("iso_c", "iso_c", _both(0.3)),
-    Method("iso_cts", "iso_cts", _both(0.3)),
-    Method("wudi", "wudi", _both(0.3)),
+    Method("dare_ties", "dare_ties", _all(0.3, **_DARE, normalize=True), unit=1 / _DENSITY),
+    Method("tsv", "tsv", _all(0.3)),
+    Method("iso_c", "iso_c", _all(0.3)),
+    Method("iso_cts", "iso_cts", _all(0.3)),
+    Method("wudi", "wudi", _all(0.3)),
     Method(
-        "optmerge", "optmerge", {"full": Setting(0.1, {"preset": "full"}), "lora": Setting(1.0, {"preset": "lora"})}
+        "optmerge",
+        "optmerge",
+        {
+            "full": Setting(0.1, {"preset": "full"}),
+            "lora": Setting(1.0, {"preset": "lora"}),
+            "modality": Setting(1.0, {"preset": "modality"}),
+        },
     ),
     Method(
         "swudi",
@@ -82,9 +93,11 @@ METHODS = (
             "full": Setting(0.1, {"exp_time": 300, "rank_ratio": 0.65}),
             # Published as 1 % of 3584 columns: 36 of the 40 directions that five adapters of rank 8 have.
             "lora": Setting(0.2, {"exp_time": 1300, "rank_ratio": 0.9, "rank_of": "numerical"}),
+            "modality": Setting(0.2),
         },
     ),
-    Method("aswudi", "aswudi", {"full": Setting(0.1), "lora": Setting(0.2)}),
+    Method("aswudi", "aswudi", {"full": Setting(0.1), "lora": Setting(0.2), "modality": Setting(0.2)}),
+    Method("damc", "task_arithmetic", {"modality": Setting(1 / 3, {"weight": 1.0, "composition": "damc"})}),
     # The paper's table 4, from WUDI on, each row with the change of the one before. After `wudi_sgd_mean` comes the
     # cut to low rank: for LoRA experts that is OptMerge's own preset. The strengths are WUDI's for a start at the sum,
     # and OptMerge's for one at the mean.

@@ -16,37 +16,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from examples.common.commands import GRID
 from examples.common.training import Stage
+from examples.minibench.methods import BY_NAME, methods
 from examples.minibench.products import Product
+from examples.minibench.results import Result, read_results
 from examples.omni.model import Size
 from examples.omni.plan import FULL as TRAINING
 from examples.omni.plan import Plan as Training
 
 # To be raised when the code makes something else from the same settings.
-VERSIONS = {"questions": "1", "models": "1", "choice": "1", "test": "1"}
+VERSIONS = {"questions": "1", "models": "1", "choice": "1", "test": "2"}
 SPLITS = {"validation": "validation", "test": "unasked"}  # the example's name of each split
-_DARE = {"weight": 1.0, "density": 0.8, "rescale": False, "lambda": 0.3 / 0.8}
-# The published setting of each method. The OptMerge paper's scripts have a strength of 0.3 for the sum of the experts'
-# deltas, and divide it by the density in DARE; its file for modalities has 1.0 for OptMerge. SWUDI and ASWUDI have 0.2
-# in theirs. The text part of DAMC is the average of the donors, as in NaiveMC, which is `linear`.
-METHODS: dict[str, dict[str, Any]] = {
-    "linear": {"merge_method": "linear", "weight": 1.0},
-    "task_arithmetic": {"merge_method": "task_arithmetic", "weight": 1.0, "lambda": 0.3},
-    "damc": {"merge_method": "task_arithmetic", "composition": "damc", "weight": 1.0, "lambda": 1 / 3},
-    "ties": {"merge_method": "ties", "weight": 1.0, "density": 0.2, "lambda": 0.3},
-    "dare_linear": {"merge_method": "dare_linear", **_DARE},
-    "dare_ties": {"merge_method": "dare_ties", **_DARE},
-    "tsv": {"merge_method": "tsv", "scaling": 0.3},
-    "iso_c": {"merge_method": "iso_c", "scaling": 0.3},
-    "wudi": {"merge_method": "wudi", "scaling": 0.3},
-    "optmerge": {"merge_method": "optmerge", "preset": "modality", "scaling": 1.0},
-    "swudi": {"merge_method": "swudi", "scaling": 0.2},
-    "aswudi": {"merge_method": "aswudi", "scaling": 0.2},
-}
-WITHOUT_STRENGTH = ("linear",)
+WAY = "modality"
 
 
 @dataclass(frozen=True)
@@ -55,14 +38,16 @@ class Modalities:
 
     training: Training
     seeds: int
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # names of entries of `METHODS`
+    grid: tuple[float, ...]  # the strengths that are tried for each method
     counts: Mapping[str, int]  # questions of each of the six sorts, by split
 
 
 FULL = Modalities(
     training=replace(TRAINING, lora=None),
     seeds=3,
-    methods=tuple(METHODS),
+    methods=tuple(method.name for method in methods(WAY)),
+    grid=GRID,
     counts={"validation": 100, "test": 600},
 )
 QUICK = Modalities(
@@ -76,6 +61,7 @@ QUICK = Modalities(
     ),
     seeds=1,
     methods=("linear", "task_arithmetic", "optmerge"),
+    grid=(0.3, 1.0),
     counts={"validation": 30, "test": 60},
 )
 
@@ -88,14 +74,20 @@ class ModalityProducts:
 
     def all(self) -> list[Product]:
         """Every product, after those that it needs."""
-        seeds, methods = range(self.settings.seeds), self.settings.methods
+        seeds, names = range(self.settings.seeds), self.settings.methods
         return [
             *(self.questions(split) for split in SPLITS),
             *(self.models(seed) for seed in seeds),
-            *(self.choice(method, seed) for seed in seeds for method in methods if method not in WITHOUT_STRENGTH),
+            *(self.choice(name, seed) for seed in seeds for name in names if _strength(name) is not None),
             *(self.unmerged(seed) for seed in seeds),
-            *(self.test(method, seed) for seed in seeds for method in methods),
+            *(self.test(name, seed) for seed in seeds for name in names),
         ]
+
+    def results(self) -> list[Result]:
+        """All that has been measured so far, on both splits."""
+        asking = (product for product in self.all() if product.name.startswith(("modality-choice-", "modality-test-")))
+        folders = (product.folder(self.out) for product in asking)
+        return [result for folder in folders if folder.exists() for result in read_results(folder)]
 
     def questions(self, split: str) -> Product:
         """The questions of a split with their media, where the example's tasks read them."""
@@ -126,30 +118,32 @@ class ModalityProducts:
         questions, models = self.questions("validation"), self.models(seed)
 
         def make(folder: Path) -> None:
-            from examples.minibench.modality_results import grid
+            from examples.minibench.modality_results import try_strengths
             from examples.minibench.results import write_results
 
             parts = (models.folder(self.out), questions.folder(self.out))
-            write_results(grid(method, METHODS[method], *parts, seed), folder)
+            write_results(try_strengths(BY_NAME[method], self.settings.grid, *parts, seed), folder)
 
-        settings = {"recipe": METHODS[method], "grid": GRID}
+        settings = {"recipe": BY_NAME[method].recipe(WAY, 1.0), "grid": self.settings.grid}
         return Product(f"modality-choice-{method}-{seed}", VERSIONS["choice"], settings, make, (models, questions))
 
     def test(self, method: str, seed: int) -> Product:
         """The results of a method on test questions: as published, and with the strength that `choice` has shown."""
         questions, models = self.questions("test"), self.models(seed)
-        choice = None if method in WITHOUT_STRENGTH else self.choice(method, seed)
+        published = _strength(method)
+        choice = None if published is None else self.choice(method, seed)
 
         def make(folder: Path) -> None:
             from examples.minibench.modality_results import merged
-            from examples.minibench.results import read_results, write_results
+            from examples.minibench.results import write_results
 
             tried = read_results(choice.folder(self.out)) if choice else []
             parts = (models.folder(self.out), questions.folder(self.out))
-            write_results(merged(method, METHODS[method], tried, *parts, seed), folder)
+            write_results(merged(BY_NAME[method], tried, *parts, seed), folder)
 
         needs = (models, questions, *([choice] if choice else []))
-        return Product(f"modality-test-{method}-{seed}", VERSIONS["test"], {"recipe": METHODS[method]}, make, needs)
+        settings = {"recipe": BY_NAME[method].recipe(WAY, published)}
+        return Product(f"modality-test-{method}-{seed}", VERSIONS["test"], settings, make, needs)
 
     def unmerged(self, seed: int) -> Product:
         """The results on test questions of the donors, and of their towers on the text LLM."""
@@ -162,3 +156,8 @@ class ModalityProducts:
             write_results(donors_and_unmerged(models.folder(self.out), questions.folder(self.out), seed), folder)
 
         return Product(f"modality-test-unmerged-{seed}", VERSIONS["test"], {}, make, (models, questions))
+
+
+def _strength(method: str) -> float | None:
+    """The published one."""
+    return BY_NAME[method].settings[WAY].strength

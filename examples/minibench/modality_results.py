@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.common import commands
+import yaml
+
+from examples.common import commands, forked
+from examples.minibench.methods import Method
+from examples.minibench.modalities import WAY
+from examples.minibench.products import cpu_time
 from examples.minibench.results import Result
 from examples.omni.facts import MODALITIES
-from examples.omni.run import merge, recipe_of
+from examples.omni.run import recipe_of
 from examples.omni.scores import GROUP, TASK_FOLDER, TASKS, asked
 
-WAY = "modality"
 Scores = dict[str, list[float]]
 
 
@@ -22,7 +25,7 @@ def ask(model: Path, questions: Path) -> Scores:
     """The scores of a model on written questions: 0 or 1 for each, in their order, by the sort of question."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = {"pretrained": str(model), "dtype": "float32"}
-        given = {"metadata": asked(model), "data": questions}
+        given: dict[str, Any] = {"metadata": asked(model), "data": questions, "start": forked.run}
         _, samples = commands.lm_eval(arguments, GROUP, TASK_FOLDER, Path(scratch) / "lm_eval", **given)
     return {
         column: [float(each["score"]) for each in sorted(samples[task], key=lambda each: int(each["doc_id"]))]
@@ -30,17 +33,36 @@ def ask(model: Path, questions: Path) -> Scores:
     }
 
 
-def strength_of(recipe: Mapping[str, Any]) -> float | None:
-    """The strength in a recipe; None for a method that has none."""
-    return recipe.get(commands.strength_parameter(recipe["merge_method"]))
+def _recipe(method: Method, strength: float | None, models: Path) -> dict[str, Any]:
+    """The recipe of the example with a method at a strength."""
+    given = method.recipe(WAY, strength)
+    return recipe_of({"merge_method": given["merge_method"], **given["parameters"]}, models)
 
 
-def grid(method: str, recipe: Mapping[str, Any], models: Path, questions: Path, seed: int) -> list[Result]:
+def _merge(recipe: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
+    """Merge in a folder. Returns the model and the CPU seconds that this took, without imports."""
+    file, model = folder / "recipe.yaml", folder / "merge"
+    file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
+    used = cpu_time()
+    forked.run(["mergekit-yaml", str(file), str(model), "--quiet"])
+    return model, cpu_time() - used
+
+
+def _sweep(recipe: Mapping[str, Any], grid: Sequence[float], folder: Path) -> Iterator[tuple[float, Path]]:
+    """The merges of a recipe with a strength of 1 at each strength of the grid."""
+    file, models = folder / "recipe.yaml", folder / "sweep"
+    file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
+    forked.run(["mergekit-mm", "sweep", str(file), str(models), "--quiet", "--scaling", ",".join(map(str, grid))])
+    for strength in grid:
+        yield strength, models / f"scaling_{strength:g}"
+
+
+def try_strengths(method: Method, grid: Sequence[float], models: Path, questions: Path, seed: int) -> list[Result]:
     """A method at each strength of the grid, asked validation questions."""
     with tempfile.TemporaryDirectory() as scratch:
         return [
             _merge_result(method, "validation", ask(path, questions), seed, setting="grid", strength=strength)
-            for strength, path in commands.sweep(recipe_of(recipe, models), Path(scratch))
+            for strength, path in _sweep(_recipe(method, 1.0, models), grid, Path(scratch))
         ]
 
 
@@ -50,37 +72,34 @@ def best(tried: Sequence[Result]) -> float | None:
     return max(sorted(right), key=lambda strength: right[strength]) if right else None
 
 
-def merged(
-    method: str, recipe: Mapping[str, Any], tried: Sequence[Result], models: Path, questions: Path, seed: int
-) -> list[Result]:
+def merged(method: Method, tried: Sequence[Result], models: Path, questions: Path, seed: int) -> list[Result]:
     """A method asked test questions as published, and with the best of the strengths that were tried, if any were.
 
     One merge serves for both where the strengths are equal.
     """
-    published, chosen = strength_of(recipe), best(tried)
-    found = [_asked_merge(method, recipe, models, questions, seed, {"setting": "published", "strength": published})]
+    published, chosen = method.settings[WAY].strength, best(tried)
+    found = [_asked_merge(method, published, models, questions, seed, {"setting": "published"})]
     if chosen is None:
         return found
-    facts = {"setting": "chosen", "strength": chosen, "facts": {"tried": len(tried)}}
+    facts = {"setting": "chosen", "facts": {"tried": len(tried)}}
     if chosen == published:
         (same,) = found
-        return [same, _merge_result(method, "test", same.scores, seed, seconds=same.seconds, **facts)]
-    changed = {**recipe, commands.strength_parameter(recipe["merge_method"]): chosen}
-    return [*found, _asked_merge(method, changed, models, questions, seed, facts)]
+        return [same, _merge_result(method, "test", same.scores, seed, chosen, seconds=same.seconds, **facts)]
+    return [*found, _asked_merge(method, chosen, models, questions, seed, facts)]
 
 
 def _asked_merge(
-    method: str, recipe: Mapping[str, Any], models: Path, questions: Path, seed: int, facts: Mapping[str, Any]
+    method: Method, strength: float | None, models: Path, questions: Path, seed: int, facts: Mapping[str, Any]
 ) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
-        started = time.monotonic()
-        path = merge(recipe_of(recipe, models), Path(scratch) / "merge")
-        seconds = time.monotonic() - started
-        return _merge_result(method, "test", ask(path, questions), seed, seconds=seconds, **facts)
+        path, seconds = _merge(_recipe(method, strength, models), Path(scratch))
+        return _merge_result(method, "test", ask(path, questions), seed, strength, seconds=seconds, **facts)
 
 
-def _merge_result(method: str, split: str, scores: Mapping[str, list[float]], seed: int, **more: Any) -> Result:
-    return Result("merge", method, split, scores, way=WAY, seed=seed, **more)
+def _merge_result(
+    method: Method, split: str, scores: Mapping[str, list[float]], seed: int, strength: float | None, **more: Any
+) -> Result:
+    return Result("merge", method.name, split, scores, way=WAY, seed=seed, strength=strength, **more)
 
 
 def donors_and_unmerged(models: Path, questions: Path, seed: int) -> list[Result]:
@@ -91,5 +110,5 @@ def donors_and_unmerged(models: Path, questions: Path, seed: int) -> list[Result
     ]
     nothing = {"merge_method": "task_arithmetic", "weight": 1.0, "lambda": 0.0}
     with tempfile.TemporaryDirectory() as scratch:
-        path = merge(recipe_of(nothing, models), Path(scratch) / "unmerged")
+        path, _ = _merge(recipe_of(nothing, models), Path(scratch))
         return [*found, Result("unmerged", "unmerged", "test", ask(path, questions), way=WAY, seed=seed)]

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from examples.common.commands import GRID
 from examples.common.training import Stage
 from examples.minibench import material, packages
 from examples.minibench.asking import Asking, ExpertSet
 from examples.minibench.material import CAPABILITIES
-from examples.minibench.methods import Method, methods
+from examples.minibench.methods import METHODS, Method, methods
 from examples.minibench.modalities import FULL as FULL_MODALITIES
 from examples.minibench.modalities import QUICK as QUICK_MODALITIES
 from examples.minibench.modalities import Modalities, ModalityProducts
@@ -42,6 +43,8 @@ class Plan:
     bases: int
     seeds: int  # of experts on the first base; any other base has experts of one seed
     asked: int  # validation questions of each capability
+    methods: tuple[str, ...]  # names of entries of `METHODS`
+    grid: tuple[float, ...]  # the strengths that are tried for each method
     modalities: Modalities
 
 
@@ -58,6 +61,8 @@ FULL = Plan(
     bases=2,
     seeds=3,
     asked=100,
+    methods=tuple(method.name for method in METHODS),
+    grid=GRID,
     modalities=FULL_MODALITIES,
 )
 QUICK = replace(
@@ -71,6 +76,8 @@ QUICK = replace(
     bases=1,
     seeds=1,
     asked=60,
+    methods=("linear", "task_arithmetic", "ties", "tsv", "wudi", "optmerge", "swudi"),
+    grid=(0.1, 0.3, 1.0),
     modalities=QUICK_MODALITIES,
 )
 
@@ -188,12 +195,14 @@ class Products:
 
     def merges(self) -> list[tuple[ExpertSet, Method]]:
         """All sets of experts with each method for their way of training."""
-        return [(each, method) for each in self.sets() for method in methods(each.way)]
+        return [
+            (each, method) for each in self.sets() for method in methods(each.way) if method.name in self.plan.methods
+        ]
 
     def asking(self) -> Asking:
         """What makes the products that ask questions."""
         counts = {"validation": self.plan.asked, "test": self.plan.counts["test"]}
-        return Asking(self.material(), counts, self.out)
+        return Asking(self.material(), counts, self.plan.grid, self.out)
 
     def asked(self, split: str) -> list[Product]:
         """The scores of all models but merges, and without looking at the pictures."""
@@ -222,8 +231,10 @@ class Products:
 
     def earlier_looks(self) -> list[Path]:
         """The folders of answers to test questions by models of other settings: looks before this one."""
-        own = {product.folder(self.out) for product in self.stage("test")}
-        finished = (file.parent for file in self.out.glob("test-*/results.json"))
+        own = {product.folder(self.out) for stage in ("test", "modalities") for product in self.stage(stage)}
+        finished = (
+            file.parent for name in ("test", "modality-test") for file in self.out.glob(f"{name}-*/results.json")
+        )
         return sorted(folder for folder in finished if folder not in own and is_finished(folder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _RECORD = "product.json"  # in each folder: what the product was made from
+_MADE = "made"  # in the record: what it took; the key does not depend on it
 _UNFINISHED = ".unfinished"
 
 
@@ -51,13 +53,24 @@ class Product:
             return folder
         unfinished = folder.with_name(folder.name + _UNFINISHED)
         print(f"{self.name}: {self._reason(out, unfinished)}", flush=True)
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu_time()
         unfinished.mkdir(parents=True, exist_ok=True)
         self.make(unfinished)
-        (unfinished / _RECORD).write_text(json.dumps(self.record, indent=2) + "\n")
+        wall, cpu = time.monotonic() - started, cpu_time() - used
+        took = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+        (unfinished / _RECORD).write_text(json.dumps({**self.record, _MADE: took}, indent=2) + "\n")
         unfinished.rename(folder)
-        print(f"{self.name}: made in {time.monotonic() - started:.0f} s, {folder}", flush=True)
+        print(f"{self.name}: made in {wall:.0f} s, {folder}", flush=True)
         return folder
+
+    def cpu_seconds(self, out: Path) -> float | None:
+        """What the finished product took, with its child processes; of one that was interrupted, the last attempt.
+
+        None: it does not exist, or is from before this was recorded.
+        """
+        record = self.folder(out) / _RECORD
+        made = json.loads(record.read_text()).get(_MADE) if record.exists() else None
+        return made["cpu_seconds"] if made else None
 
     def _reason(self, out: Path, unfinished: Path) -> str:
         if unfinished.exists():
@@ -65,8 +78,15 @@ class Product:
         records = sorted(out.glob(f"{self.name}.*/{_RECORD}"), key=lambda path: path.stat().st_mtime)
         if not records:
             return "new"
-        changed = "; ".join(_differences(json.loads(records[-1].read_text()), self.record))
+        old = json.loads(records[-1].read_text())
+        old.pop(_MADE, None)
+        changed = "; ".join(_differences(old, self.record))
         return f"made anew, as {changed}. The one with the old settings stays in {records[-1].parent}"
+
+
+def cpu_time() -> float:
+    """Seconds of CPU of this process and of its children that have ended: other work on the machine adds little."""
+    return sum(os.times()[:4])
 
 
 def is_finished(folder: Path) -> bool:

@@ -21,8 +21,8 @@ class Result:
     there is none. seed: of the experts; None where there is none. setting: of a merge, `published` (as its authors
     give it), `chosen` (the strength that is best on validation questions) or `grid` (one of those that were tried);
     empty for other kinds. scores: for each column (a capability, or a sort of question about modalities) a number from
-    0 to 1 for each question, in the order of the questions, which is the same for all models. seconds: of the command
-    that merged, where one did, reading and writing included, but not its imports.
+    0 to 1 for each question, in the order of the questions, which is the same for all models. seconds: of CPU, of the
+    command that merged, where one did, reading and writing included, but not its imports.
     """
 
     kind: str

@@ -17,7 +17,7 @@ from examples.minibench.material import CAPABILITIES, write
 from examples.minibench.merging import Merge, best_strength, examine, try_strengths
 from examples.minibench.methods import ALONE, BY_NAME, CUMULATIVE, METHODS
 from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
-from examples.minibench.plan import FULL, Products
+from examples.minibench.plan import FULL, WAYS, Products
 from examples.minibench.results import Result, read_results
 from examples.minibench.scores import GROUP, TASK_FOLDER, ask
 
@@ -88,7 +88,7 @@ def test_a_sweep_is_the_merge_at_each_strength(models: Path, tmp_path: Path, met
     from safetensors.torch import load_file
 
     made = merge(models, method, way)
-    swept = dict(made.sweep(tmp_path / "recipe.yaml", tmp_path / "swept"))
+    swept = dict(made.sweep(GRID, tmp_path / "recipe.yaml", tmp_path / "swept"))
     made.write(0.3, tmp_path / "one.yaml", tmp_path / "one")
     assert tuple(swept) == GRID
     one, same = (load_file(each / "model.safetensors") for each in (tmp_path / "one", swept[0.3]))
@@ -103,7 +103,7 @@ def test_the_strength_is_chosen_on_validation_and_tested_once(models: Path, tmp_
     choice, tested = tmp_path / "choice", tmp_path / "test"
     choice.mkdir()
     tested.mkdir()
-    try_strengths(made, material, ASKED, choice)
+    try_strengths(made, GRID, material, ASKED, choice)
     tried = read_results(choice)
     assert [(each.split, each.setting, each.strength) for each in tried] == [
         ("validation", "grid", strength) for strength in GRID
@@ -148,7 +148,7 @@ def test_dropped_questions_are_told(models: Path) -> None:
 def test_each_method_has_its_products_once(tmp_path: Path) -> None:
     products = Products(FULL, tmp_path)
     sets, mixtures = len(products.sets()), len(products.sets())
-    merges = [name for method in METHODS for name in method.settings]
+    merges = [way for method in METHODS for way in method.settings if way in WAYS]
     tests = products.stage("test")
     assert len({each.name for each in tests}) == len(tests)
     assert len(tests) == 1 + FULL.bases + 5 * sets + mixtures + sets // 2 * len(merges)

@@ -19,6 +19,7 @@ from examples.minibench.evidence.arrange import arranged, ways_of
 from examples.minibench.evidence.board import Board
 from examples.minibench.evidence.check import AGREES, DIFFERS, MISSING, NEW, compared
 from examples.minibench.evidence.claims import Claim, best_on_validation, claims
+from examples.minibench.evidence.lines import lines
 from examples.minibench.evidence.preconditions import preconditions
 from examples.minibench.evidence.report import About, write_report
 from examples.minibench.evidence.sentences import sentences, warning
@@ -182,6 +183,12 @@ def test_all_of_it_is_written(tmp_path: Path) -> None:
     value, low, high = optmerge["mean"]
     assert low < value < high
     assert np.mean([each[0] for each in optmerge["columns"].values()]) == pytest.approx(value, abs=1e-4)
+    told = {line.split("`")[1]: line for line in lines(record)}
+    assert set(told) == set(ROWS.methods)
+    assert (
+        f"; LoRA experts: {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f}) at its best strength, 0.7, rank "
+        in (told["optmerge"])
+    )
     scores = np.load(tmp_path / "scores.npz")
     assert scores["lora/ocr"].shape == (len(boards(results)[0].models), 4, FEW)
     assert (tmp_path / "scores.npz").stat().st_size < 300_000
@@ -195,6 +202,17 @@ def test_one_run_and_few_results_are_enough_for_a_report(tmp_path: Path) -> None
     assert "mixture" not in text.split("## How this was made")[0].split("## Full fine-tunes")[1]
     with pytest.raises(ValueError, match="no results on test questions"):
         write_report([each for each in results if each.split == "validation"], tmp_path, ABOUT)
+
+
+def test_the_documents_have_the_lines_of_the_committed_results() -> None:
+    file = ROOT / "examples" / "minibench" / "results" / "results.json"
+    if not file.exists():
+        pytest.skip("no results are committed yet")
+    told = (
+        (ROOT / "docs" / "which-method-when.md").read_text().split("## Evidence for each method")[1].split("\n## ")[0]
+    )
+    written = [line for line in told.splitlines() if line.startswith("- `")]
+    assert written == lines(json.loads(file.read_text()))
 
 
 def record(mean: Sequence[float], name: str = "ties") -> dict[str, Any]:
@@ -233,3 +251,13 @@ def test_the_check_ends_with_an_error_if_a_merge_differs(tmp_path: Path) -> None
     refused = checked(same, longer)
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
+    (tmp_path / "committed" / "results.json").unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "examples.minibench.evidence.check",
+        *(str(tmp_path / n) for n in ("fresh", "committed")),
+    ]
+    lacking = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = lacking.stderr.strip().splitlines()
+    assert "committed has no results.json: nothing to compare with" in line

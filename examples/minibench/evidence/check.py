@@ -1,6 +1,6 @@
 """Whether a fresh run of the quick variant agrees with the results that were committed.
 
-    python -m examples.minibench.evidence.check out/minibench-check/report examples/minibench/results/quick
+    python -m examples.minibench.evidence.check out/evidence-check/report-quick examples/minibench/results/quick
 
 Both are folders with the `results.json` of a report. A merge agrees if each of its two mean accuracies lies in the
 interval of the other. On one machine the two are equal; training on other hardware rounds differently, so that experts
@@ -59,11 +59,11 @@ def _percent(mean: list[float] | None) -> str:
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, how: str) -> dict[str, Any]:
     try:
         return json.loads((folder / FILE).read_text())
     except OSError:
-        raise SystemExit(f"{folder} has no {FILE}: make it by python -m examples.minibench --quick") from None
+        raise SystemExit(f"{folder} has no {FILE}: {how}") from None
 
 
 def main() -> None:
@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("fresh", type=Path)
     parser.add_argument("committed", type=Path)
     arguments = parser.parse_args()
-    fresh, committed = _read(arguments.fresh), _read(arguments.committed)
+    committed = _read(arguments.committed, "nothing to compare with; commit the report of a run of --quick there first")
+    fresh = _read(arguments.fresh, "make it by python -m examples.minibench --quick")
     if sets := other_questions(fresh, committed):
         raise SystemExit(f"{', '.join(sets)}: not the same questions and runs; compare two runs of --quick")
     rows = list(compared(fresh, committed))

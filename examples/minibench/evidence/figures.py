@@ -80,7 +80,7 @@ def strength(validation: Board, board: Board) -> Figure:
         axes.minorticks_off()
     told = "strength; diamond: chosen, of each run; dotted: published; grey lines: other methods; band: 95 % interval"
     made.supxlabel(told, fontsize=SMALL)
-    made.supylabel("mean accuracy on validation questions in %", fontsize=SMALL)
+    made.supylabel("validation: mean accuracy in %" if rows > 1 else "accuracy in %", fontsize=SMALL)
     return made
 
 
@@ -109,7 +109,7 @@ def cost(boards: Sequence[Board]) -> Figure:
         plain(axes, board.title, "", "mean accuracy in %" if axes is grid[0][0] else "")
         _plain_log(axes, [label[0] for label in labels])
         drawn.append((axes, labels))
-    made.supxlabel("seconds of the merge, start and writing included; bars: 95 % intervals", fontsize=SMALL)
+    made.supxlabel("CPU seconds of the merge, reading and writing included; bars: 95 % intervals", fontsize=SMALL)
     made.draw_without_rendering()
     for axes, labels in drawn:
         names_at_right(axes, labels)

@@ -37,11 +37,17 @@ REPORT = "report.md"
 
 @dataclass(frozen=True)
 class About:
-    """How the results were made. looks: how often test questions were asked of each model; seconds: by stage."""
+    """How the results were made.
+
+    looks: how often test questions were asked of a model. seconds: of CPU, by stage. missing: what is not made yet, in
+    words. settings: all that the results depend on, for the record.
+    """
 
     command: str
     looks: int = 1
     seconds: Mapping[str, float] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -80,17 +86,22 @@ def write_report(
         "versions": {name: version(name) for name in PACKAGES},
         "looks": about.looks,
         "seconds": {name: round(seconds) for name, seconds in about.seconds.items()},
+        "missing": list(about.missing),
+        "settings": about.settings,
     }
     write_record(folder, made, [board for board, _ in pairs], checked, claimed)
-    parts = [_first_page(pairs, checked, claimed), *(_of_way(folder, *pair, relations) for pair in pairs)]
+    parts = [_first_page(pairs, checked, claimed, about), *(_of_way(folder, *pair, relations) for pair in pairs)]
     parts += [_together(folder, [board for board, _ in pairs]), _made(made, about, pairs, folder)]
     (folder / REPORT).write_text("\n\n".join(parts) + "\n")
     return folder / REPORT
 
 
-def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed: Sequence[Claim]) -> str:
+def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed: Sequence[Claim], about: About) -> str:
     loud = warning(checked)
-    lines = ["# The benchmark in miniature: results", *([loud] if loud else [])]
+    lines = ["# The benchmark in miniature: results"]
+    if about.missing:
+        lines.append(f"**Not all of it is made yet.** Missing are {'; '.join(about.missing)}.")
+    lines += [loud] if loud else []
     lines += ["## What to do", "\n".join(f"{at}. {told}" for at, told in enumerate(sentences(pairs, claimed), 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
     lines += ["## The claims of the paper", CLAIMS]
@@ -108,7 +119,7 @@ def _of_way(folder: Path, board: Board, validation: Board | None, relations: Seq
         lines += ["### Ablation of OptMerge", table]
     if validation and validation.of("merge", setting="grid"):
         name = save(figures.strength(validation, board), folder, f"strength_{board.way}")
-        lines += ["### Strength", f"![strength]({name})"]
+        lines += ["### Strength", f"![strength]({name})", "On validation questions, by which strengths are chosen."]
     own = [each for each in relations if each.way == board.way]
     if own:
         name = save(task_vectors(board, own), folder, f"task_vectors_{board.way}")
@@ -130,11 +141,11 @@ def _together(folder: Path, boards: Sequence[Board]) -> str:
 
 def _made(made: Mapping[str, Any], about: About, pairs: Sequence[Pair], folder: Path) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    looks = "once" if about.looks == 1 else f"{about.looks} times"
+    looks = "once" if about.looks == 1 else f"up to {about.looks} times, before with other settings"
     lines = [f"- `{about.command}`, {made['date']}; {versions}."]
     if about.seconds:
-        lines.append(f"- Seconds: {', '.join(f'{name} {each:.0f}' for name, each in about.seconds.items())}.")
-    lines.append(f"- Every model was asked the test questions {looks}; strengths are chosen on validation questions.")
+        lines.append(f"- CPU seconds: {', '.join(f'{name} {each:.0f}' for name, each in about.seconds.items())}.")
+    lines.append(f"- A model was asked the test questions {looks}; strengths are chosen on validation questions.")
     for board, validation in pairs:
         runs = "; ".join(f"base {base}, seed {seed}" for base, seed in board.runs)
         tried = len({each.strength for each in validation.of("merge", setting="grid")}) if validation else 0

@@ -81,8 +81,8 @@ def _cheapest(board: Board, best: Model) -> Iterator[str]:
     level = [each for each in known if each == best or board.difference(best, each).sign <= 0]
     if best in known and known[cheapest := min(level, key=lambda each: known[each])] <= known[best] / 2:
         yield (
-            f"For {board.title} `{cheapest.name}` takes {known[cheapest]:.0f} s where `{best.name}` takes "
-            f"{known[best]:.0f} s, and `{best.name}` is {compared(board.difference(best, cheapest), 'it')}."
+            f"For {board.title} `{cheapest.name}` takes {known[cheapest]:.1f} s where `{best.name}` takes "
+            f"{known[best]:.1f} s, and `{best.name}` is {compared(board.difference(best, cheapest), 'it')}."
         )
 
 

@@ -35,12 +35,12 @@ def run_table(board: Board) -> str:
 
 def ranking_table(board: Board) -> str:
     """The methods by their mean, with the ranks that cannot be ruled out, seconds and strengths tried."""
-    rows = [["method", "mean", "rank", "ranks not ruled out", "seconds", "strengths tried"]]
+    rows = [["method", "mean", "rank", "ranks not ruled out", "CPU seconds", "strengths tried"]]
     for model, rank in sorted(board.ranks(board.main()).items(), key=lambda pair: pair[1].value):
         seconds = board.seconds(model)
         tried: set[int] = {result.facts.get("tried") for result in board.results[model]} - {None}
         cells = [f"{100 * board.mean(model).value:.1f}", f"{rank.value:.0f}", f"{rank.low:.0f} to {rank.high:.0f}"]
-        told = ["" if seconds is None else f"{seconds:.0f}", ", ".join(map(str, sorted(tried)))]
+        told = ["" if seconds is None else f"{seconds:.1f}", ", ".join(map(str, sorted(tried)))]
         rows.append([row_name(board, model), *cells, *told])
     return aligned(rows, markdown=True)
 
