@@ -1,7 +1,7 @@
-"""Make the benchmark stage by stage: material, bases, experts, merges, and the scores of all of them.
+"""Make the benchmark stage by stage: material, tower, bases, experts, merges, and the scores of all of them.
 
-    python -m examples.minibench --quick                   # a small model, few steps
-    python -m examples.minibench --stages material base    # the first two stages
+    python -m examples.minibench --quick                         # few pictures and few steps
+    python -m examples.minibench --stages material tower base    # the first three stages
 
 Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
 same command goes on after an interruption. Test questions are asked in the stage `test` only.
@@ -33,7 +33,7 @@ def main() -> None:
     from examples.minibench.scores import table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, trained for a few minutes")
+    parser.add_argument("--quick", action="store_true", help="few pictures and few steps, one base and one seed")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "minibench")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="products made at a time; default: the cores")

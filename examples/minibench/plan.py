@@ -119,9 +119,11 @@ class Products:
         plan, source = self.plan, self.material()
 
         def make(folder: Path) -> None:
-            from examples.minibench.training import make_tower_of  # local: torch and transformers are slow to import
+            from examples.minibench.training import (
+                make_trained_tower,
+            )  # local: torch and transformers are slow to import
 
-            make_tower_of(source.folder(self.out) / "minibench", plan, 0, folder)
+            make_trained_tower(source.folder(self.out) / "minibench", plan, 0, folder)
 
         settings = {name: _json(getattr(plan, name)) for name in ("size", "tower")}
         return Product("tower", VERSIONS["tower"], settings, make, (source,))

@@ -21,11 +21,11 @@ from examples.minibench.plan import Plan
 from examples.minibench.tower import train_tower
 from examples.minibench.turns import Encoder, asked, read, read_regions
 
-QUERIES = 10  # in a conversation of the alignment
+_QUERIES = 10  # of a conversation that are learned from in one step of the alignment
 
 
-def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train a vision tower on what is drawn where in the training pictures of all capabilities."""
+def make_trained_tower(material: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train a vision tower on what is drawn where in the training pictures of all capabilities, and write it."""
     torch.manual_seed(seed)
     tower = make_tower(plan.size)
     shares = [(read(material, name, "train")[0], read_regions(material, name, "train")) for name in CAPABILITIES]
@@ -34,7 +34,10 @@ def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
 
 
 def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train projector and language model on features of a frozen tower: by short queries, then by questions."""
+    """Train projector and language model on features of a frozen tower, by short queries, then by questions; write all.
+
+    seed: of their first weights, of the queries and of the order of what they learn.
+    """
     prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(material, name, "train")]
     drawn = {name: queries(read_regions(material, name, "train"), seed) for name in CAPABILITIES}
     said = [text for each in drawn.values() for conversation in each for turn in conversation.turns for text in turn]
@@ -45,7 +48,7 @@ def make_base(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) 
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
     lessons = {name: read_lessons(model, material, name, plan.base_kinds[name]) for name in CAPABILITIES}
-    looking = {name: Lessons(lessons[name].seen, each, QUERIES) for name, each in drawn.items()}
+    looking = {name: Lessons(lessons[name].seen, each, _QUERIES) for name, each in drawn.items()}
     course = _train(model, processor, looking, plan.alignment, f"alignment {seed}")
     course += _train(model, processor, lessons, plan.base, f"base {seed}")
     _write_course(course, folder)
@@ -63,7 +66,9 @@ def make_expert(
 ) -> None:
     """Train the linear layers of a base's language model, by LoRA if there is a rank; all else stays as it is.
 
-    Embeddings, norms and head are frozen, so that every merge method has the same tensors to merge.
+    Embeddings, norms, head and projector are frozen, so that full fine-tunes and adapters differ from the base in the
+    same matrices, which every merge method merges. rank: of LoRA; None for a full fine-tune. seed: of the adapter and
+    of the order of what is learned.
     """
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
