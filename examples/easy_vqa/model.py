@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from examples.common import llava
-from examples.common.models import clip_config, llama_config, make_tokenizer
+from examples.common.models import CHAT_TEMPLATE, clip_config, llama_config, make_tokenizer, special_ids
 from examples.easy_vqa.data import Question
 
 IMAGE_SIZE = 64
@@ -30,14 +29,36 @@ class Size:
 def make_processor(rows: Sequence[Question], size: Size) -> LlavaProcessor:
     """A LLaVA processor whose tokenizer knows exactly the words of `rows`; any other word becomes `<unk>`."""
     tokenizer = make_tokenizer([text for row in rows for text in (row.text, row.answer)], ["image"])
-    return llava.make_processor(tokenizer, IMAGE_SIZE, size.patch)
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=size.patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # CLIP's class token, which the strategy drops again
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def make_model(processor: LlavaProcessor, size: Size) -> LlavaForConditionalGeneration:
     """A randomly initialised model that fits the processor, in float32; the caller seeds torch."""
-    vision = clip_config(size.vision_width, size.vision_layers, IMAGE_SIZE, size.patch)
-    text = llama_config(processor.tokenizer, size.width, size.layers, size.mlp)
-    return llava.make_model(processor.tokenizer, vision, text)
+    tokenizer = processor.tokenizer
+    config = LlavaConfig(
+        vision_config=clip_config(size.vision_width, size.vision_layers, IMAGE_SIZE, size.patch),
+        text_config=llama_config(tokenizer, size.width, size.layers, size.mlp),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(IMAGE_SIZE // size.patch) ** 2,
+        tie_word_embeddings=False,
+        **special_ids(tokenizer),
+    )
+    return LlavaForConditionalGeneration(config)
 
 
 def prompt_ids(processor: LlavaProcessor, texts: Sequence[str]) -> dict[str, torch.Tensor]:

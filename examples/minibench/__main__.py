@@ -1,6 +1,6 @@
-"""Make the benchmark stage by stage: material, bases, experts, merges, the scores of all of them, and a report.
+"""Make the benchmark stage by stage: material, tower, bases, experts, merges, the scores of all of them, and a report.
 
-    python -m examples.minibench --quick                         # a small model, few steps
+    python -m examples.minibench --quick                         # few pictures and few steps
     python -m examples.minibench --stages material tower base    # the first three stages
     python -m examples.minibench --stages report                  # from what has been made so far
 
@@ -36,7 +36,7 @@ def main() -> None:
     from examples.minibench.scores import table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, trained for a few minutes")
+    parser.add_argument("--quick", action="store_true", help="few pictures and few steps, one base and one seed")
     parser.add_argument("--stages", nargs="+", choices=(*STAGES, REPORT), default=(*STAGES, REPORT))
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "minibench")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="products made at a time; default: the cores")

@@ -23,17 +23,16 @@ COLORS = {
     "gray": "#808080",
 }  # fmt: skip
 MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
-HIGHEST = 10  # of an axis, in its unit
-_FEWEST, _MOST = 3, 5  # marks
+HIGHEST = 10  # value, and end of the axis
+_FEWEST, _MOST = 3, 5  # marks of a chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows: a value for each colour, from 1 to `HIGHEST`, in a unit that is a power of ten."""
+    """What a chart shows: a value for each colour, from 1 to `HIGHEST`. type: a key of `MARKS`."""
 
     type: str
     values: dict[str, int]
-    unit: float
 
     @property
     def mark(self) -> str:
@@ -41,29 +40,28 @@ class Chart:
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """All questions about each chart, some of those with two marks. See `rows.Generator`."""
+    """All questions about each chart, but only some that compare two marks. See `rows.Generator`."""
     rng = random.Random(f"chart {split} {seed}")
     while True:
         table = rng.choice(tables(split))
-        chosen = some(rng, list(rng.choice(series(table)).values()))
+        chosen = values_in_unit(rng, rng.choice(series(table)))
         if chosen is not None:
-            values, unit = chosen
-            colors = rng.sample(list(COLORS), len(values))
-            chart = Chart(rng.choice(list(MARKS)), dict(zip(colors, values, strict=True)), unit)
+            colors = rng.sample(list(COLORS), len(chosen))
+            chart = Chart(rng.choice(list(MARKS)), dict(zip(colors, chosen, strict=True)))
             picture, regions = draw(rng, chart)
             for kind, question, answer in ask(rng, chart):
                 yield Row(picture, kind, question, answer, (f"table {table}",), regions)
 
 
-def some(rng: random.Random, values: list[float]) -> tuple[list[int], float] | None:
-    """Three to five values of a table, rounded in a unit in which they are 1 to 10, and that unit.
+def values_in_unit(rng: random.Random, values: list[float]) -> list[int] | None:
+    """Three to five values of a column, in a power of ten in which they are rounded to 1 to 10.
 
-    They all differ after rounding. None if the draw has no such values.
+    They all differ after rounding. None if fewer than three of the values that are drawn do so.
     """
     drawn = rng.sample(values, min(len(values), 12))
     unit = 10.0 ** math.floor(math.log10(drawn[0]))
     found = list(dict.fromkeys(round(value / unit) for value in drawn if 1 <= round(value / unit) <= HIGHEST))
-    return (found[: rng.randint(_FEWEST, _MOST)], unit) if len(found) >= _FEWEST else None
+    return found[: rng.randint(_FEWEST, _MOST)] if len(found) >= _FEWEST else None
 
 
 def ask(rng: random.Random, chart: Chart) -> list[tuple[str, str, str]]:
@@ -98,6 +96,7 @@ def draw(rng: random.Random, chart: Chart) -> tuple[Image.Image, tuple[Region, .
 
 
 def _pie(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
+    """Draw slices. Returns the box of each, and points on it in three distances from the middle."""
     axes = figure.add_axes((0.06, 0.06, 0.88, 0.88))
     slices, _ = axes.pie(
         list(chart.values.values()),
@@ -117,7 +116,7 @@ def _pie(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
 
 
 def _axes(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
-    """Columns, bars or points over an axis from 0 to `HIGHEST`."""
+    """Draw columns, bars or points over an axis from 0 to `HIGHEST`. Returns the box of each, and its points."""
     lying = chart.type == "bar"
     axes = figure.add_axes((0.06, 0.13, 0.9, 0.83) if lying else (0.13, 0.06, 0.83, 0.9))
     axis, unused = (axes.xaxis, axes.yaxis) if lying else (axes.yaxis, axes.xaxis)

@@ -102,7 +102,7 @@ def _compare(rng: random.Random, figure: Figure) -> Iterator[Row]:
 
 
 def _between(one: tuple[float, float], other: tuple[float, float]) -> tuple[tuple[int, int], ...]:
-    """Points on a segment."""
+    """Points on a segment, as pixels across and down."""
     parts = (at / 12 for at in range(13))
     return tuple(
         (round(one[0] + part * (other[0] - one[0])), round(one[1] + part * (other[1] - one[1]))) for part in parts

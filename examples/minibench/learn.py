@@ -17,8 +17,8 @@ from examples.minibench.turns import IGNORED, Conversation, Encoder, batch
 class Lessons:
     """What is learned of a capability.
 
-    seen: the features of its pictures by a tower that does not change any more. most: turns of a conversation that are
-    learned from at once, which bounds its length.
+    seen: what `frozen_features` makes of its pictures. most: turns of a conversation that are learned from in one step,
+    which bounds its length.
     """
 
     seen: torch.Tensor
@@ -27,13 +27,17 @@ class Lessons:
 
 
 def pixel_values(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures in uint8 as the image processor of the model prepares them: from -1 to 1."""
+    """Pictures (n, 3, side, side) in uint8 as the image processor of the model prepares them: from -1 to 1."""
     return pictures.float() / 127.5 - 1
 
 
 @torch.no_grad()
 def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """What the projector gets of pictures in uint8: (n, tokens, width), in float16."""
+    """What the projector gets of pictures (n, 3, side, side) in uint8, from a tower that does not learn any more.
+
+    Returns (n, image tokens, width) in float16, where the width is that of the tower's features of all the patches that
+    become one token.
+    """
     inner, parts = model.model, []
     for part in pictures.split(128):
         patches = inner.vision_tower(pixel_values=pixel_values(part.to(model.device))).last_hidden_state[:, 1:]
@@ -46,7 +50,7 @@ def frozen_features(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 def answering_loss(
     model: Any, encoder: Encoder, lessons: Lessons, conversations: Sequence[Conversation], rng: random.Random
 ) -> torch.Tensor:
-    """The cross entropy of the replies to some of the conversations of a capability, per token."""
+    """The cross entropy of the replies to some of the conversations of a capability: the mean over tokens."""
     ids, mask, labels = (each.to(model.device) for each in batch(encoder, conversations, lessons.most, rng))
     seen = lessons.seen[[conversation.picture for conversation in conversations]].to(model.device)
     shown = model.model.multi_modal_projector(seen.float())

@@ -21,7 +21,7 @@ from examples.minibench import chart, geometry, grounding, ocr, vqa
 from examples.minibench.rows import SIDE, Box, Generator, Row, png
 
 CAPABILITIES = ("vqa", "chart", "ocr", "geometry", "grounding")
-STEP = 0.05  # of the coordinates that models are taught, as parts of the picture's side
+STEP = 0.05  # between the coordinates that models are taught, as a part of the picture's side
 _REFERENCES = 10  # answers to a question in VizWiz and TextVQA; here they agree
 _TEXT, _TEXTS, _IMAGE = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
 _HINTS = {  # those of MathVista
@@ -36,7 +36,7 @@ def _vizwiz(row: Row) -> dict[str, Any]:
 
 
 def _textvqa(row: Row) -> dict[str, Any]:
-    """The reply is in capitals, which the tokenizer spells letter by letter; the metric does not tell them apart."""
+    """As in VizWiz, with the reply in capitals, as it is written; the metric does not tell them from small letters."""
     return {**_vizwiz(row), "reply": row.answer.upper()}
 
 
@@ -75,8 +75,13 @@ def _refcoco(row: Row) -> dict[str, Any]:
 
 
 def box_text(box: Box) -> str:
-    """A box in pixels as models are taught to say it: four parts of the side, in steps of `STEP`."""
-    return f"[{', '.join(f'{STEP * round(edge / SIDE / STEP):.2f}' for edge in box)}]"
+    """A box in pixels as models are taught to say it: four coordinates."""
+    return f"[{', '.join(map(coordinate, box))}]"
+
+
+def coordinate(pixels: int) -> str:
+    """A place in pixels as a part of the picture's side, in steps of `STEP`."""
+    return f"{STEP * round(pixels / SIDE / STEP):.2f}"
 
 
 _SKILLS = {"skills": _TEXTS, "task": _TEXT}
@@ -107,8 +112,9 @@ def image_column(capability: str) -> str:
 def rows(capability: str, split: str, pictures: int, seed: int) -> Iterator[Row]:
     """The rows about the first `pictures` pictures of a capability's split for a seed.
 
-    All questions about a training picture, and one about any other, so that scores of questions are independent: a kind
-    of question that the picture allows, each as likely, then one of that kind.
+    They are all questions about a training picture, and one about any other, so that scores of questions are
+    independent. For the one, a kind of question is drawn from those that the picture allows, each as likely, then a
+    question of that kind.
     """
     rng = random.Random(f"{capability} {split} {seed} questions")
     every = _FORMS[capability][0](split, seed)
@@ -125,7 +131,7 @@ def table(capability: str, split: str, pictures: int, seed: int) -> datasets.Dat
     """The rows of `rows` in the form of the capability's data set."""
     _, form, column, features = _FORMS[capability]
     filled: list[dict[str, Any]] = []
-    shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, as many are asked about repeatedly
+    shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, for all questions about it
     for number, row in enumerate(rows(capability, split, pictures, seed)):
         if row.picture is not shown[0]:
             shown = row.picture, {"bytes": png(row.picture), "path": None}

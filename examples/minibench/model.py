@@ -25,7 +25,7 @@ from examples.minibench.material import STEP
 from examples.minibench.rows import SIDE
 
 SHRINK = 2  # patches in each direction that become one token
-# What the processor calls its special tokens, beside the one that stands for the image.
+# Special tokens of InternVL, by the names that its processor has for them. `<image>` stands for each token of an image.
 _TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -39,7 +39,7 @@ _CHARACTERS = string.ascii_letters + string.digits + string.punctuation + "°"
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths of the two halves; attention heads are 32 wide."""
+    """Widths and layers of the tower and of the language model; heads are 32 wide. patch: pixels of its side."""
 
     patch: int = 16
     vision_width: int = 128
@@ -50,15 +50,16 @@ class Size:
 
     @property
     def image_tokens(self) -> int:
-        """Of a picture, as the language model sees it: each is the features of `SHRINK` x `SHRINK` patches."""
+        """How many tokens a picture is to the language model: each has the features of `SHRINK` x `SHRINK` patches."""
         return (SIDE // self.patch // SHRINK) ** 2
 
 
 def make_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Tokens for the frequent words of `prompts`, for coordinates in a box, and for single characters.
 
-    A word in lower case, or one that begins a sentence, is one token. Names and numbers are spelled, so that a model
-    can say those it never saw. A coordinate is one token, which makes a box four tokens long.
+    A word in lower case, or one that begins a sentence, is one token, which includes names of things. Words in capitals
+    and numbers are spelled, so that a model can say those it never saw. A coordinate is one token, which makes a box
+    four tokens long.
     """
     counts = Counter(word for prompt in prompts for word in set(_words(prompt)))
     words = sorted(word for word, count in counts.items() if count >= _FEWEST)
@@ -78,7 +79,7 @@ def make_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _words(prompt: str) -> Iterator[str]:
-    """The words in lower case or at the beginning of a sentence; names of charts are neither."""
+    """The words in lower case or at the beginning of a sentence."""
     begins = True
     for part in prompt.replace("\n", " . ").split():
         for word in re.split(f"({_PUNCTUATION})", part):

@@ -1,7 +1,7 @@
-"""OCR: words and numbers in many fonts with noise, and handwritten digits.
+"""OCR: short words and numbers in many fonts, and handwritten digits.
 
-The words are those in the names of the airports and towns in `vega-datasets` (United States government data). The
-handwriting is the digits of scikit-learn (UCI, CC BY 4.0), of 8 x 8 pixels each.
+The words are those of three or four letters in the names of the airports and towns in `vega-datasets` (United States
+government data). The handwriting is the digits of scikit-learn (UCI, CC BY 4.0), of 8 x 8 pixels each.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _two(rng: random.Random, split: str) -> Iterator[Row]:
 def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, middle: int) -> tuple[Region, ...]:
     """Write a line around the height `middle`, as large as it fits or somewhat smaller, dark and slightly turned.
 
-    Returns where its characters are, before they are turned.
+    Returns where its characters are before the line is turned; all have its height.
     """
     size = _largest(text, family)
     shape = font(family, rng.randint(max(18, round(0.8 * size)), max(18, size)))

@@ -32,9 +32,10 @@ _FONT_SIZE = 96  # a rendered emoji is then about as large as the largest place 
 
 
 def named(split: str) -> dict[str, list[str]]:
-    """The pictures of a split by name, each as `<set> <emoji>`; no split has a picture of another one.
+    """The pictures of a split by name, each as `<set> <emoji>`; no two splits have the same one.
 
-    Every emoji is in `train` as one of the two sets draws it; as the other one draws it, it is in any of the splits.
+    An emoji has two pictures, one of each set. One is in `train`, so that every emoji is learned; the other one is in
+    any of the splits.
     """
     found = {}
     for at, name in enumerate(NAMES):

@@ -54,9 +54,9 @@ FULL = Plan(
     tower=Stage(2600, 63, 3e-3),
     tower_parts={"vqa": 1, "chart": 1, "ocr": 3, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
-    base=Stage(800, 60, 2e-3),
-    full=Stage(120, 48, 1e-3),
-    lora=Stage(120, 48, 3e-3),
+    base=Stage(75, 60, 1e-3),
+    full=Stage(200, 48, 1e-3),
+    lora=Stage(200, 48, 3e-3),
     rank=8,
     bases=2,
     seeds=3,
@@ -120,9 +120,11 @@ class Products:
         plan, source = self.plan, self.material()
 
         def make(folder: Path) -> None:
-            from examples.minibench.training import make_tower_of  # local: torch and transformers are slow to import
+            from examples.minibench.training import (
+                make_trained_tower,
+            )  # local: torch and transformers are slow to import
 
-            make_tower_of(source.folder(self.out) / "minibench", plan, 0, folder)
+            make_trained_tower(source.folder(self.out) / "minibench", plan, 0, folder)
 
         settings = {name: _json(getattr(plan, name)) for name in ("size", "tower", "tower_parts")}
         return Product("tower", VERSIONS["tower"], settings, make, (source,))

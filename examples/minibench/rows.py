@@ -14,9 +14,11 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the right
 
 @dataclass(frozen=True)
 class Region:
-    """Something that is drawn in a picture, for a vision tower to learn. box: around what is visible of it.
+    """Something that is drawn in a picture, for the tower and the alignment to learn from. box: around it.
 
-    points: places on it, in pixels, for things that fill little of their boxes; without points it is all of its box.
+    Boxes of lines are those of their middle, without their width, and those of letters are not turned with the text.
+    points: places on it, as pixels across and down, if it fills little of its box; without points, all of its box is
+    taken to show it.
     """
 
     label: str

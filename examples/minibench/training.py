@@ -21,11 +21,11 @@ from examples.minibench.plan import Plan
 from examples.minibench.tower import train_tower
 from examples.minibench.turns import Encoder, asked, read, read_regions
 
-QUERIES = 10  # in a conversation of the alignment
+_QUERIES = 10  # of a conversation that are learned from in one step of the alignment
 
 
-def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train a vision tower on what is drawn where in the training pictures of all capabilities."""
+def make_trained_tower(material: Path, plan: Plan, seed: int, folder: Path) -> None:
+    """Train a vision tower on what is drawn where in the training pictures of all capabilities, and write it."""
     torch.manual_seed(seed)
     tower = make_tower(plan.size).to(DEVICE)
     shares = []
@@ -36,7 +36,10 @@ def make_tower_of(material: Path, plan: Plan, seed: int, folder: Path) -> None:
 
 
 def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train projector and language model by short queries about what is drawn, on features of a frozen tower."""
+    """Train projector and language model by short queries, on features of a frozen tower, and write the model.
+
+    seed: of their first weights, of the queries and of the order of what they learn.
+    """
     prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(material, name, "train")]
     drawn = {name: queries(read_regions(material, name, "train"), seed) for name in CAPABILITIES}
     said = [text for each in drawn.values() for conversation in each for turn in conversation.turns for text in turn]
@@ -47,7 +50,7 @@ def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Pat
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
     lessons = {
-        name: Lessons(frozen_features(model, read(material, name, "train")[0]), each, QUERIES)
+        name: Lessons(frozen_features(model, read(material, name, "train")[0]), each, _QUERIES)
         for name, each in drawn.items()
     }
     _train(model, processor, lessons, plan.alignment, f"alignment {seed}", folder)
@@ -82,7 +85,9 @@ def make_expert(
 ) -> None:
     """Train the linear layers of a base's language model, by LoRA if there is a rank; all else stays as it is.
 
-    Embeddings, norms and head are frozen, so that every merge method has the same tensors to merge.
+    Embeddings, norms, head and projector are frozen, so that full fine-tunes and adapters differ from the base in the
+    same matrices, which every merge method merges. rank: of LoRA; None for a full fine-tune. seed: of the adapter and
+    of the order of what is learned.
     """
     torch.manual_seed(seed)
     model, processor = _load(base)

@@ -32,7 +32,7 @@ _DOCUMENTS = {
 
 @dataclass
 class Conversation:
-    """The questions about one picture with the replies to them; the picture is the row `picture` of the pixels."""
+    """Prompts about one picture with the replies to them. picture: its place among those of the split."""
 
     picture: int
     turns: list[tuple[str, str]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[
 
 
 def read_regions(folder: Path, capability: str, split: str) -> list[list[Region]]:
-    """What is drawn where in each picture that `read` returns."""
+    """The regions of each picture that `read` returns."""
     file = folder / capability / f"{split}.parquet"
     columns = parquet.read_table(file, columns=[image_column(capability), "regions"])
     stored, drawn = (column.to_pylist() for column in columns.columns)
@@ -88,20 +88,24 @@ class Encoder:
         self.known: dict[str, list[int]] = {}
 
     def words(self, text: str) -> list[int]:
+        """The ids of a prompt or a reply."""
         if text not in self.known:
             self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.known[text]
 
     def __call__(self, conversation: Conversation, most: int, rng: random.Random) -> tuple[list[int], list[int]]:
-        """Ids and labels of at most `most` turns, in random order. Labels are the replies."""
+        """Ids and labels of at most `most` turns, in random order, without those that would exceed `LONGEST` tokens.
+
+        Labels are the ids of the replies, and `IGNORED` at any other place.
+        """
         ids, labels = [self.start], [IGNORED]
         for prompt, reply in rng.sample(conversation.turns, min(most, len(conversation.turns))):
             image = self.image if len(ids) == 1 else []
-            asked = [self.user, *image, *self.words(prompt), self.assistant]
+            given = [self.user, *image, *self.words(prompt), self.assistant]
             told = [*self.words(reply), self.end]
-            if len(ids) + len(asked) + len(told) <= LONGEST:
-                ids += asked + told
-                labels += [IGNORED] * len(asked) + told
+            if len(ids) + len(given) + len(told) <= LONGEST:
+                ids += given + told
+                labels += [IGNORED] * len(given) + told
         return ids, labels
 
 

@@ -18,7 +18,10 @@ _PHRASES = {"left": "to the left of", "right": "to the right of", "above": "abov
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
-    """All questions that fit a picture. See `rows.Generator`."""
+    """What and where if they have one answer, the count of each name, and of two names whether there is such a thing.
+
+    See `rows.Generator`.
+    """
     rng = random.Random(f"vqa {split} {seed}")
     pictures = named(split)
     while True:

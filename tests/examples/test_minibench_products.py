@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from examples.common.commands import ROOT
+from examples.common.models import LONGEST
 from examples.common.training import Stage
-from examples.minibench.learn import Lessons, mixed_loss
+from examples.minibench.learn import Lessons, answering_loss, frozen_features, mixed_loss, pixel_values
 from examples.minibench.material import CAPABILITIES, write
 from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
 from examples.minibench.plan import QUICK, Products
 from examples.minibench.products import Product
 from examples.minibench.results import read_results
 from examples.minibench.scores import table
-from examples.minibench.turns import IGNORED, Conversation, Encoder, batch, read
+from examples.minibench.training import read_lessons
+from examples.minibench.turns import IGNORED, Conversation, Encoder, asked, batch, read
 
 
 def counted(made: list[str], name: str = "model", steps: int = 3, version: str = "1", *needs: Product) -> Product:
@@ -86,53 +88,66 @@ def test_a_missing_package_is_told_in_one_line() -> None:
     assert "pip install --editable '.[minibench]'" in line
 
 
-PROMPTS = ["What is in the picture?\nAnswer the question using a single word or phrase.", "Is there a dog?"] * 5
-
-
-def test_the_tokenizer_says_what_it_never_saw() -> None:
-    tokenizer = make_tokenizer([*PROMPTS, *["What is the value of Texas?"] * 9])
-    for text in ("dog", "ZEPHYR", "Ohio", "12.5", "1004", "[0.02, 0.34, 0.66, 1.00]", "60°"):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(ids) == text
-    assert "Texas" not in tokenizer.get_vocab()  # a name, which is spelled
-    assert len(tokenizer("[0.02, 0.34, 0.66, 1.00]", add_special_tokens=False)["input_ids"]) == 4
-
-
-def test_a_conversation_begins_as_the_processor_writes_it() -> None:
-    size = Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1)
-    processor = make_processor(make_tokenizer(PROMPTS), size)
-    content = [{"type": "image"}, {"type": "text", "text": PROMPTS[0]}]
-    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    blank = torch.zeros(3, 128, 128, dtype=torch.uint8)
-    asked = processor(images=[blank], text=[chat])["input_ids"][0]
-    encoder = Encoder(processor)
-    ids, labels = encoder(Conversation(0, [(PROMPTS[0], "dog")]), random.Random(0))
-    assert ids[: len(asked)] == list(asked)
-    told = [label for label in labels if label != IGNORED]
-    assert processor.tokenizer.decode(told) == "dog </s>"
-    two = Conversation(0, [(PROMPTS[0], "dog"), (PROMPTS[1], "yes")])
-    together, mask, marks = batch(encoder, [two, Conversation(0, [(PROMPTS[1], "no")])], random.Random(0))
-    assert together.shape == mask.shape == marks.shape
-    assert (together == processor.image_token_id).sum(1).tolist() == [64, 64]
-    assert ((marks != IGNORED).sum(1)).tolist() == [4, 2]
-
-
 TINY = replace(
     QUICK,
     counts={"train": 12, "validation": 4, "test": 4},
     size=Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1),
+    tower=Stage(1, 5, 1e-3),
+    alignment=Stage(1, 5, 1e-3),
     base=Stage(2, 5, 1e-3),
     full=Stage(1, 5, 1e-3),
     lora=Stage(1, 5, 1e-3),
     asked=2,
 )
+PROMPTS = ["What is in the picture?\nAnswer the question using a single word or phrase.", "Is there a dog?"] * 5
+
+
+def test_the_tokenizer_says_what_it_never_saw() -> None:
+    tokenizer = make_tokenizer([*PROMPTS, *["What is the value of Texas?"] * 9])
+    for text in ("dog", "ZEPHYR", "Ohio", "12.5", "1004", "[0.02, 0.34, 0.66, 1.00]", "[0.35, 0.65]", "60°"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    assert "Texas" not in tokenizer.get_vocab()  # a name, which is spelled
+    assert len(tokenizer("[0.00, 0.35, 0.65, 1.00]", add_special_tokens=False)["input_ids"]) == 4
+    assert len(tokenizer("[0.35, 0.65]", add_special_tokens=False)["input_ids"]) == 2
+
+
+def test_a_conversation_begins_as_the_processor_writes_it() -> None:
+    processor = make_processor(make_tokenizer(PROMPTS), TINY.size)
+    content = [{"type": "image"}, {"type": "text", "text": PROMPTS[0]}]
+    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    blank = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    asked = processor(images=[blank], text=[chat])["input_ids"][0]
+    encoder = Encoder(processor)
+    ids, labels = encoder(Conversation(0, [(PROMPTS[0], "dog")]), 4, random.Random(0))
+    assert ids[: len(asked)] == list(asked)
+    told = [label for label in labels if label != IGNORED]
+    assert processor.tokenizer.decode(told) == "dog </s>"
+    two = Conversation(0, [(PROMPTS[0], "dog"), (PROMPTS[1], "yes")])
+    together, mask, marks = batch(encoder, [two, Conversation(0, [(PROMPTS[1], "no")])], 4, random.Random(0))
+    assert together.shape == mask.shape == marks.shape
+    assert (together == processor.image_token_id).sum(1).tolist() == [16, 16]
+    assert ((marks != IGNORED).sum(1)).tolist() == [4, 2]
+    assert mask.sum(1).tolist() == [together.shape[1], (together[1] != processor.tokenizer.pad_token_id).sum()]
+
+
+def test_a_conversation_is_as_long_as_it_may_be() -> None:
+    encoder = Encoder(make_processor(make_tokenizer(PROMPTS), TINY.size))
+    turns = [(PROMPTS[1], letter) for letter in "ABCDEFGH"]
+    for most in (1, 3, 8, 9):
+        ids, labels = encoder(Conversation(0, turns), most, random.Random(most))
+        told = encoder.tokenizer.decode([label for label in labels if label != IGNORED]).split(" </s>")[:-1]
+        assert len(told) == len({*told}) == min(most, 8)
+        assert {each.strip() for each in told} <= {*"ABCDEFGH"}
+    ids, labels = encoder(Conversation(0, [(PROMPTS[0], "a" * 50)] * 9), 9, random.Random(0))
+    assert 200 < len(ids) == len(labels) <= LONGEST  # turns that do not fit are left out
 
 
 def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     products = Products(TINY, tmp_path)
     experts = [products.expert(0, "chart", "full", 0), products.expert(0, "chart", "lora", 0)]
     assert {each.name for each in experts} <= {each.name for each in products.stage("experts")}
-    for product in [*products.stage("material"), *products.stage("base"), *experts]:
+    for product in [*(each for stage in ("material", "tower", "base") for each in products.stage(stage)), *experts]:
         product.build(tmp_path)
     asking = {product.name: product for product in products.stage("validation")}
     chosen = ["blind", "base-0", *(each.name for each in experts)]
@@ -148,7 +163,8 @@ def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     assert len(scores) == 4 * 5 * TINY.asked
     assert all(0 <= score <= 1 for score in scores)
     assert len(table(results).splitlines()) == 2 + len(results)
-    assert json.loads((products.base(0).folder(tmp_path) / "losses.json").read_text())[0][0] == 0
+    for product in (products.tower(), products.base(0), *experts):
+        assert json.loads((product.folder(tmp_path) / "losses.json").read_text())[0][0] == 0
     files = [sorted(file.name for file in each.folder(tmp_path).iterdir()) for each in experts]
     assert "model.safetensors" in files[0]
     assert "adapter_model.safetensors" in files[1]
@@ -157,11 +173,11 @@ def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
 def test_a_model_learns_the_material(tmp_path: Path) -> None:
     """Some steps on few pictures lower the loss of all five capabilities together by far."""
     write(tmp_path, {"train": 6}, seed=0)
-    lessons = {name: Lessons(*read(tmp_path, name, "train")) for name in CAPABILITIES}
-    prompts = [prompt for each in lessons.values() for said in each.conversations for prompt, _ in said.turns]
+    prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(tmp_path, name, "train")]
     torch.manual_seed(0)
     tokenizer, size = make_tokenizer(prompts), Size(width=64, layers=2, mlp=128, vision_width=64, vision_layers=1)
     model = make_model(tokenizer, size)
+    lessons = {name: read_lessons(model, tmp_path, name) for name in CAPABILITIES}
     loss = mixed_loss(model, Encoder(make_processor(tokenizer, size)), lessons, 10, random.Random(0))
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     course = []
@@ -172,3 +188,19 @@ def test_a_model_learns_the_material(tmp_path: Path) -> None:
         optimiser.step()
         course.append(value.item())
     assert sum(course[-5:]) / 5 < 0.7 * course[0]
+
+
+def test_the_loss_is_that_of_the_model(tmp_path: Path) -> None:
+    """Of the replies alone, as transformers computes it from pixels and labels."""
+    write(tmp_path, {"train": 3}, seed=0, capabilities=["vqa"])
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer([prompt for prompt, _ in asked(tmp_path, "vqa", "train")])
+    model, encoder = make_model(tokenizer, TINY.size), Encoder(make_processor(tokenizer, TINY.size))
+    pictures, conversations = read(tmp_path, "vqa", "train")
+    lessons = Lessons(frozen_features(model, pictures), conversations)
+    ids, mask, labels = batch(encoder, conversations, lessons.most, random.Random(7))
+    with torch.no_grad():
+        loss = answering_loss(model, encoder, lessons, conversations, random.Random(7))
+        seen = pixel_values(pictures[[each.picture for each in conversations]])
+        expected = model(input_ids=ids, attention_mask=mask, labels=labels, pixel_values=seen).loss
+    torch.testing.assert_close(loss, expected, atol=1e-3, rtol=1e-3)
