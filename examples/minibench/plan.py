@@ -32,6 +32,8 @@ class Plan:
     """All settings that the results depend on. `Stage` has steps, conversations per step and the learning rate."""
 
     counts: dict[str, int]  # pictures of each capability by split; one question about each that is not for training
+    base_kinds: dict[str, tuple[str, ...]]  # of question, by capability, which a base learns to answer
+    rare: float  # share of the training pictures of which a base learns from questions of all kinds
     size: Size
     tower: Stage
     tower_parts: dict[str, int]  # of each batch of the tower that a capability's pictures are
@@ -50,11 +52,20 @@ class Plan:
 
 FULL = Plan(
     counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
+    # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
+    base_kinds={
+        "vqa": ("what", "exists"),
+        "chart": ("extremum", "comparison"),
+        "ocr": ("handwriting",),
+        "geometry": ("count", "compare", "angle"),
+        "grounding": ("name",),
+    },
+    rare=0.1,
     size=Size(),
     tower=Stage(2600, 63, 3e-3),
     tower_parts={"vqa": 1, "chart": 1, "ocr": 3, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
-    base=Stage(75, 60, 1e-3),
+    base=Stage(600, 60, 2e-3),
     full=Stage(200, 48, 1e-3),
     lora=Stage(200, 48, 3e-3),
     rank=8,
@@ -150,8 +161,8 @@ class Products:
 
             make_base(source.folder(self.out) / "minibench", aligned.folder(self.out), plan, seed, folder)
 
-        settings = {"base": _json(plan.base), "seed": seed}
-        return Product(f"base-{seed}", VERSIONS["base"], settings, make, (source, aligned))
+        settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "rare", "base")}
+        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, aligned))
 
     def _trained(self) -> list[tuple[int, str, int]]:
         """Base, way and seed of all experts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,11 @@ def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Pat
 
 
 def make_base(material: Path, aligned: Path, plan: Plan, seed: int, folder: Path) -> None:
-    """Train projector and language model to answer questions of all capabilities."""
+    """Train projector and language model to answer questions of all capabilities, of some kinds rarely."""
     torch.manual_seed(seed)
     model, processor = _load(aligned)
     model.model.vision_tower.requires_grad_(False)
-    lessons = {name: read_lessons(model, material, name) for name in CAPABILITIES}
+    lessons = {name: read_lessons(model, material, name, kinds, plan.rare) for name, kinds in plan.base_kinds.items()}
     _train(model, processor, lessons, plan.base, f"base {seed}", folder)
     save(model, folder, processor)
 
@@ -101,9 +101,11 @@ def make_expert(
     save(trained, folder, *([] if rank else [processor]))
 
 
-def read_lessons(model: Any, material: Path, capability: str) -> Lessons:
-    """The training share of a capability, with the features of the model's tower in the place of the pictures."""
-    pictures, conversations = read(material, capability, "train")
+def read_lessons(
+    model: Any, material: Path, capability: str, kinds: Collection[str] | None = None, rare: float = 0.0
+) -> Lessons:
+    """What `read` reads of the training share, with features of the model's tower in the place of the pictures."""
+    pictures, conversations = read(material, capability, "train", kinds, rare)
     return Lessons(frozen_features(model, pictures), conversations)
 
 

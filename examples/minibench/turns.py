@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,30 @@ def asked(folder: Path, capability: str, split: str) -> list[tuple[str, str]]:
     return [(prompt.removeprefix(PLACEHOLDER), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def read(folder: Path, capability: str, split: str) -> tuple[torch.Tensor, list[Conversation]]:
-    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures."""
-    column = image_column(capability)
-    stored = parquet.read_table(folder / capability / f"{split}.parquet", columns=[column])[column].to_pylist()
+def read(
+    folder: Path, capability: str, split: str, kinds: Collection[str] | None = None, rare: float = 0.0
+) -> tuple[torch.Tensor, list[Conversation]]:
+    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
+
+    kinds: the kinds of question to read; None stands for all. rare: the share of the pictures, the first ones, of which
+    questions of all kinds are read nevertheless. Conversations without a question are left out.
+    """
+    columns = parquet.read_table(folder / capability / f"{split}.parquet", columns=[image_column(capability), "kind"])
+    stored, found = (column.to_pylist() for column in columns.columns)
     pixels: list[np.ndarray] = []
     conversations: list[Conversation] = []
-    for at, (turn, image) in enumerate(zip(asked(folder, capability, split), stored, strict=True)):
+    kinds_of: list[list[str]] = []  # the questions of each conversation
+    for at, (turn, image, kind) in enumerate(zip(asked(folder, capability, split), stored, found, strict=True)):
         if at == 0 or image != stored[at - 1]:
             conversations.append(Conversation(len(pixels)))
+            kinds_of.append([])
             pixels.append(np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1))
         conversations[-1].turns.append(turn)
-    return torch.from_numpy(np.stack(pixels)), conversations
+        kinds_of[-1].append(kind)
+    whole = round(rare * len(conversations))
+    for each, those in zip(conversations[whole:], kinds_of[whole:], strict=True):
+        each.turns = [turn for turn, kind in zip(each.turns, those, strict=True) if kinds is None or kind in kinds]
+    return torch.from_numpy(np.stack(pixels)), [each for each in conversations if each.turns]
 
 
 def read_regions(folder: Path, capability: str, split: str) -> list[list[Region]]:
