@@ -452,3 +452,18 @@ def test_pictures_are_read_as_they_were_drawn(material: Path) -> None:
     assert Image.fromarray(shown[0].numpy().transpose(1, 2, 0)).tobytes() == drawn[0].picture.tobytes()
     assert len(shown) == len({id(row.picture) for row in drawn}) == len(drawn) == 30
     assert read_regions(material, "vqa", "validation") == [list(row.regions) for row in drawn]
+
+
+def test_some_kinds_of_question_are_read_of_the_first_pictures_only(tmp_path: Path) -> None:
+    write(tmp_path, {"train": 10}, seed=0, capabilities=["chart"])
+    _, every = read(tmp_path, "chart", "train")
+    shown, some = read(tmp_path, "chart", "train", {"value"}, 0.2)
+    assert len(shown) == 10
+    assert some[:2] == every[:2]
+    asked_for = [turn for each in some[2:] for turn in each.turns]
+    assert asked_for
+    assert all(prompt.startswith("What is the value of") for prompt, _ in asked_for)
+    assert len(asked_for) == sum(
+        prompt.startswith("What is the value") for each in every[2:] for prompt, _ in each.turns
+    )
+    assert {each.picture for each in every[2:] if "value" in str(each.turns)} == {each.picture for each in some[2:]}
