@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def ask(rng: random.Random, chart: Chart) -> list[tuple[str, str, str]]:
         ("extremum", f"What color is the largest {mark}?", high),
         ("extremum", f"What color is the smallest {mark}?", low),
     ]
-    for one, other in (rng.sample(list(values), 2) for _ in range(2)):
+    for one, other in rng.sample(list(itertools.permutations(values, 2)), 2):
         larger = "yes" if values[one] > values[other] else "no"
         asked.append(("comparison", f"Is the {one} {mark} larger than the {other} {mark}?", larger))
     if chart.type != "pie":  # a slice shows a share only

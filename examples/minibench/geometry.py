@@ -71,9 +71,9 @@ def _count(rng: random.Random, figure: Figure) -> Iterator[Row]:
     cells = random.Random(layout).sample([(x, y) for x in range(3) for y in range(3)], number + others)
     regions = []
     for at, (x, y) in enumerate(cells):
-        centre = 22 + 42 * x + rng.uniform(-5, 5), 22 + 42 * y + rng.uniform(-5, 5)
+        centre = 22 + 42 * x + rng.uniform(-3, 3), 22 + 42 * y + rng.uniform(-3, 3)
         corners = shape if at < number else other
-        outline = _polygon(corners, centre, rng.uniform(14, 19), rng.uniform(0, math.tau))
+        outline = _polygon(corners, centre, rng.uniform(14, 18), rng.uniform(0, math.tau))
         draw.polygon(_scaled(outline), fill=rng.choice(list(COLORS.values())))
         regions.append(Region(names[corners], _around(outline)))
     picture, contents = _shown(canvas), (f"count {figure}",)

@@ -1,4 +1,4 @@
-"""OCR: short words and numbers in many fonts, and handwritten digits.
+"""OCR: short words and numbers in many fonts, and handwritten digits, one character beside the other as on tiles.
 
 The words are those of three or four letters in the names of the airports and towns in `vega-datasets` (United States
 government data). The handwriting is the digits of scikit-learn (UCI, CC BY 4.0), of 8 x 8 pixels each.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
 
@@ -23,7 +23,10 @@ from examples.minibench.scenes import background
 from examples.minibench.splits import share
 
 _SHORTEST, _LONGEST = 3, 4  # letters of a word
-_WIDEST, _HIGHEST = 116, 44  # pixels of a line
+_CELL = 32  # pixels of the square that a character is in
+_CELLS = SIDE // _CELL  # in a line, and lines in a picture
+_ROOM = 29  # pixels of a character at most, in both directions
+_SMALLEST = 0.8  # of the size at which the characters of a line fill their squares
 
 
 def generate(split: str, seed: int) -> Iterator[Row]:
@@ -58,63 +61,74 @@ def digits(split: str) -> list[int]:
 
 def _one(rng: random.Random, split: str, kind: str, text: str, question: str) -> Iterator[Row]:
     canvas, family = background(rng), rng.choice(families(split))
-    regions = _write(rng, canvas, text.upper(), family, rng.randint(24, SIDE - 24))
+    regions = _write(rng, canvas, text.upper(), family, rng.randrange(_CELLS))
     yield Row(canvas, kind, question, text, (f"{kind} {text}", f"font {family}"), regions)
 
 
 def _two(rng: random.Random, split: str) -> Iterator[Row]:
     canvas, family = background(rng), rng.choice(families(split))
     pair = rng.sample(words(split), 2)
+    lines = sorted(rng.sample(range(_CELLS), 2))
     regions: tuple[Region, ...] = ()
-    for text, middle in zip(pair, (32, 96), strict=True):
-        regions += _write(rng, canvas, text.upper(), family, middle + rng.randint(-6, 6))
+    for text, line in zip(pair, lines, strict=True):
+        regions += _write(rng, canvas, text.upper(), family, line)
     contents = (*(f"word {text}" for text in pair), f"font {family}")
     for text, place in zip(pair, ("upper", "lower"), strict=True):
         yield Row(canvas, "line", f"What is the {place} word?", text, contents, regions)
 
 
-def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, middle: int) -> tuple[Region, ...]:
-    """Write a line around the height `middle`, as large as it fits or somewhat smaller, dark and slightly turned.
+def _write(rng: random.Random, canvas: Image.Image, text: str, family: str, line: int) -> tuple[Region, ...]:
+    """Write a text in one of the lines, dark, each character a little turned. Returns where its characters are."""
+    shape = font(family, round(rng.uniform(_SMALLEST, 1) * _largest(text, family)))
+    glyphs = []
+    for letter in text:
+        left, top, right, bottom = (round(edge) for edge in shape.getbbox(letter))
+        glyph = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(glyph).text((-left, -top), letter, fill=255, font=shape)
+        glyphs.append(glyph.rotate(rng.uniform(-6, 6), Image.Resampling.BICUBIC, expand=True))
+    color = tuple(rng.randint(0, 90) for _ in range(3))
+    return _paste(rng, canvas, list(zip(text, glyphs, strict=True)), line, color)
 
-    Returns where its characters are before the line is turned; all have its height.
-    """
-    size = _largest(text, family)
-    shape = font(family, rng.randint(max(18, round(0.8 * size)), max(18, size)))
-    left, top, right, bottom = (round(edge) for edge in shape.getbbox(text))
-    line = Image.new("L", (right - left, bottom - top))
-    ImageDraw.Draw(line).text((-left, -top), text, fill=255, font=shape)
-    across, down = rng.randint(0, max(0, SIDE - line.width)), middle - line.height // 2
-    ink = Image.new("L", canvas.size)
-    ink.paste(line, (across, down))
-    ink = ink.rotate(rng.uniform(-4, 4), Image.Resampling.BICUBIC, center=(across + line.width / 2, middle))
-    canvas.paste(tuple(rng.randint(0, 90) for _ in range(3)), (0, 0), ink)
-    ends = [across + round(shape.getlength(text[:at])) - left for at in range(len(text) + 1)]
-    return tuple(Region(letter, (ends[at], down, ends[at + 1], down + line.height)) for at, letter in enumerate(text))
+
+def _paste(
+    rng: random.Random,
+    canvas: Image.Image,
+    glyphs: Sequence[tuple[str, Image.Image]],
+    line: int,
+    color: tuple[int, ...],
+) -> tuple[Region, ...]:
+    """Paste characters, given with their ink from 0 to 255, near the middles of neighbouring squares of a line."""
+    first = rng.randint(0, _CELLS - len(glyphs))
+    regions = []
+    for at, (letter, ink) in enumerate(glyphs, first):
+        left = _CELL * at + (_CELL - ink.width) // 2 + rng.randint(-2, 2)
+        top = _CELL * line + (_CELL - ink.height) // 2 + rng.randint(-3, 3)
+        canvas.paste(color, (left, top), ink)
+        box = max(0, left), max(0, top), min(SIDE, left + ink.width), min(SIDE, top + ink.height)
+        regions.append(Region(letter, box))
+    return tuple(regions)
 
 
 @cache
 def _largest(text: str, family: str) -> int:
-    left, top, right, bottom = font(family, 40).getbbox(text)
-    return int(40 * min(_WIDEST / (right - left), _HIGHEST / (bottom - top)))
+    """The size in pixels of a font at which no character of a text is larger than its room."""
+    boxes = [font(family, 40).getbbox(letter) for letter in text]
+    return int(40 * _ROOM / max(max(right - left, bottom - top) for left, top, right, bottom in boxes))
 
 
 def _handwriting(rng: random.Random, split: str) -> Row:
     canvas = background(rng)
     places = rng.choices(digits(split), k=rng.randint(1, 3))
-    images, numbers_shown = handwritten()
-    height = rng.randint(34, 40)
-    left = rng.randint(2, SIDE - 2 - height * len(places))
-    top = rng.randint(2, SIDE - 2 - height)
-    regions = []
-    for at, place in enumerate(places):
-        ink = Image.fromarray((images[place] * (255 / 16)).astype(np.uint8)).resize((height, height))
-        canvas.paste((20, 20, 60), (left + at * height, top), ink)
-        box = (left + at * height, top, left + (at + 1) * height, top + height)
-        regions.append(Region(str(numbers_shown[place]), box))
-    written = "".join(str(numbers_shown[place]) for place in places)
+    images, shown = handwritten()
+    side = rng.randint(26, 32)
+    glyphs = []
+    for place in places:
+        ink = Image.fromarray((images[place] * (255 / 16)).astype(np.uint8)).resize((side, side))
+        glyphs.append((str(shown[place]), ink))
+    regions = _paste(rng, canvas, glyphs, rng.randrange(_CELLS), (20, 20, 60))
     contents = tuple(f"digit {place}" for place in sorted(set(places)))
-    question = "What number is written by hand?"
-    return Row(canvas, "handwriting", question, written, contents, tuple(regions))
+    written = "".join(letter for letter, _ in glyphs)
+    return Row(canvas, "handwriting", "What number is written by hand?", written, contents, regions)
 
 
 @lru_cache(maxsize=1)

@@ -92,7 +92,7 @@ TINY = replace(
     QUICK,
     counts={"train": 12, "validation": 4, "test": 4},
     size=Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1),
-    tower=Stage(1, 7, 1e-3),
+    tower=Stage(1, 6, 1e-3),
     alignment=Stage(1, 5, 1e-3),
     base=Stage(2, 5, 1e-3),
     full=Stage(1, 5, 1e-3),

@@ -32,7 +32,7 @@ from examples.minibench.turns import Conversation, Encoder, read, read_regions
 from mergekit_mm.evaluation.model.mllm import MLLM
 
 SIZE = Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1)
-PLAN = replace(QUICK, size=SIZE, tower=Stage(2, 7, 1e-3), alignment=Stage(2, 5, 1e-3), base=Stage(2, 5, 1e-3), rank=2)
+PLAN = replace(QUICK, size=SIZE, tower=Stage(2, 6, 1e-3), alignment=Stage(2, 5, 1e-3), base=Stage(2, 5, 1e-3), rank=2)
 LINEAR = re.compile(r".*language_model\.(model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj")
 
 
