@@ -1,10 +1,11 @@
 """The merge methods of the benchmark, as data: one entry for each.
 
-The published settings are those of the released code of OptMerge (arXiv 2505.19892), which ran every method on five
-experts, and on donors of three modalities: a strength of 0.3 for all but the weight average and OptMerge, which has 0.1
-on full fine-tunes and 1.0 on LoRA experts and donors. SWUDI and ASWUDI have those of their own code. Where a method is
-not the paper's (Iso-CTS), the strength is that of its nearest relative there. DAMC gives the text part the average of
-the donors, as the weight average (NaiveMC) does.
+The published settings are those of the released code of OptMerge (arXiv 2505.19892). On five experts it ran every
+method at a strength of 0.3, but for the weight average and OptMerge, which has 0.1 on full fine-tunes and 1.0 on LoRA
+experts; on donors of three modalities it ran every method at 1.0 (`do_merging` in ties_merging.py). SWUDI and ASWUDI
+have those of their own code. Where a method or a way of training is not the paper's (Iso-CTS; DARE on donors), the
+strength is that of the nearest relative there. DAMC gives the text part the average of the donors, as the weight
+average (NaiveMC) does.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _both(strength: float | None, **parameters: Any) -> dict[str, Setting]:
 
 
 def _all(strength: float | None, **parameters: Any) -> dict[str, Setting]:
-    return {**_both(strength, **parameters), "modality": Setting(strength, parameters)}
+    return {**_both(strength, **parameters), "modality": Setting(None if strength is None else 1.0, parameters)}
 
 
 # DARE divides what it keeps by the density. mergekit's `rescale` would restore the L1 norm instead, so it is off.
@@ -104,8 +105,9 @@ METHODS = (
     Method("wudi_sgd", "optmerge", _both(0.3, preset="lora", init="sum", rank_fraction=1.0), "ablation"),
     Method("wudi_sgd_mean", "optmerge", _both(1.0, preset="lora", rank_fraction=1.0), "ablation"),
     Method("wudi_sgd_mean_low_rank", "optmerge", {"full": Setting(1.0, {"preset": "lora"})}, "ablation"),
-    # OptMerge's preset with one part changed, at the preset's strength. For LoRA experts without the cut to low rank,
-    # that is `wudi_sgd_mean`.
+    # OptMerge's preset with one part changed, at the preset's strength. Without the cut to low rank it is
+    # `wudi_sgd_mean` for LoRA experts, and but for the published strength WUDI itself for full fine-tunes. LoRA experts
+    # have no more directions than the cut leaves, so that with and without it their merge is the same.
     Method("optmerge_sgd", "optmerge", {"full": Setting(0.1, {"preset": "full", **_SGD})}, "ablation"),
     Method("optmerge_mean", "optmerge", {"full": Setting(0.1, {"preset": "full", "init": "mean"})}, "ablation"),
     Method("optmerge_whole", "optmerge", {"full": Setting(0.1, {"preset": "full", "rank_fraction": 1.0})}, "ablation"),

@@ -68,16 +68,15 @@ def task_vector_relations(products: Products) -> list[Relation]:
 def media_of_questions(count: int) -> Groups:
     """For each sort of question about modalities the medium of each question: its image if it has one, else its first.
 
-    Media serve several questions each, most of all images; questions about two media are alike by the one that is
-    used most.
+    Media serve several questions each, most of all images, also of different sorts; questions about two media are alike
+    by the one that is used most. A medium has one number in all sorts.
     """
     from examples.omni.scores import questions  # local: it imports torch and transformers
 
-    found = {}
+    found, numbers = {}, dict[tuple[str, str], int]()
     for column, rows in questions(SPLITS["test"], count).items():
         media = [next((each for each in row.media if each.modality == "image"), row.media[0]) for row in rows]
-        numbers: dict[str, int] = {}
-        found[column] = [numbers.setdefault(str(each.source), len(numbers)) for each in media]
+        found[column] = [numbers.setdefault((each.modality, str(each.source)), len(numbers)) for each in media]
     return found
 
 

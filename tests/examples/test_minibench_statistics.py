@@ -53,6 +53,26 @@ def test_questions_about_one_picture_are_no_independent_ones() -> None:
     assert grouped.half == pytest.approx(2 * alone.half, rel=0.1)
 
 
+def test_pictures_that_two_columns_ask_about_are_drawn_for_both() -> None:
+    """Two columns of the same answers about the same pictures tell no more than one of them."""
+    scores = (np.random.default_rng(0).uniform(size=200) < 0.5).astype(float)[None, None]
+    pictures = list(range(200))
+    alone = Bootstrap([scores], [pictures]).mean(0)
+    shared = Bootstrap([scores, scores], [pictures, pictures]).mean(0)
+    others = Bootstrap([scores, scores], [pictures, [200 + each for each in pictures]]).mean(0)
+    assert shared.half == pytest.approx(alone.half, rel=0.05)
+    assert others.half == pytest.approx(alone.half / np.sqrt(2), rel=0.05)
+
+
+def test_models_that_answer_alike_differ_by_nothing() -> None:
+    """Whatever the rounding of resamples is: a constant has no width, and a mean of differences of nothing no sign."""
+    found = Bootstrap([np.full((4, 3, 60), value) for value in (0.1, 0.3, 0.7)], resamples=400)
+    mean = found.mean(0)
+    assert (mean.low, mean.high) == (round(mean.value, 6), round(mean.value, 6))
+    assert found.contrast({0: 0.7, 1: -0.7, 2: 0.3, 3: -0.3}).sign == 0
+    assert [(each.low, each.high) for each in found.ranks(range(4))] == [(1, 4)] * 4
+
+
 def test_a_model_of_some_runs_is_compared_on_these() -> None:
     scores = np.zeros((2, 3, 20))
     scores[0] = np.array([0.2, 0.5, 0.8])[:, None]
@@ -94,6 +114,15 @@ def test_above_all_asks_for_each_difference() -> None:
     equal[best] = 1.0
     assert Bootstrap([equal]).above_all(best, [each for each in range(12) if each != best]).sign == 1
     assert Bootstrap([equal]).above_all((best + 1) % 12, [best]).sign == -1
+
+
+def test_above_all_is_about_the_runs_that_all_models_are_of() -> None:
+    """Of two runs, one of the others has the first only, where the model is far above both."""
+    scores = np.zeros((3, 2, 50))
+    scores[0, 0], scores[0, 1], scores[1, 1] = 0.9, 0.1, 0.8
+    scores[2, 1] = np.nan
+    found = Bootstrap([scores], resamples=200).above_all(0, [1, 2])
+    assert (found.low, found.value, found.high) == pytest.approx((0.9, 0.9, 0.9), abs=1e-6)
 
 
 def test_ranks_of_equals_are_open_and_of_others_are_known() -> None:

@@ -23,7 +23,7 @@ def gains(boards: Sequence[Board]) -> Figure:
         base = board.one("base")
         found = [[board.difference(each, base, column) for column in board.columns] for each in models if base]
         values = 100 * np.array([[each.value for each in row] for row in found])
-        limit = np.abs(values).max()
+        limit = max(np.abs(values).max(), 1.0)  # less than a point is pale, whatever the others are
         axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
         for at, row in enumerate(found):
             for to, each in enumerate(row):

@@ -55,9 +55,7 @@ def ranking(board: Board) -> Figure:
 
 def strength(validation: Board, board: Board) -> Figure:
     """A panel for each method: its accuracy on validation questions by strength, before those of all others."""
-    curves = {each.name: _curve(validation, each.name) for each in board.main()}
-    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
-    columns = 4
+    curves, columns = curves_of(validation, board), 4
     rows = -(-len(curves) // columns)
     made, grid = figure(1.25 * rows + 0.5, rows, columns, sharex=True, sharey=True)
     for at, axes in enumerate(grid.flat):
@@ -137,9 +135,13 @@ def _references(axes: Axes, board: Board) -> None:
         axes.annotate(name, place, xycoords=("data", "axes fraction"), ha="center", fontsize=SMALL, color=DARK)
 
 
-def _curve(validation: Board, name: str) -> list[Model]:
-    found = [each for each in validation.of("merge", name, "grid") if each.strength]
-    return sorted(found, key=lambda each: each.strength or 0.0)
+def curves_of(validation: Board, board: Board) -> dict[str, list[Model]]:
+    """By method its merges on validation questions in the order of their strengths, if there are several."""
+    found = {}
+    for name in (each.name for each in board.main()):
+        tried = [each for each in validation.of("merge", name, "grid") if each.strength]
+        found[name] = sorted(tried, key=lambda each: each.strength or 0.0)
+    return {name: curve for name, curve in found.items() if len(curve) > 1}
 
 
 def _points(validation: Board, curve: Sequence[Model]) -> tuple[list[float], list[float]]:

@@ -31,7 +31,7 @@ def preconditions(board: Board) -> list[Precondition]:
             gain = board.difference(expert, base, own)
             statement = f"the expert for {expert.name} is above the base in its own column"
             rows.append(Precondition(board.way, statement, points(gain), verdict(gain)))
-            if mixture and len(board.columns) > 1:
+            if len(board.columns) > 1:
                 rows.append(_no_better_elsewhere(board, expert, base, own))
     if base and mixture:
         rows.append(_everywhere(board, mixture, base, "mixture training is above the base, in every column"))

@@ -104,8 +104,12 @@ def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed:
     lines += [loud] if loud else []
     lines += ["## What to do", "\n".join(f"{at}. {told}" for at, told in enumerate(sentences(pairs, claimed), 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
+    if single := [board.title for board, _ in pairs if len(board.runs) == 1]:
+        lines[-1] += f" **There is one run of {' and one of '.join(single)}: {ONE_RUN}**"
     lines += ["## The claims of the paper", CLAIMS]
     lines += [claim_table(claimed), "## Preconditions", precondition_table(checked)]
+    if unknown := [board.title for board, _ in pairs if board.way not in {row.way for row in checked}]:
+        lines.append(f"Nothing could be checked for {' and '.join(unknown)}.")
     return "\n\n".join(lines)
 
 
@@ -117,14 +121,28 @@ def _of_way(folder: Path, board: Board, validation: Board | None, relations: Seq
         lines += ["### Ranking", f"![ranking]({name})", ranking_table(board)]
     if table := ablation_table(board):
         lines += ["### Ablation of OptMerge", table]
-    if validation and validation.of("merge", setting="grid"):
+    if validation and figures.curves_of(validation, board):
         name = save(figures.strength(validation, board), folder, f"strength_{board.way}")
-        lines += ["### Strength", f"![strength]({name})", "On validation questions, by which strengths are chosen."]
+        told = f"On validation questions, by which strengths are chosen.{_at_ends(board, validation)}"
+        lines += ["### Strength", f"![strength]({name})", told]
     own = [each for each in relations if each.way == board.way]
     if own:
         name = save(task_vectors(board, own), folder, f"task_vectors_{board.way}")
         lines += ["### Task vectors of the experts", f"![task vectors]({name})", relation_table(own)]
     return "\n\n".join([*lines, "### Each run", run_table(board)])
+
+
+def _at_ends(board: Board, validation: Board) -> str:
+    """The methods for which the first or the last of the tried strengths was chosen, as better ones may lie beyond."""
+    found = []
+    for name, curve in figures.curves_of(validation, board).items():
+        chosen = board.one("merge", name, "chosen")
+        used = set(board.strengths(chosen)) if chosen else set()
+        if ends := [f"{each:g}" for each in (curve[0].strength, curve[-1].strength) if each in used]:
+            found.append(f"`{name}` ({', '.join(ends)})")
+    if not found:
+        return ""
+    return f" At an end of what was tried, in one run at least: {', '.join(found)}; better strengths may lie beyond."
 
 
 def _together(folder: Path, boards: Sequence[Board]) -> str:
@@ -164,6 +182,7 @@ def _counts(board: Board) -> str:
     return ", ".join(f"{column} {count}" for column, count in zip(board.columns, counts, strict=True))
 
 
+ONE_RUN = "its intervals are over questions alone, and experts of another seed may well give another result."
 CLAIMS = (
     "The paper is OptMerge (arXiv 2505.19892v3); T2 to T5 are its tables: full fine-tunes of InternVL2.5-1B, LoRA "
     "experts of Qwen2-VL-7B, the ablation, and modalities. All figures are points. A claim holds, or does not, only if "

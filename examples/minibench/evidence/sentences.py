@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -10,22 +11,28 @@ from examples.minibench.evidence.board import WAYS, Board, Model
 from examples.minibench.evidence.claims import Claim, best_on_validation
 from examples.minibench.evidence.preconditions import Precondition
 from examples.minibench.evidence.statistics import Interval
-from examples.minibench.evidence.verdicts import FAILS, HOLDS, UNDECIDED, percent, points, signed, span
+from examples.minibench.evidence.verdicts import FAILS, HOLDS, UNDECIDED, percent, signed, span
 
 PLAIN = "task_arithmetic"  # what methods are compared with
+# The words for a verdict, and the one before what it is about.
+FOUND = {HOLDS: ("shown", "that"), FAILS: ("shown to be wrong", "that"), UNDECIDED: ("open", "whether")}
 Pair = tuple[Board, Board | None]  # of test questions, and of validation questions
 
 
 def warning(rows: Sequence[Precondition]) -> str | None:
     """A loud line if preconditions are not known to hold."""
+    if not rows:
+        return "**NO PRECONDITION COULD BE CHECKED**, so that nothing is known about what the merges are made of."
     failed, undecided = ([row for row in rows if row.verdict == verdict] for verdict in (FAILS, UNDECIDED))
     if not failed and not undecided:
         return None
-    counts = f"of {len(rows)}, {len(failed)} fail and {len(undecided)} are undecided"
+    counts = f"of {len(rows)}, {len(failed)} {'fails' if len(failed) == 1 else 'fail'} and "
+    counts += f"{len(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided"
     told = f"**THE PRECONDITIONS DO NOT ALL HOLD: {counts}.** "
     told += "What is said about merges below is to be doubted to that extent."
-    for word, found in (("It fails", failed), ("It is undecided", undecided)):
-        told += f" {word} that {'; that '.join(f'{row.statement} ({row.way})' for row in found)}." if found else ""
+    for word, found in (("What fails", failed), ("What is undecided", undecided)):
+        each = (f"{row.statement} ({WAYS.get(row.way, row.way)})" for row in found)
+        told += f" {word}: {'; '.join(each)}." if found else ""
     return told
 
 
@@ -35,6 +42,8 @@ def sentences(pairs: Sequence[Pair], claims: Sequence[Claim]) -> list[str]:
     for board, validation in pairs:
         if best := best_on_validation(board, validation):
             found += [_start(board, best), *_references(board, best), *_cheapest(board, best)]
+        else:
+            found.append(f"No method is recommended for {board.title}, as no merges were asked validation questions.")
     found += _published([board for board, _ in pairs])
     found += _strength_or_method([validation for _, validation in pairs if validation])
     found += [*_parts(claims), *_two_modalities(claims)]
@@ -44,7 +53,7 @@ def sentences(pairs: Sequence[Pair], claims: Sequence[Claim]) -> list[str]:
 def compared(gap: Interval, other: str) -> str:
     """A difference from another one in words: above, below, or not told apart."""
     if gap.sign == 0:
-        return f"not told apart from {other} (difference {signed(100 * gap.value)}, {span(gap)})"
+        return f"not told apart from {other} (difference {_told(gap)})"
     ends = gap if gap.sign > 0 else Interval(-gap.value, -gap.high, -gap.low)
     where = "above" if gap.sign > 0 else "below"
     return f"{100 * ends.value:.1f} points ({span(ends, sign=False)}) {where} {other}"
@@ -66,7 +75,7 @@ def _references(board: Board, best: Model) -> Iterator[str]:
     experts, told = board.of("expert"), []
     if experts:
         top = max(experts, key=lambda each: board.mean(each).value)
-        told.append(compared(board.above_all(best, experts), f"the best single expert ({top.name})"))
+        told.append(compared(board.above_all(best, experts), f"the best single expert, `{top.name}`"))
     for kind, name in (("mixture", "training on the mixture of all data"), ("unmerged", "the unmerged towers")):
         if other := board.one(kind):
             told.append(compared(board.difference(best, other), name))
@@ -89,7 +98,7 @@ def _cheapest(board: Board, best: Model) -> Iterator[str]:
 def _published(boards: Sequence[Board]) -> Iterator[str]:
     told = []
     for board in boards:
-        chosen = [each for each in board.main() if each.setting == "chosen"]
+        chosen = [each for each in board.main() if each.setting == "chosen" and board.strengths(each)]
         pairs = [(each, other) for each in chosen if (other := board.one("merge", each.name, "published"))]
         if pairs:
             weights: dict[Model, float] = {}
@@ -119,7 +128,8 @@ def _strength_or_method(validations: Sequence[Board]) -> Iterator[str]:
     if told:
         yield (
             "Strength or method: on validation questions, best and worst strength of a method on average, and best and "
-            f"worst method at their best strengths, are apart by {'; '.join(told)}."
+            f"worst method at their best strengths, are apart by {'; '.join(told)}. Both are rather too large, as the "
+            "ends are picked on the same questions."
         )
 
 
@@ -134,39 +144,44 @@ def _by_method(board: Board) -> list[list[Model]]:
 
 
 def _parts(claims: Sequence[Claim]) -> Iterator[str]:
-    for verdict, begins in ((HOLDS, "It is shown"), (FAILS, "It is shown to be wrong"), (UNDECIDED, "It is open")):
+    for verdict, (begins, word) in FOUND.items():
         where: dict[str, list[str]] = {}
         for each in (each for each in claims if each.topic == "part" and each.verdict == verdict):
-            where.setdefault(each.statement, []).append(f"{WAYS.get(each.way, each.way)} ({points(each.here)})")
+            where.setdefault(each.statement, []).append(f"{WAYS.get(each.way, each.way)} ({_told(each.here)})")
         if where:
             told = (
-                f"that {statement.removeprefix('in OptMerge, ')} for {' and '.join(found)}"
+                f"{word} {statement.removeprefix('in OptMerge, ')} for {' and '.join(found)}"
                 for statement, found in where.items()
             )
-            yield f"{begins} within OptMerge {'; '.join(told)}."
+            yield f"Within OptMerge it is {begins} {'; '.join(told)}."
 
 
 def _two_modalities(claims: Sequence[Claim]) -> Iterator[str]:
     if rows := [each for each in claims if each.topic == "modality"]:
-        words = {HOLDS: "holds", FAILS: "does not hold", UNDECIDED: "is open"}
         told = (
-            f"that {each.statement.removeprefix('on two modalities, ')} {words[each.verdict]} ({points(each.here)})"
+            f"it is {' '.join(FOUND[each.verdict])} {each.statement.removeprefix('on two modalities, ')} "
+            f"({_told(each.here)})"
             for each in rows
         )
-        yield f"On questions about two modalities, {'; '.join(told)}."
+        yield f"On questions about two modalities {'; '.join(told)}."
 
 
 def _resolution(boards: Sequence[Board]) -> Iterator[str]:
     told = []
     for board in boards:
-        merges, runs = board.main(), len(board.runs)
-        if len(merges) > 1:
-            half = np.median([board.difference(each, merges[0]).half for each in merges[1:]])
+        halves, runs = [board.difference(*pair).half for pair in combinations(board.main(), 2)], len(board.runs)
+        if halves:
+            half = np.median(halves)
             count = sum(each.shape[2] for each in board.scores)
             seeds = f"{runs} {'run' if runs == 1 else 'runs'}"
             told.append(f"{100 * half:.1f} points for {board.title} ({seeds}, {count} questions)")
     if told:
-        yield f"Two merges are told apart from differences of about {', '.join(told)} on; smaller ones are open."
+        yield f"Two merges are told apart if they differ by about {', '.join(told)}; smaller differences are open."
+
+
+def _told(gap: Interval) -> str:
+    """A difference and its interval, for brackets."""
+    return f"{signed(100 * gap.value)}, {span(gap)}"
 
 
 def _strength(board: Board, model: Model) -> str:

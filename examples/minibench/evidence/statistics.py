@@ -4,7 +4,8 @@ Two things vary by chance: which questions are asked, and how the experts of a r
 models of all runs answer the same questions, so the two are crossed, and are resampled independently of each other:
 
 - Questions are drawn with replacement, column by column, the same for all models and runs. What two models have in
-  common on a question thus cancels in their difference. Where questions share a picture, whole pictures are drawn.
+  common on a question thus cancels in their difference. Where questions share a picture, whole pictures are drawn, for
+  all columns that ask about them at once.
 - Runs cannot be drawn with replacement: four values have too few resamples, and a percentile interval of them covers
   the truth in about 80 % of cases instead of 95 %. Random weights of mean zero take the place of draws, so that a mean
   over runs varies as Student's t does with (runs - 1) degrees of freedom, around what was measured. Without noise of
@@ -23,7 +24,7 @@ interval is about questions alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,8 @@ class Bootstrap:
 
     Args:
         scores: for each column an array (models, runs, questions) from 0 to 1; NaN for a run that a model is not of.
-        groups: for each column the group (such as the picture) of each question; None where each is its own.
+        groups: for each column the group (such as the picture) of each question; None where each is its own. Equal
+            numbers are the same group in all columns.
         resamples, seed: how many there are, and of the random numbers.
     """
 
@@ -76,8 +78,8 @@ class Bootstrap:
         # (models, runs, columns), the last column being the mean of all others; and the same for each resample
         self.means = _with_mean(np.stack([each.mean(axis=2) for each in scores], axis=2))
         self._drawn = np.empty((models, runs, len(scores) + 1, resamples), np.float32)
-        for at, each in enumerate(scores):
-            weights = _question_weights(rng, each.shape[2], groups[at] if groups else None, resamples)
+        drawn = _question_weights(rng, [each.shape[2] for each in scores], groups, resamples)
+        for at, (each, weights) in enumerate(zip(scores, drawn, strict=True)):
             flat = each.reshape(models * runs, -1).astype(np.float32)
             self._drawn[:, :, at] = (flat @ weights.T).reshape(models, runs, resamples)
         self._drawn[:, :, MEAN] = self._drawn[:, :, :-1].mean(axis=2)
@@ -122,19 +124,16 @@ class Bootstrap:
         return np.array(list(weights.values())) @ self.means[np.array(list(weights))[:, None], runs, column]
 
     def above_all(self, model: int, others: Sequence[int], column: int = MEAN) -> Interval:
-        """How far a model is above the best of others.
+        """How far a model is above the best of others, over the runs that all of them are of.
 
         It lies above zero only if the model's interval against each other one does, which needs no correction for
         their number; its upper end allows for having picked the best of several others.
         """
-        differences = [self.contrast({model: 1.0, other: -1.0}, column) for other in others]
         values, drawn = self.draws([model, *others], column)
-        halves, factor = _simultaneous(values[0] - values[1:], drawn[0] - drawn[1:])
-        return Interval(
-            min(each.value for each in differences),
-            min(each.low for each in differences),
-            float(np.min(values[0] - values[1:] + factor * halves)),
-        )
+        gaps, drawn = values[0] - values[1:], drawn[0] - drawn[1:]
+        halves, factor = _simultaneous(gaps, drawn)
+        low = min(_interval(float(gap), each).low for gap, each in zip(gaps, drawn, strict=True))
+        return Interval(float(gaps.min()), low, float((gaps + factor * halves).min().round(6)))
 
     def ranks(self, models: Sequence[int], column: int = MEAN) -> list[Interval]:
         """The rank of each model among these, 1 for the most accurate, with the ranks that cannot be ruled out.
@@ -157,18 +156,28 @@ def _with_mean(columns: Array) -> Array:
     return np.concatenate([columns, columns.mean(axis=-1, keepdims=True)], axis=-1)
 
 
-def _question_weights(rng: np.random.Generator, count: int, groups: Sequence[int] | None, resamples: int) -> Array:
-    """For each resample the weight of each question, (resamples, count): how often it is drawn, with sum one."""
-    _, group = np.unique(np.arange(count) if groups is None else np.asarray(groups), return_inverse=True)
-    size = int(group.max()) + 1
-    drawn = rng.integers(0, size, (resamples, size), dtype=np.int32) + size * np.arange(resamples)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size).astype(np.float32)
-    weights = times[:, group]
-    return weights / weights.sum(axis=1, keepdims=True)
+def _question_weights(
+    rng: np.random.Generator, counts: Sequence[int], groups: Sequence[Sequence[int] | None] | None, resamples: int
+) -> Iterator[Array]:
+    """For each column and resample the weight of each question, (resamples, count): how often drawn, with sum one."""
+    known = [each for each in groups or () if each is not None]
+    shared = np.unique(np.concatenate(known)) if known else np.arange(0)
+    drawn = _times(rng, len(shared), resamples)
+    for count, group in zip(counts, groups or [None] * len(counts), strict=True):
+        times = _times(rng, count, resamples) if group is None else drawn[:, np.searchsorted(shared, group)]
+        times = np.where(times.any(axis=1, keepdims=True), times, np.float32(1))  # a column of which nothing was drawn
+        yield times / times.sum(axis=1, keepdims=True)
+
+
+def _times(rng: np.random.Generator, size: int, resamples: int) -> Array:
+    """How often each of `size` things is drawn, (resamples, size)."""
+    drawn = rng.integers(0, max(size, 1), (resamples, size), dtype=np.int32) + size * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size).astype(np.float32)
 
 
 def _interval(value: float, drawn: Array) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """The ends are rounded, as resamples are in float32, whose rounding would give a difference of nothing a sign."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).round(6)
     return Interval(value, float(low), float(high))
 
 

@@ -81,7 +81,7 @@ def claim_table(claims: Sequence[Claim]) -> str:
 
 
 def relation_table(relations: Sequence[Relation]) -> str:
-    """Drift, cosine and overlap of each pair of experts, as means over the runs that were looked at."""
+    """Cosine and overlap of each pair of experts, as means over the runs that were looked at."""
     body = [
         [each.way, " and ".join(each.experts), signed(each.cosine, 3), f"{each.overlap:.3f}",
          f"{each.chance:.3f}"]

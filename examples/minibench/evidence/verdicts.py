@@ -10,8 +10,11 @@ HOLDS, FAILS, UNDECIDED = "holds", "does not", "undecided"
 
 
 def verdict(interval: Interval, margin: float = 0.0) -> str:
-    """Whether a difference that shall be above `-margin` is: only if its 95 % interval excludes the contrary."""
-    return HOLDS if interval.low > -margin else FAILS if interval.high < -margin else UNDECIDED
+    """Whether a difference that shall be above `-margin` is: only if its 95 % interval excludes the contrary.
+
+    Two models that answer all questions alike differ by nothing, so that neither is above the other one.
+    """
+    return HOLDS if interval.low > -margin else FAILS if interval.high <= -margin else UNDECIDED
 
 
 def all_hold(verdicts: Sequence[str]) -> str:
