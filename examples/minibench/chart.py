@@ -24,7 +24,7 @@ COLORS = {
     "gray": "#808080",
 }  # fmt: skip
 MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
-HIGHEST = 10  # value, and end of the axis
+HIGHEST = 5  # value, and end of the axis
 _FEWEST, _MOST = 3, 5  # marks of a chart
 
 
@@ -55,12 +55,13 @@ def generate(split: str, seed: int) -> Iterator[Row]:
 
 
 def values_in_unit(rng: random.Random, values: list[float]) -> list[int] | None:
-    """Three to five values of a column, in a power of ten in which they are rounded to 1 to 10.
+    """Three to five values of a column, in a round unit in which they are rounded to 1 to `HIGHEST`.
 
     They all differ after rounding. None if fewer than three of the values that are drawn do so.
     """
     drawn = rng.sample(values, min(len(values), 12))
-    unit = 10.0 ** math.floor(math.log10(drawn[0]))
+    power = 10.0 ** math.floor(math.log10(drawn[0]))
+    unit = next(each * power for each in (0.1, 0.2, 0.5, 1.0, 2.0) if drawn[0] <= HIGHEST * each * power)
     found = list(dict.fromkeys(round(value / unit) for value in drawn if 1 <= round(value / unit) <= HIGHEST))
     return found[: rng.randint(_FEWEST, _MOST)] if len(found) >= _FEWEST else None
 
@@ -126,8 +127,8 @@ def _axes(rng: random.Random, figure: Figure, chart: Chart) -> list[Any]:
     for side, spine in axes.spines.items():
         spine.set_linewidth(0.5)
         spine.set_visible(side in ("left", "bottom"))
-    (axes.set_xlim if lying else axes.set_ylim)(0, HIGHEST + 0.5)
-    axis.set_ticks(range(0, HIGHEST + 1, 2))
+    (axes.set_xlim if lying else axes.set_ylim)(0, HIGHEST + 0.3)
+    axis.set_ticks(range(HIGHEST + 1))
     if rng.random() < 0.7:
         axis.grid(True, linewidth=0.4)
         axes.set_axisbelow(True)

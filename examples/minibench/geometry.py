@@ -18,9 +18,10 @@ _GRID = 7  # squares in each direction
 _MARGIN = (SIDE - _GRID * _CELL) // 2
 _UNIT = "The squares of the grid have sides of 1."
 COLORS = {"red": (200, 30, 30), "blue": (30, 60, 200), "green": (20, 130, 50), "black": (20, 20, 20)}
-_CORNERS = {"triangle": 3, "square": 4, "hexagon": 6}
+_CORNERS = {"triangle": 3, "square": 4, "circle": 48}  # a circle is drawn as a polygon
 ANGLES = ("acute", "right", "obtuse")
 _LENGTHS = tuple(range(30, 105, 5))
+_THICK, _THIN = 4, 2  # pixels of the segments and of the sides of an angle
 
 Figure = tuple[int, ...]
 
@@ -58,9 +59,12 @@ def _polygon(corners: int, centre: tuple[float, float], radius: float, turn: flo
     return [(centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)) for angle in angles]
 
 
-def _around(points: Sequence[tuple[float, float]]) -> Box:
+def _around(points: Sequence[tuple[float, float]], width: int = 0) -> Box:
+    """The box around points, or around lines of a width between them."""
     across, down = zip(*points, strict=True)
-    return round(min(across)), round(min(down)), round(max(across)), round(max(down))
+    edges = min(across) - width / 2, min(down) - width / 2, max(across) + width / 2, max(down) + width / 2
+    left, top, right, bottom = map(round, edges)
+    return left, top, right, bottom
 
 
 def _count(rng: random.Random, figure: Figure) -> Iterator[Row]:
@@ -92,8 +96,8 @@ def _compare(rng: random.Random, figure: Figure) -> Iterator[Row]:
     for name, length, shift in zip(names, lengths, (-18, 18), strict=True):
         middle = SIDE / 2 + shift * math.cos(across), SIDE / 2 + shift * math.sin(across)
         ends = _polygon(2, middle, length / 2, math.radians(degrees))
-        draw.line(_scaled(ends), fill=COLORS[name], width=4 * _FINE)
-        regions.append(Region(f"{name} segment", _around(ends), _between(*ends)))
+        draw.line(_scaled(ends), fill=COLORS[name], width=_THICK * _FINE)
+        regions.append(Region(f"{name} segment", _around(ends, _THICK), _between(*ends)))
     picture, contents = _shown(canvas), (f"compare {figure}",)
     for word, best in (("longer", max), ("shorter", min)):
         answer = names[lengths.index(best(lengths))]
@@ -119,12 +123,12 @@ def _angle(rng: random.Random, figure: Figure) -> Iterator[Row]:
     points: tuple[tuple[int, int], ...] = ()
     for side in sides:
         end = corner[0] + 52 * math.cos(side), corner[1] + 52 * math.sin(side)
-        draw.line(_scaled([corner, end]), fill=COLORS["black"], width=2 * _FINE)
+        draw.line(_scaled([corner, end]), fill=COLORS["black"], width=_THIN * _FINE)
         points += _between(corner, end)
     arc = [_FINE * each for each in (corner[0] - 14, corner[1] - 14, corner[0] + 14, corner[1] + 14)]
     draw.arc(arc, first, first + degrees, fill=COLORS["red"], width=2 * _FINE)
     answer = ANGLES[(degrees >= 90) + (degrees > 90)]
-    region = Region(f"{answer} angle", _around(points), points)
+    region = Region(f"{answer} angle", _around(points, _THIN), points)
     yield Row(_shown(canvas), "angle", "What kind of angle is it?", answer, (f"angle {figure}",), (region,), ANGLES)
 
 
@@ -176,7 +180,7 @@ _PARAMETERS: dict[str, Sequence[Figure]] = {
         (first, second, degrees)
         for first in _LENGTHS
         for second in _LENGTHS
-        if abs(first - second) >= 15
+        if abs(first - second) >= 30
         for degrees in range(0, 180, 15)
     ],
     "angle": [
