@@ -72,6 +72,7 @@ import os, pathlib, signal, subprocess, sys
 from examples.minibench.products import Product
 from examples.minibench.schedule import build_all
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
 def make(folder):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     pathlib.Path({str(tmp_path)!r}, f"pids-{{os.getpid()}}").write_text(f"{{os.getpid()}} {{child.pid}}")
