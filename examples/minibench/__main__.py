@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"  # of each job
+# Each job has one thread of every library; the environment has to say so before these are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -46,7 +47,7 @@ def main() -> None:
     out = arguments.out.resolve()
     products = Products(QUICK if arguments.quick else FULL, out)
     stages = [stage for stage in STAGES if stage in arguments.stages]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the jobs end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the run ends its jobs before it exits
     try:
         build_all([product for stage in stages for product in products.stage(stage)], out, arguments.jobs)
     except KeyboardInterrupt:

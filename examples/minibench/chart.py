@@ -23,7 +23,8 @@ COLORS = {
     "red": "#d62728", "blue": "#1f5fd0", "green": "#2ca02c", "orange": "#ff9d1e", "purple": "#8e44ad",
     "gray": "#808080",
 }  # fmt: skip
-MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}  # by type of chart, what stands for a value
+# What questions call the thing that stands for a value, by type of chart.
+MARKS = {"column": "bar", "bar": "bar", "line": "point", "pie": "slice"}
 HIGHEST = 5  # value, and end of the axis
 _FEWEST, _MOST = 3, 5  # marks of a chart
 

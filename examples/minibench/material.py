@@ -24,7 +24,8 @@ CAPABILITIES = ("vqa", "chart", "ocr", "geometry", "grounding")
 STEP = 0.05  # between the coordinates that models are taught, as a part of the picture's side
 _REFERENCES = 10  # answers to a question in VizWiz and TextVQA; here they agree
 _TEXT, _TEXTS, _IMAGE = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
-_HINTS = {  # those of MathVista
+# MathVista begins its questions with these hints, one for each type of question.
+_HINTS = {
     "multi_choice": "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
     "free_form": "Please answer the question requiring an integer answer and provide the final value, e.g., 1, 2, 3, "
     "at the end.",

@@ -39,7 +39,8 @@ class Merge:
         base = _named(self.base)
         form = f"{base}+{{}}" if self.way == "lora" else "{}"
         models = [{"model": form.format(_named(each))} for each in self.experts]
-        start = {} if self.method.merge_method == "linear" else {"base_model": base}  # else it is averaged too
+        # mergekit's `linear` would average a base model with the experts, so it gets none.
+        start = {} if self.method.merge_method == "linear" else {"base_model": base}
         return {**self.method.recipe(self.way, strength), **start, "models": models}
 
     def write(self, strength: float | None, file: Path, target: Path) -> float:

@@ -14,7 +14,8 @@ from examples.minibench.results import Result
 from examples.omni.facts import NAMES
 
 Run = tuple[int, int]  # a base, and the seed of the experts
-Groups = Mapping[str, Sequence[int]]  # by column, the picture of each question
+# The number of the picture that each question is about, by column.
+Groups = Mapping[str, Sequence[int]]
 WAYS = {"full": "full fine-tunes", "lora": "LoRA experts", "modality": "experts of different modalities"}
 _UNNAMED = {"blind": "without looking", "base": "base", "mixture": "mixture training", "unmerged": "towers, unmerged"}
 

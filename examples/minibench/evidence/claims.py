@@ -39,7 +39,8 @@ PAPER: Mapping[tuple[str, str], str] = {
 NO_FIGURE = "no figure"
 # What the paper compares OptMerge and WUDI with; NaiveMC is `linear`. It has no SWUDI, ASWUDI and Iso-CTS.
 COMPARED = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "tsv", "iso_c", "damc")
-_PARTS = {  # what the paper says of a part of OptMerge, by way of training
+# What the paper says of each part of OptMerge, by part and way of training.
+_PARTS = {
     ("optimizer", "full"): "Adam is above SGD",
     ("optimizer", "lora"): "SGD is above Adam",
     ("optimizer", "modality"): "SGD is above Adam",
@@ -112,7 +113,7 @@ def _claim(
 
 def _above_best(board: Board, topic: str, statement: str, paper: str, model: Model, others: Sequence[Model]) -> Claim:
     here = board.above_all(model, others)
-    nothing = dict.fromkeys(others, 0.0)  # so that all of them count for which runs are common
+    nothing = dict.fromkeys(others, 0.0)  # only the runs that all others have are compared
     by_run = np.array([board.by_run({**nothing, model: 1.0, other: -1.0}) for other in others])
     runs = (int((by_run > 0).all(axis=0).sum()), by_run.shape[1])
     figure = PAPER.get((paper, board.way), NO_FIGURE)

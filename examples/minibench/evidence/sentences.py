@@ -13,10 +13,10 @@ from examples.minibench.evidence.preconditions import Precondition
 from examples.minibench.evidence.statistics import Interval
 from examples.minibench.evidence.verdicts import FAILS, HOLDS, UNDECIDED, percent, signed, span
 
-PLAIN = "task_arithmetic"  # what methods are compared with
+PLAIN = "task_arithmetic"  # the method that the recommended one is compared with
 # The words for a verdict, and the one before what it is about.
 FOUND = {HOLDS: ("shown", "that"), FAILS: ("shown to be wrong", "that"), UNDECIDED: ("open", "whether")}
-Pair = tuple[Board, Board | None]  # of test questions, and of validation questions
+Pair = tuple[Board, Board | None]  # the board of test questions, and that of validation questions
 
 
 def warning(rows: Sequence[Precondition]) -> str | None:

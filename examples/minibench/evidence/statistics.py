@@ -185,5 +185,5 @@ def _simultaneous(values: Array, drawn: Array) -> tuple[Array, float]:
     """Half widths of intervals, and the factor by which all of them together hold. Shapes (n,) and (n, resamples)."""
     deviation = np.abs(drawn - values[:, None])
     halves = np.quantile(deviation, LEVEL, axis=1)
-    safe = np.where(halves > 0, halves, 1.0)  # of two models that answer alike
+    safe = np.where(halves > 0, halves, 1.0)  # two models that answer alike have no width to divide by
     return halves, float(np.quantile((deviation / safe[:, None]).max(axis=0), LEVEL))

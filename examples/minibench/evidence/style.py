@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 WIDTH = 7.0  # inches; two columns of a paper
 SMALL, BODY = 7.5, 8.5  # points
 DARK, MIDDLE, PALE, LIGHT, BAND = "#222222", "#777777", "#A5A5A5", "#C5C5C5", "#E9E9E9"
-ACCENT = "#D55E00"  # of the palette of Okabe and Ito
+ACCENT = "#D55E00"  # vermilion, from the palette of Okabe and Ito
 Label = tuple[float, float, str]  # a place in the data, and its name
 
 
