@@ -2,6 +2,9 @@
 
 A merge goes one way: inputs -> task vectors -> delta -> base + scaling * delta -> cast. A method is the second arrow,
 for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank, and the whole way for mergekit.
+
+Parameters of every method: `scaling` multiplies the delta. `svc` re-scales the singular values of a matrix's delta by
+the experts' responses (see `numerics.calibration`), with `svc_alpha` as the least response that is counted.
 """
 
 from __future__ import annotations
@@ -18,15 +21,18 @@ from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, Tenso
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
+from mergekit_mm.numerics.calibration import calibrated, require_alpha
 from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
+
+_OF_EVERY_METHOD = ("scaling", "svc", "svc_alpha")
 
 
 @dataclass(frozen=True, eq=False)
 class TaskVectorMethod:
     """A merge method written on task vectors, and the form in which mergekit runs it on tensors.
 
-    Made by `task_vector_method`, which says what the fields mean. `scaling` is not among the parameters of a solver: it
-    multiplies what comes out, for every method alike. Parameters that are left out have their defaults.
+    Made by `task_vector_method`, which says what the fields mean. Parameters of every method are not among those of a
+    solver: they change what comes out, for every method alike. Parameters that are left out have their defaults.
     """
 
     host: MergeMethod
@@ -40,11 +46,13 @@ class TaskVectorMethod:
         return name
 
     def keeps_factors(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether factored task vectors give a factored result under these parameters; `scaling` may be one of them."""
+        """Whether factored task vectors give a factored result under these parameters; those of every method too."""
         declared = self._keeps_factors
         return declared if isinstance(declared, bool) else declared(**self._completed(parameters))
 
-    def validate(self, *, scaling: float = 1.0, **parameters: Any) -> None:
+    def validate(
+        self, *, scaling: float = 1.0, svc: bool = False, svc_alpha: float | None = None, **parameters: Any
+    ) -> None:
         """Check values of the parameters, without solving anything.
 
         A method that declares no `validate` accepts everything here, and refuses values when it is run.
@@ -54,17 +62,30 @@ class TaskVectorMethod:
         """
         if not math.isfinite(scaling):
             raise MergeError(f"{self.name}: scaling must be finite; got {scaling}")
+        with self._values_refused({"svc_alpha": svc_alpha}):
+            require_alpha(svc_alpha)
         if self._validator is not None:
             with self._values_refused(parameters):
                 self._validator(**self._completed(parameters))
 
-    def solve(self, task_vectors: Sequence[TaskVector], **parameters: Any) -> TaskVector:
+    def solve(
+        self,
+        task_vectors: Sequence[TaskVector],
+        *,
+        svc: bool = False,
+        svc_alpha: float | None = None,
+        **parameters: Any,
+    ) -> TaskVector:
         """The merged delta (out, in) of one matrix from the task vectors of at least one expert.
 
         Raises:
             MergeError: a value that the method refuses.
         """
-        self.validate(**parameters)
+        self.validate(svc_alpha=svc_alpha, **parameters)
+        merged = self._solved(task_vectors, parameters)
+        return calibrated(merged, task_vectors, svc_alpha) if svc and is_finite(merged) else merged
+
+    def _solved(self, task_vectors: Sequence[TaskVector], parameters: Mapping[str, Any]) -> TaskVector:
         if self._validator is not None:  # every ValueError from here on is a bug
             return self._solver(task_vectors, **parameters)
         with self._values_refused(parameters):
@@ -153,7 +174,7 @@ class TaskVectorMethod:
 
     def _completed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters of the solver, by name."""
-        given = {name: value for name, value in parameters.items() if name != "scaling"}
+        given = {name: value for name, value in parameters.items() if name not in _OF_EVERY_METHOD}
         return {**self._defaults, **given}
 
     @contextmanager
@@ -191,17 +212,25 @@ def task_vector_method(
     """
 
     def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
-        def kernel(group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
-            return method.merge_group(group, scaling, **parameters)
+        def kernel(
+            group: TensorGroup,
+            scaling: float = 1.0,
+            svc: bool = False,
+            svc_alpha: float | None = None,
+            **parameters: Any,
+        ) -> Tensor:
+            return method.merge_group(group, scaling, svc=svc, svc_alpha=svc_alpha, **parameters)
 
         # mergekit reads a method's parameters from the signature of its kernel
-        before = list(inspect.signature(kernel).parameters.values())[:2]
+        *before, _ = inspect.signature(kernel).parameters.values()
         own = list(inspect.signature(solve).parameters.values())[1:]
         vars(kernel)["__signature__"] = inspect.Signature([*before, *own])
         kernel.__annotations__ = {
             **get_type_hints(solve, include_extras=True),
             "group": TensorGroup,
             "scaling": float,
+            "svc": bool,
+            "svc_alpha": float | None,
             "return": Tensor,
         }
         kernel.__doc__ = solve.__doc__

@@ -157,6 +157,20 @@ def iso_cts(deltas: Sequence[Tensor], common_fraction: float = 0.8, rank: int | 
     return s.mean() * _polar(u) @ _polar(v).T
 
 
+def calibrated(merged: Tensor, deltas: Sequence[Tensor], alpha: float | None = None, rank: int | None = None) -> Tensor:
+    """SVC's re-scaling of the singular values of a merged delta (out, in). rank: the true rank of `merged`."""
+    tau, size = _widened(deltas), min(merged.shape)
+    u, s, v = _leading(merged.double(), size if rank is None else rank)
+    least = 1 / len(tau) if alpha is None else alpha
+    for r in range(len(s)):
+        own = s[r] * v[:, r]
+        shares = [
+            float(u[:, r] @ t @ own / (u[:, r] @ t).square().sum()) for t in tau if float((u[:, r] @ t).norm()) > 1e-9
+        ]
+        s[r] *= len(shares) / sum(max(least, share) for share in shares) if shares else 1.0
+    return (u * s) @ v.T
+
+
 def _widened(deltas: Sequence[Tensor]) -> list[Tensor]:
     return [delta.double() for delta in deltas]
 

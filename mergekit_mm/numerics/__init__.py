@@ -8,6 +8,7 @@ filters        functions of a symmetric matrix: what a descent or a spectral fil
 rank_rules     how many leading eigenvalues to keep
 interference   the quadratic L(x) of WUDI and OptMerge, assembled from the experts' task vectors
 descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as a loop
+calibration    a merged delta's singular values re-scaled by the experts' responses (SVC)
 closed_form    WUDI, SWUDI and ASWUDI by one spectral filter on L
 checks         the wording of a refused parameter value
 
