@@ -77,6 +77,13 @@ def wudi_minimiser(deltas: Sequence[Tensor], init: str = "sum") -> Tensor:
     return start + (wanted - start @ stacked.T) @ torch.linalg.pinv(stacked.T, rtol=1e-7)
 
 
+def actmat(deltas: Sequence[Tensor]) -> Tensor:
+    """ACTMat: the merge by covariances of activations, for which those of the task vectors' rows stand."""
+    tau = _widened(deltas)
+    covariance = torch.stack([t.T @ t for t in tau]).sum(0)
+    return torch.stack([t @ t.T @ t for t in tau]).sum(0) @ torch.linalg.pinv(covariance, rtol=1e-11, hermitian=True)
+
+
 def spectral_filter(
     deltas: Sequence[Tensor], kept: int | str, filter: str, strength: float, init: str = "sum"
 ) -> Tensor:

@@ -22,6 +22,7 @@ CHOICES = [
     *(("optmerge", {"preset": "full", "optimizer": optimizer}) for optimizer in ("sgd", "adam")),
     *(("optmerge", {"proxy": proxy, "target": "centered"}) for proxy in ("truncated", "full", "centered")),
     *(("wudi", {"solver": solver}) for solver in ("adam", "exact")),
+    ("wudi", {"solver": "exact", "weights": "equal"}),
     ("swudi", {"filter": "tikhonov", "rank_of": "numerical"}),
     ("aswudi", {"rank_rule": "none"}),
     ("tsv", {"rank_fraction": 1.0}),
