@@ -164,6 +164,31 @@ def iso_cts(deltas: Sequence[Tensor], common_fraction: float = 0.8, rank: int | 
     return s.mean() * _polar(u) @ _polar(v).T
 
 
+def dc_merge(
+    deltas: Sequence[Tensor], smooth: bool = True, density: float = 0.1, ranks: Sequence[int] | None = None
+) -> Tensor:
+    """DC-Merge. ranks: the true rank of each task vector, where it is below the number of directions kept."""
+    tau, size = _widened(deltas), min(deltas[0].shape)
+    k = size // len(tau)
+    parts = [_leading(t, min(k, r)) for t, r in zip(tau, ranks or [size] * len(tau), strict=True)]
+    p, q = (_polar(torch.cat([part[side] for part in parts], dim=1)) for side in (0, 2))
+    trimmed = []
+    for u, s, v in parts:
+        m = p.T @ u @ torch.diag(s.mean().expand(len(s)) if smooth else s) @ v.T @ q
+        largest = m.abs().flatten().sort(descending=True).values[: max(1, int(density * m.numel() + 1e-9))]
+        trimmed.append(torch.where((m.abs() > (1 - 1e-5) * largest[-1]) & (m.abs() > 1e-5 * largest[0]), m, 0.0))
+    merged, start = torch.zeros_like(trimmed[0]), 0
+    for part in parts:
+        stop = start + len(part[1])
+        for row in range(start, stop):
+            for column in range(start, stop):
+                entries = [float(m[row, column]) for m in trimmed]
+                agreeing = [x for x in entries if x * sum(entries) > 0]
+                merged[row, column] = sum(agreeing) / max(1, len(agreeing))
+        start = stop
+    return p @ merged @ q.T
+
+
 def calibrated(merged: Tensor, deltas: Sequence[Tensor], alpha: float | None = None, rank: int | None = None) -> Tensor:
     """SVC's re-scaling of the singular values of a merged delta (out, in). rank: the true rank of `merged`."""
     tau, size = _widened(deltas), min(merged.shape)
