@@ -9,6 +9,7 @@ rank_rules     how many leading eigenvalues to keep
 interference   the quadratic L(x) of WUDI and OptMerge, assembled from the experts' task vectors
 descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as a loop
 calibration    a merged delta's singular values re-scaled by the experts' responses (SVC)
+core_space     coordinates in which adapters are merged entry by entry
 closed_form    WUDI, SWUDI and ASWUDI by one spectral filter on L
 checks         the wording of a refused parameter value
 

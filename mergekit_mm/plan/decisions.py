@@ -17,7 +17,7 @@ from mergekit_mm.methods.declarations import refused_values
 from mergekit_mm.plan.constants import Constants
 from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.plan.modules import Module
-from mergekit_mm.plan.parameters import resolve
+from mergekit_mm.plan.parameters import SPACE, merges_in_core, resolve
 from mergekit_mm.plan.policies import Policy, policy_of, why_undefined
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, TensorPlan
 from mergekit_mm.plan.walk import OutputSlot, output_slots, require_contract
@@ -64,7 +64,7 @@ class Decisions:
         if policy is Policy.AVERAGE:
             return TensorPlan(slot.name, slot.info, slot.inputs, Average(), slot.base, reason=reason)
         shared, per_input = self._parameters(slot)
-        action = Merge(self.config.merge_method)
+        action = Merge(self.config.merge_method, self._is_merged_in_core(slot))
         return TensorPlan(slot.name, slot.info, slot.inputs, action, slot.base, shared, per_input)
 
     def _policy(self, slot: OutputSlot) -> tuple[Policy, str]:
@@ -92,6 +92,26 @@ class Decisions:
                 self.undefined[role.value] = why
                 return Policy.BASE, why
         return policy, reason
+
+    def _is_merged_in_core(self, slot: OutputSlot) -> bool:
+        """Whether the config asks for the joint core of the adapters, and all of them have factors of this matrix.
+
+        Matrices whose rows belong to tokens are left out, as rows may move.
+
+        Raises:
+            MergeError: the config asks for it, and an input is more than an adapter of the base model.
+        """
+        if not merges_in_core(self.config):
+            return False
+        experts = {model: own for model, own in slot.inputs.items() if model != slot.base}
+        for model in experts:
+            if not model.lora or self.inputs.plain(model) != slot.base:
+                raise MergeError(
+                    f"parameter {SPACE}: core is for adapters of {slot.base}, written as {slot.base}+ADAPTER, and "
+                    f"{model} is none: leave it out."
+                )
+        is_matrix = len(slot.info.shape) == 2 and slot.info.vocabulary_axis is None
+        return is_matrix and all(self.inputs.adapter_rank(*own) is not None for own in experts.items())
 
     def _is_untouched(self, slot: OutputSlot) -> bool:
         """Whether all inputs are adapters of the base model, none of which changes this tensor: every delta is zero."""

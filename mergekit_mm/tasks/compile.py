@@ -20,6 +20,7 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
+from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.loading import Reader
@@ -133,9 +134,21 @@ class Compiler:
         if is_own_method(self.config.merge_method) or (is_sum and adapters and len(adapters) == len(tensor.experts)):
             assert tensor.base is not None
             return self._add(tensor, self._one(tensor, tensor.base, dtype), scale)
-        merged = MergeTensors(
+        action = tensor.shared_action
+        if isinstance(action, Merge) and action.in_core:
+            assert tensor.base is not None
+            base = self._one(tensor, tensor.base, dtype)
+            return AddDelta(base=base, delta=self._delta_in_core(tensor), scale=scale)
+        merged = self._by_host(tensor, self._together(tensor, tensor.inputs, dtype))
+        if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
+            return merged
+        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+
+    def _by_host(self, tensor: TensorPlan, gather: Task) -> MergeTensors:
+        """The task of a method of mergekit, on the tensors that `gather` gives."""
+        return MergeTensors(
             method_name=self.config.merge_method,
-            gather_tensors=self._together(tensor, tensor.inputs, dtype),
+            gather_tensors=gather,
             model_order=tuple(tensor.inputs),
             parameters=tensor.parameters,
             input_parameters=tensor.input_parameters,
@@ -143,9 +156,13 @@ class Compiler:
             output_weight=self._weight(tensor),
             seed=self._seed,
         )
-        if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
-            return merged
-        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+
+    def _delta_in_core(self, tensor: TensorPlan) -> MergeInCore:
+        """The task that makes the merged delta of adapters in their joint core."""
+        assert tensor.base is not None
+        experts = tuple(tensor.experts)
+        gather = self._together(tensor, experts, None, experts)
+        return MergeInCore(tensors=gather, merging=self._by_host(tensor, gather), base=tensor.base, experts=experts)
 
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
         """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
@@ -197,6 +214,8 @@ class Compiler:
             own = tensor.inputs[action.model]
             changes = self.inputs.adapts(action.model, own)
             return self.read.delta(action.model, own, self._label(tensor)) if changes else None
+        if isinstance(action, Merge) and action.in_core:
+            return self._delta_in_core(tensor)
         is_sum = isinstance(action, Average) or self.config.merge_method in WEIGHTED_SUMS
         if isinstance(action, Keep) or not (is_sum or merges_deltas(self.config.merge_method)):
             # The tensor comes from another model, or its method looks at more than deltas.

@@ -16,6 +16,7 @@ from mergekit.graph import Task
 
 from mergekit_mm.methods import method_named
 from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
+from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 from mergekit_mm.tasks.step import Step
@@ -91,7 +92,7 @@ class AddDelta(Step[torch.Tensor]):
     """
 
     base: Task
-    delta: MergeDelta
+    delta: MergeDelta | MergeInCore
     scale: float
 
     def arguments(self) -> dict[str, Task]:
