@@ -100,6 +100,8 @@ def merge_to_adapter(
                 and not name.startswith(saved_prefixes)
             }
             factors = dict(_factorised({name: tasks[name] for name in to_factorise}, to_factorise, rank, options))
+            if not options.quiet and (found := list(compiler.found_scalings.lines())):
+                click.echo("\n".join(found), err=True)
             if not factors and not whole:
                 advice = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
                 raise MergeError(

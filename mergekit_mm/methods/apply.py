@@ -3,8 +3,9 @@
 A merge goes one way: inputs -> task vectors -> delta -> base + scaling * delta -> cast. A method is the second arrow,
 for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank, and the whole way for mergekit.
 
-Parameters of every method: `scaling` multiplies the delta. `svc` re-scales the singular values of a matrix's delta by
-the experts' responses (see `numerics.calibration`), with `svc_alpha` as the least response that is counted.
+Parameters of every method: `scaling` multiplies the delta, and may be `auto` (see `scaling`). `svc` re-scales the
+singular values of a matrix's delta by the experts' responses (see `numerics.calibration`), with `svc_alpha` as the
+least response that is counted.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
+from mergekit_mm.methods.scaling import automatic_scaling
 from mergekit_mm.numerics.calibration import calibrated, require_alpha
 from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
 
+AUTO: Literal["auto"] = "auto"
+Scaling = float | Literal["auto"]
 _OF_EVERY_METHOD = ("scaling", "svc", "svc_alpha")
 
 
@@ -51,7 +55,7 @@ class TaskVectorMethod:
         return declared if isinstance(declared, bool) else declared(**self._completed(parameters))
 
     def validate(
-        self, *, scaling: float = 1.0, svc: bool = False, svc_alpha: float | None = None, **parameters: Any
+        self, *, scaling: Scaling = 1.0, svc: bool = False, svc_alpha: float | None = None, **parameters: Any
     ) -> None:
         """Check values of the parameters, without solving anything.
 
@@ -60,7 +64,7 @@ class TaskVectorMethod:
         Raises:
             MergeError: naming the method, the parameter, the rule and the value.
         """
-        if not math.isfinite(scaling):
+        if scaling != AUTO and not math.isfinite(scaling):
             raise MergeError(f"{self.name}: scaling must be finite; got {scaling}")
         with self._values_refused({"svc_alpha": svc_alpha}):
             require_alpha(svc_alpha)
@@ -122,8 +126,12 @@ class TaskVectorMethod:
             raise MergeError(f"Merging {label} gives NaN or Inf: the deltas leave the range of {mean.dtype}")
         return TaskVector.of(mean)
 
+    def automatic_scaling(self, delta: TaskVector, task_vectors: Sequence[TaskVector]) -> float:
+        """What `scaling: auto` is for a delta that `delta` made of these task vectors."""
+        return automatic_scaling(self.name, delta, task_vectors)
+
     def merge(
-        self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
+        self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: Scaling = 1.0, **parameters: Any
     ) -> Tensor:
         """base + scaling * delta in the base's dtype; see `delta` and `add_delta`.
 
@@ -135,9 +143,10 @@ class TaskVectorMethod:
         self.validate(scaling=scaling, **parameters)
         if scaling == 0.0 or base.numel() == 0:
             return base.clone()
-        return add_delta(base, self.delta(task_vectors, label, **parameters), scaling)
+        delta = self.delta(task_vectors, label, **parameters)
+        return add_delta(base, delta, self.automatic_scaling(delta, task_vectors) if scaling == AUTO else scaling)
 
-    def merge_group(self, group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
+    def merge_group(self, group: TensorGroup, scaling: Scaling = 1.0, **parameters: Any) -> Tensor:
         """The merge of one tensor as mergekit asks for it: the tensors of all inputs, one of which is the base.
 
         Raises:
@@ -214,7 +223,7 @@ def task_vector_method(
     def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
         def kernel(
             group: TensorGroup,
-            scaling: float = 1.0,
+            scaling: Scaling = 1.0,
             svc: bool = False,
             svc_alpha: float | None = None,
             **parameters: Any,
@@ -228,7 +237,7 @@ def task_vector_method(
         kernel.__annotations__ = {
             **get_type_hints(solve, include_extras=True),
             "group": TensorGroup,
-            "scaling": float,
+            "scaling": Scaling,
             "svc": bool,
             "svc_alpha": float | None,
             "return": Tensor,

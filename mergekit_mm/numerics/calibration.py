@@ -32,7 +32,7 @@ from torch import Tensor
 
 from mergekit_mm.numerics.checks import require
 from mergekit_mm.numerics.polar import ROUNDING, Triplets, leading_triplets
-from mergekit_mm.numerics.task_vector import TaskVector
+from mergekit_mm.numerics.task_vector import TaskVector, square_norm_of
 
 
 def require_alpha(alpha: float | None) -> None:
@@ -77,17 +77,7 @@ def _gamma(u: Tensor, s: Tensor, v: Tensor, task_vectors: Sequence[TaskVector], 
             rows = rows @ task_vector.right.double()
         square = sums.index_add(0, group, rows.square().sum(1))
         inner = sums.index_add(0, group, rows.mul_(merged_rows).sum(1))
-        answers = square > _rounding(task_vector)
+        answers = square > ROUNDING**2 * square_norm_of(task_vector)
         responses += torch.where(answers, (inner / square).clamp_min(alpha), 0.0)
         heard += answers
     return torch.where(heard > 0, heard / responses, 1.0)[group]
-
-
-def _rounding(task_vector: TaskVector) -> float:
-    """The squared length up to which a response is rounding."""
-    if task_vector.right is None:
-        square = task_vector.dense(torch.float64).square().sum()
-    else:
-        left, right = task_vector.left.double(), task_vector.right.double()
-        square = ((left.T @ left) * (right @ right.T)).sum()
-    return ROUNDING**2 * float(square)

@@ -15,6 +15,7 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
+from mergekit_mm.methods.apply import AUTO
 from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
@@ -23,6 +24,7 @@ from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, Tens
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
@@ -44,6 +46,7 @@ class Compiler:
         sources = open_sources(plan.inputs, options.lazy_unpickle)
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
         self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
+        self.found_scalings = FoundScalings()  # of tensors with `scaling: auto`, filled when tasks are run
         self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
 
     # ------------------------------------------------------------------------------------------ to a model
@@ -249,6 +252,7 @@ class Compiler:
             parameters=parameters if is_own else {},
             weights=() if is_own else self._weights(tensor, experts),
             scaling=scaling,
+            found=self.found_scalings if is_own and tensor.parameters.get("scaling") == AUTO else None,
             name=tensor.name,
             as_vector=tensor.info.is_convolution,
             seed=self._seed,
@@ -392,5 +396,6 @@ class Compiler:
 
 
 def _scaling(tensor: TensorPlan) -> float:
-    """The `scaling` of a method of the plugin; 1 for a method that has no such parameter."""
-    return float(tensor.parameters.get("scaling", 1.0))
+    """The `scaling` of a method of the plugin; 1 for a method that has none, and for `auto`, which is in the delta."""
+    scaling = tensor.parameters.get("scaling", 1.0)
+    return 1.0 if scaling == AUTO else float(scaling)
