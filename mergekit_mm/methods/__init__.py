@@ -1,6 +1,6 @@
 """Merge methods beyond mergekit's own: one file each with equation, source and deviations, listed in `catalogue`.
 
-optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge   the methods
+optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, robust_merge   the methods
 apply       how a method is declared, and the steps around its mathematics
 scaling     `scaling: auto`, and its constant for each method
 reference   slow, plain restatements of the published computations, which the tests compare the methods with
@@ -35,11 +35,12 @@ def catalogue() -> tuple[TaskVectorMethod, ...]:
     from mergekit_mm.methods.iso_c import iso_c
     from mergekit_mm.methods.iso_cts import iso_cts
     from mergekit_mm.methods.optmerge import optmerge
+    from mergekit_mm.methods.robust_merge import robust_merge
     from mergekit_mm.methods.swudi import swudi
     from mergekit_mm.methods.tsv import tsv
     from mergekit_mm.methods.wudi import wudi
 
-    return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, *_added)
+    return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, robust_merge, *_added)
 
 
 def is_own_method(name: str) -> bool:

@@ -43,6 +43,7 @@ class TaskVectorMethod:
     _solver: Callable[..., TaskVector]
     _keeps_factors: bool | Callable[..., bool]
     _validator: Callable[..., object] | None
+    needs_factors: bool = False
 
     @property
     def name(self) -> str:
@@ -209,6 +210,7 @@ def task_vector_method(
     reference_url: str,
     keeps_factors: bool | Callable[..., bool] = False,
     validate: Callable[..., object] | None = None,
+    needs_factors: bool = False,
 ) -> Callable[[Callable[..., TaskVector]], TaskVectorMethod]:
     """Declare `solve(task_vectors, **parameters)` as a merge method; its signature becomes the YAML parameters.
 
@@ -216,6 +218,8 @@ def task_vector_method(
     keeps_factors: whether factored task vectors give a factored result, where a language model that keeps a part for
     each medium (`composition: damc`) can then keep factors too. If that depends on the parameters, a function that
     takes all of them by name and returns a bool.
+    needs_factors: whether every task vector of a matrix has to be factored, all of one rank but for those of rank 0; a
+    merge of other inputs is then refused before anything is merged.
     validate: takes all parameters by name, and raises ValueError for a value that will not do. Without it, values are
     refused only when `solve` raises ValueError on the first matrix of a merge.
     """
@@ -245,7 +249,7 @@ def task_vector_method(
         kernel.__doc__ = solve.__doc__
         contract = InputContract(base=BasePolicy.REQUIRED, min_non_base=1)
         host = merge_method(kernel, name=name, pretty_name=pretty_name, reference_url=reference_url, contract=contract)
-        method = TaskVectorMethod(host, solve, keeps_factors, validate)
+        method = TaskVectorMethod(host, solve, keeps_factors, validate, needs_factors)
         return method
 
     return declare

@@ -36,6 +36,7 @@ from mergekit_mm.numerics.checks import require, require_tolerance
 from mergekit_mm.numerics.polar import COINCIDING, ROUNDING, leading_triplets, polar
 from mergekit_mm.numerics.rank_rules import fraction_rank
 from mergekit_mm.numerics.task_vector import TaskVector, in_joint_core
+from mergekit_mm.numerics.trimming import trimmed_
 
 Smoothing = Literal["mean", "none"]
 
@@ -86,18 +87,10 @@ def _merge(
         if len(s):
             spectrum = s.mean() if smoothing == "mean" else s
             for of_block, block in zip(
-                kept, _blocks(_trimmed_((p.T @ u * spectrum) @ (v.T @ q), density), widths), strict=True
+                kept, _blocks(trimmed_((p.T @ u * spectrum) @ (v.T @ q), density), widths), strict=True
             ):
                 of_block.append(block)
     return p @ torch.block_diag(*map(_disjoint_mean, kept)) @ q.T
-
-
-def _trimmed_(entries: Tensor, density: float) -> Tensor:
-    """The largest entries of a matrix and zeros elsewhere, in its place; ties with the smallest kept one are kept."""
-    sizes = entries.abs()
-    count = max(1, fraction_rank(density, sizes.numel()))
-    smallest = float(sizes.flatten().kthvalue(sizes.numel() - count + 1).values)
-    return entries.mul_(sizes >= max(smallest * (1.0 - ROUNDING), float(sizes.max()) * ROUNDING))
 
 
 def _blocks(entries: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -189,6 +189,24 @@ def dc_merge(
     return p @ merged @ q.T
 
 
+def robust_merge(pairs: Sequence[tuple[Tensor, Tensor]], density: float = 0.2) -> Tensor:
+    """RobustMerge of the factors B (out, r) and A (r, in) of adapters of one rank."""
+    merged_a, weighted = torch.zeros_like(pairs[0][1].double()), torch.zeros_like(pairs[0][0].double())
+    total = torch.zeros(len(merged_a), len(merged_a), dtype=torch.float64)
+    for b, a in ((b.double(), a.double()) for b, a in pairs):
+        kept_a, kept_b = (
+            torch.where(x.abs() >= x.abs().flatten().sort(descending=True).values[int(density * x.numel()) - 1], x, 0.0)
+            for x in (a, b)
+        )
+        lost = [
+            float(row.abs().sum()) / float(kept.abs().sum() or math.nan) for row, kept in zip(a, kept_a, strict=True)
+        ]
+        largest = max(s for s in lost if s == s)
+        s = torch.diag(torch.tensor([largest if s != s else s for s in lost], dtype=torch.float64))
+        merged_a, weighted, total = merged_a + kept_a, weighted + kept_b @ s, total + s
+    return 2 * weighted @ torch.linalg.inv(total) @ (2 * merged_a)
+
+
 def calibrated(merged: Tensor, deltas: Sequence[Tensor], alpha: float | None = None, rank: int | None = None) -> Tensor:
     """SVC's re-scaling of the singular values of a merged delta (out, in). rank: the true rank of `merged`."""
     tau, size = _widened(deltas), min(merged.shape)

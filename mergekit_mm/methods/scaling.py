@@ -28,6 +28,7 @@ KAPPA = {
     "iso_c": 1.0,
     "iso_cts": 1.0,
     "dc_merge": 1.0,
+    "robust_merge": 1.0,
 }
 
 

@@ -11,6 +11,7 @@ descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as 
 calibration    a merged delta's singular values re-scaled by the experts' responses (SVC)
 core_space     coordinates in which adapters are merged entry by entry
 closed_form    WUDI, SWUDI and ASWUDI by one spectral filter on L
+trimming       the largest entries of a tensor
 checks         the wording of a refused parameter value
 
 The room imports torch, numpy, scipy and itself, and nothing else.

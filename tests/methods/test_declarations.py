@@ -14,7 +14,7 @@ from mergekit_mm.methods.apply import TaskVectorMethod, task_vector_method
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.numerics.task_vector import TaskVector
 
-METHODS = [method.name for method in catalogue()]
+METHODS = [method.name for method in catalogue() if not method.needs_factors]  # those have a file of their own
 CHOICES = [
     *((name, {}) for name in METHODS),
     *(("optmerge", {"preset": preset}) for preset in PRESETS),
