@@ -38,10 +38,13 @@ class Compiler:
 
     sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
     scaled, and equal tasks of all strengths are run once.
+    shared_rank: adapters are projected on bases of this rank that they share, before they are merged.
     """
 
-    def __init__(self, plan: MergePlan, options: MergeOptions, sweep: bool = False) -> None:
-        self.plan, self.options, self.sweep = plan, options, sweep
+    def __init__(
+        self, plan: MergePlan, options: MergeOptions, sweep: bool = False, shared_rank: int | None = None
+    ) -> None:
+        self.plan, self.options, self.sweep, self.shared_rank = plan, options, sweep, shared_rank
         self.inputs, self.config = plan.inputs, plan.config
         sources = open_sources(plan.inputs, options.lazy_unpickle)
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
@@ -165,7 +168,13 @@ class Compiler:
         assert tensor.base is not None
         experts = tuple(tensor.experts)
         gather = self._together(tensor, experts, None, experts)
-        return MergeInCore(tensors=gather, merging=self._by_host(tensor, gather), base=tensor.base, experts=experts)
+        return MergeInCore(
+            tensors=gather,
+            merging=self._by_host(tensor, gather),
+            base=tensor.base,
+            experts=experts,
+            shared_rank=self.shared_rank,
+        )
 
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
         """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
@@ -252,6 +261,7 @@ class Compiler:
             parameters=parameters if is_own else {},
             weights=() if is_own else self._weights(tensor, experts),
             scaling=scaling,
+            shared_rank=self.shared_rank,
             found=self.found_scalings if is_own and tensor.parameters.get("scaling") == AUTO else None,
             name=tensor.name,
             as_vector=tensor.info.is_convolution,

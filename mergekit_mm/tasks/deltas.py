@@ -16,6 +16,7 @@ from mergekit.graph import Task
 from pydantic import InstanceOf
 
 from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.shared_bases import compressed
 from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
@@ -46,6 +47,7 @@ class MergeDelta(Step[TaskVector | None]):
     weights: tuple[float, ...] = ()  # of the experts in a weighted sum; empty for a method of this package
     scaling: float = 1.0  # of the merged delta over the merge's base
     name: str
+    shared_rank: int | None = None  # of the bases on which factors of a matrix are projected before they are merged
     found: InstanceOf[FoundScalings] | None = None  # with `scaling: auto`: where the scaling is noted that is applied
     as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
@@ -74,6 +76,8 @@ class MergeDelta(Step[TaskVector | None]):
             return weighted_sum([self._merged(over_base), delta_of_base], [self.scaling, 1.0])
 
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
+        if self.shared_rank is not None and all(d.is_factored and d.left.ndim == 2 for d in deltas):
+            deltas = compressed(deltas, self.shared_rank)
         if self.weights:
             return weighted_sum(deltas, self.weights)
         parameters, method = dict(self.parameters.items()), method_named(self.method)
