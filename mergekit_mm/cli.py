@@ -147,12 +147,27 @@ def sweep(
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--rank", type=click.IntRange(min=1), help="Keep at most so many directions per module.  [default: all]")
+@click.option(
+    "--rank-mode",
+    type=click.Choice(["truncate", "shared"]),
+    default="truncate",
+    help="Cut what was merged, or project adapters on their best shared bases of that rank and merge then.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
 @logged
-def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random_seed: int | None, quiet: bool) -> None:
+def lora(
+    config: str,
+    out: str,
+    rank: int | None,
+    rank_mode: str,
+    dtype: str,
+    cuda: bool,
+    random_seed: int | None,
+    quiet: bool,
+) -> None:
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
     With adapters as inputs the result is exact, of a rank up to the sum of theirs, unless --rank cuts it. What full
@@ -167,7 +182,9 @@ def lora(config: str, out: str, rank: int | None, dtype: str, cuda: bool, random
 
     source, parsed = _read_config(config)
     options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
-    result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source)
+    if rank is None and rank_mode == "shared":
+        raise click.UsageError("--rank-mode shared needs --rank: the rank of the bases.")
+    result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source, rank_mode == "shared")
     if not quiet:
         for module in result.modules:
             click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")

@@ -100,7 +100,7 @@ def _run(
                 (path / "README.md").write_text(card, encoding="utf-8")
                 (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
     if not options.quiet:
-        click.echo(not_used, err=True)
+        click.echo("\n".join([*compiler.found_scalings.lines(), not_used]), err=True)
 
 
 def require_device(options: MergeOptions) -> None:

@@ -57,11 +57,14 @@ def merge_to_adapter(
     rank: int | None,
     dtype: torch.dtype,
     config_source: str,
+    shares_bases: bool = False,
 ) -> AdapterResult:
     """Run a merge and write its deltas over the base as one PEFT adapter.
 
     Linear layers and embeddings get factors, of at most `rank` per module, in `dtype`. Other tensors that change, and
     modules that an input's adapter holds whole, are written whole, as the merge itself would write them.
+
+    shares_bases: adapters are projected on their best shared bases of `rank` before they are merged, and not cut after.
 
     Raises:
         MergeError: as for any merge; or the merge changes a tensor that no adapter can hold, or by a delta of full rank
@@ -81,7 +84,7 @@ def merge_to_adapter(
                 f"{over.model} holds an adapter of its own, which transformers would load under the new one: save "
                 "the two as one model, and name that as the base."
             )
-        compiler = Compiler(plan, options)
+        compiler = Compiler(plan, options, shared_rank=rank if shares_bases else None)
         tasks = compiler.to_deltas()
         if not options.quiet:
             files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
@@ -100,6 +103,8 @@ def merge_to_adapter(
                 and not name.startswith(saved_prefixes)
             }
             factors = dict(_factorised({name: tasks[name] for name in to_factorise}, to_factorise, rank, options))
+            if not options.quiet and (found := list(compiler.found_scalings.lines())):
+                click.echo("\n".join(found), err=True)
             if not factors and not whole:
                 advice = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
                 raise MergeError(

@@ -1,7 +1,8 @@
 """Merge methods beyond mergekit's own: one file each with equation, source and deviations, listed in `catalogue`.
 
-optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts   the methods
+optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, robust_merge   the methods
 apply       how a method is declared, and the steps around its mathematics
+scaling     `scaling: auto`, and its constant for each method
 reference   slow, plain restatements of the published computations, which the tests compare the methods with
 
 The room imports numerics, errors, and mergekit's public `merge_methods`. It knows nothing of files, models or plans.
@@ -30,14 +31,16 @@ def add(method: TaskVectorMethod) -> None:
 def catalogue() -> tuple[TaskVectorMethod, ...]:
     """Every method of this package, and those that were added. The former are imported here, and not registered yet."""
     from mergekit_mm.methods.aswudi import aswudi
+    from mergekit_mm.methods.dc_merge import dc_merge
     from mergekit_mm.methods.iso_c import iso_c
     from mergekit_mm.methods.iso_cts import iso_cts
     from mergekit_mm.methods.optmerge import optmerge
+    from mergekit_mm.methods.robust_merge import robust_merge
     from mergekit_mm.methods.swudi import swudi
     from mergekit_mm.methods.tsv import tsv
     from mergekit_mm.methods.wudi import wudi
 
-    return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, *_added)
+    return (optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, robust_merge, *_added)
 
 
 def is_own_method(name: str) -> bool:

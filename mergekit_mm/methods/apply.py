@@ -2,6 +2,10 @@
 
 A merge goes one way: inputs -> task vectors -> delta -> base + scaling * delta -> cast. A method is the second arrow,
 for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank, and the whole way for mergekit.
+
+Parameters of every method: `scaling` multiplies the delta, and may be `auto` (see `scaling`). `svc` re-scales the
+singular values of a matrix's delta by the experts' responses (see `numerics.calibration`), with `svc_alpha` as the
+least response that is counted.
 """
 
 from __future__ import annotations
@@ -11,28 +15,35 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
+from mergekit_mm.methods.scaling import automatic_scaling
+from mergekit_mm.numerics.calibration import calibrated, require_alpha
 from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
+
+AUTO: Literal["auto"] = "auto"
+Scaling = float | Literal["auto"]
+_OF_EVERY_METHOD = ("scaling", "svc", "svc_alpha")
 
 
 @dataclass(frozen=True, eq=False)
 class TaskVectorMethod:
     """A merge method written on task vectors, and the form in which mergekit runs it on tensors.
 
-    Made by `task_vector_method`, which says what the fields mean. `scaling` is not among the parameters of a solver: it
-    multiplies what comes out, for every method alike. Parameters that are left out have their defaults.
+    Made by `task_vector_method`, which says what the fields mean. Parameters of every method are not among those of a
+    solver: they change what comes out, for every method alike. Parameters that are left out have their defaults.
     """
 
     host: MergeMethod
     _solver: Callable[..., TaskVector]
     _keeps_factors: bool | Callable[..., bool]
     _validator: Callable[..., object] | None
+    needs_factors: bool = False
 
     @property
     def name(self) -> str:
@@ -40,11 +51,13 @@ class TaskVectorMethod:
         return name
 
     def keeps_factors(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether factored task vectors give a factored result under these parameters; `scaling` may be one of them."""
+        """Whether factored task vectors give a factored result under these parameters; those of every method too."""
         declared = self._keeps_factors
         return declared if isinstance(declared, bool) else declared(**self._completed(parameters))
 
-    def validate(self, *, scaling: float = 1.0, **parameters: Any) -> None:
+    def validate(
+        self, *, scaling: Scaling = 1.0, svc: bool = False, svc_alpha: float | None = None, **parameters: Any
+    ) -> None:
         """Check values of the parameters, without solving anything.
 
         A method that declares no `validate` accepts everything here, and refuses values when it is run.
@@ -52,19 +65,32 @@ class TaskVectorMethod:
         Raises:
             MergeError: naming the method, the parameter, the rule and the value.
         """
-        if not math.isfinite(scaling):
+        if scaling != AUTO and not math.isfinite(scaling):
             raise MergeError(f"{self.name}: scaling must be finite; got {scaling}")
+        with self._values_refused({"svc_alpha": svc_alpha}):
+            require_alpha(svc_alpha)
         if self._validator is not None:
             with self._values_refused(parameters):
                 self._validator(**self._completed(parameters))
 
-    def solve(self, task_vectors: Sequence[TaskVector], **parameters: Any) -> TaskVector:
+    def solve(
+        self,
+        task_vectors: Sequence[TaskVector],
+        *,
+        svc: bool = False,
+        svc_alpha: float | None = None,
+        **parameters: Any,
+    ) -> TaskVector:
         """The merged delta (out, in) of one matrix from the task vectors of at least one expert.
 
         Raises:
             MergeError: a value that the method refuses.
         """
-        self.validate(**parameters)
+        self.validate(svc_alpha=svc_alpha, **parameters)
+        merged = self._solved(task_vectors, parameters)
+        return calibrated(merged, task_vectors, svc_alpha) if svc and is_finite(merged) else merged
+
+    def _solved(self, task_vectors: Sequence[TaskVector], parameters: Mapping[str, Any]) -> TaskVector:
         if self._validator is not None:  # every ValueError from here on is a bug
             return self._solver(task_vectors, **parameters)
         with self._values_refused(parameters):
@@ -101,8 +127,12 @@ class TaskVectorMethod:
             raise MergeError(f"Merging {label} gives NaN or Inf: the deltas leave the range of {mean.dtype}")
         return TaskVector.of(mean)
 
+    def automatic_scaling(self, delta: TaskVector, task_vectors: Sequence[TaskVector]) -> float:
+        """What `scaling: auto` is for a delta that `delta` made of these task vectors."""
+        return automatic_scaling(self.name, delta, task_vectors)
+
     def merge(
-        self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: float = 1.0, **parameters: Any
+        self, base: Tensor, task_vectors: Sequence[TaskVector], label: str, *, scaling: Scaling = 1.0, **parameters: Any
     ) -> Tensor:
         """base + scaling * delta in the base's dtype; see `delta` and `add_delta`.
 
@@ -114,9 +144,10 @@ class TaskVectorMethod:
         self.validate(scaling=scaling, **parameters)
         if scaling == 0.0 or base.numel() == 0:
             return base.clone()
-        return add_delta(base, self.delta(task_vectors, label, **parameters), scaling)
+        delta = self.delta(task_vectors, label, **parameters)
+        return add_delta(base, delta, self.automatic_scaling(delta, task_vectors) if scaling == AUTO else scaling)
 
-    def merge_group(self, group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
+    def merge_group(self, group: TensorGroup, scaling: Scaling = 1.0, **parameters: Any) -> Tensor:
         """The merge of one tensor as mergekit asks for it: the tensors of all inputs, one of which is the base.
 
         Raises:
@@ -153,7 +184,7 @@ class TaskVectorMethod:
 
     def _completed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters of the solver, by name."""
-        given = {name: value for name, value in parameters.items() if name != "scaling"}
+        given = {name: value for name, value in parameters.items() if name not in _OF_EVERY_METHOD}
         return {**self._defaults, **given}
 
     @contextmanager
@@ -179,6 +210,7 @@ def task_vector_method(
     reference_url: str,
     keeps_factors: bool | Callable[..., bool] = False,
     validate: Callable[..., object] | None = None,
+    needs_factors: bool = False,
 ) -> Callable[[Callable[..., TaskVector]], TaskVectorMethod]:
     """Declare `solve(task_vectors, **parameters)` as a merge method; its signature becomes the YAML parameters.
 
@@ -186,28 +218,38 @@ def task_vector_method(
     keeps_factors: whether factored task vectors give a factored result, where a language model that keeps a part for
     each medium (`composition: damc`) can then keep factors too. If that depends on the parameters, a function that
     takes all of them by name and returns a bool.
+    needs_factors: whether every task vector of a matrix has to be factored, all of one rank but for those of rank 0; a
+    merge of other inputs is then refused before anything is merged.
     validate: takes all parameters by name, and raises ValueError for a value that will not do. Without it, values are
     refused only when `solve` raises ValueError on the first matrix of a merge.
     """
 
     def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
-        def kernel(group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
-            return method.merge_group(group, scaling, **parameters)
+        def kernel(
+            group: TensorGroup,
+            scaling: Scaling = 1.0,
+            svc: bool = False,
+            svc_alpha: float | None = None,
+            **parameters: Any,
+        ) -> Tensor:
+            return method.merge_group(group, scaling, svc=svc, svc_alpha=svc_alpha, **parameters)
 
         # mergekit reads a method's parameters from the signature of its kernel
-        before = list(inspect.signature(kernel).parameters.values())[:2]
+        *before, _ = inspect.signature(kernel).parameters.values()
         own = list(inspect.signature(solve).parameters.values())[1:]
         vars(kernel)["__signature__"] = inspect.Signature([*before, *own])
         kernel.__annotations__ = {
             **get_type_hints(solve, include_extras=True),
             "group": TensorGroup,
-            "scaling": float,
+            "scaling": Scaling,
+            "svc": bool,
+            "svc_alpha": float | None,
             "return": Tensor,
         }
         kernel.__doc__ = solve.__doc__
         contract = InputContract(base=BasePolicy.REQUIRED, min_non_base=1)
         host = merge_method(kernel, name=name, pretty_name=pretty_name, reference_url=reference_url, contract=contract)
-        method = TaskVectorMethod(host, solve, keeps_factors, validate)
+        method = TaskVectorMethod(host, solve, keeps_factors, validate, needs_factors)
         return method
 
     return declare

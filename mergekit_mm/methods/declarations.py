@@ -14,6 +14,9 @@ from mergekit_mm.methods import is_own_method, method_named
 # Methods that draw random numbers; arcee_fusion does so only for tensors of more than a million values.
 DRAWING = ("arcee_fusion", "dare_linear", "dare_ties", "della", "della_linear")
 
+# Methods of mergekit whose result is a function of the deltas' entries, and so depends on the basis they are seen in.
+ELEMENTWISE = ("breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "ties")
+
 
 @dataclass(frozen=True)
 class WeightedSum:

@@ -77,6 +77,13 @@ def wudi_minimiser(deltas: Sequence[Tensor], init: str = "sum") -> Tensor:
     return start + (wanted - start @ stacked.T) @ torch.linalg.pinv(stacked.T, rtol=1e-7)
 
 
+def actmat(deltas: Sequence[Tensor]) -> Tensor:
+    """ACTMat: the merge by covariances of activations, for which those of the task vectors' rows stand."""
+    tau = _widened(deltas)
+    covariance = torch.stack([t.T @ t for t in tau]).sum(0)
+    return torch.stack([t @ t.T @ t for t in tau]).sum(0) @ torch.linalg.pinv(covariance, rtol=1e-11, hermitian=True)
+
+
 def spectral_filter(
     deltas: Sequence[Tensor], kept: int | str, filter: str, strength: float, init: str = "sum"
 ) -> Tensor:
@@ -155,6 +162,63 @@ def iso_cts(deltas: Sequence[Tensor], common_fraction: float = 0.8, rank: int | 
     own = [_leading(t - uc @ uc.T @ t, int((available - common) / count)) for t in tau if t.any()]
     u, s, v = (torch.cat(part, dim=-1) for part in zip(*own, (uc, sc, vc), strict=True))
     return s.mean() * _polar(u) @ _polar(v).T
+
+
+def dc_merge(
+    deltas: Sequence[Tensor], smooth: bool = True, density: float = 0.1, ranks: Sequence[int] | None = None
+) -> Tensor:
+    """DC-Merge. ranks: the true rank of each task vector, where it is below the number of directions kept."""
+    tau, size = _widened(deltas), min(deltas[0].shape)
+    k = size // len(tau)
+    parts = [_leading(t, min(k, r)) for t, r in zip(tau, ranks or [size] * len(tau), strict=True)]
+    p, q = (_polar(torch.cat([part[side] for part in parts], dim=1)) for side in (0, 2))
+    trimmed = []
+    for u, s, v in parts:
+        m = p.T @ u @ torch.diag(s.mean().expand(len(s)) if smooth else s) @ v.T @ q
+        largest = m.abs().flatten().sort(descending=True).values[: max(1, int(density * m.numel() + 1e-9))]
+        trimmed.append(torch.where((m.abs() > (1 - 1e-5) * largest[-1]) & (m.abs() > 1e-5 * largest[0]), m, 0.0))
+    merged, start = torch.zeros_like(trimmed[0]), 0
+    for part in parts:
+        stop = start + len(part[1])
+        for row in range(start, stop):
+            for column in range(start, stop):
+                entries = [float(m[row, column]) for m in trimmed]
+                agreeing = [x for x in entries if x * sum(entries) > 0]
+                merged[row, column] = sum(agreeing) / max(1, len(agreeing))
+        start = stop
+    return p @ merged @ q.T
+
+
+def robust_merge(pairs: Sequence[tuple[Tensor, Tensor]], density: float = 0.2) -> Tensor:
+    """RobustMerge of the factors B (out, r) and A (r, in) of adapters of one rank."""
+    merged_a, weighted = torch.zeros_like(pairs[0][1].double()), torch.zeros_like(pairs[0][0].double())
+    total = torch.zeros(len(merged_a), len(merged_a), dtype=torch.float64)
+    for b, a in ((b.double(), a.double()) for b, a in pairs):
+        kept_a, kept_b = (
+            torch.where(x.abs() >= x.abs().flatten().sort(descending=True).values[int(density * x.numel()) - 1], x, 0.0)
+            for x in (a, b)
+        )
+        lost = [
+            float(row.abs().sum()) / float(kept.abs().sum() or math.nan) for row, kept in zip(a, kept_a, strict=True)
+        ]
+        largest = max(s for s in lost if s == s)
+        s = torch.diag(torch.tensor([largest if s != s else s for s in lost], dtype=torch.float64))
+        merged_a, weighted, total = merged_a + kept_a, weighted + kept_b @ s, total + s
+    return 2 * weighted @ torch.linalg.inv(total) @ (2 * merged_a)
+
+
+def calibrated(merged: Tensor, deltas: Sequence[Tensor], alpha: float | None = None, rank: int | None = None) -> Tensor:
+    """SVC's re-scaling of the singular values of a merged delta (out, in). rank: the true rank of `merged`."""
+    tau, size = _widened(deltas), min(merged.shape)
+    u, s, v = _leading(merged.double(), size if rank is None else rank)
+    least = 1 / len(tau) if alpha is None else alpha
+    for r in range(len(s)):
+        own = s[r] * v[:, r]
+        shares = [
+            float(u[:, r] @ t @ own / (u[:, r] @ t).square().sum()) for t in tau if float((u[:, r] @ t).norm()) > 1e-9
+        ]
+        s[r] *= len(shares) / sum(max(least, share) for share in shares) if shares else 1.0
+    return (u * s) @ v.T
 
 
 def _widened(deltas: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,11 @@ filters        functions of a symmetric matrix: what a descent or a spectral fil
 rank_rules     how many leading eigenvalues to keep
 interference   the quadratic L(x) of WUDI and OptMerge, assembled from the experts' task vectors
 descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as a loop
+calibration    a merged delta's singular values re-scaled by the experts' responses (SVC)
+core_space     coordinates in which adapters are merged entry by entry
+shared_bases   the bases of one rank that hold most of several adapters
 closed_form    WUDI, SWUDI and ASWUDI by one spectral filter on L
+trimming       the largest entries of a tensor
 checks         the wording of a refused parameter value
 
 The room imports torch, numpy, scipy and itself, and nothing else.

@@ -29,6 +29,7 @@ from mergekit_mm.numerics.filters import Quotient, apply_quotient_
 from mergekit_mm.numerics.task_vector import TaskVector, row_blocks
 
 Init = Literal["mean", "sum", "zero"]
+Weights = Literal["norm", "equal"]  # w_i = 1 / || tau_i ||^2, or 1
 
 
 def start_share(init: Init, count: int) -> float:
@@ -116,9 +117,10 @@ class Term(NamedTuple):
     right: Tensor | None
 
     @classmethod
-    def whole(cls, delta: Tensor) -> Term:
+    def whole(cls, delta: Tensor, weights: Weights) -> Term:
         """Of an expert whose target and proxy are its whole delta (out, in)."""
-        return cls(delta / math.sqrt(square_norm(delta)), delta, None)
+        rows = delta / math.sqrt(square_norm(delta)) if weights == "norm" else delta
+        return cls(rows, delta, None)
 
     def slope(self, mean: Tensor, multiple: float) -> Tensor:
         """(T - x_0) rows^T (out, r), for x_0 = multiple * mean (out, in)."""
@@ -134,9 +136,11 @@ class GramTerm(NamedTuple):
     right: Tensor
 
     @classmethod
-    def whole(cls, delta: Tensor) -> GramTerm:
+    def whole(cls, delta: Tensor, weights: Weights) -> GramTerm:
         """Of an expert whose target is its whole delta (out, in) too."""
-        own = gram(delta.T).div_(square_norm(delta))
+        own = gram(delta.T)
+        if weights == "norm":
+            own.div_(square_norm(delta))
         return cls(own, delta, own)
 
 
@@ -242,24 +246,25 @@ class RowQuadratic:
 class RowSpace:
     """A very wide matrix, in coordinates of the experts' rows, which together are fewer than the columns.
 
-    With R the rows of all tau_i / || tau_i || stacked (N out, in), proxies that are whole deltas have A = R^T R, with
-    the eigenvalues of G = R R^T. The start x_0 = share * sum tau_i, the slope D and so the answer are combinations of
-    the rows: all but the last product is found from the blocks of G. R is never written out as a whole.
+    With R the rows of all sqrt(w_i) tau_i stacked (N out, in), proxies that are whole deltas have A = R^T R, with the
+    eigenvalues of G = R R^T. The start x_0 = share * sum tau_i, the slope D and so the answer are combinations of the
+    rows: all but the last product is found from the blocks of G. R is never written out as a whole.
 
-    The experts' sizes are their Frobenius norms.
+    The experts' sizes are 1 / sqrt(w_i): their Frobenius norms, or for equal weights the largest of these.
     """
 
     experts: Experts
     share: float
 
     @classmethod
-    def of(cls, task_vectors: Sequence[TaskVector], init: Init) -> RowSpace | None:
+    def of(cls, task_vectors: Sequence[TaskVector], init: Init, weights: Weights = "norm") -> RowSpace | None:
         """None unless some expert changed the matrix and all rows are fewer than the columns."""
         rows, columns = task_vectors[0].shape
         if rows >= columns:
             return None
         norms = [math.sqrt(square_norm(t.dense(torch.float64))) for t in task_vectors]
-        experts = Experts.of(task_vectors, norms)
+        sizes = norms if weights == "norm" else [max(norms) if norm > 0 else 0.0 for norm in norms]
+        experts = Experts.of(task_vectors, sizes)
         if experts is None or rows * len(experts.sizes) >= columns:
             return None
         return cls(experts, start_share(init, len(task_vectors)))
@@ -269,34 +274,34 @@ class RowSpace:
 
         Its matrix is G (N out, N out), and its slope (out, N out) is the one with D = slope R.
 
-        target maps the own Gram matrix of an expert's rows, tau tau^T / || tau ||^2 (out, out) in float64, to
-        T tau^T / || tau ||^2 for the expert's target T.
+        target maps the own Gram matrix of an expert's rows, w tau tau^T (out, out) in float64, to w T tau^T for the
+        expert's target T.
         """
-        norms = self.experts.sizes
-        rows, count = self.experts.task_vectors[0].shape[0], len(norms)
+        sizes = self.experts.sizes
+        rows, count = self.experts.task_vectors[0].shape[0], len(sizes)
         products = torch.empty(rows * count, rows * count, dtype=dtype, device=self.experts.task_vectors[0].device)
         slope = products.new_empty(rows, rows * count)
         blocks = [list(band.split(rows, dim=1)) for band in products.split(rows)]
-        for i, (norm, own_slope) in enumerate(zip(norms, slope.split(rows, dim=1), strict=True)):
+        for i, (size, own_slope) in enumerate(zip(sizes, slope.split(rows, dim=1), strict=True)):
             own = gram(self._rows(i, torch.float64))
             blocks[i][i].copy_(own)
-            own_slope.copy_(target(own).mul_(norm))
+            own_slope.copy_(target(own).mul_(size))
             delta = self._rows(i, dtype)
             for j in range(i):
                 torch.mm(delta, self._rows(j, dtype).T, out=blocks[i][j])
                 blocks[j][i].copy_(blocks[i][j].T)
-        for norm, band in zip(norms, products.split(rows), strict=True):
-            slope.sub_(band, alpha=self.share * norm)
+        for size, band in zip(sizes, products.split(rows), strict=True):
+            slope.sub_(band, alpha=self.share * size)
         return Quadratic(slope, products)
 
     def reached(self, step: Tensor) -> Tensor:
         """x_0 + step R (out, in), in the units of the task vectors; step (out, N out) is used up."""
         merged = step.new_zeros(self.experts.task_vectors[0].shape)
-        for i, (norm, part) in enumerate(zip(self.experts.sizes, step.split(step.shape[0], dim=1), strict=True)):
-            part.diagonal().add_(self.share * norm)
+        for i, (size, part) in enumerate(zip(self.experts.sizes, step.split(step.shape[0], dim=1), strict=True)):
+            part.diagonal().add_(self.share * size)
             merged.addmm_(part, self._rows(i, step.dtype))
         return merged.mul_(self.experts.scale)
 
     def _rows(self, i: int, dtype: torch.dtype) -> Tensor:
-        """tau_i / || tau_i || (out, in)."""
+        """sqrt(w_i) tau_i (out, in)."""
         return self.experts.task_vectors[i].dense(dtype).div_(self.experts.sizes[i] * self.experts.scale)

@@ -120,6 +120,19 @@ def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return reduce(torch.promote_types, dtypes, torch.float32)
 
 
+def square_norm_of(task_vector: TaskVector) -> float:
+    """|| delta ||_F^2 of a delta of any shape, in float64; factors are not multiplied out."""
+    if task_vector.right is not None:
+        left, right = task_vector.left.double(), task_vector.right.double()
+        return max(0.0, float(((left.mT @ left) * (right @ right.mT)).sum()))
+    if task_vector.left.ndim == 3:  # so that no stack is widened as a whole
+        return sum(square_norm_of(matrix) for matrix in task_vector.matrices())
+    blocks = row_blocks(task_vector.left)
+    bases = (None,) * len(blocks) if task_vector.base is None else row_blocks(task_vector.base)
+    deltas = (TaskVector(own, base=base).dense(torch.float64) for own, base in zip(blocks, bases, strict=True))
+    return sum(float(delta.square().sum()) for delta in deltas)
+
+
 def mean_delta(task_vectors: Sequence[TaskVector]) -> Tensor:
     """The average of the deltas, of any shape, in the working dtype."""
     return _summed(task_vectors, working_dtype(task_vectors[0].left.dtype)) / len(task_vectors)

@@ -89,8 +89,8 @@ def _action(action: Action) -> dict[str, Any]:
             return {"action": "keep", "model": str(model)}
         case Average():
             return {"action": "average"}
-        case Merge(method):
-            return {"action": "merge", "method": method}
+        case Merge(method, in_core):
+            return {"action": "merge", "method": method, **({"space": "core"} if in_core else {})}
         case Copy(of):
             return {"action": "copy", "of": of}
         case Route(shared, owners, rank):

@@ -17,7 +17,7 @@ from mergekit_mm.methods.declarations import refused_values
 from mergekit_mm.plan.constants import Constants
 from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.plan.modules import Module
-from mergekit_mm.plan.parameters import resolve
+from mergekit_mm.plan.parameters import SPACE, merges_in_core, resolve
 from mergekit_mm.plan.policies import Policy, policy_of, why_undefined
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge, TensorPlan
 from mergekit_mm.plan.walk import OutputSlot, output_slots, require_contract
@@ -64,7 +64,8 @@ class Decisions:
         if policy is Policy.AVERAGE:
             return TensorPlan(slot.name, slot.info, slot.inputs, Average(), slot.base, reason=reason)
         shared, per_input = self._parameters(slot)
-        action = Merge(self.config.merge_method)
+        self._require_factors(slot)
+        action = Merge(self.config.merge_method, self._is_merged_in_core(slot))
         return TensorPlan(slot.name, slot.info, slot.inputs, action, slot.base, shared, per_input)
 
     def _policy(self, slot: OutputSlot) -> tuple[Policy, str]:
@@ -92,6 +93,51 @@ class Decisions:
                 self.undefined[role.value] = why
                 return Policy.BASE, why
         return policy, reason
+
+    def _is_merged_in_core(self, slot: OutputSlot) -> bool:
+        """Whether the config asks for the joint core of the adapters, and all of them have factors of this matrix.
+
+        Matrices whose rows belong to tokens are left out, as rows may move.
+
+        Raises:
+            MergeError: the config asks for it, and an input is more than an adapter of the base model.
+        """
+        if not merges_in_core(self.config):
+            return False
+        ranks = self._ranks(slot, f"parameter {SPACE}: core")
+        return len(slot.info.shape) == 2 and slot.info.vocabulary_axis is None and None not in ranks.values()
+
+    def _require_factors(self, slot: OutputSlot) -> None:
+        """MergeError unless the method can do with whole matrices, or all experts are adapters with factors."""
+        name = self.config.merge_method
+        if not is_own_method(name) or not method_named(name).needs_factors or len(slot.info.shape) not in (2, 3):
+            return
+        ranks = self._ranks(slot, name)
+        if len(slot.info.shape) == 3:  # the ranks of stacks are known when they are read
+            return
+        for model, rank in ranks.items():
+            if rank is None:
+                raise MergeError(
+                    f"{name} merges the factors of adapters, and {model} changes {slot.name} by more than factors: "
+                    "keep its role as in the base, or choose another method."
+                )
+        if len(different := {rank: model for model, rank in ranks.items() if rank}) > 1:
+            told = ", ".join(f"{rank} ({model})" for rank, model in different.items())
+            raise MergeError(f"{name} merges adapters of one rank; those of {slot.name} have {told}.")
+
+    def _ranks(self, slot: OutputSlot, asking: str) -> dict[ModelReference, int | None]:
+        """The rank of each expert's factors for a tensor, as `Inputs.adapter_rank` has it.
+
+        Raises:
+            MergeError: an expert is more than an adapter of the base; `asking` is what would need it to be one.
+        """
+        experts = {model: own for model, own in slot.inputs.items() if model != slot.base}
+        for model in experts:
+            if not model.lora or self.inputs.plain(model) != slot.base:
+                raise MergeError(
+                    f"{asking} is for adapters of {slot.base}, written as {slot.base}+ADAPTER, and {model} is none."
+                )
+        return {model: self.inputs.adapter_rank(model, own) for model, own in experts.items()}
 
     def _is_untouched(self, slot: OutputSlot) -> bool:
         """Whether all inputs are adapters of the base model, none of which changes this tensor: every delta is zero."""

@@ -18,13 +18,22 @@ from mergekit_mm.checkpoints.adapters.binding import ADAPTER_BASE, TRUST
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.ignoring import IGNORE, Ignored
 from mergekit_mm.errors import MergeError
+from mergekit_mm.methods.declarations import ELEMENTWISE
 from mergekit_mm.plan.modules import ALIASES
 from mergekit_mm.plan.omni.composition import COMPOSITION, HOST
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 
 # The parameter that names the model whose processor and tokenizer files are copied.
 SIDE_FILES = "processor_source"
-OF_THE_WHOLE = (SIDE_FILES, HOST, COMPOSITION, ADAPTER_BASE, IGNORE)  # parameters of the whole merge, not of a tensor
+SPACE, SPACES = "space", ("weights", "core")  # where mergekit's element-wise methods see the deltas of adapters
+OF_THE_WHOLE = (
+    SIDE_FILES,
+    HOST,
+    COMPOSITION,
+    ADAPTER_BASE,
+    IGNORE,
+    SPACE,
+)  # parameters of the whole merge, not of a tensor
 OF_INPUTS = (ADAPTER_BASE,)  # parameters of the whole merge that may also be written for one input
 
 
@@ -38,6 +47,23 @@ def ignored(config: MergeConfiguration) -> Ignored:
             f"`{IGNORE}: [v_head, model.extra_tower.*]`."
         )
     return Ignored(tuple(patterns))
+
+
+def merges_in_core(config: MergeConfiguration) -> bool:
+    """Whether a config asks for the joint core of the adapters (`space: core`).
+
+    Raises:
+        MergeError: the parameter has another value, or the method's result does not depend on it.
+    """
+    space = (config.parameters or {}).get(SPACE, SPACES[0])
+    if space not in SPACES:
+        raise MergeError(f"parameter {SPACE}: {space!r} is not known; choose {' | '.join(SPACES)}.")
+    if space == "core" and config.merge_method not in ELEMENTWISE:
+        raise MergeError(
+            f"parameter {SPACE}: core is for methods that look at single entries ({', '.join(ELEMENTWISE)}). "
+            f"{config.merge_method} is not one of them: leave it out."
+        )
+    return bool(space == "core")
 
 
 def unknown_modules(

@@ -34,9 +34,10 @@ class Merge:
     """A merge method makes the tensor from those of all inputs that have it."""
 
     method: str
+    in_core: bool = False  # whether a method of mergekit works in the joint core of the adapters
 
     def __str__(self) -> str:
-        return f"merged by {self.method}"
+        return f"merged by {self.method}" + (" in the joint core of the adapters" if self.in_core else "")
 
 
 @dataclass(frozen=True)

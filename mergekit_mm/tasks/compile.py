@@ -15,13 +15,16 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
+from mergekit_mm.methods.apply import AUTO
 from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
+from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
@@ -35,14 +38,18 @@ class Compiler:
 
     sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
     scaled, and equal tasks of all strengths are run once.
+    shared_rank: adapters are projected on bases of this rank that they share, before they are merged.
     """
 
-    def __init__(self, plan: MergePlan, options: MergeOptions, sweep: bool = False) -> None:
-        self.plan, self.options, self.sweep = plan, options, sweep
+    def __init__(
+        self, plan: MergePlan, options: MergeOptions, sweep: bool = False, shared_rank: int | None = None
+    ) -> None:
+        self.plan, self.options, self.sweep, self.shared_rank = plan, options, sweep, shared_rank
         self.inputs, self.config = plan.inputs, plan.config
         sources = open_sources(plan.inputs, options.lazy_unpickle)
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
         self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
+        self.found_scalings = FoundScalings()  # of tensors with `scaling: auto`, filled when tasks are run
         self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
 
     # ------------------------------------------------------------------------------------------ to a model
@@ -133,9 +140,21 @@ class Compiler:
         if is_own_method(self.config.merge_method) or (is_sum and adapters and len(adapters) == len(tensor.experts)):
             assert tensor.base is not None
             return self._add(tensor, self._one(tensor, tensor.base, dtype), scale)
-        merged = MergeTensors(
+        action = tensor.shared_action
+        if isinstance(action, Merge) and action.in_core:
+            assert tensor.base is not None
+            base = self._one(tensor, tensor.base, dtype)
+            return AddDelta(base=base, delta=self._delta_in_core(tensor), scale=scale)
+        merged = self._by_host(tensor, self._together(tensor, tensor.inputs, dtype))
+        if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
+            return merged
+        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+
+    def _by_host(self, tensor: TensorPlan, gather: Task) -> MergeTensors:
+        """The task of a method of mergekit, on the tensors that `gather` gives."""
+        return MergeTensors(
             method_name=self.config.merge_method,
-            gather_tensors=self._together(tensor, tensor.inputs, dtype),
+            gather_tensors=gather,
             model_order=tuple(tensor.inputs),
             parameters=tensor.parameters,
             input_parameters=tensor.input_parameters,
@@ -143,9 +162,19 @@ class Compiler:
             output_weight=self._weight(tensor),
             seed=self._seed,
         )
-        if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
-            return merged
-        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+
+    def _delta_in_core(self, tensor: TensorPlan) -> MergeInCore:
+        """The task that makes the merged delta of adapters in their joint core."""
+        assert tensor.base is not None
+        experts = tuple(tensor.experts)
+        gather = self._together(tensor, experts, None, experts)
+        return MergeInCore(
+            tensors=gather,
+            merging=self._by_host(tensor, gather),
+            base=tensor.base,
+            experts=experts,
+            shared_rank=self.shared_rank,
+        )
 
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
         """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
@@ -197,6 +226,8 @@ class Compiler:
             own = tensor.inputs[action.model]
             changes = self.inputs.adapts(action.model, own)
             return self.read.delta(action.model, own, self._label(tensor)) if changes else None
+        if isinstance(action, Merge) and action.in_core:
+            return self._delta_in_core(tensor)
         is_sum = isinstance(action, Average) or self.config.merge_method in WEIGHTED_SUMS
         if isinstance(action, Keep) or not (is_sum or merges_deltas(self.config.merge_method)):
             # The tensor comes from another model, or its method looks at more than deltas.
@@ -230,6 +261,8 @@ class Compiler:
             parameters=parameters if is_own else {},
             weights=() if is_own else self._weights(tensor, experts),
             scaling=scaling,
+            shared_rank=self.shared_rank,
+            found=self.found_scalings if is_own and tensor.parameters.get("scaling") == AUTO else None,
             name=tensor.name,
             as_vector=tensor.info.is_convolution,
             seed=self._seed,
@@ -373,5 +406,6 @@ class Compiler:
 
 
 def _scaling(tensor: TensorPlan) -> float:
-    """The `scaling` of a method of the plugin; 1 for a method that has no such parameter."""
-    return float(tensor.parameters.get("scaling", 1.0))
+    """The `scaling` of a method of the plugin; 1 for a method that has none, and for `auto`, which is in the delta."""
+    scaling = tensor.parameters.get("scaling", 1.0)
+    return 1.0 if scaling == AUTO else float(scaling)

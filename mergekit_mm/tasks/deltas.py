@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from mergekit.common import ImmutableMap, ModelReference
 from mergekit.graph import Task
+from pydantic import InstanceOf
 
 from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.shared_bases import compressed
 from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
+from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
+from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 from mergekit_mm.tasks.step import Step
 
@@ -43,6 +47,8 @@ class MergeDelta(Step[TaskVector | None]):
     weights: tuple[float, ...] = ()  # of the experts in a weighted sum; empty for a method of this package
     scaling: float = 1.0  # of the merged delta over the merge's base
     name: str
+    shared_rank: int | None = None  # of the bases on which factors of a matrix are projected before they are merged
+    found: InstanceOf[FoundScalings] | None = None  # with `scaling: auto`: where the scaling is noted that is applied
     as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
 
@@ -70,17 +76,20 @@ class MergeDelta(Step[TaskVector | None]):
             return weighted_sum([self._merged(over_base), delta_of_base], [self.scaling, 1.0])
 
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
+        if self.shared_rank is not None and all(d.is_factored and d.left.ndim == 2 for d in deltas):
+            deltas = compressed(deltas, self.shared_rank)
         if self.weights:
             return weighted_sum(deltas, self.weights)
-        parameters = dict(self.parameters.items())
-        return method_named(self.method).delta(deltas, f"tensor {self.name!r}", as_vector=self.as_vector, **parameters)
+        parameters, method = dict(self.parameters.items()), method_named(self.method)
+        merged = method.delta(deltas, f"tensor {self.name!r}", as_vector=self.as_vector, **parameters)
+        if self.found is None:
+            return merged
+        scaling = method.automatic_scaling(merged, deltas)
+        self.found.note(self.name, scaling)
+        return _times(merged, scaling)
 
     def _scaled(self, delta: TaskVector) -> TaskVector:
-        if self.scaling == 1.0:
-            return delta
-        if delta.right is None:
-            return TaskVector(delta.dense(torch.float32) * self.scaling)
-        return TaskVector(delta.left * self.scaling, right=delta.right)
+        return _times(delta, self.scaling)
 
 
 class AddDelta(Step[torch.Tensor]):
@@ -91,7 +100,7 @@ class AddDelta(Step[torch.Tensor]):
     """
 
     base: Task
-    delta: MergeDelta
+    delta: MergeDelta | MergeInCore
     scale: float
 
     def arguments(self) -> dict[str, Task]:
@@ -160,6 +169,14 @@ class Changed(Step[torch.Tensor | None]):
 
     def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor | None:
         return None if torch.equal(base.to(merged), merged) else merged
+
+
+def _times(delta: TaskVector, factor: float) -> TaskVector:
+    if factor == 1.0:
+        return delta
+    if delta.right is None:
+        return TaskVector(delta.dense(working_dtype(delta.left.dtype)) * factor)
+    return TaskVector(delta.left * factor, right=delta.right)
 
 
 def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:

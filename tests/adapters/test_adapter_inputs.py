@@ -74,6 +74,7 @@ def test_adapters_merge_as_the_models_that_peft_makes_of_them(family: str, metho
         ("tsv", {}),
         ("iso_c", {}),
         ("iso_cts", {}),
+        ("dc_merge", {"svc": True}),
     ],
 )
 def test_every_method_of_the_plugin_gives_from_factors_what_it_gives_from_models(

@@ -248,3 +248,30 @@ def test_factors_are_the_best_of_their_rank(
     lost = float((found.b @ found.a - b @ a).double().square().sum())
     assert lost <= float(s[found.rank :].square().sum()) + 1e-6 * float(s.square().sum())
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("tsv", {}), ("ties", {"space": "core"}), ("task_arithmetic", {})])
+def test_bases_that_the_adapters_share(method: str, parameters: dict[str, Any]) -> None:
+    """What the written factors hold is what the method makes of projected adapters, not the cut of what it makes."""
+    base, both = checkpoint("llava"), pair("llava")
+    config = with_method(method, base, [plus(base, adapter) for adapter, _ in both])
+    config["parameters"] = parameters
+    found = {}
+    for mode in ("shared", "truncate"):
+        out, result = command("lora", config, "--rank", "2", "--rank-mode", mode)
+        assert result.exit_code == 0, result.output
+        assert "rank 2 to 2" in result.output
+        found[mode] = tensors(out)
+    assert found["shared"].keys() == found["truncate"].keys()
+    both_adapt = [n.replace("lora_A", "{}") for n in found["shared"] if "v_proj" in n and "lora_A" in n]
+    assert both_adapt
+    for name in both_adapt:
+        one, other = (f[name.format("lora_B")] @ f[name.format("lora_A")] for f in found.values())
+        assert not torch.allclose(one, other, atol=1e-4)
+
+
+def test_shared_bases_need_a_rank() -> None:
+    base, both = checkpoint("llava"), pair("llava")
+    _, result = command("lora", with_method("tsv", base, [plus(base, a) for a, _ in both]), "--rank-mode", "shared")
+    assert result.exit_code == 2
+    assert "--rank-mode shared needs --rank" in result.output

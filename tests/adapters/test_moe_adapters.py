@@ -140,7 +140,9 @@ def test_one_bare_parameter_beside_ordinary_layers(one: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["linear", "ties", "optmerge", "wudi", "swudi", "tsv", "iso_c", "iso_cts"])
+@pytest.mark.parametrize(
+    "method", ["linear", "ties", "optmerge", "wudi", "swudi", "tsv", "iso_c", "iso_cts", "dc_merge"]
+)
 def test_stacks_of_factors_give_what_whole_models_give(method: str) -> None:
     """Two adapters that share some experts; of one, nobody changes anything."""
     base = checkpoint("glm4v_moe")

@@ -70,6 +70,7 @@ METHODS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tsv": (3, MERGED, {}),
     "iso_c": (3, MERGED, {}),
     "iso_cts": (3, MERGED, {}),
+    "dc_merge": (3, {**MERGED, "svc": True}, {}),
 }
 
 

@@ -28,7 +28,7 @@ from mergekit_mm.tasks.executors import DevicesExecutor
 
 TOLERANCE = 1e-6
 GPU = torch.device("cuda", 0)
-OWN = ("optmerge", "wudi", "swudi", "aswudi", "tsv", "iso_c", "iso_cts")
+OWN = ("optmerge", "wudi", "swudi", "aswudi", "tsv", "iso_c", "iso_cts", "dc_merge")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from mergekit_mm.methods.apply import TaskVectorMethod, task_vector_method
 from mergekit_mm.methods.optmerge import PRESETS
 from mergekit_mm.numerics.task_vector import TaskVector
 
-METHODS = [method.name for method in catalogue()]
+METHODS = [method.name for method in catalogue() if not method.needs_factors]  # those have a file of their own
 CHOICES = [
     *((name, {}) for name in METHODS),
     *(("optmerge", {"preset": preset}) for preset in PRESETS),
@@ -22,6 +22,7 @@ CHOICES = [
     *(("optmerge", {"preset": "full", "optimizer": optimizer}) for optimizer in ("sgd", "adam")),
     *(("optmerge", {"proxy": proxy, "target": "centered"}) for proxy in ("truncated", "full", "centered")),
     *(("wudi", {"solver": solver}) for solver in ("adam", "exact")),
+    ("wudi", {"solver": "exact", "weights": "equal"}),
     ("swudi", {"filter": "tikhonov", "rank_of": "numerical"}),
     ("aswudi", {"rank_rule": "none"}),
     ("tsv", {"rank_fraction": 1.0}),

@@ -17,6 +17,8 @@ from end_to_end import Tensors, assert_close, fresh, merge, mergekit_yaml, plugi
 from mergekit.merge_methods import registered_methods
 from safetensors.torch import save_file
 
+from mergekit_mm.methods import catalogue
+
 SHAPES = [
     (),
     (1,),
@@ -39,7 +41,8 @@ EXPERTS = {"passthrough": 0, "linear": 0, "karcher": 0, "slerp": 1, "nearswap": 
 GIVEN = {"t": 0.3, "density": 0.5, "gamma": 0.1}
 
 mergekit_yaml()  # registers the plugin's methods
-METHODS = sorted(method.spec.name for method in registered_methods())
+FOR_ADAPTERS = {method.name for method in catalogue() if method.needs_factors}
+METHODS = sorted({method.spec.name for method in registered_methods()} - FOR_ADAPTERS)
 
 
 def name_of(shape: tuple[int, ...], dtype: torch.dtype) -> str:

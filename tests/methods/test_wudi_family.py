@@ -20,6 +20,7 @@ RULES = ["participation_sqrt", "participation", "entropy", "stable_rank", "gavis
 CASES = [((48, 64), 3), ((12, 90), 4), ((64, 48), 5), ((40, 40), 2), ((30, 50), 1)]
 CLOSED = [
     ("wudi", {"solver": "exact"}),
+    ("wudi", {"solver": "exact", "weights": "equal"}),
     ("swudi", {}),
     ("swudi", {"filter": "tikhonov", "time": "relative"}),
     ("swudi", {"filter": "none", "rank_ratio": 0.1}),
@@ -53,6 +54,25 @@ def test_the_exact_solver_finds_the_minimiser_nearest_to_the_start(
     assert relative(merged_delta("wudi", deltas, solver="exact", init=init), published) < 1e-6
     if count > 1:
         assert min(relative(s, published) for s in starts(deltas)) > 1e-2, "this test could not fail"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("shape", "count"), CASES)
+@pytest.mark.parametrize("init", ["sum", "mean", "zero"])
+def test_equal_weights_are_actmat(kind: str, shape: tuple[int, int], count: int, init: str) -> None:
+    deltas = [d * size for d, size in zip(make_deltas(shape, count, kind), (1.0, 0.3, 2.0, 0.7, 1.5), strict=False)]
+    published = reference.actmat(deltas)
+    merged = merged_delta("wudi", deltas, solver="exact", weights="equal", init=init)
+    assert relative(merged, published) < 1e-6
+    if kind != "adapter" and count * shape[0] > max(shape):  # else all rows are reached, with any weights
+        assert relative(merged_delta("wudi", deltas, solver="exact"), published) > 1e-3
+
+
+def test_equal_weights_follow_the_larger_expert() -> None:
+    large, small = make_deltas((30, 20), 2, "flat")
+    merged = merged_delta("wudi", [large, small * 1e-3], solver="exact", weights="equal")
+    assert relative(merged, large) < 1e-3
+    assert relative(merged_delta("wudi", [large, small * 1e-3], solver="exact"), large) > 0.1
 
 
 @pytest.mark.slow
@@ -327,6 +347,7 @@ def test_what_is_not_a_matrix_gets_the_mean(method: str, shape: tuple[int, ...])
         ("wudi", "adam_epsilon", 0.0),
         ("wudi", "rank_tolerance", 1.0),
         ("swudi", "exp_time", 0.0),
+        ("wudi", "weights", "equal"),
         ("swudi", "rank_ratio", 0.0),
         ("swudi", "rank_ratio", 1.01),
         ("swudi", "tikhonov_alpha", 0.0),
@@ -349,6 +370,7 @@ def test_values_out_of_range_are_named(method: str, name: str, value: object) ->
     [
         ("wudi", "solver", "sgd"),
         ("wudi", "init", "median"),
+        ("wudi", "weights", "large"),
         ("swudi", "filter", "landweber"),
         ("swudi", "time", "late"),
         ("swudi", "rank_of", "rows"),

@@ -1,0 +1,71 @@
+"""The bases of one rank that hold most of several adapters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_deltas import make_factors, randn, relative
+
+from mergekit_mm.methods import method_named
+from mergekit_mm.numerics.shared_bases import compressed
+from mergekit_mm.numerics.task_vector import TaskVector
+
+
+def dense(task_vectors: list[TaskVector]) -> list[torch.Tensor]:
+    return [t.dense(torch.float64) for t in task_vectors]
+
+
+def targets(deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    mean = sum(float(d.norm()) for d in deltas) / len(deltas)
+    return [0.25 * d + 0.75 * mean * d / d.norm() for d in deltas]
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_no_other_bases_hold_more(shape: tuple[int, int], rank: int) -> None:
+    """Not those of each side by itself, with which the search begins, and none of a few drawn near the result."""
+    given = make_factors(shape, [4, 5, 3])
+    given[1] = TaskVector.low_rank(given[1].left * 30, given[1].right)
+    wanted, deltas = targets(dense(given)), dense(given)
+    found = dense(compressed(given, rank))
+    u, v = (torch.linalg.svd(torch.cat([side(d) for d in found]).T)[0][:, :rank] for side in (torch.t, lambda d: d))
+    for delta, projected in zip(deltas, found, strict=True):
+        assert relative(projected, u @ u.T @ delta @ v @ v.T) < 1e-9
+
+    def kept(left: torch.Tensor, right: torch.Tensor) -> float:
+        return sum(float((left.T @ t @ right).square().sum()) for t in wanted)
+
+    best = kept(u, v)
+    alone = [torch.linalg.svd(torch.cat([side(t) for t in wanted]).T)[0][:, :rank] for side in (torch.t, lambda t: t)]
+    assert best >= kept(*alone)
+    for seed in range(20):
+        near = [torch.linalg.qr(x + 0.05 * randn(*x.shape, seed=seed).double())[0] for x in (u, v)]
+        assert best >= kept(*near)
+    if rank < 6:
+        assert best < 0.99 * sum(float(t.square().sum()) for t in wanted), "everything would fit"
+
+
+def test_what_fits_is_left_alone() -> None:
+    given = make_factors((30, 50), [2, 3])
+    assert compressed(given, 5) == given
+    one_basis = [TaskVector.low_rank(given[1].left @ randn(3, 3, seed=i), given[1].right) for i in range(4)]
+    for before, after in zip(dense(one_basis), dense(compressed(one_basis, 3)), strict=True):
+        assert relative(after, before) < 1e-6
+
+
+def test_of_one_adapter_it_is_the_best_approximation_and_of_none_nothing() -> None:
+    (given,) = make_factors((30, 50), [6])
+    u, s, vh = torch.linalg.svd(given.dense(torch.float64))
+    found = compressed([given, *make_factors((30, 50), [0])], 2)
+    assert relative(found[0].dense(torch.float64), (u[:, :2] * s[:2]) @ vh[:2]) < 1e-9
+    assert not found[1].dense(torch.float64).any()
+    zeros = [TaskVector.low_rank(t.left * 0, t.right) for t in make_factors((30, 50), [3, 3])]
+    assert not any(d.any() for d in dense(compressed(zeros, 2)))
+
+
+@pytest.mark.parametrize("method", ["optmerge", "tsv", "iso_c", "dc_merge"])
+def test_what_is_merged_of_them_has_their_rank(method: str) -> None:
+    merged = method_named(method).solve(compressed(make_factors((30, 50), [4, 5, 3]), 3)).dense(torch.float64)
+    s = torch.linalg.svdvals(merged)
+    assert float(s[2]) > 1e-3 * float(s[0])
+    assert float(s[3]) < 1e-10 * float(s[0])
