@@ -54,10 +54,18 @@ def with_adapter(start: Path, adapter: Path, out: Path, options: MergeOptions) -
         recipe.write_text(comment + recipe.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def write_report(out: Path, how: str, splits: Mapping[str, Split], settings: Mapping[str, Any], result: Result) -> None:
+def write_report(
+    out: Path,
+    names: tuple[str, str],
+    how: str,
+    splits: Mapping[str, Split],
+    settings: Mapping[str, Any],
+    result: Result,
+) -> None:
     """Write `report.json`, and the section of the model card if there is a card.
 
-    how: one sentence on what was done. settings: all that the result depends on, by name.
+    names: of the start, which heads the card so far, and of the output. how: one sentence on what was done. settings: all
+    that the result depends on, by name.
     """
     report = {
         "settings": settings,
@@ -78,7 +86,8 @@ def write_report(out: Path, how: str, splits: Mapping[str, Split], settings: Map
             for (name, own), before, after in columns
         ]
         section = _SECTION.format(how=how, rows="\n".join(rows), folder=FOLDER)
-        card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
+        text = card.read_text(encoding="utf-8").replace(f"\n# {names[0]}\n", f"\n# {names[1]}\n", 1)
+        card.write_text(text + section, encoding="utf-8")
 
 
 def digests(splits: Mapping[str, Split]) -> dict[str, dict[str, list[str]]]:

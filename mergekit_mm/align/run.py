@@ -140,7 +140,14 @@ def _by_adapter(
         else:
             shutil.copytree(start, staging, dirs_exist_ok=True)
         how = f"A LoRA of rank {settings.rank} on the merged model was trained, and folded in." if result.best else ""
-        write_report(staging, how or "The merge was not changed.", splits, asdict(settings), result)
+        write_report(
+            staging,
+            (start.name, out.resolve().name),
+            how or "The merge was not changed.",
+            splits,
+            asdict(settings),
+            result,
+        )
     return result
 
 

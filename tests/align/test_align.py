@@ -27,53 +27,47 @@ from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.plan.config import read_config
 
-PROMPTS = ("<image>a b", "<image>hello", "what is this <image> here?", "<image>one two three", "no picture", "<image>?")
-QUICK = ("--steps", "4", "--rate", "0.01", "--answer-tokens", "3", "--top", "16", "--quiet")
+MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
+EXPERT = str(MODELS / "expert_color")
+KINDS = ("color", "shape", "yesno")
+QUICK = ("--steps", "8", "--rate", "0.01", "--answer-tokens", "2", "--per-step", "18", "--quiet")
 
 
 @functools.cache
-def expert(number: int, noise: float = 0.3) -> Path:
-    """A fine-tune of the base: its decoder with some noise."""
+def samples() -> Path:
+    """Eight questions of the package easy-vqa for each of the trained experts, without their answers."""
+    easy_vqa = pytest.importorskip("easy_vqa")
+    paths, lines = easy_vqa.get_train_image_paths(), []
+    for kind in KINDS:
+        rows = [row for row in zip(*easy_vqa.get_train_questions(), strict=True) if kind_of(row[1]) == kind][::499][:8]
+        lines += [{"expert": f"expert_{kind}", "prompt": f"<image>{row[0]}", "image": paths[row[2]]} for row in rows]
+    path = c.fresh("samples.jsonl")
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
 
-    def change(tensors: c.Tensors) -> None:
-        generator = torch.Generator().manual_seed(number)
-        for name, tensor in tensors.items():
-            if "language_model" in name and tensor.ndim == 2 and "embed" not in name:
-                tensor += noise * tensor.std() * torch.randn(tensor.shape, generator=generator)
 
-    return c.altered(saved("llava"), change)
-
-
-@functools.cache
-def samples(noise: float = 0.3) -> Path:
-    """Samples for two experts, one of them without media."""
-    folder = c.fresh("samples")
-    folder.mkdir()
-    lines = []
-    for at in range(12):
-        (folder / f"{at}.png").write_bytes(png(at)["bytes"])
-        prompt = PROMPTS[at // 2]
-        media = {"image": f"{at}.png"} if "<image>" in prompt else {}
-        lines.append(json.dumps({"expert": str(expert(1 + at % 2, noise)), "prompt": prompt, **media}))
-    (folder / "samples.jsonl").write_text("\n".join(lines))
-    return folder / "samples.jsonl"
+def kind_of(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yesno"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
 
 
 @functools.cache
-def recipe(noise: float = 0.3) -> Path:
+def recipe(method: str = "tsv") -> Path:
     config = {
-        "merge_method": "tsv",
-        "base_model": str(saved("llava")),
-        "models": [{"model": str(expert(1, noise))}, {"model": str(expert(2, noise))}],
-        "parameters": {"scaling": 0.5},
+        "merge_method": method,
+        "base_model": str(MODELS / "base"),
+        "models": [{"model": str(MODELS / f"expert_{kind}")} for kind in KINDS],
+        "parameters": {"scaling": 0.7},
+        "out_dtype": "float32",
     }
     path = c.fresh("config.yaml")
     path.write_text(yaml.safe_dump(config))
     return path
 
 
-def align(out: Path, *options: str, noise: float = 0.3) -> Result:
-    given = ["align", str(recipe(noise)), str(out), "--samples", str(samples(noise)), *QUICK, *options]
+def align(out: Path, *options: str) -> Result:
+    given = ["align", str(recipe()), str(out), "--samples", str(samples()), *QUICK, *options]
     return CliRunner().invoke(main, given)
 
 
@@ -118,13 +112,18 @@ def test_a_tail_lowers_the_divergence_and_never_below_zero(k: int) -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_samples_in_a_batch_are_read_as_each_by_itself() -> None:
+def test_samples_in_a_batch_are_read_as_each_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(png(1)["bytes"])
+    prompts = ("<image>a b", "hello", "what is this <image> here?", "<image>one two three", "no picture", "<image>?")
+    lines = [{"expert": "a", "prompt": one, **({"image": "picture.png"} if "<" in one else {})} for one in prompts]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     lm = load(str(saved("llava")), None, "float32", "cpu")
-    answers = [torch.arange(5, 6 + at % 3) for at in range(12)]
-    made = [with_answer(one, ids) for one, ids in zip(encode(lm, read_samples(samples())), answers, strict=True)]
+    answers = [torch.arange(5, 6 + at % 3) for at in range(6)]
+    read = read_samples(tmp_path / "samples.jsonl")
+    made = [with_answer(one, ids) for one, ids in zip(encode(lm, read), answers, strict=True)]
     seen: dict[int, torch.Tensor] = {}
     with torch.no_grad():
-        for indices, inputs in batches(made, 5):
+        for indices, inputs in batches(made, 4):
             assert len(indices) > 1
             found = logits_of_answers(lm.model, inputs, [answers[at].tolist() for at in indices])
             seen |= dict(zip(indices, found, strict=True))
@@ -159,19 +158,19 @@ def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
 def test_the_card_has_the_divergence_and_the_report_the_samples() -> None:
     card = (aligned() / "README.md").read_text()
     assert "## Alignment" in card
-    assert f"| {expert(1)} | 4 | 2 |" in card
-    used = report(aligned())["samples"][str(expert(1))]
-    digests = {one.digest for one in read_samples(samples()) if one.expert == str(expert(1))}
+    assert f"| {EXPERT} | 6 | 2 |" in card
+    used = report(aligned())["samples"][EXPERT]
+    digests = {one.digest for one in read_samples(samples()) if one.expert == "expert_color"}
     assert {*used["trained"], *used["held_back"]} == digests
 
 
 @pytest.mark.slow
 def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
     out = c.fresh("worse")
-    result = align(out, "--rate", "1000", noise=0.1)
+    result = align(out, "--rate", "1000")
     assert "the start is kept" in result.output
     assert report(out)["best"] == 0
-    start = c.merge(yaml.safe_load(recipe(0.1).read_text()))
+    start = c.merge(yaml.safe_load(recipe().read_text()))
     assert c.tensors(out).keys() == start.tensors.keys()
     assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
 
@@ -187,7 +186,7 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
                 raise KeyboardInterrupt
 
         source, read = recipe().read_text(), read_samples(samples())
-        settings = Settings(steps=12, check=2, rate=0.01, answer_tokens=3, top=16)
+        settings = Settings(steps=8, check=2, rate=0.01, answer_tokens=2, per_step=6)
         config = read_config(source, "the recipe")
         run_alignment(config, out, MergeOptions(quiet=True), settings, read, source, work, tell)
 
@@ -255,5 +254,5 @@ def test_an_expert_without_samples_or_with_too_few_is_told_before_anything_is_me
     out = c.fresh("few")
     result = align(out, "--per-expert", "40")
     assert result.exit_code == 1
-    assert "has 6 samples, but 40 are needed" in result.output
+    assert "has 8 samples, but 40 are needed" in result.output
     assert not out.exists()
