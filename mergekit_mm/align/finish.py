@@ -64,8 +64,8 @@ def write_report(
 ) -> None:
     """Write `report.json`, and the section of the model card if there is a card.
 
-    names: of the start, which heads the card so far, and of the output. how: one sentence on what was done. settings: all
-    that the result depends on, by name.
+    names: of the start, which heads the card so far, and of the output. how: one sentence on what was done. settings:
+    all that the result depends on, by name.
     """
     report = {
         "settings": settings,

@@ -2,23 +2,26 @@
 
 A merge goes one way: inputs -> task vectors -> delta -> base + scaling * delta -> cast. A method is the second arrow,
 for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank, and the whole way for mergekit.
+Shares of the experts' own deltas (`own_delta`) may be added on that way.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
-from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
+from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, PerNonBase, TensorGroup, merge_method
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
-from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, weighted_sum, working_dtype
+
+OWN_DELTA = "own_delta"  # the parameter of each input, for all methods: a share of its own delta, added to the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +119,12 @@ class TaskVectorMethod:
             return base.clone()
         return add_delta(base, self.delta(task_vectors, label, **parameters), scaling)
 
-    def merge_group(self, group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
+    def merge_group(
+        self, group: TensorGroup, own_delta: Mapping[Hashable, float], scaling: float = 1.0, **parameters: Any
+    ) -> Tensor:
         """The merge of one tensor as mergekit asks for it: the tensors of all inputs, one of which is the base.
+
+        own_delta: the factor with which the delta of each input that is not the base is added to the result.
 
         Raises:
             MergeError: no base, or an input that is not finite; and as `merge`.
@@ -133,7 +140,14 @@ class TaskVectorMethod:
                 )
         base: Tensor = group.base.tensor
         task_vectors = [TaskVector.between(entry.tensor, base) for entry in group.non_base]
-        return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
+        shares = [own_delta[entry.id] for entry in group.non_base]
+        if not any(shares):
+            return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
+        self.validate(scaling=scaling, **parameters)
+        delta = self.delta(task_vectors, label, **parameters)
+        if 0 in delta.shape:
+            return base.clone()
+        return add_delta(base, weighted_sum([delta, *task_vectors], [scaling, *shares]), 1.0)
 
     def _finite_solution(
         self, task_vectors: Sequence[TaskVector], label: str, parameters: Mapping[str, Any]
@@ -191,17 +205,20 @@ def task_vector_method(
     """
 
     def declare(solve: Callable[..., TaskVector]) -> TaskVectorMethod:
-        def kernel(group: TensorGroup, scaling: float = 1.0, **parameters: Any) -> Tensor:
-            return method.merge_group(group, scaling, **parameters)
+        def kernel(
+            group: TensorGroup, scaling: float = 1.0, own_delta: PerNonBase[float] = 0.0, **parameters: Any
+        ) -> Tensor:
+            return method.merge_group(group, own_delta, scaling, **parameters)
 
         # mergekit reads a method's parameters from the signature of its kernel
-        before = list(inspect.signature(kernel).parameters.values())[:2]
+        before = list(inspect.signature(kernel).parameters.values())[:3]
         own = list(inspect.signature(solve).parameters.values())[1:]
         vars(kernel)["__signature__"] = inspect.Signature([*before, *own])
         kernel.__annotations__ = {
             **get_type_hints(solve, include_extras=True),
             "group": TensorGroup,
             "scaling": float,
+            "own_delta": PerNonBase[float],
             "return": Tensor,
         }
         kernel.__doc__ = solve.__doc__

@@ -15,6 +15,7 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
+from mergekit_mm.methods.apply import OWN_DELTA
 from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
@@ -150,7 +151,18 @@ class Compiler:
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
         """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
         assert tensor.base is not None
-        return AddDelta(base=base, delta=self._delta(tensor, tensor.base), scale=_scaling(tensor) * scale)
+        delta, own_scale = self._unscaled(tensor)
+        return AddDelta(base=base, delta=delta, scale=own_scale * scale)
+
+    def _unscaled(self, tensor: TensorPlan) -> tuple[MergeDelta, float]:
+        """The task that makes the merged delta of one tensor, and the factor by which the output's delta is a multiple.
+
+        The factor is the tensor's scaling, unless the experts' own deltas are added, which that does not multiply.
+        """
+        assert tensor.base is not None
+        if _own_deltas(tensor):
+            return self._delta(tensor, tensor.base, _scaling(tensor)), 1.0
+        return self._delta(tensor, tensor.base), _scaling(tensor)
 
     def _average(self, tensor: TensorPlan) -> Task:
         experts = tensor.experts
@@ -230,6 +242,7 @@ class Compiler:
             parameters=parameters if is_own else {},
             weights=() if is_own else self._weights(tensor, experts),
             scaling=scaling,
+            own=_own_deltas(tensor) if is_own else (),
             name=tensor.name,
             as_vector=tensor.info.is_convolution,
             seed=self._seed,
@@ -288,8 +301,8 @@ class Compiler:
         experts, label = tensor.experts, self._label(tensor)
         deltas = tuple(self.read.delta(model, tensor.inputs[model], label) for model in experts)
         owners = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
-        merged = self._delta(tensor, tensor.base)
-        return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=_scaling(tensor) * scale)
+        merged, own_scale = self._unscaled(tensor)
+        return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=own_scale * scale)
 
     # -------------------------------------------------------------------------------------- reading inputs
 
@@ -375,3 +388,9 @@ class Compiler:
 def _scaling(tensor: TensorPlan) -> float:
     """The `scaling` of a method of the plugin; 1 for a method that has no such parameter."""
     return float(tensor.parameters.get("scaling", 1.0))
+
+
+def _own_deltas(tensor: TensorPlan) -> tuple[float, ...]:
+    """The `own_delta` of each expert, for a method of the plugin; empty if all are zero."""
+    shares = tuple(float(tensor.input_parameters.get(model, {}).get(OWN_DELTA, 0.0)) for model in tensor.experts)
+    return shares if any(shares) else ()

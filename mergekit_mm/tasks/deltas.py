@@ -7,7 +7,6 @@ which the base is subtracted where a delta is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from mergekit.common import ImmutableMap, ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.methods import method_named
-from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum, working_dtype
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 from mergekit_mm.tasks.step import Step
@@ -42,6 +41,7 @@ class MergeDelta(Step[TaskVector | None]):
     parameters: ImmutableMap[str, Any] = ImmutableMap({})  # of a method of this package, without `scaling`
     weights: tuple[float, ...] = ()  # of the experts in a weighted sum; empty for a method of this package
     scaling: float = 1.0  # of the merged delta over the merge's base
+    own: tuple[float, ...] = ()  # factors of the experts' own deltas, which are added to it; empty for none
     name: str
     as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
@@ -65,9 +65,19 @@ class MergeDelta(Step[TaskVector | None]):
         with torch.no_grad(), stream_of(self.seed, self.name, list(tensors.values())):
             delta_of_base = deltas.pop(self.base, None) if self.base else None
             if delta_of_base is None:
-                return self._scaled(self._merged([deltas[model] for model in self.experts]))
+                of_experts = [deltas[model] for model in self.experts]
+                merged = self._merged(of_experts)
+                if not self.own:
+                    return self._scaled(merged)
+                return weighted_sum([merged, *of_experts], [self.scaling, *self.own])
             over_base = [weighted_sum([deltas[model], delta_of_base], [1.0, -1.0]) for model in self.experts]
-            return weighted_sum([self._merged(over_base), delta_of_base], [self.scaling, 1.0])
+            merged, own = self._merged(over_base), self.own or (0.0,) * len(over_base)
+            parts = [
+                (self.scaling, merged),
+                *((share, each) for share, each in zip(own, over_base, strict=True) if share),
+            ]
+            shares, summands = zip(*parts, strict=True)
+            return weighted_sum([*summands, delta_of_base], [*shares, 1.0])
 
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
         if self.weights:
@@ -160,15 +170,3 @@ class Changed(Step[torch.Tensor | None]):
 
     def execute(self, base: torch.Tensor, merged: torch.Tensor, **_kwargs: object) -> torch.Tensor | None:
         return None if torch.equal(base.to(merged), merged) else merged
-
-
-def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
-    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in float32."""
-    rights = [d.right for d in deltas if d.right is not None]
-    if len(rights) == len(deltas):
-        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)
-        return TaskVector(left, right=torch.cat(rights, dim=-2))
-    total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
-    for delta, weight in zip(deltas, weights, strict=True):
-        total = delta.added_to(total, weight)
-    return TaskVector(total)

@@ -30,7 +30,7 @@ from mergekit_mm.plan.config import read_config
 MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
 EXPERT = str(MODELS / "expert_color")
 KINDS = ("color", "shape", "yesno")
-QUICK = ("--steps", "8", "--rate", "0.01", "--answer-tokens", "2", "--per-step", "18", "--quiet")
+QUICK = ("--steps", "8", "--rate", "0.003", "--answer-tokens", "2", "--per-step", "18", "--quiet")
 
 
 @functools.cache
