@@ -205,10 +205,20 @@ def _of_expert(
     metavar="[EXPERT=]FILE",
     help="JSONL with a prompt, its media and its expert in each line; may be given several times.",
 )
+@click.option(
+    "--way",
+    type=click.Choice(["adapter", "coefficients"]),
+    default="adapter",
+    help="Train a LoRA on the merge, or a few coefficients per matrix, which make a merge config again.",
+)
 @click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
 @click.option("--rank", type=click.IntRange(min=1), default=8, help="Of the adapter.")
 @click.option("--steps", type=click.IntRange(min=1), default=80, help="Of Adam.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3e-3, help="Learning rate.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Learning rate.  [default: 0.003 of an adapter, 0.03 of coefficients]",
+)
 @click.option("--per-step", type=click.IntRange(min=1), default=48, help="Samples in a step, of all experts together.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Samples that go through the model at once.")
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=32, help="The longest answer of an expert.")
@@ -233,7 +243,8 @@ def align(
     out: Path,
     samples: list[tuple[str | None, Path]],
     batch_size: int,
-    rate: float,
+    way: str,
+    rate: float | None,
     dtype: str | None,
     random_seed: int | None,
     cuda: bool,
@@ -248,14 +259,15 @@ def align(
     {"expert": "expert_ocr", "prompt": "<image>What does the sign say?", "image": "sign.png"}
 
     Each expert answers its own samples, one expert in memory at a time. A LoRA on the merged model is trained until its
-    distributions at these answers come close to the experts' (KL divergence), and folded in; OUT/align holds it too. A
+    distributions at these answers come close to the experts' (KL divergence), and folded in; OUT/align holds it too. Or
+    coefficients are trained: OUT is then what mergekit-yaml makes of OUT/mergekit_config.yml, without the samples. A
     quarter of the samples is held back: if the divergence does not fall on these, OUT is the merge itself.
 
     The same command goes on from where it was interrupted.
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.align.run import Settings
+    from mergekit_mm.align.run import RATES, Settings
     from mergekit_mm.align.run import align as run_alignment
     from mergekit_mm.align.samples import read_samples
 
@@ -265,7 +277,13 @@ def align(
         parsed,
         out,
         MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet),
-        Settings(rate=rate, at_once=batch_size, dtype=dtype or ("auto" if cuda else "float32"), **settings),
+        Settings(
+            way=way,
+            rate=rate or RATES[way],
+            at_once=batch_size,
+            dtype=dtype or ("auto" if cuda else "float32"),
+            **settings,
+        ),
         read,
         source,
         work,

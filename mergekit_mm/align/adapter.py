@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mergekit_mm.align.inputs import in_model
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.mllm import MLLM
 
@@ -46,11 +47,9 @@ def linear_layers(lm: MLLM, tensors: Sequence[str]) -> list[str]:
     modules = dict(lm.model.named_modules())
     found = []
     for name in tensors:
-        path = name.removesuffix(".weight")
-        # Of a model that speaks, the part that is loaded is the one that answers in text.
-        own = next((each for each in (path, path.removeprefix("thinker.")) if each in modules), None)
-        if name.endswith(".weight") and own is not None and isinstance(modules[own], torch.nn.Linear):
-            found.append(own)
+        path = in_model(lm, name).removesuffix(".weight")
+        if name.endswith(".weight") and isinstance(modules.get(path), torch.nn.Linear):
+            found.append(path)
     if not found:
         raise MergeError("This merge changes no linear layer that an adapter could adapt.")
     return found

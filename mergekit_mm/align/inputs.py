@@ -31,6 +31,15 @@ def load(model: str, adapter: str | None, dtype: str, device: str) -> MLLM:
     return lm
 
 
+def in_model(lm: MLLM, name: str) -> str:
+    """The name in a loaded model of a parameter that has this name in the whole model.
+
+    Of a model that speaks, the part that is loaded is the one that answers in text, the `thinker`.
+    """
+    held = {own for own, _ in lm.model.named_parameters()}
+    return name if name in held else name.removeprefix("thinker.")
+
+
 def encode(lm: MLLM, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """The inputs of each sample by itself, on the CPU.
 

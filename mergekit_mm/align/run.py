@@ -16,8 +16,9 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.align.adapter import AdapterWay, linear_layers
 from mergekit_mm.align.answers import Asking, Expert, Kept, fingerprint, release
+from mergekit_mm.align.coefficients import CoefficientWay, recipe, require_meant, require_weighted, store_bases
 from mergekit_mm.align.finish import digests, with_adapter, write_report
-from mergekit_mm.align.inputs import encode, load, with_answer
+from mergekit_mm.align.inputs import encode, in_model, load, with_answer
 from mergekit_mm.align.samples import Sample, Split, by_expert, split
 from mergekit_mm.align.training import Lesson, Lessons, Result, Schedule, train
 from mergekit_mm.checkpoints.listing import size_of
@@ -27,22 +28,26 @@ from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.merge import plan_merge, require_device, run_multimodal_merge
 from mergekit_mm.output.directory import check_output, check_room, staged
 from mergekit_mm.plan.as_json import digest
+from mergekit_mm.plan.config import read_config
 from mergekit_mm.plan.inputs import name_in_config
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.scope import is_planned_here
 from mergekit_mm.plan.tensor_plan import Merge
+
+RATES = {"adapter": 3e-3, "coefficients": 3e-2}  # the learning rate of each way that suits most merges
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides the result of an alignment, beside the merge config, its inputs and the samples.
 
-    per_expert: samples drawn for each expert; all if None. seed: of the draw, the split, the order and the adapter's
-    beginning. answer_tokens: the longest answer. top: the tokens of a distribution that are kept. dtype: of the models
-    in memory, by torch's name, or `auto` for that of the files. rank: of the adapter. The others are those of
-    `training.Schedule`.
+    way: `adapter` or `coefficients`. per_expert: samples drawn for each expert; all if None. seed: of the draw, the
+    split, the order and the adapter's beginning. answer_tokens: the longest answer. top: the tokens of a distribution
+    that are kept. dtype: of the models in memory, by torch's name, or `auto` for that of the files. rank: of the
+    adapter. The others are those of `training.Schedule`.
     """
 
+    way: str = "adapter"
     per_expert: int | None = None
     seed: int = 0
     answer_tokens: int = 32
@@ -90,6 +95,8 @@ def align(
         plan = plan_merge(config, options, source)
         check_output(out, plan.inputs.directories)
         experts = experts_of(plan)
+        if settings.way == "coefficients":
+            require_weighted(plan, source)
         splits = split(by_expert(samples, list(experts)), settings.per_expert, settings.seed)
         _tell_costs(plan, splits, settings, kept, tell)
         start = _start(plan, config, options, source, kept, tell)
@@ -105,7 +112,8 @@ def align(
                 for inputs, answer in zip(encode(lm, every), said[name], strict=True)
             ]
             lessons.append(Lessons(made[: len(own.trained)], made[len(own.trained) :]))
-        result = _by_adapter(plan, lm, lessons, splits, settings, start, out, options, source, kept, tell)
+        finish = _by_adapter if settings.way == "adapter" else _by_coefficients
+        result = finish(plan, lm, lessons, splits, settings, start, out, options, source, kept, tell)
         del lm
         release()
     if work is None:
@@ -129,8 +137,7 @@ def _by_adapter(
     lm.model.requires_grad_(False)
     way = AdapterWay(lm, linear_layers(lm, decoder_matrices(plan)), settings.rank, settings.seed)
     tell(f"adapter of rank {settings.rank}: {sum(p.numel() for p in way.parameters):,} numbers")
-    key = hashlib.sha256(json.dumps([start.name, asdict(settings), digests(splits)]).encode()).hexdigest()
-    result = train(way, lessons, settings.schedule, kept / "training.pt", key, tell)
+    result = train(way, lessons, settings.schedule, kept / "training.pt", _key(start, settings, splits), tell)
     with staged(out) as staging:
         if result.best:
             adapter = kept / "adapter"
@@ -149,6 +156,46 @@ def _by_adapter(
             result,
         )
     return result
+
+
+def _by_coefficients(
+    plan: MergePlan,
+    lm: MLLM,
+    lessons: Sequence[Lessons],
+    splits: Mapping[str, Split],
+    settings: Settings,
+    start: Path,
+    out: Path,
+    options: MergeOptions,
+    source: str,
+    kept: Path,
+    tell: Callable[[str], None],
+) -> Result:
+    names = decoder_matrices(plan)
+    tell(f"coefficients: {len(names)} matrices with {len(splits) + 1} each; their directions are stored")
+    folder = kept / start.name.replace("start", "directions")
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    bases = store_bases(plan, names, folder / dtype, dtype, options.model_copy(update={"quiet": True}))
+    way = CoefficientWay(lm, {in_model(lm, name): basis for name, basis in bases.items()})
+    result = train(way, lessons, settings.schedule, kept / "training.pt", _key(start, settings, splits), tell)
+    found = way.coefficients.detach().cpu()
+    with staged(out) as staging:
+        if result.best:
+            text = recipe(plan, source, names, found)
+            config = read_config(text, "the config with coefficients")
+            require_meant(plan_merge(config, options, text), names, plan, found)
+            run_multimodal_merge(config, str(staging), options.model_copy(update={"quiet": True}), text)
+        else:
+            shutil.copytree(start, staging, dirs_exist_ok=True)
+        how = "The coefficients of the config were learnt." if result.best else "The merge was not changed."
+        title = (staging if result.best else start).name
+        write_report(staging, (title, out.resolve().name), how, splits, asdict(settings), result)
+    return result
+
+
+def _key(start: Path, settings: Settings, splits: Mapping[str, Split]) -> str:
+    """Equal for trainings that are the same."""
+    return hashlib.sha256(json.dumps([start.name, asdict(settings), digests(splits)]).encode()).hexdigest()
 
 
 def experts_of(plan: MergePlan) -> dict[str, Expert]:

@@ -22,7 +22,7 @@ from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
-from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
@@ -214,6 +214,20 @@ class Compiler:
             # The tensor comes from another model, or its method looks at more than deltas.
             return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
+
+    def directions(self, tensor: TensorPlan, dtype: str) -> Directions:
+        """The task that gives the base's tensor, the experts' deltas over it, and the merged delta times its scaling.
+
+        dtype: of deltas that are no factors.
+
+        Raises:
+            MergeError: the base is a model with an adapter.
+        """
+        assert tensor.base is not None
+        if tensor.base.lora:
+            raise MergeError(f"The deltas of a merge over {tensor.base}, a model with an adapter, are not to be had.")
+        merged = self._delta(tensor, tensor.base, _scaling(tensor))
+        return Directions(base=self._one(tensor, tensor.base), tensors=merged.tensors, merged=merged, dtype=dtype)
 
     # ---------------------------------------------------------------------------------------------- deltas
 

@@ -93,6 +93,37 @@ class MergeDelta(Step[TaskVector | None]):
         return TaskVector(delta.left * self.scaling, right=delta.right)
 
 
+class Directions(Step[dict[str, torch.Tensor]]):
+    """What a tensor of the output is a weighted sum of, as tensors to be stored, on the CPU.
+
+    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n, `<N>`: after them, the merged delta times its
+    scaling; in `dtype`, or as the factors `<n>.left` and `<n>.right` in float32.
+    """
+
+    base: Task
+    tensors: Task  # those of the task that makes the merged delta
+    merged: MergeDelta
+    dtype: str
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "tensors": self.tensors, "merged": self.merged}
+
+    def execute(
+        self, base: torch.Tensor, tensors: dict[ModelReference, torch.Tensor | TaskVector], merged: TaskVector | None
+    ) -> dict[str, torch.Tensor]:
+        made = {"base": base}
+        if merged is None:
+            return made
+        found = (tensors[model] for model in self.merged.experts)
+        deltas = [one if isinstance(one, TaskVector) else TaskVector.between(one, base) for one in found]
+        for number, delta in enumerate([*deltas, merged]):
+            if delta.right is None:
+                made[str(number)] = delta.dense(torch.float32).to(getattr(torch, self.dtype))
+            else:
+                made |= {f"{number}.left": delta.left.float(), f"{number}.right": delta.right.float()}
+        return {name: tensor.cpu().contiguous().clone() for name, tensor in made.items()}
+
+
 class AddDelta(Step[torch.Tensor]):
     """base + scale * delta in float32 or wider; factors are not multiplied out first. Without a delta, the base.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import end_to_end as c
@@ -15,8 +16,10 @@ from click.testing import CliRunner, Result
 from mergekit.options import MergeOptions
 from mllm_runs import png, saved
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
+from mergekit_mm.align.coefficients import Basis, CoefficientWay
 from mergekit_mm.align.inputs import batches, encode, load, with_answer
 from mergekit_mm.align.objective import Answer, divergence
 from mergekit_mm.align.run import Settings
@@ -201,6 +204,76 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
     assert not any(line.startswith(("asking", "merging")) for line in told)
     for name in ("model.safetensors", "align/adapter_model.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+# --------------------------------------------------------------------------------------------------- coefficients
+
+
+def gradient_of(loss: Any, at: torch.Tensor) -> torch.Tensor:
+    """The derivative of a function of float64 by central differences."""
+    found = torch.zeros_like(at)
+    for place in range(at.numel()):
+        step = torch.zeros_like(at).reshape(-1).index_fill_(0, torch.tensor([place]), 1e-3).reshape(at.shape)
+        found.reshape(-1)[place] = (loss(at + step) - loss(at - step)) / 2e-3
+    return found
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(tmp_path: Path, factored: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 4, bias=False)
+    base, x = torch.randn(4, 5), torch.randn(3, 5)
+    stored = {"base": base}
+    for number in range(3):
+        if factored:
+            stored |= {f"{number}.left": torch.randn(4, 2), f"{number}.right": torch.randn(2, 5)}
+        else:
+            stored[str(number)] = torch.randn(4, 5)
+    save_file(stored, tmp_path / "basis.safetensors")
+    basis = Basis(tmp_path / "basis.safetensors", 2)
+    way = CoefficientWay(SimpleNamespace(model=layer, device="cpu"), {"weight": basis})
+    way.apply()
+    for _ in range(2):  # gradients of several batches add up
+        layer(x).pow(2).sum().backward()
+    dense = [stored[f"{n}.left"] @ stored[f"{n}.right"] if factored else stored[str(n)] for n in range(3)]
+
+    def loss(c: torch.Tensor) -> torch.Tensor:
+        weight = base.double() + sum(share * each.double() for share, each in zip(c[0], dense, strict=True))
+        return 2 * (x.double() @ weight.T).pow(2).sum()
+
+    expected = gradient_of(loss, way.coefficients.detach().double())
+    torch.testing.assert_close(way.coefficients.grad.double(), expected, rtol=1e-4, atol=1e-3)
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("experts", ["expert", "lora"])
+def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str) -> None:
+    out, config, read = c.fresh("weighted"), yaml.safe_load(recipe().read_text()), samples()
+    if experts == "lora":
+        for entry, kind in zip(config["models"], KINDS, strict=True):
+            entry["model"] = f"{MODELS / 'base'}+{MODELS / f'lora_{kind}'}"
+        text, read = samples().read_text().replace("expert_", "lora_"), c.fresh("samples.jsonl")
+        read.write_text(text)
+    path = c.fresh("config.yaml")
+    path.write_text(yaml.safe_dump(config))
+    given = ["align", str(path), str(out), "--samples", str(read), "--way", "coefficients", *QUICK, "--rate", "0.03"]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    assert report(out)["best"] > 0
+    again = c.merge(yaml.safe_load((out / "mergekit_config.yml").read_text()))
+    assert (again.out / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    start = c.merge(config)
+    changed = sum(not torch.equal(tensor, start.tensors[name]) for name, tensor in again.tensors.items())
+    assert changed == 21  # the matrices of the decoder
+
+
+def test_coefficients_need_a_method_that_can_have_them() -> None:
+    path, config = c.fresh("config.yaml"), yaml.safe_load(recipe().read_text())
+    config |= {"merge_method": "task_arithmetic", "parameters": {"weight": 0.3}}
+    path.write_text(yaml.safe_dump(config))
+    given = ["align", str(path), str(c.fresh()), "--samples", str(samples()), "--way", "coefficients", *QUICK]
+    result = CliRunner().invoke(main, given)
+    assert "task_arithmetic has no `own_delta`" in result.output
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
