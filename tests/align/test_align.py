@@ -33,16 +33,16 @@ from mergekit_mm.plan.config import read_config
 MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
 EXPERT = str(MODELS / "expert_color")
 KINDS = ("color", "shape", "yesno")
-QUICK = ("--steps", "8", "--rate", "0.003", "--answer-tokens", "2", "--per-step", "18", "--quiet")
+QUICK = ("--steps", "10", "--rate", "0.003", "--answer-tokens", "2", "--per-step", "24", "--quiet")
 
 
 @functools.cache
 def samples() -> Path:
-    """Eight questions of the package easy-vqa for each of the trained experts, without their answers."""
+    """Sixteen questions of the package easy-vqa for each of the trained experts, without their answers."""
     easy_vqa = pytest.importorskip("easy_vqa")
     paths, lines = easy_vqa.get_train_image_paths(), []
     for kind in KINDS:
-        rows = [row for row in zip(*easy_vqa.get_train_questions(), strict=True) if kind_of(row[1]) == kind][::499][:8]
+        rows = [row for row in zip(*easy_vqa.get_train_questions(), strict=True) if kind_of(row[1]) == kind][::251][:16]
         lines += [{"expert": f"expert_{kind}", "prompt": f"<image>{row[0]}", "image": paths[row[2]]} for row in rows]
     path = c.fresh("samples.jsonl")
     path.write_text("\n".join(json.dumps(line) for line in lines))
@@ -161,7 +161,7 @@ def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
 def test_the_card_has_the_divergence_and_the_report_the_samples() -> None:
     card = (aligned() / "README.md").read_text()
     assert "## Alignment" in card
-    assert f"| {EXPERT} | 6 | 2 |" in card
+    assert f"| {EXPERT} | 12 | 4 |" in card
     used = report(aligned())["samples"][EXPERT]
     digests = {one.digest for one in read_samples(samples()) if one.expert == "expert_color"}
     assert {*used["trained"], *used["held_back"]} == digests
@@ -327,5 +327,5 @@ def test_an_expert_without_samples_or_with_too_few_is_told_before_anything_is_me
     out = c.fresh("few")
     result = align(out, "--per-expert", "40")
     assert result.exit_code == 1
-    assert "has 8 samples, but 40 are needed" in result.output
+    assert "has 16 samples, but 40 are needed" in result.output
     assert not out.exists()
