@@ -256,7 +256,7 @@ def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str
         read.write_text(text)
     path = c.fresh("config.yaml")
     path.write_text(yaml.safe_dump(config))
-    given = ["align", str(path), str(out), "--samples", str(read), "--way", "coefficients", *QUICK, "--rate", "0.03"]
+    given = ["align", str(path), str(out), "--samples", str(read), "--way", "coefficients", *QUICK, "--rate", "0.01"]
     result = CliRunner().invoke(main, given)
     assert result.exit_code == 0, result.output
     assert report(out)["best"] > 0
