@@ -200,6 +200,115 @@ def lora(
         click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
 
 
+def _of_expert(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str | None, Path]]:
+    """The files of --samples, with the expert to which one belongs as a whole."""
+    found: list[tuple[str | None, Path]] = []
+    for value in values:
+        expert, is_named, path = value.partition("=")
+        found.append((expert, Path(path)) if is_named and not Path(value).exists() else (None, Path(value)))
+    return found
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--samples",
+    multiple=True,
+    required=True,
+    callback=_of_expert,
+    metavar="[EXPERT=]FILE",
+    help="JSONL with a prompt, its media and its expert in each line; may be given several times.",
+)
+@click.option(
+    "--way",
+    type=click.Choice(["adapter", "coefficients"]),
+    default="adapter",
+    help="Train a LoRA on the merge, or a few coefficients per matrix, which make a merge config again.",
+)
+@click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
+@click.option("--rank", type=click.IntRange(min=1), default=8, help="Of the adapter.")
+@click.option("--steps", type=click.IntRange(min=1), default=80, help="Of Adam.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Learning rate.  [default: 0.003 of an adapter, 0.03 of coefficients]",
+)
+@click.option("--per-step", type=click.IntRange(min=1), default=48, help="Samples in a step, of all experts together.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Samples that go through the model at once.")
+@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, help="The longest answer of an expert.")
+@click.option("--top", type=click.IntRange(min=1), default=64, help="Tokens of a distribution that are kept.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the models in memory; auto is that of the files.  [default: float32, on a GPU auto]",
+)
+@click.option("--seed", type=_SEED, default=0, help="Of what is drawn, of its order, and of the adapter.")
+@click.option("--random-seed", type=_SEED, help="For merge methods that draw (dare_linear, dare_ties).")
+@click.option("--cuda/--no-cuda", default=False, help="Merge, ask and train on a GPU.")
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the start, the answers and the training's state here.  [default: beside OUT, until it is done]",
+)
+@click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the outcome.")
+@logged
+def align(
+    config: str,
+    out: Path,
+    samples: list[tuple[str | None, Path]],
+    batch_size: int,
+    way: str,
+    rate: float | None,
+    dtype: str | None,
+    random_seed: int | None,
+    cuda: bool,
+    work: Path | None,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Merge, and improve the merge by a few unlabelled samples for each expert.
+
+    \b
+    mergekit-mm align config.yaml out/ --samples samples.jsonl --per-expert 64
+    {"expert": "expert_ocr", "prompt": "<image>What does the sign say?", "image": "sign.png"}
+
+    Each expert answers its own samples, one expert in memory at a time. A LoRA on the merged model is trained until its
+    distributions at these answers come close to the experts' (KL divergence), and folded in; OUT/align holds it too. Or
+    coefficients are trained: OUT is then what mergekit-yaml makes of OUT/mergekit_config.yml, without the samples. A
+    quarter of the samples is held back: if the divergence does not fall on these, OUT is the merge itself.
+
+    The same command goes on from where it was interrupted.
+    """
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.align.run import RATES, Settings
+    from mergekit_mm.align.run import align as run_alignment
+    from mergekit_mm.align.samples import read_samples
+
+    source, parsed = _read_config(config)
+    read = [sample for expert, path in samples for sample in read_samples(path, expert)]
+    result = run_alignment(
+        parsed,
+        out,
+        MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet),
+        Settings(
+            way=way,
+            rate=rate or RATES[way],
+            at_once=batch_size,
+            dtype=dtype or ("auto" if cuda else "float32"),
+            **settings,
+        ),
+        read,
+        source,
+        work,
+        lambda line: None if quiet else click.echo(line, err=True),
+    )
+    click.echo(f"{out}: {result}")
+
+
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Write the whole plan as JSON, every tensor of it.")

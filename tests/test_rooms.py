@@ -30,6 +30,7 @@ ROOMS = {
     "output": f"{INPUTS} {PLANS} numerics omni errors",
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
+    "align": f"{MERGE} merge evaluation.tasks evaluation.model",
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
@@ -37,7 +38,7 @@ ROOMS = {
     "api": f"{MERGE} merge hosts",
     "register": "hosts",
     "_autoload": "",
-    "cli": f"{MERGE} merge merge_adapter api {EVALUATION} hosts register",
+    "cli": f"{MERGE} merge merge_adapter align api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports
     "evaluation": "",  # mergekit_mm/evaluation/__init__.py

@@ -5,26 +5,29 @@ for one matrix; `TaskVectorMethod` makes of it the delta of a tensor of any rank
 
 Parameters of every method: `scaling` multiplies the delta, and may be `auto` (see `scaling`). `svc` re-scales the
 singular values of a matrix's delta by the experts' responses (see `numerics.calibration`), with `svc_alpha` as the
-least response that is counted.
+least response that is counted. `own_delta`, a parameter of each input, is the share of its own delta that is added to
+the result.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import torch
-from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, TensorGroup, merge_method
+from mergekit.merge_methods import BasePolicy, InputContract, MergeMethod, PerNonBase, TensorGroup, merge_method
 from torch import Tensor
 
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods.scaling import automatic_scaling
 from mergekit_mm.numerics.calibration import calibrated, require_alpha
-from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector, mean_delta, stacked, weighted_sum, working_dtype
+
+OWN_DELTA = "own_delta"  # the parameter of each input, for all methods: a share of its own delta, added to the result
 
 AUTO: Literal["auto"] = "auto"
 Scaling = float | Literal["auto"]
@@ -147,8 +150,12 @@ class TaskVectorMethod:
         delta = self.delta(task_vectors, label, **parameters)
         return add_delta(base, delta, self.automatic_scaling(delta, task_vectors) if scaling == AUTO else scaling)
 
-    def merge_group(self, group: TensorGroup, scaling: Scaling = 1.0, **parameters: Any) -> Tensor:
+    def merge_group(
+        self, group: TensorGroup, own_delta: Mapping[Hashable, float], scaling: Scaling = 1.0, **parameters: Any
+    ) -> Tensor:
         """The merge of one tensor as mergekit asks for it: the tensors of all inputs, one of which is the base.
+
+        own_delta: the factor with which the delta of each input that is not the base is added to the result.
 
         Raises:
             MergeError: no base, or an input that is not finite; and as `merge`.
@@ -164,7 +171,15 @@ class TaskVectorMethod:
                 )
         base: Tensor = group.base.tensor
         task_vectors = [TaskVector.between(entry.tensor, base) for entry in group.non_base]
-        return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
+        shares = [own_delta[entry.id] for entry in group.non_base]
+        if not any(shares):
+            return self.merge(base, task_vectors, label, scaling=scaling, **parameters)
+        self.validate(scaling=scaling, **parameters)
+        delta = self.delta(task_vectors, label, **parameters)
+        if 0 in delta.shape:
+            return base.clone()
+        factor = self.automatic_scaling(delta, task_vectors) if scaling == AUTO else scaling
+        return add_delta(base, weighted_sum([delta, *task_vectors], [factor, *shares]), 1.0)
 
     def _finite_solution(
         self, task_vectors: Sequence[TaskVector], label: str, parameters: Mapping[str, Any]
@@ -230,9 +245,10 @@ def task_vector_method(
             scaling: Scaling = 1.0,
             svc: bool = False,
             svc_alpha: float | None = None,
+            own_delta: PerNonBase[float] = 0.0,
             **parameters: Any,
         ) -> Tensor:
-            return method.merge_group(group, scaling, svc=svc, svc_alpha=svc_alpha, **parameters)
+            return method.merge_group(group, own_delta, scaling, svc=svc, svc_alpha=svc_alpha, **parameters)
 
         # mergekit reads a method's parameters from the signature of its kernel
         *before, _ = inspect.signature(kernel).parameters.values()
@@ -244,6 +260,7 @@ def task_vector_method(
             "scaling": Scaling,
             "svc": bool,
             "svc_alpha": float | None,
+            "own_delta": PerNonBase[float],
             "return": Tensor,
         }
         kernel.__doc__ = solve.__doc__

@@ -151,6 +151,18 @@ def _summed(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> Tensor:
     return total
 
 
+def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
+    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in float32."""
+    rights = [d.right for d in deltas if d.right is not None]
+    if len(rights) == len(deltas):
+        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)
+        return TaskVector(left, right=torch.cat(rights, dim=-2))
+    total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total = delta.added_to(total, weight)
+    return TaskVector(total)
+
+
 def stacked(matrices: Iterable[TaskVector], count: int, dtype: torch.dtype) -> TaskVector:
     """The delta (count, out, in) of a stack from those of its `count` matrices, which are consumed one at a time.
 

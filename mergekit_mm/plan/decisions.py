@@ -13,6 +13,7 @@ from mergekit.merge_methods import BasePolicy, MergeMethod
 
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method, method_named
+from mergekit_mm.methods.apply import OWN_DELTA
 from mergekit_mm.methods.declarations import refused_values
 from mergekit_mm.plan.constants import Constants
 from mergekit_mm.plan.inputs import Inputs
@@ -171,7 +172,9 @@ class Decisions:
             method_named(spec.name).validate(**shared)
             self._valid.add(values)
         if is_own_method(spec.name):
-            return shared, per_input
+            return shared, {
+                model: {n: v for n, v in own.items() if v or n != OWN_DELTA} for model, own in per_input.items()
+            }
         of_inputs = _whole_rows(slot.info.shape, per_input)
         why = refused_values(spec.name, shared, list(of_inputs.values())) if slot.info.dtype.is_floating_point else None
         if why is not None:

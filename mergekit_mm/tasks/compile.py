@@ -15,7 +15,7 @@ from mergekit.tokenizer.truncate import TruncatedVocabulary
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
-from mergekit_mm.methods.apply import AUTO
+from mergekit_mm.methods.apply import AUTO, OWN_DELTA
 from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
@@ -23,7 +23,7 @@ from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
-from mergekit_mm.tasks.deltas import AddDelta, Difference, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.merging import MergeTensors
@@ -179,7 +179,18 @@ class Compiler:
     def _add(self, tensor: TensorPlan, base: Task, scale: float) -> AddDelta:
         """The task that adds the merged delta, times its scaling and the strength, to the result of `base`."""
         assert tensor.base is not None
-        return AddDelta(base=base, delta=self._delta(tensor, tensor.base), scale=_scaling(tensor) * scale)
+        delta, own_scale = self._unscaled(tensor)
+        return AddDelta(base=base, delta=delta, scale=own_scale * scale)
+
+    def _unscaled(self, tensor: TensorPlan) -> tuple[MergeDelta, float]:
+        """The task that makes the merged delta of one tensor, and the factor by which the output's delta is a multiple.
+
+        The factor is the tensor's scaling, unless the experts' own deltas are added, which that does not multiply.
+        """
+        assert tensor.base is not None
+        if _own_deltas(tensor):
+            return self._delta(tensor, tensor.base, _scaling(tensor)), 1.0
+        return self._delta(tensor, tensor.base), _scaling(tensor)
 
     def _average(self, tensor: TensorPlan) -> Task:
         experts = tensor.experts
@@ -234,6 +245,20 @@ class Compiler:
             return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
 
+    def directions(self, tensor: TensorPlan, dtype: str) -> Directions:
+        """The task that gives the base's tensor, the experts' deltas over it, and the merged delta times its scaling.
+
+        dtype: of deltas that are no factors.
+
+        Raises:
+            MergeError: the base is a model with an adapter.
+        """
+        assert tensor.base is not None
+        if tensor.base.lora:
+            raise MergeError(f"The deltas of a merge over {tensor.base}, a model with an adapter, are not to be had.")
+        merged = self._delta(tensor, tensor.base, _scaling(tensor))
+        return Directions(base=self._one(tensor, tensor.base), tensors=merged.tensors, merged=merged, dtype=dtype)
+
     # ---------------------------------------------------------------------------------------------- deltas
 
     def _delta(self, tensor: TensorPlan, over: ModelReference, scaling: float = 1.0) -> MergeDelta:
@@ -263,6 +288,7 @@ class Compiler:
             scaling=scaling,
             shared_rank=self.shared_rank,
             found=self.found_scalings if is_own and tensor.parameters.get("scaling") == AUTO else None,
+            own=_own_deltas(tensor) if is_own else (),
             name=tensor.name,
             as_vector=tensor.info.is_convolution,
             seed=self._seed,
@@ -321,8 +347,8 @@ class Compiler:
         experts, label = tensor.experts, self._label(tensor)
         deltas = tuple(self.read.delta(model, tensor.inputs[model], label) for model in experts)
         owners = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
-        merged = self._delta(tensor, tensor.base)
-        return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=_scaling(tensor) * scale)
+        merged, own_scale = self._unscaled(tensor)
+        return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=own_scale * scale)
 
     # -------------------------------------------------------------------------------------- reading inputs
 
@@ -409,3 +435,9 @@ def _scaling(tensor: TensorPlan) -> float:
     """The `scaling` of a method of the plugin; 1 for a method that has none, and for `auto`, which is in the delta."""
     scaling = tensor.parameters.get("scaling", 1.0)
     return 1.0 if scaling == AUTO else float(scaling)
+
+
+def _own_deltas(tensor: TensorPlan) -> tuple[float, ...]:
+    """The `own_delta` of each expert, for a method of the plugin; empty if all are zero."""
+    shares = tuple(float(tensor.input_parameters.get(model, {}).get(OWN_DELTA, 0.0)) for model in tensor.experts)
+    return shares if any(shares) else ()

@@ -7,7 +7,6 @@ which the base is subtracted where a delta is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from pydantic import InstanceOf
 
 from mergekit_mm.methods import method_named
 from mergekit_mm.numerics.shared_bases import compressed
-from mergekit_mm.numerics.task_vector import TaskVector, working_dtype
+from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum, working_dtype
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.found_scalings import FoundScalings
@@ -46,6 +45,7 @@ class MergeDelta(Step[TaskVector | None]):
     parameters: ImmutableMap[str, Any] = ImmutableMap({})  # of a method of this package, without `scaling`
     weights: tuple[float, ...] = ()  # of the experts in a weighted sum; empty for a method of this package
     scaling: float = 1.0  # of the merged delta over the merge's base
+    own: tuple[float, ...] = ()  # factors of the experts' own deltas, which are added to it; empty for none
     name: str
     shared_rank: int | None = None  # of the bases on which factors of a matrix are projected before they are merged
     found: InstanceOf[FoundScalings] | None = None  # with `scaling: auto`: where the scaling is noted that is applied
@@ -71,9 +71,19 @@ class MergeDelta(Step[TaskVector | None]):
         with torch.no_grad(), stream_of(self.seed, self.name, list(tensors.values())):
             delta_of_base = deltas.pop(self.base, None) if self.base else None
             if delta_of_base is None:
-                return self._scaled(self._merged([deltas[model] for model in self.experts]))
+                of_experts = [deltas[model] for model in self.experts]
+                merged = self._merged(of_experts)
+                if not self.own:
+                    return self._scaled(merged)
+                return weighted_sum([merged, *of_experts], [self.scaling, *self.own])
             over_base = [weighted_sum([deltas[model], delta_of_base], [1.0, -1.0]) for model in self.experts]
-            return weighted_sum([self._merged(over_base), delta_of_base], [self.scaling, 1.0])
+            merged, own = self._merged(over_base), self.own or (0.0,) * len(over_base)
+            parts = [
+                (self.scaling, merged),
+                *((share, each) for share, each in zip(own, over_base, strict=True) if share),
+            ]
+            shares, summands = zip(*parts, strict=True)
+            return weighted_sum([*summands, delta_of_base], [*shares, 1.0])
 
     def _merged(self, deltas: list[TaskVector]) -> TaskVector:
         if self.shared_rank is not None and all(d.is_factored and d.left.ndim == 2 for d in deltas):
@@ -90,6 +100,37 @@ class MergeDelta(Step[TaskVector | None]):
 
     def _scaled(self, delta: TaskVector) -> TaskVector:
         return _times(delta, self.scaling)
+
+
+class Directions(Step[dict[str, torch.Tensor]]):
+    """What a tensor of the output is a weighted sum of, as tensors to be stored, on the CPU.
+
+    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n, `<N>`: after them, the merged delta times its
+    scaling; in `dtype`, or as the factors `<n>.left` and `<n>.right` in float32.
+    """
+
+    base: Task
+    tensors: Task  # those of the task that makes the merged delta
+    merged: MergeDelta
+    dtype: str
+
+    def arguments(self) -> dict[str, Task]:
+        return {"base": self.base, "tensors": self.tensors, "merged": self.merged}
+
+    def execute(
+        self, base: torch.Tensor, tensors: dict[ModelReference, torch.Tensor | TaskVector], merged: TaskVector | None
+    ) -> dict[str, torch.Tensor]:
+        made = {"base": base}
+        if merged is None:
+            return made
+        found = (tensors[model] for model in self.merged.experts)
+        deltas = [one if isinstance(one, TaskVector) else TaskVector.between(one, base) for one in found]
+        for number, delta in enumerate([*deltas, merged]):
+            if delta.right is None:
+                made[str(number)] = delta.dense(torch.float32).to(getattr(torch, self.dtype))
+            else:
+                made |= {f"{number}.left": delta.left.float(), f"{number}.right": delta.right.float()}
+        return {name: tensor.cpu().contiguous().clone() for name, tensor in made.items()}
 
 
 class AddDelta(Step[torch.Tensor]):
@@ -177,15 +218,3 @@ def _times(delta: TaskVector, factor: float) -> TaskVector:
     if delta.right is None:
         return TaskVector(delta.dense(working_dtype(delta.left.dtype)) * factor)
     return TaskVector(delta.left * factor, right=delta.right)
-
-
-def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
-    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in float32."""
-    rights = [d.right for d in deltas if d.right is not None]
-    if len(rights) == len(deltas):
-        left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)
-        return TaskVector(left, right=torch.cat(rights, dim=-2))
-    total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
-    for delta, weight in zip(deltas, weights, strict=True):
-        total = delta.added_to(total, weight)
-    return TaskVector(total)

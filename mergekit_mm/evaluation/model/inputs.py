@@ -29,7 +29,7 @@ _PROCESSORS = {  # attributes of a processor that prepare a modality
     "audio": ("feature_extractor", "audio_processor"),
 }
 _SAMPLING = ("num_frames", "fps", "min_frames", "max_frames")  # followed here: the processor gets chosen frames
-_TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}  # (texts, tokens) each
 
 
 def modality_processor(processor: Any, modality: str) -> Any:
@@ -227,7 +227,7 @@ class Reader:
             raise EvaluationError(
                 f"{type(self.processor).__name__} does not pad on the {padding_side}: use batch_size=1"
             )
-        if any(batch[0].media.values()) and not set(inputs) - _TEXT_KEYS:
+        if any(batch[0].media.values()) and not set(inputs) - TEXT_KEYS:
             raise EvaluationError(f"{type(self.processor).__name__} makes nothing of the media of {batch[0].where}")
         return inputs
 

@@ -30,7 +30,7 @@ from mergekit_mm.evaluation.tasks.missing import check as missing_policy
 
 LOG = logging.getLogger(__name__)
 # Model types that attend to a prompt in both directions: an answer after it, which is to be scored, would be seen too.
-_NOT_CAUSAL = {"paligemma"}
+NOT_CAUSAL = {"paligemma"}
 
 
 class MLLM(MultimodalLoader):
@@ -263,7 +263,7 @@ class MLLM(MultimodalLoader):
 
     def _score_with_media(self, requests: list[Any], disable_tqdm: bool) -> list[tuple[float, bool]]:
         """One forward for all choices of a document that differ in their last token only."""
-        if requests and (self.backend == "seq2seq" or self.config.model_type in _NOT_CAUSAL):
+        if requests and (self.backend == "seq2seq" or self.config.model_type in NOT_CAUSAL):
             raise EvaluationError(
                 f"{requests[0].task_name}: likelihoods of answers about media are not computed for "
                 f"{self.config.model_type!r}, which reads a prompt in both directions. Use tasks of generate_until"

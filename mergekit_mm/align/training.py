@@ -1,0 +1,210 @@
+"""The optimiser's loop: few steps of Adam, judged by samples that are held back, going on where it was interrupted."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mergekit_mm.align.inputs import Inputs, batches, on_device
+from mergekit_mm.align.objective import Answer, divergence
+from mergekit_mm.evaluation.model.likelihood import logits_of_answers
+from mergekit_mm.evaluation.model.mllm import MLLM
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One sample as the merged model reads it, with the answer after the prompt, and what the expert says there."""
+
+    inputs: Inputs
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The lessons of one expert."""
+
+    trained: Sequence[Lesson]
+    held_back: Sequence[Lesson]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps: of Adam, at the constant rate `rate`. per_step: samples in each, as many of every expert, without
+    repetition until all have been seen. at_once: samples in one forward. check: steps between two looks at the samples
+    held back. patience: looks without a lower divergence after which the training ends."""
+
+    steps: int
+    rate: float
+    per_step: int
+    at_once: int
+    check: int
+    patience: int
+    seed: int
+
+
+class Way(Protocol):
+    """What is trained, and how it acts on the model."""
+
+    lm: MLLM
+    model: Any  # gives the logits
+    parameters: list[Tensor]  # in float32
+
+    def apply(self) -> None:
+        """Let the model follow the parameters, which have changed."""
+
+
+@dataclass
+class Result:
+    """What a training came to.
+
+    history: (step, divergence of each expert's samples held back), in nats per token. best: the step whose parameters
+    are kept, 0 for the start. why: the reason why the training ended before its last step.
+    """
+
+    history: list[tuple[int, list[float]]]
+    best: int = 0
+    why: str = ""
+
+    @property
+    def before(self) -> list[float]:
+        return self.history[0][1]
+
+    @property
+    def after(self) -> list[float]:
+        return next(found for step, found in self.history if step == self.best)
+
+    def __str__(self) -> str:
+        before, after = _mean(self.before), _mean(self.after)
+        ended = f"; {self.why}" if self.why else ""
+        if not self.best:
+            return f"on the samples held back the divergence did not fall below {before:.4f}: the start is kept{ended}"
+        return f"divergence on the samples held back: {before:.4f} -> {after:.4f} at step {self.best}{ended}"
+
+
+def train(
+    way: Way, lessons: Sequence[Lessons], schedule: Schedule, state: Path, key: str, tell: Callable[[str], None]
+) -> Result:
+    """Train, and leave the parameters with the lowest divergence on the lessons held back: the start is one of them.
+
+    lessons: of each expert; all experts count alike, whatever their samples and the length of their answers. state: the
+    file in which an interrupted training of the same `key` goes on.
+    """
+    optimiser = torch.optim.Adam(way.parameters, lr=schedule.rate)
+    start, result = 0, Result([])
+    best = [parameter.detach().clone() for parameter in way.parameters]
+    if state.is_file() and (saved := torch.load(state, weights_only=True))["key"] == key:
+        start, best = saved["step"], [one.to(p.device) for one, p in zip(saved["best"], way.parameters, strict=True)]
+        result = Result([(step, found) for step, found in saved["history"]], saved["at"], saved["why"])
+        optimiser.load_state_dict(saved["optimiser"])
+        _set(way, saved["parameters"])
+        tell(f"going on from step {start}")
+    else:
+        result.history.append((0, held_back(way, lessons, schedule.at_once)))
+        tell(_line(0, result.before))
+    for step in range(start + 1, schedule.steps + 1):
+        if result.why:
+            break
+        optimiser.zero_grad()
+        _backward(way, lessons, schedule, step)
+        optimiser.step()
+        way.apply()
+        if step % schedule.check and step < schedule.steps:
+            continue
+        found = held_back(way, lessons, schedule.at_once)
+        if not all(map(math.isfinite, found)):
+            result.why = f"at step {step} the divergence was no longer finite"
+            break
+        result.history.append((step, found))
+        tell(_line(step, found))
+        if _mean(found) < _mean(result.after):
+            result.best, best = step, [parameter.detach().clone() for parameter in way.parameters]
+        elif sum(at > result.best for at, _ in result.history) >= schedule.patience:
+            result.why = f"no lower divergence since step {result.best}"
+        _save(state, key, step, way, optimiser, best, result)
+    _set(way, best)
+    return result
+
+
+def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
+    """The divergence of each expert's lessons held back, in nats per token."""
+    with torch.no_grad():
+        return [
+            sum(float(each) for _, each in _divergences(way, own.held_back, at_once)) / _tokens(own.held_back)
+            for own in lessons
+        ]
+
+
+def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: int) -> None:
+    """Add to the gradients those of the mean over experts of the divergence per token, on the samples of a step."""
+    count = max(1, schedule.per_step // len(lessons))
+    for number, own in enumerate(lessons):
+        drawn = [own.trained[at] for at in _drawn(len(own.trained), count, step, f"{schedule.seed} {number}")]
+        share = 1 / (len(lessons) * _tokens(drawn))
+        for _, total in _divergences(way, drawn, schedule.at_once):
+            (total * share).backward()
+
+
+def _drawn(total: int, count: int, step: int, seed: str) -> list[int]:
+    """The indices of a step: each epoch is a new order of all, which depends on the seed and the epoch alone."""
+    if count >= total:
+        return list(range(total))
+    first = (step - 1) * count
+    orders: dict[int, list[int]] = {}
+    drawn = []
+    for place in range(first, first + count):
+        epoch = place // total
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"{seed} {epoch}").sample(range(total), total)
+        drawn.append(orders[epoch][place % total])
+    return drawn
+
+
+def _divergences(way: Way, lessons: Sequence[Lesson], at_once: int) -> Iterator[tuple[list[int], Tensor]]:
+    """For each batch, the indices of its lessons, and the sum of their divergences."""
+    for indices, inputs in batches([lesson.inputs for lesson in lessons], at_once):
+        answers = [lessons[at].answer for at in indices]
+        logits = logits_of_answers(way.model, on_device(way.lm, inputs), [answer.ids.tolist() for answer in answers])
+        yield indices, torch.stack([divergence(*each) for each in zip(answers, logits, strict=True)]).sum()
+
+
+def _tokens(lessons: Sequence[Lesson]) -> int:
+    return sum(len(lesson.answer.ids) for lesson in lessons)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _line(step: int, found: Sequence[float]) -> str:
+    return f"step {step}: divergence {_mean(found):.4f} ({', '.join(f'{each:.4f}' for each in found)})"
+
+
+def _set(way: Way, values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(way.parameters, values, strict=True):
+            parameter.copy_(value)
+    way.apply()
+
+
+def _save(state: Path, key: str, step: int, way: Way, optimiser: Any, best: Sequence[Tensor], result: Result) -> None:
+    content = {
+        "key": key,
+        "step": step,
+        "parameters": [parameter.detach() for parameter in way.parameters],
+        "optimiser": optimiser.state_dict(),
+        "best": list(best),
+        "history": result.history,
+        "at": result.best,
+        "why": result.why,
+    }
+    unfinished = state.with_suffix(".unfinished")
+    torch.save(content, unfinished)
+    os.replace(unfinished, state)

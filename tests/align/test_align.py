@@ -1,0 +1,331 @@
+"""`mergekit-mm align`: what experts say to their samples, and a merge that learns to say it too."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import end_to_end as c
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from mergekit.options import MergeOptions
+from mllm_runs import png, saved
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText
+
+from mergekit_mm.align.coefficients import Basis, CoefficientWay
+from mergekit_mm.align.inputs import batches, encode, load, with_answer
+from mergekit_mm.align.objective import Answer, divergence
+from mergekit_mm.align.run import Settings
+from mergekit_mm.align.run import align as run_alignment
+from mergekit_mm.align.samples import by_expert, read_samples, split
+from mergekit_mm.cli import main
+from mergekit_mm.errors import MergeError
+from mergekit_mm.evaluation.model.likelihood import logits_of_answers
+from mergekit_mm.plan.config import read_config
+
+MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
+EXPERT = str(MODELS / "expert_color")
+KINDS = ("color", "shape", "yesno")
+QUICK = ("--steps", "10", "--rate", "0.003", "--answer-tokens", "2", "--per-step", "24", "--quiet")
+
+
+@functools.cache
+def samples() -> Path:
+    """Sixteen questions of the package easy-vqa for each of the trained experts, without their answers."""
+    easy_vqa = pytest.importorskip("easy_vqa")
+    paths, lines = easy_vqa.get_train_image_paths(), []
+    for kind in KINDS:
+        rows = [row for row in zip(*easy_vqa.get_train_questions(), strict=True) if kind_of(row[1]) == kind][::251][:16]
+        lines += [{"expert": f"expert_{kind}", "prompt": f"<image>{row[0]}", "image": paths[row[2]]} for row in rows]
+    path = c.fresh("samples.jsonl")
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def kind_of(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yesno"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
+
+
+@functools.cache
+def recipe(method: str = "tsv") -> Path:
+    config = {
+        "merge_method": method,
+        "base_model": str(MODELS / "base"),
+        "models": [{"model": str(MODELS / f"expert_{kind}")} for kind in KINDS],
+        "parameters": {"scaling": 0.7},
+        "out_dtype": "float32",
+    }
+    path = c.fresh("config.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def align(out: Path, *options: str) -> Result:
+    given = ["align", str(recipe()), str(out), "--samples", str(samples()), *QUICK, *options]
+    return CliRunner().invoke(main, given)
+
+
+@functools.cache
+def aligned() -> Path:
+    out = c.fresh("aligned")
+    result = align(out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def report(out: Path) -> Any:
+    return json.loads((out / "align" / "report.json").read_text())
+
+
+def mean(step: dict[str, Any]) -> float:
+    return sum(step["divergence"].values()) / len(step["divergence"])
+
+
+# -------------------------------------------------------------------------------------------------- the objective
+
+
+def test_the_divergence_is_that_of_kullback_and_leibler() -> None:
+    torch.manual_seed(0)
+    expert_logits, logits = torch.randn(5, 11), torch.randn(5, 11)
+    found = divergence(Answer.of(torch.arange(5), expert_logits, 11), logits)
+    log_expert, log_model = expert_logits.double().log_softmax(-1), logits.double().log_softmax(-1)
+    expected = (log_expert.exp() * (log_expert - log_model)).sum()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_a_tail_lowers_the_divergence_and_never_below_zero(k: int) -> None:
+    torch.manual_seed(k)
+    expert_logits, logits = torch.randn(5, 11), torch.randn(5, 11, requires_grad=True)
+    whole = divergence(Answer.of(torch.arange(5), expert_logits, 11), logits)
+    part = divergence(Answer.of(torch.arange(5), expert_logits, k), logits)
+    assert 0 < part <= whole + 1e-5  # a tail of one token is exact
+    equal = divergence(Answer.of(torch.arange(5), expert_logits, k), expert_logits)
+    torch.testing.assert_close(equal, torch.zeros(()), rtol=0, atol=1e-5)
+    part.backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_samples_in_a_batch_are_read_as_each_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(png(1)["bytes"])
+    prompts = ("<image>a b", "hello", "what is this <image> here?", "<image>one two three", "no picture", "<image>?")
+    lines = [{"expert": "a", "prompt": one, **({"image": "picture.png"} if "<" in one else {})} for one in prompts]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lm = load(str(saved("llava")), None, "float32", "cpu")
+    answers = [torch.arange(5, 6 + at % 3) for at in range(6)]
+    read = read_samples(tmp_path / "samples.jsonl")
+    made = [with_answer(one, ids) for one, ids in zip(encode(lm, read), answers, strict=True)]
+    seen: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for indices, inputs in batches(made, 4):
+            assert len(indices) > 1
+            found = logits_of_answers(lm.model, inputs, [answers[at].tolist() for at in indices])
+            seen |= dict(zip(indices, found, strict=True))
+        for at, (one, ids) in enumerate(zip(made, answers, strict=True)):
+            (alone,) = logits_of_answers(lm.model, one, [ids.tolist()])
+            torch.testing.assert_close(seen[at], alone, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ the output
+
+
+def test_the_merge_comes_closer_to_its_experts() -> None:
+    found = report(aligned())
+    first, best = found["history"][0], next(h for h in found["history"] if h["step"] == found["best"])
+    assert found["best"] > 0
+    assert mean(best) < mean(first)
+
+
+def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
+    start = c.merge(yaml.safe_load((aligned() / "mergekit_config.yml").read_text()))
+    model = AutoModelForImageTextToText.from_pretrained(start.out, dtype=torch.float32)
+    whole = PeftModel.from_pretrained(model, aligned() / "align").merge_and_unload()
+    expected, changed = whole.state_dict(), 0
+    found = AutoModelForImageTextToText.from_pretrained(aligned(), dtype=torch.float32).state_dict()
+    before = AutoModelForImageTextToText.from_pretrained(start.out, dtype=torch.float32).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+        changed += not torch.equal(found[name], before[name])
+    assert changed == sum("language_model" in n and ("_proj" in n) for n in expected)
+
+
+def test_the_card_has_the_divergence_and_the_report_the_samples() -> None:
+    card = (aligned() / "README.md").read_text()
+    assert "## Alignment" in card
+    assert f"| {EXPERT} | 12 | 4 |" in card
+    used = report(aligned())["samples"][EXPERT]
+    digests = {one.digest for one in read_samples(samples()) if one.expert == "expert_color"}
+    assert {*used["trained"], *used["held_back"]} == digests
+
+
+@pytest.mark.slow
+def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
+    out = c.fresh("worse")
+    result = align(out, "--rate", "1000")
+    assert "the start is kept" in result.output
+    assert report(out)["best"] == 0
+    start = c.merge(yaml.safe_load(recipe().read_text()))
+    assert c.tensors(out).keys() == start.tensors.keys()
+    assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
+
+
+@pytest.mark.slow
+def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
+    told: list[str] = []
+
+    def run(out: Path, work: Path, until: str) -> None:
+        def tell(line: str) -> None:
+            told.append(line)
+            if line.startswith(until):
+                raise KeyboardInterrupt
+
+        source, read = recipe().read_text(), read_samples(samples())
+        settings = Settings(steps=8, check=2, rate=0.01, answer_tokens=2, per_step=6)
+        config = read_config(source, "the recipe")
+        run_alignment(config, out, MergeOptions(quiet=True), settings, read, source, work, tell)
+
+    whole, out, work = (c.fresh(name) for name in ("whole", "interrupted", "work"))
+    run(whole, c.fresh("work"), "never")
+    with pytest.raises(KeyboardInterrupt):
+        run(out, work, "step 6")
+    assert not out.exists()
+    told.clear()
+    run(out, work, "never")
+    assert "going on from step 4" in told
+    assert not any(line.startswith(("asking", "merging")) for line in told)
+    for name in ("model.safetensors", "align/adapter_model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+# --------------------------------------------------------------------------------------------------- coefficients
+
+
+def gradient_of(loss: Any, at: torch.Tensor) -> torch.Tensor:
+    """The derivative of a function of float64 by central differences."""
+    found = torch.zeros_like(at)
+    for place in range(at.numel()):
+        step = torch.zeros_like(at).reshape(-1).index_fill_(0, torch.tensor([place]), 1e-3).reshape(at.shape)
+        found.reshape(-1)[place] = (loss(at + step) - loss(at - step)) / 2e-3
+    return found
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(tmp_path: Path, factored: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 4, bias=False)
+    base, x = torch.randn(4, 5), torch.randn(3, 5)
+    stored = {"base": base}
+    for number in range(3):
+        if factored:
+            stored |= {f"{number}.left": torch.randn(4, 2), f"{number}.right": torch.randn(2, 5)}
+        else:
+            stored[str(number)] = torch.randn(4, 5)
+    save_file(stored, tmp_path / "basis.safetensors")
+    basis = Basis(tmp_path / "basis.safetensors", 2)
+    way = CoefficientWay(SimpleNamespace(model=layer, device="cpu"), {"weight": basis})
+    way.apply()
+    for _ in range(2):  # gradients of several batches add up
+        layer(x).pow(2).sum().backward()
+    dense = [stored[f"{n}.left"] @ stored[f"{n}.right"] if factored else stored[str(n)] for n in range(3)]
+
+    def loss(c: torch.Tensor) -> torch.Tensor:
+        weight = base.double() + sum(share * each.double() for share, each in zip(c[0], dense, strict=True))
+        return 2 * (x.double() @ weight.T).pow(2).sum()
+
+    expected = gradient_of(loss, way.coefficients.detach().double())
+    torch.testing.assert_close(way.coefficients.grad.double(), expected, rtol=1e-4, atol=1e-3)
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("experts", ["expert", "lora"])
+def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str) -> None:
+    out, config, read = c.fresh("weighted"), yaml.safe_load(recipe().read_text()), samples()
+    if experts == "lora":
+        for entry, kind in zip(config["models"], KINDS, strict=True):
+            entry["model"] = f"{MODELS / 'base'}+{MODELS / f'lora_{kind}'}"
+        text, read = samples().read_text().replace("expert_", "lora_"), c.fresh("samples.jsonl")
+        read.write_text(text)
+    path = c.fresh("config.yaml")
+    path.write_text(yaml.safe_dump(config))
+    given = ["align", str(path), str(out), "--samples", str(read), "--way", "coefficients", *QUICK, "--rate", "0.01"]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    assert report(out)["best"] > 0
+    again = c.merge(yaml.safe_load((out / "mergekit_config.yml").read_text()))
+    assert (again.out / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    start = c.merge(config)
+    changed = sum(not torch.equal(tensor, start.tensors[name]) for name, tensor in again.tensors.items())
+    assert changed == 21  # the matrices of the decoder
+
+
+def test_coefficients_need_a_method_that_can_have_them() -> None:
+    path, config = c.fresh("config.yaml"), yaml.safe_load(recipe().read_text())
+    config |= {"merge_method": "task_arithmetic", "parameters": {"weight": 0.3}}
+    path.write_text(yaml.safe_dump(config))
+    given = ["align", str(path), str(c.fresh()), "--samples", str(samples()), "--way", "coefficients", *QUICK]
+    result = CliRunner().invoke(main, given)
+    assert "task_arithmetic has no `own_delta`" in result.output
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "is no JSON"),
+        ('{"expert": "a"}', 'write an object with a text "prompt"'),
+        ('{"expert": "a", "prompt": "?", "picture": "x"}', "unknown key 'picture'"),
+        ('{"expert": "a", "prompt": "?", "image": "gone.png"}', "gone.png does not exist"),
+        ('{"prompt": "?"}', "the name of an expert"),
+        ('{"expert": "a", "prompt": "?", "image": 3}', "3 is no path"),
+    ],
+)
+def test_a_line_that_is_no_sample_is_told_with_its_number(tmp_path: Path, line: str, told: str) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"expert": "a", "prompt": "fine"}\n' + line)
+    with pytest.raises(MergeError, match=r"line 2") as error:
+        read_samples(path)
+    assert told in str(error.value)
+
+
+def test_experts_are_named_by_the_last_part_of_their_path(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"expert": "ocr", "prompt": "1"}\n{"expert": "base+lora/chart", "prompt": "2"}')
+    found = by_expert(read_samples(path), ["models/ocr", "base+lora/chart"])
+    assert [[one.prompt for one in own] for own in found.values()] == [["1"], ["2"]]
+    with pytest.raises(MergeError, match="'ocr' could be models/ocr or other/ocr"):
+        by_expert(read_samples(path), ["models/ocr", "other/ocr"])
+    with pytest.raises(MergeError, match="'ocr' is none of the experts"):
+        by_expert(read_samples(path), ["base+lora/chart"])
+    with pytest.raises(MergeError, match="There are no samples for third"):
+        by_expert(read_samples(path), ["models/ocr", "base+lora/chart", "third"])
+
+
+def test_a_quarter_is_held_back_and_the_order_of_lines_changes_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": str(at)}) for at in range(20)]
+    paths = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    for path, order in zip(paths, (lines, lines[::-1]), strict=True):
+        path.write_text("\n".join(order))
+    one, other = (split({"a": read_samples(path, "a")}, 16, 0)["a"] for path in paths)
+    assert (len(one.trained), len(one.held_back)) == (12, 4)
+    assert [s.digest for s in (*one.trained, *one.held_back)] == [s.digest for s in (*other.trained, *other.held_back)]
+    with pytest.raises(MergeError, match="a has 20 samples, but 21 are needed"):
+        split({"a": read_samples(paths[0], "a")}, 21, 0)
+
+
+def test_an_expert_without_samples_or_with_too_few_is_told_before_anything_is_merged() -> None:
+    out = c.fresh("few")
+    result = align(out, "--per-expert", "40")
+    assert result.exit_code == 1
+    assert "has 16 samples, but 40 are needed" in result.output
+    assert not out.exists()
