@@ -23,6 +23,7 @@ from mergekit.options import MergeOptions
 from pydantic import ValidationError
 
 from mergekit_mm.errors import MergeError, UserError
+from mergekit_mm.execution.settings import from_environment
 from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.merge import plan_merge, run_multimodal_merge
 from mergekit_mm.methods.apply import TaskVectorMethod, task_vector_method
@@ -68,14 +69,21 @@ def check(config: Config, **options: Any) -> str:
     return str(plan(config, **options))
 
 
-def merge(config: Config, out: str | Path, **options: Any) -> Path:
+def merge(
+    config: Config, out: str | Path, *, workers: int | None = None, restart: bool = False, **options: Any
+) -> Path:
     """Run a merge; `out` appears only if all of it succeeds. Returns its path. Text-only merges are left to mergekit.
 
-    Arguments and errors are those of `plan`; `cuda`, `multi_gpu`, `out_shard_size` and `quiet` are options too.
+    A merge that was interrupted goes on where it was. Other arguments and errors are those of `plan`; `cuda`,
+    `multi_gpu`, `out_shard_size` and `quiet` are options too.
+
+    Args:
+        workers: processes that merge at the same time; None to choose by cores and memory.
+        restart: begin anew, whatever an interrupted merge has left.
     """
     parsed, source = _read(config)
     if is_planned_here(parsed):
-        run_multimodal_merge(parsed, str(out), _options(options), source)
+        run_multimodal_merge(parsed, str(out), _options(options), source, from_environment(workers, restart))
     else:
         run_merge(parsed, str(out), _options(options), source)
     return Path(out)

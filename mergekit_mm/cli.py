@@ -16,6 +16,7 @@ import click
 
 from mergekit_mm import __version__
 from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
+from mergekit_mm.execution.settings import WORKERS, Settings, from_environment, in_environment
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -71,18 +72,36 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
         raise click.BadParameter(message, param_hint="--out-shard-size") from None
 
 
+def executed(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --workers and --restart, as the argument `settings`."""
+
+    @click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help=f"Processes that merge at the same time; or {WORKERS} in the environment.  [default: by cores and memory]",
+    )
+    @click.option("--restart", is_flag=True, help="Do not go on from where this merge was interrupted.")
+    @functools.wraps(command)
+    def run(*args: Any, workers: int | None, restart: bool, **kwargs: Any) -> None:
+        command(*args, settings=from_environment(workers, restart), **kwargs)
+
+    return run
+
+
 @main.command()
+@click.argument("directories", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @logged
-def doctor() -> None:
-    """Tell what is installed and active.
+def doctor(directories: tuple[Path, ...]) -> None:
+    """Tell what is installed and active, and what interrupted merges have left.
 
     Versions, start-up hook, methods, with advice where something is amiss. Starts a fresh interpreter and imports
-    mergekit there, which takes some seconds. Exits with 1 when something is broken.
+    mergekit there, which takes some seconds. Exits with 1 when something is broken. Unfinished merges are looked for
+    in DIRECTORIES, and in the directories in them; without any, in the working directory.
     """
     from mergekit_mm.hosts.doctor import examine
 
     broken = False
-    for finding in examine():
+    for finding in examine(directories or [Path()]):
         broken |= finding.state == "BROKEN"
         click.echo(str(finding))
     if broken:
@@ -93,20 +112,23 @@ def doctor() -> None:
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
+@executed
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None:
+def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, settings: Settings) -> None:
     """Run mergekit-yaml with the plugin: CONFIG OUT [OPTIONS].
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
     `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
-    --debug are its -v and -vv.
+    --debug are its -v and -vv. --workers N and --restart are what MERGEKIT_MM_WORKERS=N and MERGEKIT_MM_RESTART=1 are
+    for the stock command.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
     level = ["-vv"] if debug else ["-v"] if verbose else []
-    mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
+    with in_environment(settings):
+        mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
 
 
 @main.command(context_settings={"show_default": True})
@@ -119,14 +141,22 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None
     "--out-shard-size",
     default="1B",
     callback=_bytes,
-    help="Bytes per output file; each strength collects one in memory.",
+    help="Bytes per output file.",
 )
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
+@executed
 @logged
 def sweep(
-    config: str, out: str, scaling: list[float], out_shard_size: int, cuda: bool, random_seed: int | None, quiet: bool
+    config: str,
+    out: str,
+    scaling: list[float],
+    out_shard_size: int,
+    cuda: bool,
+    random_seed: int | None,
+    quiet: bool,
+    settings: Settings,
 ) -> None:
     """Merge once, write several strengths: OUT/scaling_0.3 and so on.
 
@@ -139,7 +169,7 @@ def sweep(
 
     options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = _read_config(config)
-    for path in run_sweep(parsed, out, options, scaling, source):
+    for path in run_sweep(parsed, out, options, scaling, source, settings):
         click.echo(path)
 
 
@@ -157,6 +187,7 @@ def sweep(
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
+@executed
 @logged
 def lora(
     config: str,
@@ -167,6 +198,7 @@ def lora(
     cuda: bool,
     random_seed: int | None,
     quiet: bool,
+    settings: Settings,
 ) -> None:
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
@@ -184,7 +216,9 @@ def lora(
     options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
     if rank is None and rank_mode == "shared":
         raise click.UsageError("--rank-mode shared needs --rank: the rank of the bases.")
-    result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source, rank_mode == "shared")
+    result = merge_to_adapter(
+        parsed, out, options, rank, getattr(torch, dtype), source, rank_mode == "shared", settings
+    )
     if not quiet:
         for module in result.modules:
             click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")

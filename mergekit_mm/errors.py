@@ -54,13 +54,17 @@ class MergeError(UserError):
     """A config or an input is not fit to be merged."""
 
 
+class SystemRefusal(MergeError):
+    """The system does not let a merge go on, whose config and inputs may be fit: the same command can succeed later."""
+
+
 class EvaluationError(UserError):
     """An evaluation cannot run with the given arguments; `lm_eval` shows the message alone."""
 
 
 @contextmanager
 def system_errors(place: Path | str | None = None) -> Iterator[None]:
-    """A context that raises MergeError for errors of the operating system, such as a full disk or missing permissions.
+    """A context that raises SystemRefusal for errors of the operating system, as of a full disk or missing permissions.
 
     They may come from Python, or from the Rust libraries safetensors and tokenizers.
 
@@ -72,7 +76,7 @@ def system_errors(place: Path | str | None = None) -> Iterator[None]:
         refusal = None if isinstance(error, click.ClickException) else _of_the_system(error, place)
         if refusal is None:
             raise
-        raise MergeError(refusal) from error
+        raise SystemRefusal(refusal) from error
 
 
 def _of_the_system(error: Exception, place: Path | str | None) -> str | None:

@@ -14,29 +14,46 @@ from mergekit.options import MergeOptions
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
-from mergekit_mm.errors import MergeError, refused_by, system_errors
-from mergekit_mm.output.card import hash_inputs, model_card
-from mergekit_mm.output.directory import check_output, check_room, staged
+from mergekit_mm.errors import MergeError, SystemRefusal, refused_by, system_errors
+from mergekit_mm.execution.files import WeightFiles, to_pickles
+from mergekit_mm.execution.input_hashes import InputHashes
+from mergekit_mm.execution.key import digest_of, key_of
+from mergekit_mm.execution.layout import Layout, in_order, lay_out
+from mergekit_mm.execution.models import clear_others, write_models
+from mergekit_mm.execution.settings import Settings, from_environment
+from mergekit_mm.execution.staging import Staging, staging
+from mergekit_mm.execution.workers import is_out_of_memory
+from mergekit_mm.output.card import model_card
+from mergekit_mm.output.directory import check_output, check_room
 from mergekit_mm.output.finish import carry_own_adapter, finish_model
 from mergekit_mm.output.side_files import linked_tokenizer
-from mergekit_mm.output.verify import verify_planned
+from mergekit_mm.output.verify import planned_tensors, verify_planned
 from mergekit_mm.plan.build import build_plan, with_side_files
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.chat_template import set_chat_template
 from mergekit_mm.tasks.compile import Compiler
-from mergekit_mm.tasks.executors import write_models
+from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
 
 
 def run_multimodal_merge(
-    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    config_source: str | None,
+    settings: Settings | None = None,
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
+
+    What an interrupted run of the same merge has done is not done again.
+
+    settings: how it is carried out; None for what the environment says.
 
     Raises:
         MergeError: the config or an input is not fit to be merged, or the system does not let files be read or written.
     """
-    _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml())
+    out = Path(out_path)
+    _run(config, out, {None: out}, options, config_source or config.to_yaml(), settings or from_environment())
 
 
 def run_sweep(
@@ -45,8 +62,11 @@ def run_sweep(
     options: MergeOptions,
     scales: Sequence[float],
     config_source: str,
+    settings: Settings | None = None,
 ) -> list[Path]:
     """One merge at several strengths: `out_path/scaling_<s>` is base + s * (merged - base), solved once for all.
+
+    settings: as of `run_multimodal_merge`.
 
     Raises:
         MergeError: as for one merge, or the config has no base model to scale from.
@@ -54,21 +74,33 @@ def run_sweep(
     if not config.base_model:
         raise MergeError("A sweep scales what a merge changes of its base: add `base_model: <model>` to the config.")
     outputs: dict[float | None, Path] = {s: Path(out_path) / f"scaling_{s:.12g}" for s in scales}
-    _run(config, outputs, options, config_source)
+    _run(config, Path(out_path), outputs, options, config_source, settings or from_environment())
     return list(outputs.values())
 
 
 def _run(
-    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
+    config: MergeConfiguration,
+    place: Path,
+    outputs: Mapping[float | None, Path],
+    options: MergeOptions,
+    config_source: str,
+    settings: Settings,
 ) -> None:
     """Run one merge and write it to every output.
 
-    outputs: strength of the merged delta -> directory. A plain merge, which is no sweep, has the one strength None.
+    Args:
+        place: the output, or the directory of all outputs.
+        outputs: strength of the merged delta -> directory. A plain merge, which is no sweep, has the one strength None.
     """
+
+    def tell(line: str) -> None:
+        if not options.quiet:
+            click.echo(line, err=True)
+
     require_device(options)
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
-    with system_errors(next(iter(outputs.values()))), enough_memory(options.device), ExitStack() as directories:
+    with system_errors(next(iter(outputs.values()))), enough_memory(options.device):
         plan = with_side_files(build_plan(config, options, config_source), options)
         assert plan.side_files is not None
         tokenizer = config.tokenizer.source if config.tokenizer else config.tokenizer_source
@@ -76,31 +108,54 @@ def _run(
             sources = [*plan.side_files.sources, *tokenizer_directory(tokenizer)]
             check_output(out, [*plan.inputs.directories, *sources])
         templated = _templated_tokenizer(plan, options)
-        staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
         compiler = Compiler(plan, options, sweep=None not in outputs)
-        targets = [
-            task
-            for scale, path in staging.items()
-            for task in compiler.to_model(str(path), 1.0 if scale is None else scale)
-        ]
-        verify_planned(plan, planned_rows(plan, compiler.vocabulary, options))
-        check_room(next(iter(staging.values())), (plan.output_bytes + plan.side_files.nbytes) * len(outputs))
-        not_used = plan.not_used()
-        if not options.quiet:
-            click.echo(f"{plan.report()}\n{not_used}", err=True)
-        built = write_models(targets, options)
-        for scale, path in staging.items():
-            finish_model(plan, path, built, templated, options)
-            carry_own_adapter(plan, path, outputs[scale])
-        if options.write_model_card:
-            hashes = hash_inputs(plan, options.quiet)
-            for scale, path in staging.items():
-                recipe = _recipe(config_source, scale)
-                card = model_card(plan, outputs[scale].resolve().name, recipe, hashes)
-                (path / "README.md").write_text(card, encoding="utf-8")
-                (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-    if not options.quiet:
-        click.echo("\n".join([*compiler.found_scalings.lines(), not_used]), err=True)
+        built = compiler.new_vocabulary
+        rows = planned_rows(plan, built, options)
+        tensors = planned_tensors(plan, rows)
+        verify_planned(plan, tensors, rows)
+        layout = lay_out(in_order(plan, tensors), options.out_shard_size)
+        strengths = [1.0 if scale is None else scale for scale in outputs]
+        more = {"scaling": [str(scale) for scale in outputs], "tokenizer": built and digest_of(built.tokenizer)}
+        key = key_of(plan, options, **more)
+        with staging(place, list(outputs.values()), key, settings.restart, tell) as found:
+            not_used = plan.not_used()
+            if found.is_finished:
+                tell("continuing: all tensors are done, and the output is moved into place")
+            else:
+                check_room(found.directory, _missing_bytes(plan, found, layout))
+                tell(f"{plan.report()}\n{not_used}")
+                scalings = FoundScalings()
+                with found.journal as journal, ExitStack() as beside:
+                    hashes = InputHashes(plan, found.done, journal) if options.write_model_card else None
+                    if hashes is not None:
+                        beside.enter_context(hashes)
+                    scalings.values.update(write_models(compiler, strengths, layout, found, journal, settings, tell))
+                    clear_others(found, layout)
+                    card_hashes = hashes.result(options.quiet) if hashes else None
+                for number, (scale, out) in enumerate(outputs.items()):
+                    path = found.content(number)
+                    if not options.safe_serialization:
+                        to_pickles(path, layout)
+                    finish_model(plan, path, built and built.tokenizer, templated, options)
+                    carry_own_adapter(plan, path, out)
+                    if card_hashes is not None:
+                        _describe(plan, path, out, _recipe(config_source, scale), card_hashes)
+                tell("\n".join([*scalings.lines(), not_used]))
+            found.finish()
+
+
+def _missing_bytes(plan: MergePlan, found: Staging, layout: Layout) -> int:
+    """What the disk has to have room for: the files that are not there at their full size yet."""
+    assert plan.side_files is not None
+    contents = [WeightFiles(found.content(number), layout) for number in range(len(found.outputs))]
+    return sum(content.missing_bytes() + plan.side_files.nbytes for content in contents)
+
+
+def _describe(plan: MergePlan, directory: Path, out: Path, recipe: str, hashes: Mapping[tuple[str, str], str]) -> None:
+    """Write the model card and the config of the merge."""
+    card = model_card(plan, out.resolve().name, recipe, hashes)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
 
 
 def require_device(options: MergeOptions) -> None:
@@ -119,10 +174,12 @@ def enough_memory(device: str | None) -> Iterator[None]:
     """A context that turns errors of too little memory, on the device that computes, into a MergeError."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         cause = str(error).partition(". ")[0] or "out of memory"
         advice = "the machine needs more memory" if device in (None, "cpu") else "merge on the CPU, without --cuda"
-        raise MergeError(f"The memory of {device or 'cpu'} does not suffice ({cause}): {advice}.") from error
+        raise SystemRefusal(f"The memory of {device or 'cpu'} does not suffice ({cause}): {advice}.") from error
 
 
 def _recipe(source: str, scale: float | None) -> str:
@@ -144,8 +201,9 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
         plan = with_side_files(build_plan(config, options, config_source), options)
         _templated_tokenizer(plan, options)
         compiler = Compiler(plan, options)
-        compiler.to_model("unused")
-        verify_planned(plan, planned_rows(plan, compiler.vocabulary, options))
+        compiler.to_model()
+        rows = planned_rows(plan, compiler.new_vocabulary, options)
+        verify_planned(plan, planned_tensors(plan, rows), rows)
         return plan
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +18,24 @@ from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.listing import indented
 from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 from mergekit_mm.errors import MergeError, system_errors
+from mergekit_mm.execution.input_hashes import InputHashes
+from mergekit_mm.execution.key import key_of
+from mergekit_mm.execution.results import Results, Values
+from mergekit_mm.execution.settings import Settings, from_environment
+from mergekit_mm.execution.staging import staging
 from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.numerics.low_rank import Factors, factorise
+from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.output.adapter_files import write_adapter
-from mergekit_mm.output.card import hash_inputs, model_card
-from mergekit_mm.output.directory import check_output, staged
+from mergekit_mm.output.card import model_card
+from mergekit_mm.output.directory import check_output
 from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.deltas import Changed
-from mergekit_mm.tasks.executors import Tasks, run
-
-LOG = logging.getLogger(__name__)
+from mergekit_mm.tasks.executors import Tasks
+from mergekit_mm.tasks.found_scalings import FoundScalings
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def merge_to_adapter(
     dtype: torch.dtype,
     config_source: str,
     shares_bases: bool = False,
+    settings: Settings | None = None,
 ) -> AdapterResult:
     """Run a merge and write its deltas over the base as one PEFT adapter.
 
@@ -65,12 +72,18 @@ def merge_to_adapter(
     modules that an input's adapter holds whole, are written whole, as the merge itself would write them.
 
     shares_bases: adapters are projected on their best shared bases of `rank` before they are merged, and not cut after.
+    settings: how it is carried out; None for what the environment says.
 
     Raises:
         MergeError: as for any merge; or the merge changes a tensor that no adapter can hold, or by a delta of full rank
             while `rank` is None.
     """
-    out = Path(out_path)
+
+    def tell(line: str) -> None:
+        if not options.quiet:
+            click.echo(line, err=True)
+
+    out, settings = Path(out_path), settings or from_environment()
     require_device(options)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
@@ -88,41 +101,54 @@ def merge_to_adapter(
         tasks = compiler.to_deltas()
         if not options.quiet:
             files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
-            click.echo(f"{plan.report()}\n{plan.not_used(files_of_base)}", err=True)
-        with staged(out) as staging:
+            tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
+        key = key_of(plan, options, rank=rank, dtype=str(dtype), shares_bases=shares_bases, output="adapter")
+        with staging(out, [out], key, settings.restart, tell) as found:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)
-            # Whole tensors come first: their refusals need not wait for decompositions, which may take hours.
-            saved, whole = _whole_tensors(compiler, tasks, linear, linear | embeddings, options)
-            saved_prefixes = tuple(f"{module}." for module in saved)
-            to_factorise = {
-                name: path
-                for name in tasks
-                if (path := name.removesuffix(".weight")) in linear | embeddings
-                and name not in whole
-                and not name.startswith(saved_prefixes)
-            }
-            factors = dict(_factorised({name: tasks[name] for name in to_factorise}, to_factorise, rank, options))
-            if not options.quiet and (found := list(compiler.found_scalings.lines())):
-                click.echo("\n".join(found), err=True)
+            with ExitStack() as beside:
+                journal = beside.enter_context(found.journal)
+                hashes = None
+                if options.write_model_card and not found.is_finished:
+                    hashes = beside.enter_context(InputHashes(plan, found.done, journal))
+                results = Results(compiler, found, journal, settings, tell)
+                # Whole tensors come first: their refusals need not wait for decompositions, which may take hours.
+                saved, whole = _whole_tensors(compiler, tasks, linear, linear | embeddings, results)
+                saved_prefixes = tuple(f"{module}." for module in saved)
+                to_factorise = {
+                    name: path
+                    for name in tasks
+                    if (path := name.removesuffix(".weight")) in linear | embeddings
+                    and name not in whole
+                    and not name.startswith(saved_prefixes)
+                }
+                deltas = {name: tasks[name] for name in to_factorise}
+                factors = _factorised(deltas, to_factorise, rank, options, results)
+                card_hashes = hashes.result(options.quiet) if hashes else None
+            if lines := list(FoundScalings(results.scalings).lines()):
+                tell("\n".join(lines))
             if not factors and not whole:
                 advice = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
                 raise MergeError(
                     f"This merge changes nothing of its base, {base.name}, so there is no adapter to write.{advice}"
                 )
-            results = [ModuleResult(path, own.rank, own.energy) for path, own in factors.items()]
-            name = str(plan.inputs.base.model.path)
-            model_class = type(base.meta_model.model) if base.meta_model else None
-            paths = module_paths(base)
-            written = factors or _zero_factors(base, linear, saved_prefixes)
-            write_adapter(staging, written, embeddings & factors.keys(), paths, name, model_class, dtype, whole, saved)
-            (staging / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
-            if options.write_model_card:
-                card = model_card(
-                    plan, out.resolve().name, config_source, hash_inputs(plan, options.quiet), library="peft"
-                )
-                (staging / "README.md").write_text(card, encoding="utf-8")
-        return AdapterResult(results, saved, [each for each in whole if not each.startswith(saved_prefixes)])
+            if not found.is_finished:
+                name = str(plan.inputs.base.model.path)
+                model_class = type(base.meta_model.model) if base.meta_model else None
+                paths = module_paths(base)
+                written = factors or _zero_factors(base, linear, saved_prefixes)
+                content = found.content(0)
+                shutil.rmtree(content, ignore_errors=True)  # An interrupted run may have begun to write it.
+                content.mkdir()
+                adapted = embeddings & factors.keys()
+                write_adapter(content, written, adapted, paths, name, model_class, dtype, whole, saved)
+                (content / "mergekit_config.yml").write_text(config_source, encoding="utf-8")
+                if card_hashes is not None:
+                    card = model_card(plan, out.resolve().name, config_source, card_hashes, library="peft")
+                    (content / "README.md").write_text(card, encoding="utf-8")
+            found.finish()
+        modules = [ModuleResult(path, own.rank, own.energy) for path, own in factors.items()]
+        return AdapterResult(modules, saved, [each for each in whole if not each.startswith(saved_prefixes)])
 
 
 def _whole_tensors(
@@ -130,7 +156,7 @@ def _whole_tensors(
     tasks: Tasks,
     linear: set[str],
     adaptable: set[str],
-    options: MergeOptions,
+    results: Results,
 ) -> tuple[list[str], dict[str, torch.Tensor]]:
     """The modules that are written whole; and name in memory -> value of all their tensors, and of biases elsewhere.
 
@@ -140,20 +166,30 @@ def _whole_tensors(
     Args:
         tasks: the tasks of `Compiler.to_deltas`.
         linear: the paths of the linear layers. adaptable: these, and the paths of embeddings.
+        results: runs the tasks.
 
     Raises:
         MergeError: a tensor changes in a module that PEFT cannot save.
     """
+
+    def whole(_name: str, tensor: torch.Tensor | None) -> Values | None:
+        return None if tensor is None else {"whole": tensor}
+
+    def if_dense(_name: str, delta: TaskVector | None) -> Values | None:
+        return {"dense": torch.tensor(True)} if delta is not None and delta.right is None else None
+
     plan, base = compiler.plan, compiler.inputs.base_checkpoint
     replaced = [name for name in tasks if any(each.replaces(name) for each in plan.inputs.adaptations.values())]
     # PEFT saves embeddings that it adapts whole too, changed or not. Then their factors are the whole change.
     factored = [name for name in replaced if _all_add_factors(plan, name)]
-    dense = [n for n, d in run({n: tasks[n] for n in factored}, options) if d is not None and d.right is None]
+    dense = [name for name, _ in results.of("adapted modules", {name: tasks[name] for name in factored}, if_dense)]
     candidates = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
     comparisons = {
-        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name])) for name in candidates
+        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name]))
+        for name in tasks
+        if name in candidates
     }
-    changed = {name: value for name, value in run(comparisons, options) if value is not None}
+    changed = {name: values["whole"] for name, values in results.of("comparisons", comparisons, whole)}
     biases = {name for name in changed if name.endswith(".bias") and name.removesuffix(".bias") in linear}
     saved, why_not = saved_modules(base, changed.keys() - biases)
     if why_not:
@@ -170,7 +206,8 @@ def _whole_tensors(
         for name in tensors_of(base, module)
         if name not in changed
     }
-    return saved, changed | dict(run(unchanged, options))
+    others = results.of("whole tensors", unchanged, whole)
+    return saved, changed | {name: values["whole"] for name, values in others}
 
 
 def _all_add_factors(plan: MergePlan, name: str) -> bool:
@@ -190,24 +227,33 @@ def _zero_factors(base: Checkpoint, linear: set[str], saved_prefixes: tuple[str,
 
 
 def _factorised(
-    tasks: Tasks, paths: Mapping[str, str], rank: int | None, options: MergeOptions
-) -> Iterator[tuple[str, Factors]]:
-    """(module path, factors on the CPU) of every matrix that changes. No delta is kept once it is factorised.
+    tasks: Tasks, paths: Mapping[str, str], rank: int | None, options: MergeOptions, results: Results
+) -> dict[str, Factors]:
+    """Module path -> factors on the CPU of every matrix that changes. No delta is kept once it is factorised.
 
     paths: name in memory -> module path.
 
     Raises:
         MergeError: a delta has full rank, and `rank` is None.
     """
-    for name, delta in run(tasks, options):
+
+    def factors(name: str, delta: TaskVector | None) -> Values | None:
         if delta is None:
-            continue
+            return None
         if delta.right is None and rank is None and delta.dense(torch.float32).any():
             raise MergeError(
                 f"What this merge changes of {name} has no low rank: say with --rank how many directions to keep."
             )
-        if (factors := factorise(delta.to(options.device), rank)) is not None:
-            yield paths[name], factors.to("cpu")
+        found = factorise(delta.to(options.device), rank)
+        if found is None:
+            return None
+        b, a, energy = found.to("cpu")
+        return {"b": b, "a": a, "energy": torch.tensor(energy, dtype=torch.float64)}
+
+    return {
+        paths[name]: Factors(values["b"], values["a"], float(values["energy"]))
+        for name, values in results.of("factors", tasks, factors)
+    }
 
 
 def _adaptable(base: Checkpoint) -> tuple[set[str], set[str]]:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "mergekit_mm"
 INPUTS = "checkpoints checkpoints.adapters checkpoints.side_files"
 PLANS = "plan plan.omni"
 EVALUATION = "evaluation.tasks evaluation.model evaluation.report"
-MERGE = f"{INPUTS} {PLANS} tasks output methods numerics omni errors"
+MERGE = f"{INPUTS} {PLANS} tasks execution output methods numerics omni errors"
 ROOMS = {
     "errors": "",
     "numerics": "",
@@ -28,6 +28,7 @@ ROOMS = {
     "plan.omni": f"{INPUTS} plan methods omni errors",
     "tasks": f"{INPUTS} {PLANS} methods numerics errors",
     "output": f"{INPUTS} {PLANS} numerics omni errors",
+    "execution": f"{INPUTS} {PLANS} tasks output methods errors",
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
     "align": f"{MERGE} merge evaluation.tasks evaluation.model",

@@ -10,13 +10,15 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from mergekit_mm import __version__, _autoload
+from mergekit_mm.checkpoints.listing import size_of
+from mergekit_mm.execution.leftovers import is_at_work, leftovers, size_on_disk
 
 PACKAGES = ("mergekit", "transformers", "torch", "peft", "lm-eval")
 FALLBACK = "`python -m mergekit_mm yaml CONFIG OUT` works without the hook"
@@ -34,8 +36,11 @@ class Finding:
         return f"{self.state:7}{self.subject:46}{self.text}"
 
 
-def examine() -> Iterator[Finding]:
-    """Yield the findings in the order of a report, as they become known. Imports mergekit in a subprocess only."""
+def examine(directories: Iterable[Path] = ()) -> Iterator[Finding]:
+    """Yield the findings in the order of a report, as they become known. Imports mergekit in a subprocess only.
+
+    directories: where unfinished merges are looked for.
+    """
     yield Finding("ok", "mergekit-mm", f"{__version__} in {Path(__file__).parents[1]}")
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     yield from _versions()
@@ -44,6 +49,17 @@ def examine() -> Iterator[Finding]:
     yield hook
     if hook.state == "ok":
         yield from _fresh_interpreter()
+    for directory in directories:
+        yield from _unfinished_merges(directory)
+
+
+def _unfinished_merges(directory: Path) -> Iterator[Finding]:
+    for path in leftovers(directory):
+        if is_at_work(path):
+            text = "a merge is at work in it"
+        else:
+            text = "of an interrupted merge: the same command goes on from there; else it can be deleted"
+        yield Finding("note", "unfinished merge", f"{path} ({size_of(size_on_disk(path))}): {text}")
 
 
 def _versions() -> Iterator[Finding]:

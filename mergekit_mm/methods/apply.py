@@ -53,6 +53,11 @@ class TaskVectorMethod:
         name: str = self.host.spec.name
         return name
 
+    @property
+    def solver(self) -> Callable[..., TaskVector]:
+        """The function of the method's author."""
+        return self._solver
+
     def keeps_factors(self, parameters: Mapping[str, Any]) -> bool:
         """Whether factored task vectors give a factored result under these parameters; those of every method too."""
         declared = self._keeps_factors

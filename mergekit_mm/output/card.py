@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
-from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from mergekit import merge_methods
-from tqdm import tqdm
 
 from mergekit_mm import __version__
 from mergekit_mm.checkpoints.hub import local_path
@@ -49,7 +44,7 @@ mergekit-mm {version} (torch {torch}, transformers {transformers}) by the method
 def model_card(
     plan: MergePlan, name: str, config_yaml: str, hashes: Mapping[tuple[str, str], str], library: str = "transformers"
 ) -> str:
-    """The text of README.md. hashes: the result of `hash_inputs`. library: the library that loads the output."""
+    """The text of README.md. hashes: (model or adapter, file) -> SHA-256. library: that which loads the output."""
     models = plan.inputs.checkpoints
     on_hub = list(dict.fromkeys(m.model.path for m in models if not local_path(m.model.path).exists()))
     is_omni = isinstance(plan, OmniPlan) or plan.inputs.base_checkpoint.model_type == OmniConfig.model_type
@@ -76,31 +71,3 @@ def _link(method: str) -> str:
     spec = merge_methods.get(method).spec
     name = spec.pretty_name or method
     return f"[{name}]({spec.reference_url})" if spec.reference_url else name
-
-
-def hash_inputs(plan: MergePlan, quiet: bool) -> dict[tuple[str, str], str]:
-    """(model or adapter, file) -> SHA-256 of every weight file of every input, with a progress bar."""
-    files = {
-        (str(model.model), file): checkpoint.directory / file
-        for model, checkpoint in plan.inputs.checkpoints.items()
-        for file in checkpoint.files
-    }
-    for model, adaptation in plan.inputs.adaptations.items():
-        files |= {(str(model.lora), file.name): file for file in adaptation.adapter.files}
-    total = sum(path.stat().st_size for path in files.values())
-    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
-        return {key: _sha256(path, bar) for key, path in files.items()}
-
-
-def _sha256(path: Path, bar: tqdm) -> str:
-    """The SHA-256 of a file in hexadecimal. The cache of the hub has links to files whose names are their hashes."""
-    target = os.path.basename(os.path.realpath(path))
-    if re.fullmatch(r"[0-9a-f]{64}", target):
-        bar.update(path.stat().st_size)
-        return target
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_mm.checkpoints.side_files.model_files import PROCESSOR, TOKENIZER, is_of_tokenizer
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import MergeError, SystemRefusal
 
 # Files of an earlier model that a loader would take for a part of the new one. Other files are the user's.
 _OLD_WEIGHTS = (
@@ -48,11 +48,11 @@ def check_room(directory: Path, needed_bytes: int) -> None:
     """Check that the disk of a directory has room for an output.
 
     Raises:
-        MergeError: it has not; the message has both sizes.
+        SystemRefusal: it has not; the message has both sizes.
     """
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
-        raise MergeError(
+        raise SystemRefusal(
             f"The output needs {needed_bytes / 1e9:.3g} GB, but {directory.parent} has {free / 1e9:.3g} GB free."
         )
 
@@ -71,30 +71,36 @@ def staged(out: Path) -> Iterator[Path]:
         yield staging
         staging.chmod(0o777 & ~_umask())
         if out.exists():
-            _replace_contents(out, staging)
+            clear_earlier(out, staging)
+            move_contents(staging, out)
         else:
             staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _replace_contents(out: Path, staging: Path) -> None:
-    """Replace the files of an earlier merge in `out` by the new ones; other files stay.
+def clear_earlier(out: Path, new: Path) -> None:
+    """Remove the files of an earlier merge from `out`, before those in the directory `new` come; other files stay.
 
-    The config is removed first and written last, so that an interrupted merge does not look finished.
-    The earlier tokenizer and processor stay if the new model has no tokenizer: --no-copy-tokenizer is for that.
+    The config is removed first, so that an interrupted merge does not look finished. The earlier tokenizer and
+    processor stay if the new model has no tokenizer: --no-copy-tokenizer is for that.
     """
     (out / "config.json").unlink(missing_ok=True)
-    has_tokenizer = any(is_of_tokenizer(path.name) for path in staging.iterdir())
+    has_tokenizer = any(is_of_tokenizer(path.name) for path in new.iterdir())
     for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
         for old in out.glob(pattern):
             if not old.is_dir():
                 old.unlink()
-    for path in sorted(staging.iterdir(), key=lambda p: p.name == "config.json"):
+
+
+def move_contents(directory: Path, out: Path) -> None:
+    """Move all that is in a directory into an output, the config last, and remove the directory."""
+    for path in sorted(directory.iterdir(), key=lambda p: p.name == "config.json"):
         target = out / path.name
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
+    directory.rmdir()
 
 
 def _umask() -> int:

@@ -16,18 +16,18 @@ from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.omni.model import omni_model
 
 
-def verify_planned(plan: MergePlan, rows: int | None) -> None:
+def verify_planned(plan: MergePlan, tensors: Mapping[str, DiskTensor], rows: int | None) -> None:
     """Make the config of the output, and check that the planned tensors are those of the model that it describes.
 
-    rows: as for `planned_tensors`.
+    tensors: those of `planned_tensors`, with the same `rows`.
 
     Raises:
         MergeError: as for `verified_config` and `verified_omni`.
     """
     if isinstance(plan, OmniPlan):
-        verified_omni(plan, planned_tensors(plan, rows))
+        verified_omni(plan, tensors)
     else:
-        verified_config(plan, planned_tensors(plan, rows), Path(), rows)
+        verified_config(plan, tensors, Path(), rows)
 
 
 def planned_tensors(plan: MergePlan, rows: int | None) -> dict[str, DiskTensor]:
@@ -50,7 +50,7 @@ def verified_config(
 ) -> dict[str, Any]:
     """The output's `config.json`, after a check that `tensors` are those of the model that it describes.
 
-    directory: the directory of the tensors, in which messages name files. rows: as for `verify_planned`.
+    directory: the directory of the tensors, in which messages name files. rows: as for `planned_tensors`.
 
     Raises:
         MergeError: transformers cannot make a model of this config; or a tensor is missing, unexpected or of another

@@ -7,9 +7,9 @@
   factors of owners
 - `merging`: the tasks of mergekit's own methods; `inputs_check` has the cases in which no method may compute
 - `drawing`: random numbers that depend on seed, name and values alone
-- `writing`: the layout on disk, the cast at the end, and the output files
+- `writing`: the layout on disk, and the cast at the end
 - `chat_template`: mergekit's `chat_template:`
-- `executors`: mergekit's executors, which run the tasks; `step`: the base class of most tasks
+- `executors`: mergekit's executor, which runs the tasks; `step`: the base class of most tasks
 
 May import `plan`, `checkpoints`, `methods` and `numerics`. pyproject.toml has the versions of mergekit that fit.
 """

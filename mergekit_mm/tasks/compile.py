@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.graph import Task
-from mergekit.io.tasks import FinalizeModel, SaveTensor
 from mergekit.options import MergeOptions
+from mergekit.tokenizer import TokenizerInfo
 from mergekit.tokenizer.truncate import TruncatedVocabulary
 
 from mergekit_mm.checkpoints.roles import Role
@@ -30,7 +32,7 @@ from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
 from mergekit_mm.tasks.sources import open_sources
 from mergekit_mm.tasks.tokenizer import PermuteRows, vocabulary_builder
-from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, CopyTensor, PickTensor, WriteShards
+from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, PickTensor
 
 
 class Compiler:
@@ -52,41 +54,34 @@ class Compiler:
         self.found_scalings = FoundScalings()  # of tensors with `scaling: auto`, filled when tasks are run
         self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
 
+    @cached_property
+    def new_vocabulary(self) -> TokenizerInfo | None:
+        """The vocabulary of the config's tokenizer section, built when first asked for; None without such a section."""
+        return self.vocabulary.execute() if self.vocabulary else None
+
+    @property
+    def given(self) -> dict[Task, Any]:
+        """Results that are there before any task is run."""
+        return {self.vocabulary: self.new_vocabulary} if self.vocabulary else {}
+
     # ------------------------------------------------------------------------------------------ to a model
 
-    def to_model(self, out_path: str, scale: float = 1.0) -> list[Task]:
-        """The tasks that write the model, with every merged delta times `scale`."""
-        writer = WriteShards(
-            out_path=out_path,
-            max_shard_size=self.options.out_shard_size,
-            safe_serialization=self.options.safe_serialization,
-            use_async=self.options.async_write,
-            max_write_threads=self.options.write_threads,
-        )
-        saves = tuple(
-            SaveTensor(
-                tensor_name=output.name,
-                tensor_task=self._cast(self._piece(output, scale), output.like.dtype),
-                writer_task=writer,
-                clone=self.options.clone_tensors,
-            )
-            for output in self.plan.outputs
-        )
-        targets = [*saves, FinalizeModel(tensor_save_tasks=saves, writer_task=writer)]
-        return [*targets, self.vocabulary] if self.vocabulary else targets
+    def to_model(self, scale: float = 1.0) -> dict[str, Task[torch.Tensor]]:
+        """Name on disk -> the task that makes the tensor as it is written, with every merged delta times `scale`."""
+        return {output.name: self._cast(self._piece(output, scale), output.like.dtype) for output in self.plan.outputs}
 
     def written(self, tensor: TensorPlan) -> Task[torch.Tensor]:
         """The task that makes one planned tensor in the dtype in which a merge writes it."""
         return self._cast(self._tensor(tensor, 1.0), tensor.info.dtype)
 
-    def _cast(self, task: Task, input_dtype: torch.dtype) -> Task:
-        """A task in the dtype that the config asks for; else, if it computes in float32, in the dtype of the input."""
-        dtype = self.config.out_dtype or self.config.dtype
-        if dtype is None and (self.sweep or self.inputs.widens or is_own_method(self.config.merge_method)):
-            dtype = str(input_dtype).removeprefix("torch.")
-            if not input_dtype.is_floating_point:
-                return task
-        return CastTensor(tensor=task, dtype=dtype) if dtype else task
+    def _cast(self, task: Task, stored: torch.dtype) -> Task:
+        """A task in the dtype that the config asks for, else in the one in which the layout's model stores the tensor.
+
+        So the plan knows the dtype of what is written, whatever a method computes in. Integers stay what they are.
+        """
+        if not stored.is_floating_point:
+            return task
+        return CastTensor(tensor=task, dtype=self.config.out_dtype or self.config.dtype or _name_of(stored))
 
     def _piece(self, output: OutputTensor, scale: float) -> Task:
         """The task that makes one tensor on disk, before its cast."""
@@ -115,7 +110,7 @@ class Compiler:
         """The task for the action of a tensor; of a route, the task of the shared tensor."""
         match tensor.action:
             case Copy(of):
-                return CopyTensor(tensor=self._tensor(self.plan[of], scale))
+                return self._tensor(self.plan[of], scale)
             case Route(_, _, 0):
                 return self._common_base(tensor)
             case Route(_, _, int()):
@@ -429,6 +424,10 @@ class Compiler:
     @property
     def _seed(self) -> int:
         return self.options.random_seed or 0
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _scaling(tensor: TensorPlan) -> float:

@@ -20,6 +20,10 @@ class FoundScalings:
         """Keep the scaling of one tensor, by its name in memory."""
         self.values[tensor] = scaling
 
+    def take(self) -> dict[str, float]:
+        """What was noted since the last call: name in memory -> scaling."""
+        return {tensor: self.values.pop(tensor) for tensor in list(self.values)}
+
     def lines(self) -> Iterator[str]:
         """A line for the tensors of each name, whatever their layer: their median scaling, and the ends."""
         groups: dict[str, list[float]] = {}

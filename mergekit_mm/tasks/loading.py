@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from mergekit.architecture import WeightInfo
-from mergekit.common import ModelReference, dtype_from_name
+from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.io.tasks import GatherTensors
 from pydantic import InstanceOf
@@ -189,7 +189,7 @@ def cast(tensor: torch.Tensor, dtype: str | None, name: str) -> torch.Tensor:
     Raises:
         MergeError: a value is larger than 65504, the largest that float16 can hold.
     """
-    target = dtype_from_name(dtype)
+    target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     if target is None or not tensor.is_floating_point():
         return tensor
     result = tensor.to(target)

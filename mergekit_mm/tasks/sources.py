@@ -13,7 +13,7 @@ from mergekit_mm.checkpoints.adapters.binding import Adaptation
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
 from mergekit_mm.checkpoints.values import read_group
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import SystemRefusal
 from mergekit_mm.plan.inputs import Inputs
 
 
@@ -28,7 +28,7 @@ class Source:
         """The group of a tensor: all tensors that are stored together with it, by their names in memory.
 
         Raises:
-            MergeError: a file has changed since the merge was planned, or mergekit's reader cannot read it.
+            SystemRefusal: a file has changed since the merge was planned, or mergekit's reader cannot read it.
         """
 
         def read(tensor: DiskTensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Source:
         try:
             return self.loader.get_tensor(key, device=device or "cpu").detach()  # A pickle may hold parameters.
         except Exception as error:
-            raise MergeError(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
+            raise SystemRefusal(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

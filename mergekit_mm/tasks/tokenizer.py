@@ -179,21 +179,20 @@ def _media_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield key, value
 
 
-def planned_rows(plan: MergePlan, vocabulary: BuildVocabulary | None, options: MergeOptions) -> int | None:
+def planned_rows(plan: MergePlan, built: TokenizerInfo | None, options: MergeOptions) -> int | None:
     """The number of rows of the output's embeddings; None if the merge does not change the vocabulary.
 
-    With a tokenizer section, the tokenizer is built for it.
+    built: the vocabulary of the tokenizer section, if the config has one.
 
     None for an omni model too: its plan unites the vocabularies of the donors, and has the rows.
 
     Raises:
-        MergeError: the tokenizer that the config asks for cannot be made, or no model has a row for one of its tokens.
+        MergeError: no model has a row for a token of the tokenizer section.
     """
     if isinstance(plan, OmniPlan):
         return None
     inputs, section = plan.inputs, plan.config.tokenizer
-    if vocabulary is not None:
-        built = vocabulary.execute()
+    if built is not None:
         require_token_rows((section.tokens if section else None) or {}, built, inputs.checkpoints)
         tokens = len(built.tokenizer.get_vocab())
         multiple = (section.pad_to_multiple_of if section else None) or 1

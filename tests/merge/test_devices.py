@@ -19,12 +19,10 @@ from end_to_end import (
     tensors,
     with_method,
 )
-from mergekit.graph import Task
 from pretend_device import PretendTensor, pretend_devices
 
 from mergekit_mm.methods.declarations import DRAWING
 from mergekit_mm.tasks.drawing import OwnStream
-from mergekit_mm.tasks.executors import DevicesExecutor
 
 TOLERANCE = 1e-6
 GPU = torch.device("cuda", 0)
@@ -86,25 +84,6 @@ def test_a_method_where_new_tensors_are_on_the_device_by_default(method: str) ->
 
 
 # ------------------------------------------------------------------------------------------------------ several at once
-
-
-class Number(Task[torch.Tensor]):
-    """A task that takes no time."""
-
-    value: int
-
-    def arguments(self) -> dict[str, Task]:
-        return {}
-
-    def execute(self, **_kwargs: object) -> torch.Tensor:
-        return torch.tensor(self.value)
-
-
-def test_no_result_is_lost() -> None:
-    tasks: list[Task] = [Number(value=value) for value in range(200)]
-    with pretend_devices(3):
-        found = dict(DevicesExecutor(tasks, storage_device=torch.device("cpu")).run(quiet=True))
-    assert {task: int(found[task]) for task in tasks} == {task: value for value, task in enumerate(tasks)}
 
 
 @pytest.mark.slow

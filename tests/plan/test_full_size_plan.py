@@ -69,7 +69,7 @@ def test_inputs_of_one_output_are_read_together(base_layout: str, expert_layout:
     models = experts("llava", expert_layout)
     base = checkpoint("llava", base_layout)
     plan = build_plan(config(base, models), MergeOptions())
-    schedule = Executor(targets=Compiler(plan, MergeOptions()).to_model("unused")).schedule
+    schedule = Executor(targets=list(Compiler(plan, MergeOptions()).to_model().values())).schedule
     largest = max(tensor.nbytes for tensor in open_checkpoint("base", base).disk.values())
     held: dict[Any, int] = {}
     peak = 0

@@ -383,7 +383,7 @@ def compiled(recipe: Recipe, *scales: float) -> list[Task[Any]]:
     options = MergeOptions()
     plan = with_side_files(build_plan(MergeConfiguration.model_validate(recipe), options), options)
     compiler = Compiler(plan, options, sweep=True)
-    todo: list[Task[Any]] = [task for scale in scales for task in compiler.to_model(f"out_{scale}", scale)]
+    todo: list[Task[Any]] = [task for scale in scales for task in compiler.to_model(scale).values()]
     found: dict[Task[Any], None] = {}
     while todo:
         task = todo.pop()

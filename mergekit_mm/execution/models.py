@@ -1,0 +1,170 @@
+"""The models of a merge, from their plan to written weights: one, or a sweep's one for each strength."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mergekit_mm.execution.files import INDEX, WeightFiles
+from mergekit_mm.execution.journal import Journal
+from mergekit_mm.execution.layout import Layout
+from mergekit_mm.execution.machine import can_fork, choose_workers, cores
+from mergekit_mm.execution.prefetch import reading_ahead
+from mergekit_mm.execution.settings import Settings
+from mergekit_mm.execution.staging import Staging
+from mergekit_mm.execution.units import Unit, batches, smallest_units, without
+from mergekit_mm.execution.workers import done_by_devices, done_by_processes, done_here
+from mergekit_mm.plan.inputs import Inputs
+from mergekit_mm.tasks.compile import Compiler
+from mergekit_mm.tasks.executors import devices, run_tasks
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a worker tells of a unit."""
+
+    digests: Mapping[str, str]  # `<number of the output>/<tensor>` -> SHA-256
+    scalings: Mapping[str, float]  # those that `scaling: auto` came to
+    seconds: float
+
+
+class _Maker:
+    """Makes units: runs their tasks, and writes each tensor into its place in every output."""
+
+    def __init__(self, compiler: Compiler, scales: Sequence[float], files: Sequence[WeightFiles]) -> None:
+        self._compiler, self._files = compiler, files
+        self._tasks = [compiler.to_model(scale) for scale in scales]
+        self._devices = devices(compiler.options)
+
+    def __call__(self, unit: Unit, device: torch.device | None = None) -> _Made:
+        start = time.monotonic()
+        digests: dict[str, str] = {}
+        goals: dict[Any, list[tuple[int, str]]] = {}  # Strengths share a tensor that is not merged.
+        for number, tasks in enumerate(self._tasks):
+            for name in unit.names:
+                goals.setdefault(tasks[name], []).append((number, name))
+        compiler = self._compiler
+        for task, tensor in run_tasks(goals, compiler.options, device or self._devices[0], compiler.given):
+            for number, name in goals[task]:
+                digests[f"{number}/{name}"] = self._files[number].write(name, tensor)
+            del tensor
+        return _Made(digests, compiler.found_scalings.take(), time.monotonic() - start)
+
+    def made(self, units: Sequence[Unit], workers: int, tell: Callable[[str], None]) -> Iterator[tuple[Unit, _Made]]:
+        """Each unit as soon as it is made."""
+        if len(self._devices) > 1:
+            yield from done_by_devices(units, self, self._devices)
+            return
+        with reading_ahead(self._compiler.plan, units) as taken:
+            yield from done_by_processes(taken, self, workers, tell) if workers > 1 else done_here(taken, self)
+
+
+def write_models(
+    compiler: Compiler,
+    scales: Sequence[float],
+    layout: Layout,
+    staging: Staging,
+    journal: Journal,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> dict[str, float]:
+    """Write the tensors of a plan's models that are not written yet; returns what `scaling: auto` came to.
+
+    Args:
+        scales: the strength of each output, in the order of their numbers.
+        layout: of every output.
+        staging: gets the files. journal: of this directory, opened.
+        tell: prints a line.
+    """
+    plan, options = compiler.plan, compiler.options
+    files = [WeightFiles(staging.content(number), layout) for number in range(len(scales))]
+    for each in files:
+        each.create()
+    done, scalings = _verified(staging, files, options.quiet)
+    if done:
+        tell(f"continuing: {len(done)} of {len(layout.places)} tensors are done")
+    left = without(smallest_units(plan), done)
+    maker = _Maker(compiler, scales, files)
+    count = workers_for(left, compiler, settings, tell)
+    nbytes = {name: place.nbytes for name, place in layout.places.items()}
+    units = batches(left, count, nbytes, options.out_shard_size)
+    total = sum(nbytes.values()) * len(scales)
+    with tqdm(
+        total=total,
+        initial=sum(nbytes[name] for name in done) * len(scales),
+        desc="Merging",
+        unit="B",
+        unit_scale=True,
+        disable=options.quiet,
+    ) as bar:
+        for unit, made in maker.made(units, count, tell):
+            paths = {each.path_of(name) for each in files for name in unit.names}
+            entry = {"tensors": made.digests, "seconds": round(made.seconds, 3)}
+            journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
+            scalings |= made.scalings
+            bar.update(sum(nbytes[name] for name in unit.names) * len(scales))
+    return scalings
+
+
+def clear_others(staging: Staging, layout: Layout) -> None:
+    """Remove what an interrupted run has put beside the weights, of which all is written again."""
+    keep = {*(file.name for file in layout.files), INDEX}
+    for number in range(len(staging.outputs)):
+        for path in staging.content(number).iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in keep:
+                path.unlink()
+
+
+def _verified(staging: Staging, files: Sequence[WeightFiles], quiet: bool) -> tuple[set[str], dict[str, float]]:
+    """The tensors that an interrupted run has written to all outputs, by their hashes; and the scalings it found."""
+    claimed: dict[str, str] = {}
+    scalings: dict[str, float] = {}
+    for entry in staging.done:
+        claimed |= entry.get("tensors", {})
+        scalings |= entry.get("scalings", {})
+    names = [name for name in files[0].layout.places if all(f"{n}/{name}" in claimed for n in range(len(files)))]
+
+    def holds(name: str) -> bool:
+        return all(each.holds(name, claimed[f"{number}/{name}"]) for number, each in enumerate(files))
+
+    with ThreadPoolExecutor(min(4, cores())) as threads:  # hashing frees the interpreter
+        held = tqdm(threads.map(holds, names), "Checking what is done", len(names), disable=quiet or not names)
+        return {name for name, is_held in zip(names, held, strict=True) if is_held}, scalings
+
+
+def workers_for(units: Sequence[Unit], compiler: Compiler, settings: Settings, tell: Callable[[str], None]) -> int:
+    """How many of these units are made at the same time, which is told: by processes, or by accelerators."""
+    found = devices(compiler.options)
+    if any(device.type != "cpu" for device in found):
+        if settings.workers and settings.workers > 1:
+            tell("workers: not used, as they are processes that compute on the CPU")
+        return len(found)
+    if not can_fork():
+        return 1
+    if (wanted := settings.workers or compiler.options.num_threads) is not None:
+        return max(1, min(wanted, len(units)))
+    count, why = choose_workers(units, _held(compiler.plan.inputs))
+    tell(f"workers: {count} ({why})")
+    return count
+
+
+def _held(inputs: Inputs) -> int:
+    """Bytes that every worker holds besides: pickles are read whole, and of each model the one in use stays."""
+    sizes = [
+        max(((checkpoint.directory / file).stat().st_size for file in checkpoint.files if _is_pickle(file)), default=0)
+        for checkpoint in {c.directory: c for c in inputs.checkpoints.values()}.values()
+    ]
+    return sum(sizes)
+
+
+def _is_pickle(file: str) -> bool:
+    return not file.endswith(".safetensors")

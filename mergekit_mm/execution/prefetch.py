@@ -1,0 +1,86 @@
+"""Input tensors asked for before they are needed, so that the disks read while tensors are made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergekit_mm.execution.units import Unit, made_from
+from mergekit_mm.plan.merge_plan import MergePlan
+
+Ranges = Mapping[str, tuple[int, int]]  # tensor -> where its bytes begin in the file, and how many they are
+
+
+class Prefetch:
+    """Asks the system to read the inputs of units into its cache, which all processes of the machine share."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self._plan = plan
+        self._outputs = {output.name: output for output in plan.outputs}
+        self._ranges: dict[Path, Ranges] = {}
+
+    def read(self, unit: Unit) -> None:
+        """Ask for all that a unit is made from. What cannot be asked for is read when it is needed, as ever."""
+        for path, ranges in self._places(unit).items():
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except OSError:
+                continue
+            try:
+                for begin, length in ranges:
+                    os.posix_fadvise(handle, begin, length, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
+
+    def _places(self, unit: Unit) -> dict[Path, list[tuple[int, int]]]:
+        found: dict[Path, list[tuple[int, int]]] = {}
+        tensors = {tensor.name: tensor for name in unit.names for tensor in made_from(self._plan, self._outputs[name])}
+        for tensor in tensors.values():
+            for model, own in tensor.inputs.items():
+                checkpoint = self._plan.inputs.checkpoints[model]
+                for stored in (checkpoint.disk[name] for name in checkpoint.group_of[own].disk):
+                    path = checkpoint.directory / stored.file
+                    if path.suffix == ".safetensors" and (place := self._ranges_of(path).get(stored.key)):
+                        found.setdefault(path, []).append(place)
+        return {path: sorted(set(ranges)) for path, ranges in found.items()}
+
+    def _ranges_of(self, path: Path) -> Ranges:
+        if path not in self._ranges:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                entries = json.loads(file.read(length))
+            self._ranges[path] = {
+                name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+                for name, entry in entries.items()
+                if name != "__metadata__"
+            }
+        return self._ranges[path]
+
+
+@contextmanager
+def reading_ahead(plan: MergePlan, units: Iterable[Unit]) -> Iterator[Iterator[Unit]]:
+    """The same units; whenever one of them is taken, the inputs of the next one are asked for, by a thread."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        yield iter(units)
+        return
+    prefetch = Prefetch(plan)
+    with ThreadPoolExecutor(1) as thread:
+
+        def announced() -> Iterator[Unit]:
+            waiting = iter(units)
+            unit = next(waiting, None)
+            while unit is not None:
+                following = next(waiting, None)
+                if following is not None:
+                    thread.submit(prefetch.read, following)
+                yield unit
+                unit = following
+
+        try:
+            yield announced()
+        finally:
+            thread.shutdown(cancel_futures=True)
