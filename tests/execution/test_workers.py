@@ -154,7 +154,8 @@ def test_a_refusal_in_a_worker_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(WORKERS, "2")
     name = "language_model.model.layers.1.mlp.down_proj.weight"
     broken = altered(experts("llava")[0], lambda found: {**found, name: found[name] / 0})
-    refused(with_method("optmerge", checkpoint("llava"), [broken]), "layers.1.mlp.down_proj", "NaN or infinite", flags=SHARDS)
+    config = with_method("optmerge", checkpoint("llava"), [broken])
+    refused(config, "layers.1.mlp.down_proj", "NaN or infinite", flags=SHARDS)
 
 
 def test_a_disk_that_is_too_small_shows_before_any_work() -> None:
