@@ -31,6 +31,9 @@ class InputHashes:
         known = {entry["input"]: entry["sha256"] for entry in done if "input" in entry}
         self._found = {path: known[str(path)] for path in self._files.values() if str(path) in known}
         self._journal, self._stop = journal, threading.Event()
+        # Copied for each file: to make one takes a lock of OpenSSL, which a process that is forked meanwhile would
+        # never see free again.
+        self._blank = hashlib.sha256()
         self._error: Exception | None = None
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._thread = threading.Thread(target=self._run, name="input hashes", daemon=True)
@@ -69,7 +72,7 @@ class InputHashes:
         if re.fullmatch(r"[0-9a-f]{64}", target):
             self._found[path] = target
             return
-        digest = hashlib.sha256()
+        digest = self._blank.copy()
         with path.open("rb") as file:
             while (block := file.read(_BLOCK)) and not self._stop.is_set():
                 digest.update(block)

@@ -48,7 +48,7 @@ def _reclaimable() -> int:
 
 
 def choose_workers(units: Sequence[Unit], held: int) -> tuple[int, str]:
-    """The number of workers for some work, and the reason for it in words.
+    """The number of workers for some work, and the reason for it in words; empty where there is little to do.
 
     held: bytes that each worker holds besides, as of pickled inputs, which are read whole.
     """
@@ -58,10 +58,10 @@ def choose_workers(units: Sequence[Unit], held: int) -> tuple[int, str]:
     by_memory = by_cores if free is None else max(1, int(free * _SHARE / needed))
     count = min(by_cores, by_work, by_memory)
     if count == by_work < min(by_cores, by_memory):
-        return count, "there is little to do"
+        return count, ""
     if count == by_memory < by_cores:
         return count, f"each needs {needed / 1e9:.2g} GB of the {(free or 0) / 1e9:.2g} GB of memory that are free"
-    return count, f"of {by_cores} cores; each needs {needed / 1e9:.2g} GB of memory"
+    return count, f"of {by_cores} core{'s' * (by_cores > 1)}; each needs {needed / 1e9:.2g} GB of memory"
 
 
 def _read(path: str) -> str:

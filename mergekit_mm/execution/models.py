@@ -153,7 +153,8 @@ def workers_for(units: Sequence[Unit], compiler: Compiler, settings: Settings, t
     if (wanted := settings.workers or compiler.options.num_threads) is not None:
         return max(1, min(wanted, len(units)))
     count, why = choose_workers(units, _held(compiler.plan.inputs))
-    tell(f"workers: {count} ({why})")
+    if why:
+        tell(f"workers: {count} ({why})")
     return count
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from mergekit_mm.execution.journal import NAME, Journal, append_entries, read_jo
 from mergekit_mm.execution.key import Key, changes
 from mergekit_mm.execution.leftovers import LOCK, lock, staging_directory
 from mergekit_mm.output.directory import clear_earlier, move_contents
+
+_PATIENCE = 1.0  # seconds
 
 
 class Staging:
@@ -123,7 +126,7 @@ def _stays(directory: Path, error: BaseException) -> bool:
     """Whether what is done is worth keeping after an error: something is done, and the error need not come again."""
     if isinstance(error, MergeError) and not isinstance(error, SystemRefusal):
         return False
-    return any("tensors" in entry for entry in read_journal(directory / NAME))
+    return any(entry.keys() & {"tensors", "results"} for entry in read_journal(directory / NAME))
 
 
 @contextmanager
@@ -133,13 +136,23 @@ def _locked(directory: Path, out: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not lock(handle):
+            if not _soon_locked(handle):
                 raise MergeError(f"Another merge to {out} is running. Wait for it, or choose another output.")
             if _is_at(handle, directory / LOCK):  # else a merge that has just ended has removed it
                 yield
                 return
         finally:
             os.close(handle)
+
+
+def _soon_locked(handle: int) -> bool:
+    """Lock a file; what is left of a merge that was killed right before may take a moment to end."""
+    end = time.monotonic() + _PATIENCE
+    while not lock(handle):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -54,7 +54,15 @@ def test_the_same_bytes_by_any_number(method: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_few_tensors_are_not_worth_a_second_process() -> None:
-    assert "workers: 1 (there is little to do)" in merge(linear(checkpoint("llava"))).console
+    processes = fresh("processes")
+
+    def noting(task_vectors: Any) -> TaskVector:
+        processes.write_text(str(os.getpid()))
+        return half_of_the_sum(task_vectors)
+
+    with added(task_vector_method("noting", "Noting", "")(noting)) as name:
+        merge(slow_merge(name), *SHARDS)
+    assert processes.read_text() == str(os.getpid())
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1"])
