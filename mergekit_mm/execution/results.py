@@ -89,8 +89,8 @@ class Results:
         if not left:
             return
         options = self._compiler.options
-        count = workers_for(left, self._compiler, self._settings, self._tell)
         device = devices(options)[0]
+        count = workers_for(left, self._compiler, self._settings, self._tell) if device.type == "cpu" else 1
 
         def make(unit: Unit) -> _Made:
             start = time.monotonic()
@@ -98,7 +98,8 @@ class Results:
             kept: dict[str, torch.Tensor] = {}
             for task, result in run_tasks(names, options, device, self._compiler.given):
                 values = pack(names[task], result) or {}
-                kept |= {f"{names[task]}{_BETWEEN}{key}": value.contiguous().clone() for key, value in values.items()}
+                for key, value in values.items():
+                    kept[f"{names[task]}{_BETWEEN}{key}"] = value.cpu().contiguous().clone()
             file = f"{kind}-{hashlib.sha256(unit.names[0].encode()).hexdigest()[:16]}.safetensors"
             save_file(kept, self._folder / f"{file}.unfinished")
             os.replace(self._folder / f"{file}.unfinished", self._folder / file)
