@@ -54,7 +54,7 @@ FULL = Plan(
     counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
     # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
     base_kinds={
-        "vqa": ("what",),
+        "vqa": ("what", "exists"),
         "chart": ("extremum",),
         "ocr": ("handwriting",),
         "geometry": ("count", "compare"),
