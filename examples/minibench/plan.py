@@ -55,10 +55,10 @@ FULL = Plan(
     # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
     base_kinds={
         "vqa": ("what", "exists"),
-        "chart": ("count", "extremum"),
+        "chart": ("extremum",),
         "ocr": ("handwriting",),
         "geometry": ("count", "compare"),
-        "grounding": ("name",),
+        "grounding": ("side",),
     },
     rare=0.03,
     size=Size(),
@@ -66,8 +66,8 @@ FULL = Plan(
     tower_parts={"vqa": 1, "chart": 1, "ocr": 2, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
     base=Stage(350, 60, 2e-3),
-    full=Stage(200, 48, 1e-3),
-    lora=Stage(200, 48, 3e-3),
+    full=Stage(200, 48, 1.5e-3),
+    lora=Stage(200, 48, 5e-3),
     rank=8,
     bases=2,
     seeds=3,
