@@ -1,0 +1,68 @@
+"""What an alignment costs, told before it begins: samples, memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from mergekit_mm.align.basis import bytes_of_bases
+from mergekit_mm.align.coefficients import combined_matrices, has_merged
+from mergekit_mm.align.job import Job
+from mergekit_mm.checkpoints.listing import size_of
+from mergekit_mm.evaluation.model.inputs import TEXT_KEYS
+from mergekit_mm.output.directory import check_room
+
+TO_LOWER = (
+    "lower --batch-size, --answer-tokens, --rank or the size of the media, or choose --recompute or --dtype bfloat16. "
+    "The same command goes on from here"
+)
+_PER_TRAINED = 24  # bytes of a trained number: itself, its gradient, two moments, its start and its best, in float32
+_PER_HIDDEN, _PER_INNER = 16, 5  # numbers that a layer keeps for its gradient: per hidden and per feed-forward unit
+
+
+def tell_plan(job: Job) -> None:
+    """Tell what will be used of samples, memory and disk. MergeError if the disk has too little room."""
+    for name, own in job.splits.items():
+        job.tell(f"{name}: {len(own.trained)} samples to train on, {len(own.held_back)} held back")
+    stored = sum(output.like.nbytes for output in job.plan.outputs)
+    numbers = sum(output.like.nbytes // output.like.dtype.itemsize for output in job.plan.outputs)
+    dtype = None if job.settings.dtype == "auto" else getattr(torch, job.settings.dtype)
+    model = numbers * dtype.itemsize if dtype else stored
+    shapes = [job.plan[name].info.shape for name in job.matrices]
+    on_disk = 2 * job.plan.output_bytes
+    if job.settings.way == "adapter":
+        beside = _PER_TRAINED * job.settings.rank * sum(map(sum, shapes))
+    else:
+        beside = 4 * 4 * max(rows * columns for rows, columns in shapes)  # the gradient and a direction, widened
+        itemsize = dtype.itemsize if dtype else model // max(1, numbers)
+        on_disk += bytes_of_bases(job.plan, combined_matrices(job), itemsize, has_merged(job))
+    job.tell(
+        f"memory: {size_of(model)} for one model at a time, {size_of(beside)} for what is trained, and activations; "
+        f"disk: {size_of(on_disk)}"
+    )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    check_room(job.folder, on_disk)
+
+
+def activation_bytes(config: Any, tokens: int, answer_rows: int, itemsize: int, recomputed: bool) -> int:
+    """About how much memory activations take while a gradient is computed: those of layers, and of the logits.
+
+    config: of the language model. tokens: of a batch with its padding. answer_rows: of these, the ones that logits are
+    computed for. recomputed: whether layers keep their inputs alone. The towers, which are not trained, keep nothing.
+    """
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer = tokens * (_PER_HIDDEN * config.hidden_size + _PER_INNER * inner)
+    layers = config.num_hidden_layers
+    kept = layers * tokens * config.hidden_size + layer if recomputed else layers * layer
+    return kept * itemsize + 3 * answer_rows * config.vocab_size * 4  # logits, their logarithms, and a gradient
+
+
+def longest_batch(inputs: Iterable[Mapping[str, Any]], answers: Iterable[int], at_once: int) -> tuple[int, int]:
+    """The tokens of the largest batch there may be, and its rows of logits.
+
+    inputs: of samples with their answers, whose lengths in tokens are `answers`.
+    """
+    tokens = max(each[key].shape[1] for each in inputs for key in TEXT_KEYS if key in each)
+    return at_once * tokens, at_once * (max(answers) + 1)
