@@ -308,7 +308,7 @@ def _parts_of_names(context: click.Context, option: click.Parameter, value: str 
     show_default="float32, on a GPU auto",
     help="Of the models in memory; auto is that of the files. What is trained is in float32.",
 )
-@click.option("--seed", type=_SEED, show_default="0", help="Of what is drawn, of its order, and of the adapter.")
+@click.option("--seed", type=_SEED, default=0, help="Of what is drawn, of its order, and of the adapter.")
 @click.option("--random-seed", type=_SEED, help="For merge methods that draw (dare_linear, dare_ties).")
 @click.option("--cuda/--no-cuda", default=False, help="Merge, ask and train on a GPU.")
 @click.option(

@@ -19,7 +19,9 @@ TO_LOWER = (
     "The same command goes on from here"
 )
 _PER_TRAINED = 24  # bytes of a trained number: itself, its gradient, two moments, its start and its best, in float32
-_PER_HIDDEN, _PER_INNER = 16, 5  # numbers that a layer keeps for its gradient: per hidden and per feed-forward unit
+# Numbers that a layer keeps of each token for its gradient, per hidden and per feed-forward unit, as counted of LLaMA
+# and Qwen2 with adapters. They take four bytes each in every dtype: norms and adapters widen what they read.
+_PER_HIDDEN, _PER_INNER = 11, 3
 
 
 def tell_plan(job: Job) -> None:
@@ -50,13 +52,14 @@ def activation_bytes(config: Any, tokens: int, answer_rows: int, itemsize: int, 
     """About how much memory activations take while a gradient is computed: those of layers, and of the logits.
 
     config: of the language model. tokens: of a batch with its padding. answer_rows: of these, the ones that logits are
-    computed for. recomputed: whether layers keep their inputs alone. The towers, which are not trained, keep nothing.
+    computed for. itemsize: of the model's dtype. recomputed: whether layers keep their inputs alone. Towers, which are
+    not trained, keep nothing.
     """
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer = tokens * (_PER_HIDDEN * config.hidden_size + _PER_INNER * inner)
+    layer = 4 * tokens * (_PER_HIDDEN * config.hidden_size + _PER_INNER * inner)
     layers = config.num_hidden_layers
-    kept = layers * tokens * config.hidden_size + layer if recomputed else layers * layer
-    return kept * itemsize + 3 * answer_rows * config.vocab_size * 4  # logits, their logarithms, and a gradient
+    kept = layers * tokens * config.hidden_size * itemsize + layer if recomputed else layers * layer
+    return int(kept + 3 * 4 * answer_rows * config.vocab_size)  # logits, their logarithms, and a gradient
 
 
 def longest_batch(inputs: Iterable[Mapping[str, Any]], answers: Iterable[int], at_once: int) -> tuple[int, int]:

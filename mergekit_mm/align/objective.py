@@ -49,17 +49,15 @@ def divergence(answer: Answer, logits: Tensor) -> Tensor:
     """The sum over an answer's tokens of KL(expert || model), in nats, where all tokens of the tail count as one.
 
     logits (tokens, vocabulary): the model's, by which gradients flow. So merged, a tail can only lower the divergence;
-    without a tail it is exact.
+    without a tail it is exact. Where all of the model's tokens are known, what the expert gives to others counts nothing.
     """
     expert = answer.log_probabilities.to(logits.device)
     log_model = logits.float().log_softmax(-1)
     top = answer.top.to(logits.device)
     is_known = expert.isfinite()
-    terms = expert.exp() * (expert.where(is_known, 0.0) - log_model.gather(-1, top))
-    inside = terms.where(is_known, 0.0).sum()
-    if expert.shape[-1] == logits.shape[-1] and is_known.all():
-        return inside
+    inside = expert.exp() * (expert.where(is_known, 0.0) - log_model.gather(-1, top))
     # Log-sums of the tokens outside: a difference of 1 and a sum close to 1 would lose all digits.
-    outside = log_model.scatter(-1, top, -torch.inf).logsumexp(-1)
-    tail = (1 - expert.exp().sum(-1)).clamp_min(0.0)
-    return inside + (torch.special.xlogy(tail, tail) - tail * outside).sum()
+    has_tail = is_known.sum(-1) < logits.shape[-1]
+    outside = log_model.scatter(-1, top, -torch.inf).where(has_tail[:, None], log_model).logsumexp(-1)
+    tail = (1 - expert.exp().sum(-1)).clamp_min(0.0).where(has_tail, 0.0)
+    return inside.where(is_known, 0.0).sum() + (torch.special.xlogy(tail, tail) - tail * outside).sum()

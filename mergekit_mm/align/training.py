@@ -209,11 +209,11 @@ def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: in
         share = 1 / (len(lessons) * _tokens(drawn))
         for _, total in _divergences(way, drawn, schedule.at_once):
             (total * share).backward()
-            objective += float(total) * share
+            objective += float(total.detach()) * share
     if schedule.anchor:
         penalty = schedule.anchor * way.distance()
         penalty.backward()
-        objective += float(penalty)
+        objective += float(penalty.detach())
     return objective
 
 
