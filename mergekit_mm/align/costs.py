@@ -1,8 +1,8 @@
-"""What an alignment costs, told before it begins: samples, memory and disk."""
+"""What an alignment costs, told before it is paid: samples, memory and disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ import torch
 from mergekit_mm.align.basis import bytes_of_bases
 from mergekit_mm.align.coefficients import combined_matrices, has_merged
 from mergekit_mm.align.job import Job
+from mergekit_mm.align.training import Lessons
 from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.evaluation.model.inputs import TEXT_KEYS
+from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.output.directory import check_room
 
 TO_LOWER = (
@@ -62,10 +64,16 @@ def activation_bytes(config: Any, tokens: int, answer_rows: int, itemsize: int, 
     return int(kept + 3 * 4 * answer_rows * config.vocab_size)  # logits, their logarithms, and a gradient
 
 
-def longest_batch(inputs: Iterable[Mapping[str, Any]], answers: Iterable[int], at_once: int) -> tuple[int, int]:
-    """The tokens of the largest batch there may be, and its rows of logits.
-
-    inputs: of samples with their answers, whose lengths in tokens are `answers`.
-    """
-    tokens = max(each[key].shape[1] for each in inputs for key in TEXT_KEYS if key in each)
-    return at_once * tokens, at_once * (max(answers) + 1)
+def tell_memory(job: Job, lm: MLLM, lessons: Sequence[Lessons], recomputed: bool) -> None:
+    """Tell how much memory the samples take, which are known now: their inputs, and the largest batch there may be."""
+    every = [lesson for own in lessons for lesson in (*own.trained, *own.held_back)]
+    tokens = max(lesson.inputs[key].shape[1] for lesson in every for key in TEXT_KEYS if key in lesson.inputs)
+    rows = max(len(lesson.answer.ids) for lesson in every) + 1
+    batch = [job.settings.at_once * each for each in (tokens, rows)]
+    config, itemsize = lm.model.config.get_text_config(), lm.model.dtype.itemsize
+    tensors = [value for lesson in every for value in lesson.inputs.values() if isinstance(value, torch.Tensor)]
+    job.tell(
+        f"activations: about {size_of(activation_bytes(config, batch[0], batch[1], itemsize, recomputed))}"
+        f"{', layers are computed again' if recomputed else ''}; "
+        f"inputs of all samples, in main memory: {size_of(sum(each.nbytes for each in tensors))}"
+    )

@@ -49,7 +49,8 @@ def divergence(answer: Answer, logits: Tensor) -> Tensor:
     """The sum over an answer's tokens of KL(expert || model), in nats, where all tokens of the tail count as one.
 
     logits (tokens, vocabulary): the model's, by which gradients flow. So merged, a tail can only lower the divergence;
-    without a tail it is exact. Where all of the model's tokens are known, what the expert gives to others counts nothing.
+    without a tail it is exact. What the expert gives to tokens that the model lacks is in the tail, and is left out
+    where none of the model's own tokens are.
     """
     expert = answer.log_probabilities.to(logits.device)
     log_model = logits.float().log_softmax(-1)

@@ -12,7 +12,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_mm.align import adapter, coefficients
 from mergekit_mm.align.answers import Kept, release
-from mergekit_mm.align.costs import TO_LOWER, activation_bytes, longest_batch, tell_plan
+from mergekit_mm.align.costs import TO_LOWER, tell_memory, tell_plan
 from mergekit_mm.align.finish import write_report
 from mergekit_mm.align.inputs import encode, load, require_media, with_answer
 from mergekit_mm.align.job import Job, experts_of
@@ -21,7 +21,6 @@ from mergekit_mm.align.recomputing import recompute_layers
 from mergekit_mm.align.samples import Sample, by_expert, split
 from mergekit_mm.align.settings import RATES, Settings
 from mergekit_mm.align.training import Lesson, Lessons, Result, train
-from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.merge import enough_memory, plan_merge, require_device, run_multimodal_merge
@@ -108,13 +107,7 @@ def _learn(job: Job, answers: Kept) -> tuple[Result, Learnt]:
     lessons = _lessons(job, answers, lm)
     way: adapter.AdapterWay | coefficients.CoefficientWay
     way = (adapter if job.settings.way == "adapter" else coefficients).prepare(job, lm)
-    recomputed = recompute_layers(lm.model, job.settings.recompute)
-    every = [lesson for own in lessons for lesson in (*own.trained, *own.held_back)]
-    batch = longest_batch(
-        [each.inputs for each in every], [len(each.answer.ids) for each in every], job.settings.at_once
-    )
-    activations = activation_bytes(lm.model.config.get_text_config(), *batch, lm.model.dtype.itemsize, recomputed)
-    job.tell(f"activations: about {size_of(activations)}" + (", layers are computed again" if recomputed else ""))
+    tell_memory(job, lm, lessons, recompute_layers(lm.model, job.settings.recompute))
     result = train(way, lessons, job.settings.schedule, job.training, job.key, job.tell)
     if isinstance(way, adapter.AdapterWay):
         return result, adapter.Adapter.of(way, job)

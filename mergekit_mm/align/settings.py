@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mergekit_mm.align.training import Schedule
+from mergekit_mm.errors import MergeError
 
+_DIRECTIONS = ("merge", "experts")
 RATES = {"adapter": 3e-3, "coefficients": 3e-2}  # the learning rate of each way that suits most merges
 
 # Expert Merging (arXiv 2509.25712): its parametrisation and its constants, as its released code has them.
@@ -60,11 +62,33 @@ class Settings:
     anchor: float = 0.0
     clip: float | None = None
 
+    def __post_init__(self) -> None:
+        """MergeError: a value will not do."""
+        if self.way not in RATES or self.directions not in _DIRECTIONS:
+            raise MergeError(
+                f"align: way is {self.way!r} and directions {self.directions!r}; the ways are {', '.join(RATES)}, and "
+                f"directions {', '.join(_DIRECTIONS)}."
+            )
+        least = {"answer_tokens": 1, "top": 1, "rank": 1, "steps": 1, "per_step": 1, "at_once": 1, "check": 1}
+        least |= {"patience": 1, "anchor": 0}
+        if wrong := [name for name, limit in least.items() if not getattr(self, name) >= limit]:
+            raise MergeError(f"align: {wrong[0]} is {getattr(self, wrong[0])}; it must be {least[wrong[0]]} or more.")
+        if not self.rate > 0 or (self.clip is not None and not self.clip > 0):
+            raise MergeError(f"align: rate is {self.rate} and clip {self.clip}; they must be more than 0.")
+
     @classmethod
     def of(cls, preset: str | None = None, **given: Any) -> Settings:
-        """The settings of a preset, if one is named, with those `given` in place of its own; the rate is the way's."""
+        """The settings of a preset, if one is named, with those `given` in place of its own; the rate is the way's.
+
+        Raises:
+            MergeError: there is no such preset or setting, or a value will not do.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise MergeError(f"align: preset {preset!r} is not known; there is {', '.join(PRESETS)}.")
+        if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
+            raise MergeError(f"align: there is no setting {unknown[0]!r}; see mergekit_mm.align.settings.Settings.")
         values = {**(PRESETS[preset] if preset else {}), **given}
-        values.setdefault("rate", RATES[values.get("way", cls.way)])
+        values.setdefault("rate", RATES.get(values.get("way", cls.way), cls.rate))
         return cls(**values)
 
     @property

@@ -101,7 +101,7 @@ class Result:
 def train(
     way: Way, lessons: Sequence[Lessons], schedule: Schedule, state: Path, key: str, tell: Callable[[str], None]
 ) -> Result:
-    """Train, and leave the parameters with the lowest divergence on the lessons held back: the start is one of them.
+    """Train, and leave in the way the parameters with the lowest divergence on the lessons held back, or its start.
 
     lessons: of each expert; all experts count alike, whatever their samples and the length of their answers. state: the
     file in which an interrupted training of the same `key` goes on.
@@ -116,7 +116,8 @@ def train(
         start, best = saved["step"], [one.to(p.device) for one, p in zip(saved["best"], way.parameters, strict=True)]
         result = Result([(step, found) for step, found in saved["history"]], saved["at"], saved["why"])
         optimiser.load_state_dict(saved["optimiser"])
-        _set(way, saved["parameters"])
+        _copy(way, saved["parameters"])
+        way.apply()
         tell(f"going on from step {start}")
     else:
         way.apply()
@@ -151,7 +152,7 @@ def train(
             result.why = f"no lower divergence since step {result.best}"
         _save(state, key, step, way, optimiser, best, result)
         began = time.monotonic()
-    _set(way, best)
+    _copy(way, best)
     return result
 
 
@@ -258,11 +259,10 @@ def _line(step: int, found: Sequence[float]) -> str:
     return f"step {step}: divergence {_mean(found):.4f} ({', '.join(f'{each:.4f}' for each in found)})"
 
 
-def _set(way: Way, values: Sequence[Tensor]) -> None:
+def _copy(way: Way, values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(way.parameters, values, strict=True):
             parameter.copy_(value)
-    way.apply()
 
 
 def _save(state: Path, key: str, step: int, way: Way, optimiser: Any, best: Sequence[Tensor], result: Result) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import end_to_end as c
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner, Result
 from mllm_runs import png, saved, wav
 
@@ -105,9 +104,9 @@ QUICK = ("--steps", "2", "--check", "1", "--answer-tokens", "2", "--rate", "0.00
 
 def align(config: Mapping[str, Any], read: Path, *options: str, out: Path | None = None) -> tuple[Path, Result]:
     """Where the command writes, and how it ended. Options come after those of `QUICK`."""
-    path, out = c.fresh("config.yaml"), out or c.fresh("aligned")
-    path.write_text(yaml.safe_dump(dict(config)))
-    return out, CliRunner().invoke(main, ["align", str(path), str(out), "--samples", str(read), *QUICK, *options])
+    out = out or c.fresh("aligned")
+    given = ["align", str(c.written(config)), str(out), "--samples", str(read), *QUICK, *options]
+    return out, CliRunner().invoke(main, given)
 
 
 def aligned(config: Mapping[str, Any], read: Path, *options: str) -> Path:
