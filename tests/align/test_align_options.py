@@ -106,7 +106,7 @@ def test_experts_that_are_adapters_are_asked_and_followed() -> None:
     config["models"] = [{"model": f"{EASY_VQA / 'base'}+{EASY_VQA / f'lora_{kind}'}"} for kind in KINDS]
     read = c.fresh("samples.jsonl")
     read.write_text(samples().read_text().replace("expert_", "lora_"))
-    out = aligned(config, read, "--rate", "0.003", "--per-step", "36", "--steps", "12", "--check", "12")
+    out = aligned(config, read, "--rate", "0.003", "--per-step", "36", "--steps", "16", "--check", "8")
     assert report(out)["best"] > 0
     start = c.merge(config)
     assert sum(not torch.equal(t, start.tensors[name]) for name, t in c.tensors(out).items()) == 21
