@@ -186,8 +186,8 @@ def expected_time(lessons: Sequence[Lessons], schedule: Schedule, seconds: float
 def _duration(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= 2 * unit:
-            return f"{seconds / unit:.2g} {name}"
-    return f"{seconds:.2g} s"
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
 
 
 def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
