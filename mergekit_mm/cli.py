@@ -211,6 +211,11 @@ def _of_expert(
     return found
 
 
+def _parts_of_names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """The parts of names in --targets; None if it is not given."""
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 @main.command(context_settings={"show_default": True})
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
@@ -225,25 +230,83 @@ def _of_expert(
 @click.option(
     "--way",
     type=click.Choice(["adapter", "coefficients"]),
-    default="adapter",
+    show_default="adapter",
     help="Train a LoRA on the merge, or a few coefficients per matrix, which make a merge config again.",
 )
+@click.option(
+    "--preset",
+    type=click.Choice(["expert-merging"]),
+    help="Values of a published method for what is not given; it is a baseline, with its own start.",
+)
 @click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
-@click.option("--rank", type=click.IntRange(min=1), default=8, help="Of the adapter.")
-@click.option("--steps", type=click.IntRange(min=1), default=80, help="Of Adam.")
+@click.option(
+    "--targets",
+    metavar="PART,...",
+    callback=_parts_of_names,
+    show_default="all that the merge changes",
+    help="Train the matrices of the language model with one of these in their names, such as down_proj.",
+)
+@click.option("--rank", type=click.IntRange(min=1), show_default="8", help="Of the adapter.")
+@click.option(
+    "--fold/--no-fold",
+    default=None,
+    show_default="fold",
+    help="Make the adapter a part of the model, or leave OUT the merge with the adapter in OUT/align.",
+)
+@click.option("--steps", type=click.IntRange(min=1), show_default="80", help="Of Adam.")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Learning rate.  [default: 0.003 of an adapter, 0.03 of coefficients]",
+    show_default="0.003 of an adapter, 0.03 of coefficients",
+    help="Learning rate.",
 )
-@click.option("--per-step", type=click.IntRange(min=1), default=48, help="Samples in a step, of all experts together.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Samples that go through the model at once.")
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, help="The longest answer of an expert.")
-@click.option("--top", type=click.IntRange(min=1), default=64, help="Tokens of a distribution that are kept.")
+@click.option(
+    "--anchor",
+    type=click.FloatRange(min=0),
+    show_default="0",
+    help="How much the mean distance from the start counts beside the divergence.",
+)
+@click.option(
+    "--clip", type=click.FloatRange(min=0, min_open=True), show_default="none", help="Longest gradient, by its norm."
+)
+@click.option(
+    "--per-step",
+    type=click.IntRange(min=1),
+    show_default="48",
+    help="Samples in a step, of all experts together; at least one of each.",
+)
+@click.option(
+    "--batch-size",
+    "at_once",
+    type=click.IntRange(min=1),
+    show_default="8",
+    help="Samples that go through the model at once.",
+)
+@click.option(
+    "--check",
+    type=click.IntRange(min=1),
+    show_default="10",
+    help="Steps between two looks at the samples that are held back.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    show_default="3",
+    help="Looks without a lower divergence after which the training ends.",
+)
+@click.option("--answer-tokens", type=click.IntRange(min=1), show_default="32", help="The longest answer of an expert.")
+@click.option("--top", type=click.IntRange(min=1), show_default="64", help="Tokens of a distribution that are kept.")
+@click.option(
+    "--recompute/--no-recompute",
+    default=None,
+    show_default="above a billion parameters",
+    help="Compute layers again for the gradient instead of keeping what is in them: less memory, a third more time.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the models in memory; auto is that of the files.  [default: float32, on a GPU auto]",
+    show_default="float32, on a GPU auto",
+    help="Of the models in memory; auto is that of the files. What is trained is in float32.",
 )
 @click.option("--seed", type=_SEED, default=0, help="Of what is drawn, of its order, and of the adapter.")
 @click.option("--random-seed", type=_SEED, help="For merge methods that draw (dare_linear, dare_ties).")
@@ -259,9 +322,7 @@ def align(
     config: str,
     out: Path,
     samples: list[tuple[str | None, Path]],
-    batch_size: int,
-    way: str,
-    rate: float | None,
+    preset: str | None,
     dtype: str | None,
     random_seed: int | None,
     cuda: bool,
@@ -284,23 +345,18 @@ def align(
     """
     from mergekit.options import MergeOptions
 
-    from mergekit_mm.align.run import RATES, Settings
     from mergekit_mm.align.run import align as run_alignment
     from mergekit_mm.align.samples import read_samples
+    from mergekit_mm.align.settings import Settings
 
     source, parsed = _read_config(config)
     read = [sample for expert, path in samples for sample in read_samples(path, expert)]
+    given = {name: value for name, value in settings.items() if value is not None}
     result = run_alignment(
         parsed,
         out,
         MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet),
-        Settings(
-            way=way,
-            rate=rate or RATES[way],
-            at_once=batch_size,
-            dtype=dtype or ("auto" if cuda else "float32"),
-            **settings,
-        ),
+        Settings.of(preset, dtype=dtype or ("auto" if cuda else "float32"), **given),
         read,
         source,
         work,

@@ -115,13 +115,21 @@ def require_device(options: MergeOptions) -> None:
 
 
 @contextmanager
-def enough_memory(device: str | None) -> Iterator[None]:
-    """A context that turns errors of too little memory, on the device that computes, into a MergeError."""
+def enough_memory(device: str | None, advice: str = "") -> Iterator[None]:
+    """A context that turns errors of too little memory, on the device that computes, into a MergeError.
+
+    advice: what helps; by default what helps a merge.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        cause = str(error).partition(". ")[0] or "out of memory"
-        advice = "the machine needs more memory" if device in (None, "cpu") else "merge on the CPU, without --cuda"
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # of the CPU's memory, torch says so by an error of no class of its own
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        cause = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
+        cause = cause.partition(". ")[0] or "out of memory"
+        is_cpu = device in (None, "cpu")
+        advice = advice or ("the machine needs more memory" if is_cpu else "merge on the CPU, without --cuda")
         raise MergeError(f"The memory of {device or 'cpu'} does not suffice ({cause}): {advice}.") from error
 
 

@@ -35,7 +35,7 @@ ROOMS = {
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
     "hosts": f"{MERGE} merge {EVALUATION} _autoload",
-    "api": f"{MERGE} merge hosts",
+    "api": f"{MERGE} merge align hosts",
     "register": "hosts",
     "_autoload": "",
     "cli": f"{MERGE} merge merge_adapter align api {EVALUATION} hosts register",

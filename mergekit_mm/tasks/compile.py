@@ -245,10 +245,10 @@ class Compiler:
             return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
 
-    def directions(self, tensor: TensorPlan, dtype: str) -> Directions:
-        """The task that gives the base's tensor, the experts' deltas over it, and the merged delta times its scaling.
+    def directions(self, tensor: TensorPlan, dtype: str, merged: bool) -> Directions:
+        """The task that gives the base's tensor, and the experts' deltas over it.
 
-        dtype: of deltas that are no factors.
+        dtype: of deltas that are no factors. merged: whether the merged delta times its scaling is made too.
 
         Raises:
             MergeError: the base is a model with an adapter.
@@ -256,8 +256,14 @@ class Compiler:
         assert tensor.base is not None
         if tensor.base.lora:
             raise MergeError(f"The deltas of a merge over {tensor.base}, a model with an adapter, are not to be had.")
-        merged = self._delta(tensor, tensor.base, _scaling(tensor))
-        return Directions(base=self._one(tensor, tensor.base), tensors=merged.tensors, merged=merged, dtype=dtype)
+        delta = self._delta(tensor, tensor.base, _scaling(tensor))
+        return Directions(
+            base=self._one(tensor, tensor.base),
+            tensors=delta.tensors,
+            experts=delta.experts,
+            merged=delta if merged else None,
+            dtype=dtype,
+        )
 
     # ---------------------------------------------------------------------------------------------- deltas
 

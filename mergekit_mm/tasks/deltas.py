@@ -72,10 +72,11 @@ class MergeDelta(Step[TaskVector | None]):
             delta_of_base = deltas.pop(self.base, None) if self.base else None
             if delta_of_base is None:
                 of_experts = [deltas[model] for model in self.experts]
-                merged = self._merged(of_experts)
                 if not self.own:
-                    return self._scaled(merged)
-                return weighted_sum([merged, *of_experts], [self.scaling, *self.own])
+                    return _times(self._merged(of_experts), self.scaling)
+                if not self.scaling:
+                    return weighted_sum(of_experts, self.own)
+                return weighted_sum([self._merged(of_experts), *of_experts], [self.scaling, *self.own])
             over_base = [weighted_sum([deltas[model], delta_of_base], [1.0, -1.0]) for model in self.experts]
             merged, own = self._merged(over_base), self.own or (0.0,) * len(over_base)
             parts = [
@@ -98,34 +99,40 @@ class MergeDelta(Step[TaskVector | None]):
         self.found.note(self.name, scaling)
         return _times(merged, scaling)
 
-    def _scaled(self, delta: TaskVector) -> TaskVector:
-        return _times(delta, self.scaling)
-
 
 class Directions(Step[dict[str, torch.Tensor]]):
     """What a tensor of the output is a weighted sum of, as tensors to be stored, on the CPU.
 
-    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n, `<N>`: after them, the merged delta times its
-    scaling; in `dtype`, or as the factors `<n>.left` and `<n>.right` in float32.
+    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n; in `dtype`, or as the factors `<n>.left` and
+    `<n>.right` in float32. If there is a task that makes the merged delta, that delta times its scaling is `<N>`, after
+    them, and `scaling` holds the factor.
     """
 
     base: Task
     tensors: Task  # those of the task that makes the merged delta
-    merged: MergeDelta
+    experts: tuple[ModelReference, ...]
+    merged: MergeDelta | None
     dtype: str
 
     def arguments(self) -> dict[str, Task]:
-        return {"base": self.base, "tensors": self.tensors, "merged": self.merged}
+        given = {"base": self.base, "tensors": self.tensors}
+        return {**given, "merged": self.merged} if self.merged else given
 
     def execute(
-        self, base: torch.Tensor, tensors: dict[ModelReference, torch.Tensor | TaskVector], merged: TaskVector | None
+        self,
+        base: torch.Tensor,
+        tensors: dict[ModelReference, torch.Tensor | TaskVector],
+        merged: TaskVector | None = None,
     ) -> dict[str, torch.Tensor]:
-        made = {"base": base}
-        if merged is None:
-            return made
-        found = (tensors[model] for model in self.merged.experts)
+        found = (tensors[model] for model in self.experts)
         deltas = [one if isinstance(one, TaskVector) else TaskVector.between(one, base) for one in found]
-        for number, delta in enumerate([*deltas, merged]):
+        made = {"base": base}
+        if self.merged is not None:
+            task = self.merged
+            deltas.append(TaskVector.of(torch.zeros_like(base)) if merged is None else merged)
+            scaling = task.found.values.get(task.name, 1.0) if task.found else task.scaling
+            made["scaling"] = torch.tensor(scaling, dtype=torch.float64)
+        for number, delta in enumerate(deltas):
             if delta.right is None:
                 made[str(number)] = delta.dense(torch.float32).to(getattr(torch, self.dtype))
             else:
