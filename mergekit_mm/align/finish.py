@@ -26,7 +26,11 @@ _SECTION = """
 |---|---|---|---|---|
 {rows}
 
-The SHA-256 of every sample (its prompt and its media) is in `{folder}/report.json`. No labels were used.
+The samples, which have no labels:
+
+{sources}
+
+The SHA-256 of each (its prompt and its media), and where it came from, are in `{folder}/report.json`.
 """
 
 
@@ -70,6 +74,7 @@ def write_report(
     report = {
         "settings": settings,
         "samples": digests(splits),
+        "from": {name: own.places for name, own in splits.items()},
         "history": [
             {"step": step, "divergence": dict(zip(splits, found, strict=True))} for step, found in result.history
         ],
@@ -85,7 +90,8 @@ def write_report(
             f"| {name} | {len(own.trained)} | {len(own.held_back)} | {before:.4f} | {after:.4f} |"
             for (name, own), before, after in columns
         ]
-        section = _SECTION.format(how=how, rows="\n".join(rows), folder=FOLDER)
+        sources = [f"- {name}: {own.sources}" for name, own in splits.items()]
+        section = _SECTION.format(how=how, rows="\n".join(rows), sources="\n".join(sources), folder=FOLDER)
         text = card.read_text(encoding="utf-8").replace(f"\n# {names[0]}\n", f"\n# {names[1]}\n", 1)
         card.write_text(text + section, encoding="utf-8")
 
