@@ -348,7 +348,7 @@ def align(
     from mergekit_mm.align.run import align as run_alignment
     from mergekit_mm.align.samples import read_samples
     from mergekit_mm.align.tasks import experts_in, read_tasks
-    from mergekit_mm.evaluation.model.questions import task_manager
+    from mergekit_mm.evaluation.model.questions import questions, task_manager
     from mergekit_mm.hosts import lm_eval_tasks
 
     def tell(line: str) -> None:
@@ -363,7 +363,8 @@ def align(
         if samples_from and per_expert:
             lm_eval_tasks.install()
             manager = task_manager(include_path, metadata, split)
-            read += read_tasks(manager, samples_from, experts_in(parsed), split, per_expert, settings["seed"], tell)
+            find = functools.partial(questions, manager, split=split)
+            read += read_tasks(find, samples_from, experts_in(parsed), per_expert, settings["seed"], tell)
     result = run_alignment(
         parsed,
         out,

@@ -7,12 +7,11 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lm_eval.tasks import TaskManager
 from mergekit.config import MergeConfiguration
 
 from mergekit_mm.align.samples import Sample, meant, short_name
 from mergekit_mm.errors import MergeError
-from mergekit_mm.evaluation.model.questions import Questions, questions
+from mergekit_mm.evaluation.model.questions import Questions
 from mergekit_mm.plan.inputs import name_in_config
 
 LOG = logging.getLogger(__name__)
@@ -20,10 +19,9 @@ _SHORTEST = 3  # letters that a word must have to be found as the beginning of a
 
 
 def read_tasks(
-    manager: TaskManager,
+    find: Callable[[str], Sequence[Questions]],
     named: Iterable[tuple[str | None, str]],
     experts: Sequence[str],
-    split: str | None,
     per_task: int,
     seed: int,
     tell: Callable[[str], None],
@@ -33,9 +31,9 @@ def read_tasks(
     A sample has the prompt and the media that lm-eval would give the model `mllm` for the document, and nothing else of
     it. No example with an answer stands before the question.
 
-    named: an expert, or None, and the name of a task, a group, a tag or a pattern. split: by the data sets' own name;
-    None: the one on which each task is scored. per_task: how many documents are drawn of each task, by `seed`; equal
-    ones count once, and of a task that has fewer all are taken.
+    find: returns the questions of each task that a name means. named: an expert, or None, and such a name. experts: by
+    their names in the config. per_task: how many documents are drawn of each task, by `seed`; equal ones count once,
+    and of a task that has fewer all are taken.
 
     Raises:
         MergeError: the expert of a task is unknown. EvaluationError: a task, or its data, cannot be had.
@@ -43,7 +41,7 @@ def read_tasks(
     found: list[Sample] = []
     for expert, name in named:
         owner = None if expert is None else meant(expert, experts, f"--samples-from {expert}={name}")
-        for asked in questions(manager, name, split):
+        for asked in find(name):
             to = owner or guess((name, asked.name), experts)
             drawn = _drawn(asked, to, per_task, seed)
             how = "" if owner else ", as their names tell"
@@ -83,8 +81,8 @@ def _warn(asked: Questions) -> None:
         LOG.warning(f"{asked.name}: asked without its {asked.examples} examples, which have answers.")
     if asked.is_scored or asked.split.startswith("test"):
         LOG.warning(
-            f"{asked.name}, split {asked.split}: models are scored by these documents, and a score on them tells nothing "
-            "of a model that was aligned with them. Take another split if there is one (--split)."
+            f"{asked.name}, split {asked.split}: models are scored by these documents, and a score on them tells "
+            "nothing of a model that was aligned with them. Take another split if there is one (--split)."
         )
 
 

@@ -80,7 +80,7 @@ def _own_split(task: ConfigurableTask) -> str:
 
 def _documents(task: ConfigurableTask, split: str) -> Any:
     if split not in task.dataset:
-        told = f"{task.task_name} has no split {split!r}; its data have {', '.join(map(str, task.dataset))}."
+        told = f"{task.task_name} has no split {split!r}; its data have {', '.join(sorted(map(str, task.dataset)))}."
         raise EvaluationError(
             f"{told} A task with a `custom_dataset` of its own may take another by --metadata."
             if task.config.custom_dataset
