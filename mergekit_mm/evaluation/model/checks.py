@@ -43,8 +43,8 @@ class MediaChecks:
         flaws: dict[int, str] = {}
         for index, each in enumerate(media):
             for modality, given in ((m, one) for m, of_kind in each.items() for one in of_kind):
-                if unreadable := found[_identity(given)]:
-                    flaws.setdefault(index, f"its {modality} cannot be read: {unreadable}")
+                if flaw := found[_identity(given)]:
+                    flaws.setdefault(index, f"its {modality} cannot be read: {flaw}")
                 elif refused := self._refused(modality, given):
                     flaws.setdefault(index, f"its {modality} is refused: {refused}")
         return flaws
