@@ -31,7 +31,7 @@ def read_folder(folder: Path, expert: str | None = None) -> list[Sample]:
       each kind; without any the sample is a text.
 
     Raises:
-        MergeError: there are no samples, a file is of no known kind or has no prompt, or a medium cannot be read.
+        MergeError: there are no samples, or a file is of no known kind, has no prompt or does not exist.
     """
     if expert is None:
         own = [path for path in _listed(folder) if path.is_dir()]

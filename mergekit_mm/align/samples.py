@@ -32,32 +32,44 @@ _HELD_BACK = 4  # one of so many samples is held back
 class Sample:
     """One question to one expert, with nothing of an answer.
 
-    expert: the expert's name as the samples have it. prompt: with marks such as <image>. where: the place that it was
-    read from, for messages and for the report. source: the file, the folder, or the split of a task that the place
-    belongs to. open: returns the media, opened anew and not decoded. digest: the SHA-256 of the prompt and of the
-    content of its media, in hexadecimal.
+    expert: the expert's name as the samples have it. prompt: with marks such as <image>. digest: the SHA-256 of the
+    prompt and of the content of its media, in hexadecimal. where: the place that it was read from, for messages and for
+    the report. source: the file, the folder, or the split of a task that the place belongs to. open: returns the media,
+    opened anew and not decoded.
     """
 
     expert: str
     prompt: str
+    digest: str
     where: str
     source: str
     open: Callable[[], Media] = field(repr=False, compare=False)
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        """MergeError: one of the media cannot be read."""
-        shown, content = self.open(), hashlib.sha256(self.prompt.encode())
-        for modality, inputs in by_modality(shown).items():
-            if flaw := next(filter(None, (unreadable(modality, given) for given in inputs)), None):
-                raise MergeError(f"{self.where}: its {modality} cannot be read: {flaw}.")
-        for given in [*(shown.get("visual") or ()), *(shown.get("audio") or ())]:
-            content.update(hashlib.sha256(_content(given)).digest())
-        object.__setattr__(self, "digest", content.hexdigest())
 
     def media(self) -> Media:
         """The media as the model `mllm` takes them, opened anew and not decoded."""
         return self.open()
+
+    def check(self) -> None:
+        """MergeError: one of the media cannot be read."""
+        for modality, inputs in by_modality(self.media()).items():
+            if flaw := next(filter(None, (unreadable(modality, given) for given in inputs)), None):
+                raise MergeError(f"{self.where}: its {modality} cannot be read: {flaw}.")
+
+
+def digest_of(prompt: str, contents: Iterable[bytes]) -> str:
+    """The digest of a sample with this prompt and the contents of its media: images and videos, then sounds."""
+    found = hashlib.sha256(prompt.encode())
+    for content in contents:
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()
+
+
+def from_media(expert: str, prompt: str, where: str, source: str, open_media: Callable[[], Media]) -> Sample:
+    """A sample with media as requests of lm-eval have them. MergeError: one of them cannot be read."""
+    Sample(expert, prompt, "", where, source, open_media).check()
+    shown = open_media()
+    contents = [_content(given) for given in [*(shown.get("visual") or ()), *(shown.get("audio") or ())]]
+    return Sample(expert, prompt, digest_of(prompt, contents), where, source, open_media)
 
 
 def _content(given: Any) -> bytes:
@@ -109,7 +121,7 @@ def read_samples(path: Path, expert: str | None = None) -> list[Sample]:
     paths of its media, below the file's directory if they are relative: `image`, `video`, `audio`, or a list `images`.
 
     Raises:
-        MergeError: the file or one of the media cannot be read, or a line is no sample.
+        MergeError: the file cannot be read, a line is no sample, or one of the media does not exist.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -145,15 +157,18 @@ def _sample(line: str, where: str, source: Path, expert: str | None) -> Sample:
 def from_files(
     expert: str, prompt: str, where: str, source: str, files: Mapping[str, Path], images: Sequence[Path] = ()
 ) -> Sample:
-    """A sample whose media are files: at most one `image`, `video` and `audio` each, and further images.
+    """A sample whose media are files, which are not decoded: at most one of each kind, and further images.
 
     Raises:
-        MergeError: one of the files does not exist or cannot be read.
+        MergeError: one of the files does not exist.
     """
-    if lost := next((path for path in [*files.values(), *images] if not path.is_file()), None):
+    in_order = [path for path in (files.get("video"), files.get("image"), *images, files.get("audio")) if path]
+    if lost := next((path for path in in_order if not path.is_file()), None):
         raise MergeError(f"{where}: {lost} does not exist.")
+    digest = digest_of(prompt, (path.read_bytes() for path in in_order))
     document = {kind: {"path": str(path)} for kind, path in files.items()}
-    return Sample(expert, prompt, where, source, partial(_opened, document, [{"path": str(path)} for path in images]))
+    opened = partial(_opened, document, [{"path": str(path)} for path in images])
+    return Sample(expert, prompt, digest, where, source, opened)
 
 
 def _opened(document: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> Media:
@@ -201,7 +216,8 @@ def split(samples: Mapping[str, Sequence[Sample]], per_expert: int | None, seed:
     per_expert: how many of each expert are drawn; all if it is None.
 
     Raises:
-        MergeError: an expert has fewer samples than that, or too few to hold one back.
+        MergeError: an expert has fewer samples than that, or too few to hold one back; or a medium of one that is used
+            cannot be read.
     """
     made: dict[str, Split] = {}
     for number, (expert, own) in enumerate(samples.items()):
@@ -210,6 +226,8 @@ def split(samples: Mapping[str, Sequence[Sample]], per_expert: int | None, seed:
             raise MergeError(f"{expert} has {len(own)} samples, but {max(count, 2)} are needed.")
         ordered = sorted(own, key=lambda sample: sample.digest)  # the order of the file changes nothing
         drawn = random.Random(f"{seed} {number}").sample(ordered, count)
+        for sample in drawn:
+            sample.check()
         held = max(1, round(count / _HELD_BACK))
         made[expert] = Split(tuple(drawn[held:]), tuple(drawn[:held]))
     return made

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mergekit.config import MergeConfiguration
 
-from mergekit_mm.align.samples import Sample, meant, short_name
+from mergekit_mm.align.samples import Sample, from_media, meant, short_name
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.questions import Questions
 from mergekit_mm.plan.inputs import name_in_config
@@ -69,7 +69,7 @@ def _drawn(asked: Questions, expert: str, count: int, seed: int) -> list[Sample]
 def _samples(asked: Questions, expert: str, documents: Iterable[int]) -> Iterator[Sample]:
     for question in (asked[document] for document in documents):
         where = f"{asked.name}, document {question.document} of {asked.split}"
-        yield Sample(expert, question.prompt, where, _source(asked), question.media)
+        yield from_media(expert, question.prompt, where, _source(asked), question.media)
 
 
 def _source(asked: Questions) -> str:

@@ -20,7 +20,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from mergekit_mm.align.folders import read_folder
-from mergekit_mm.align.samples import Sample, by_expert, read_samples
+from mergekit_mm.align.samples import Sample, by_expert, from_media, read_samples
 from mergekit_mm.align.samples import split as drawn
 from mergekit_mm.align.tasks import guess, read_tasks
 from mergekit_mm.cli import main
@@ -84,7 +84,7 @@ def read(
 def test_a_task_gives_the_prompts_and_media_that_lm_eval_asks_the_model(name: str) -> None:
     model = Answering(lambda doc: "")
     simple_evaluate(model, tasks=[name], task_manager=manager(), bootstrap_iters=0, log_samples=False)
-    asked = [Sample("", one.args[0], "", "", lambda media=one.args[2]: media) for one in model.requests]
+    asked = [from_media("", one.args[0], "", "", lambda media=one.args[2]: media) for one in model.requests]
     found = read(f"vqa={name}")
     assert len(asked) > 1
     assert {(one.prompt, one.digest) for one in found} == {(one.prompt, one.digest) for one in asked}
@@ -416,7 +416,7 @@ def spoil(folder: Path, name: str, content: bytes | None) -> None:
 def test_a_folder_that_is_wrong(tmp_path: Path, name: str, content: bytes | None, told: str) -> None:
     spoil(tmp_path, name, content)
     with pytest.raises(MergeError, match=told):
-        read_folder(tmp_path, "vqa")
+        drawn({"vqa": read_folder(tmp_path, "vqa")}, None, 0)
 
 
 def test_a_folder_without_experts_is_told_how_to_name_one(tmp_path: Path) -> None:

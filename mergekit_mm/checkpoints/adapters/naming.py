@@ -28,8 +28,8 @@ from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
 from mergekit_mm.checkpoints.weight_names import Place, find_places
 from mergekit_mm.errors import MergeError
 
-# How the names of LLaVA's own code, in which most adapters of LLaVA were trained, begin in transformers. Such an adapter
-# is known by its projector; without one its names are those of the language model's class.
+# How the names of LLaVA's own code, in which most adapters of LLaVA were trained, begin in transformers. Such an
+# adapter is known by its projector; without one its names are those of the language model's class.
 _LLAVA_PROJECTOR = "mm_projector."
 _FROM_LLAVA = {
     "model.layers.": "model.language_model.layers.",

@@ -119,4 +119,5 @@ def questions(manager: TaskManager, name: str, split: str | None) -> list[Questi
         raise EvaluationError(f"The task {name} cannot be loaded: {reason}") from error
     if other := next((found for found, task in tasks.items() if not isinstance(task, ConfigurableTask)), None):
         raise EvaluationError(f"{other} is a task written in Python, whose prompts cannot be had without its answers.")
-    return [Questions(task, split, manager.metadata or {}) for task in tasks.values()]
+    metadata: Mapping[str, Any] = manager.metadata or {}
+    return [Questions(task, split or metadata.get("data_split"), metadata) for task in tasks.values()]
