@@ -121,6 +121,7 @@ def test_another_split_than_that_of_the_task() -> None:
     assert all(one.prompt.startswith("<image>Of the validation: ") for one in found)
     assert told == ["mllm_chartqa, split val: 3 of 3 documents for models/chart, as their names tell"]
     assert {one.where for one in found} == {f"mllm_chartqa, document {at} of val" for at in range(3)}
+    assert [one.where for one in read("mllm_chart", data_split="val")] == [one.where for one in found]
     model = Answering(lambda doc: "")
     simple_evaluate(model, tasks=["mllm_chart"], task_manager=manager(data_split="val"), bootstrap_iters=0)
     assert {one.args[0] for one in model.requests} == {one.prompt for one in found}
