@@ -20,6 +20,8 @@ from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_err
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
+    from mergekit_mm.align.samples import Sample
+
 _SEED = click.IntRange(0, 2**32 - 1)
 
 
@@ -203,7 +205,7 @@ def lora(
 def _of_expert(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> list[tuple[str | None, Path]]:
-    """The files of --samples, with the expert to which one belongs as a whole."""
+    """The files and folders of --samples, with the expert to which one belongs as a whole."""
     found: list[tuple[str | None, Path]] = []
     for value in values:
         expert, is_named, path = value.partition("=")
@@ -216,16 +218,57 @@ def _parts_of_names(context: click.Context, option: click.Parameter, value: str 
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def _tasks_of_expert(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str | None, str]]:
+    """The tasks of --samples-from, with the expert to which they belong if it is said."""
+    found: list[tuple[str | None, str]] = []
+    for value in values:
+        expert, is_named, names = value.rpartition("=")
+        found += [(expert if is_named else None, name) for name in names.split(",")]
+    return found
+
+
+def _json_object(context: click.Context, option: click.Parameter, value: str) -> dict[str, Any]:
+    """The object of --metadata."""
+    import json
+
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"{value!r} is no JSON: {error}", param_hint="--metadata") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{value!r} is no JSON object", param_hint="--metadata")
+    return found
+
+
 @main.command(context_settings={"show_default": True})
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--samples",
     multiple=True,
-    required=True,
     callback=_of_expert,
-    metavar="[EXPERT=]FILE",
-    help="JSONL with a prompt, its media and its expert in each line; may be given several times.",
+    metavar="[EXPERT=]PATH",
+    help="JSONL with a prompt, its media and its expert in each line; or a folder of media and prompts. "
+    "May be given several times.",
+)
+@click.option(
+    "--samples-from",
+    multiple=True,
+    callback=_tasks_of_expert,
+    metavar="[EXPERT=]TASK,...",
+    help="Tasks or groups of lm-eval, whose questions are taken without their answers. May be given several times.",
+)
+@click.option("--split", help="Of the data of these tasks.  [default: the one on which each is scored]")
+@click.option(
+    "--include-path",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder with further tasks, as of lm_eval. May be given several times.",
+)
+@click.option(
+    "--metadata", callback=_json_object, default="{}", metavar="JSON", help="Options of the tasks, as of lm_eval."
 )
 @click.option(
     "--way",
@@ -323,6 +366,11 @@ def align(
     out: Path,
     samples: list[tuple[str | None, Path]],
     preset: str | None,
+    samples_from: list[tuple[str | None, str]],
+    split: str | None,
+    include_path: tuple[str, ...],
+    metadata: dict[str, Any],
+    per_expert: int | None,
     dtype: str | None,
     random_seed: int | None,
     cuda: bool,
@@ -336,6 +384,11 @@ def align(
     mergekit-mm align config.yaml out/ --samples samples.jsonl --per-expert 64
     {"expert": "expert_ocr", "prompt": "<image>What does the sign say?", "image": "sign.png"}
 
+    \b
+    mergekit-mm align config.yaml out/ --samples-from ocr_model=my_ocr_task --split train --per-expert 64
+    mergekit-mm align config.yaml out/ --samples ocr_model=pictures/
+    pictures/sign.png, pictures/sign.txt; or pictures/metadata.jsonl: {"file_name": "sign.png", "prompt": "..."}
+
     Each expert answers its own samples, one expert in memory at a time. A LoRA on the merged model is trained until its
     distributions at these answers come close to the experts' (KL divergence), and folded in; OUT/align holds it too. Or
     coefficients are trained: OUT is then what mergekit-yaml makes of OUT/mergekit_config.yml, without the samples. A
@@ -343,24 +396,46 @@ def align(
 
     The same command goes on from where it was interrupted.
     """
+    if not samples and not samples_from:
+        raise click.UsageError("Name samples: --samples for files and folders, --samples-from for tasks of lm-eval.")
+    if not samples_from and (split or include_path or metadata):
+        raise click.UsageError("--split, --include-path and --metadata are for --samples-from.")
+    if samples_from and per_expert is None:
+        raise click.UsageError("--samples-from needs --per-expert: how many documents are drawn.")
     from mergekit.options import MergeOptions
 
+    from mergekit_mm.align.folders import read_folder
     from mergekit_mm.align.run import align as run_alignment
     from mergekit_mm.align.samples import read_samples
     from mergekit_mm.align.settings import Settings
+    from mergekit_mm.align.tasks import experts_in, read_tasks
+    from mergekit_mm.evaluation.model.questions import questions, task_manager
+    from mergekit_mm.hosts import lm_eval_tasks
+
+    def tell(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
 
     source, parsed = _read_config(config)
-    read = [sample for expert, path in samples for sample in read_samples(path, expert)]
     given = {name: value for name, value in settings.items() if value is not None}
+    read: list[Sample] = []
+    with system_errors():
+        for expert, path in samples:
+            read += read_folder(path, expert) if path.is_dir() else read_samples(path, expert)
+        if samples_from and per_expert:
+            lm_eval_tasks.install()
+            manager = task_manager(include_path, metadata, split)
+            find = functools.partial(questions, manager, split=split)
+            read += read_tasks(find, samples_from, experts_in(parsed), per_expert, settings["seed"], tell)
     result = run_alignment(
         parsed,
         out,
         MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet),
-        Settings.of(preset, dtype=dtype or ("auto" if cuda else "float32"), **given),
+        Settings.of(preset, dtype=dtype or ("auto" if cuda else "float32"), per_expert=per_expert, **given),
         read,
         source,
         work,
-        lambda line: None if quiet else click.echo(line, err=True),
+        tell,
     )
     click.echo(f"{out}: {result}")
 

@@ -1,6 +1,7 @@
 """A merge improved by a few unlabelled samples: the merged model learns to answer as each expert does on its inputs.
 
-- `samples`: questions with media for each expert, drawn and held back by a seed
+- `samples`: questions with media for each expert, drawn and held back by a seed; `folders` and `tasks`: where else than
+  in a file they may be
 - `settings`: what decides the result, and presets; `job`: one alignment as data; `costs`: what it takes
 - `inputs`: a sample, with the tokens of an answer after it, as the tensors of one model
 - `answers`: what each expert says, and how probable it finds each token, kept on disk

@@ -19,7 +19,11 @@ _SECTION = """
 |---|---|---|---|---|
 {rows}
 
-The SHA-256 of every sample (its prompt and its media) is in `{folder}/report.json`. No labels were used.
+The samples, which have no labels:
+
+{sources}
+
+The SHA-256 of each (its prompt and its media), and where it came from, are in `{folder}/report.json`.
 """
 
 
@@ -31,6 +35,7 @@ def write_report(job: Job, out: Path, how: str, result: Result) -> None:
     report = {
         "settings": asdict(job.settings),
         "samples": job.digests,
+        "from": {name: own.places for name, own in job.splits.items()},
         "history": [
             {"step": step, "divergence": dict(zip(job.splits, found, strict=True))} for step, found in result.history
         ],
@@ -46,7 +51,8 @@ def write_report(job: Job, out: Path, how: str, result: Result) -> None:
             f"| {name} | {len(own.trained)} | {len(own.held_back)} | {before:.4f} | {after:.4f} |"
             for (name, own), before, after in columns
         ]
-        section = _SECTION.format(how=how, rows="\n".join(rows), folder=FOLDER)
+        sources = [f"- {name}: {own.sources}" for name, own in job.splits.items()]
+        section = _SECTION.format(how=how, rows="\n".join(rows), sources="\n".join(sources), folder=FOLDER)
         title = f"# {job.out.resolve().name}"  # in place of the start's name
         text = re.sub(r"^# .*$", lambda _: title, card.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
         card.write_text(text + section, encoding="utf-8")

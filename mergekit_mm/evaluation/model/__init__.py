@@ -12,6 +12,7 @@
 - `run`: unreadable inputs, replies that are cut, answers kept when a run fails, entries of results.json
 - `checks`: whether every input can be read and is taken, before the run
 - `audio`: how much of an audio input the processor hears
+- `questions`: what the documents of tasks ask, without their answers
 - `decoding`, `images`, `videos`: media as processors take them
 
 The only room that reaches into lm-eval's inside (`lm_eval.models`, private methods of `HFLM`). May import lm-eval and
