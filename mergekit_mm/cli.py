@@ -229,6 +229,7 @@ def _of_expert(
     help="Train a LoRA on the merge, or a few coefficients per matrix, which make a merge config again.",
 )
 @click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
+@click.option("--partial", is_flag=True, help="Experts may be without samples; what they can do may be forgotten.")
 @click.option("--rank", type=click.IntRange(min=1), default=8, help="Of the adapter.")
 @click.option("--steps", type=click.IntRange(min=1), default=80, help="Of Adam.")
 @click.option(
@@ -261,6 +262,7 @@ def align(
     samples: list[tuple[str | None, Path]],
     batch_size: int,
     way: str,
+    partial: bool,
     rate: float | None,
     dtype: str | None,
     random_seed: int | None,
@@ -305,6 +307,7 @@ def align(
         source,
         work,
         lambda line: None if quiet else click.echo(line, err=True),
+        partial,
     )
     click.echo(f"{out}: {result}")
 

@@ -75,11 +75,13 @@ def align(
     source: str,
     work: Path | None,
     tell: Callable[[str], None],
+    partial: bool = False,
 ) -> Result:
     """Merge, and let the merged model learn from each expert's answers to its samples; `out` gets the model.
 
     work: the folder for the start, the experts' answers and the state of the training, which stays. None: a folder
-    beside `out`, from which an interrupted alignment goes on, and which is removed once `out` is there.
+    beside `out`, from which an interrupted alignment goes on, and which is removed once `out` is there. partial:
+    whether experts may be without samples: nothing is learnt from them, and nothing holds what they can do.
 
     Raises:
         MergeError: the merge would be refused, samples do not fit, or a model cannot be loaded. EvaluationError: a
@@ -97,7 +99,7 @@ def align(
         experts = experts_of(plan)
         if settings.way == "coefficients":
             require_weighted(plan, source)
-        splits = split(by_expert(samples, list(experts)), settings.per_expert, settings.seed)
+        splits = split(by_expert(samples, list(experts), partial), settings.per_expert, settings.seed)
         _tell_costs(plan, splits, settings, kept, tell)
         start = _start(plan, config, options, source, kept, tell)
         answers = Kept(kept / "answers", Asking(settings.answer_tokens, settings.top, settings.dtype, _device(options)))

@@ -97,8 +97,10 @@ def _stored(path: Path, where: str) -> dict[str, Any]:
     return {"path": str(path)}
 
 
-def by_expert(samples: Iterable[Sample], experts: Sequence[str]) -> dict[str, list[Sample]]:
+def by_expert(samples: Iterable[Sample], experts: Sequence[str], partial: bool = False) -> dict[str, list[Sample]]:
     """The samples of each of the `experts`, by the experts' names in the config.
+
+    partial: whether experts may be without samples; these are then left out of what is returned.
 
     A sample names its expert as the config does, or by the last part of the path of the model or of its adapter.
     Equal samples of one expert count once.
@@ -116,9 +118,13 @@ def by_expert(samples: Iterable[Sample], experts: Sequence[str]) -> dict[str, li
             why = f"could be {' or '.join(meant)}" if meant else "is none of the experts"
             raise MergeError(f"{sample.where}: {sample.expert!r} {why}; the experts are {', '.join(experts)}.")
         found[meant[0]].setdefault(sample.digest, sample)
-    if without := [name for name, own in found.items() if not own]:
-        raise MergeError(f"There are no samples for {', '.join(without)}: every expert of the merge needs some.")
-    return {name: list(own.values()) for name, own in found.items()}
+    without = [name for name, own in found.items() if not own]
+    if without and not partial:
+        raise MergeError(
+            f"There are no samples for {', '.join(without)}: what it can do may be forgotten. Give every expert of the "
+            "merge some, or accept that by --partial."
+        )
+    return {name: list(own.values()) for name, own in found.items() if own}
 
 
 def split(samples: Mapping[str, Sequence[Sample]], per_expert: int | None, seed: int) -> dict[str, Split]:
