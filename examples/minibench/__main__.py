@@ -57,6 +57,8 @@ def main() -> None:
         if stage in stages:
             shown = [each for each in results if each.split == split and each.setting != "grid"]
             print(f"\nscores on {split} questions, in percent\n{table(shown)}")
+    if "aligned" in stages:
+        print(f"\nscores of aligned merges on test questions, in percent\n{table(products.alignments().results())}")
     if REPORT in arguments.stages:
         quick = arguments.quick
         folder = out / (f"{REPORT}-quick" if quick else REPORT)

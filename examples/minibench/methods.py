@@ -7,10 +7,10 @@ have those of their own code. Where a method or a way of training is not the pap
 strength is that of the nearest relative there. DAMC gives the text part the average of the donors, as the weight
 average (NaiveMC) does.
 
-What came after that paper has strengths of its own: 1 for singular value calibration of the sum, which is there to spare
-a strength, for ACTMat, which is a minimiser, and for RobustMerge; 2 for DC-Merge of adapters, as on MM-MergeBench, and 1
-for DC-Merge of full fine-tunes, for which none is known to be released. OptMerge with calibration has that of OptMerge,
-and TIES in the core of the adapters that of TIES.
+What came after that paper has strengths of its own: 1 for singular value calibration of the sum, which is there to
+spare a strength, for ACTMat, which is a minimiser, and for RobustMerge; for DC-Merge 2 on adapters, as on
+MM-MergeBench, and 1 on full fine-tunes, for which none is known to be released. OptMerge with calibration has that of
+OptMerge, and TIES in the core of the adapters that of TIES.
 """
 
 from __future__ import annotations
