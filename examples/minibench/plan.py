@@ -12,8 +12,9 @@ from examples.common.training import Stage
 from examples.minibench import material, packages
 from examples.minibench.aligned import FULL as FULL_ALIGNED
 from examples.minibench.aligned import QUICK as QUICK_ALIGNED
-from examples.minibench.aligned import TEST as ALIGNED_TEST
-from examples.minibench.aligned import Aligned, AlignedProducts
+from examples.minibench.aligned import Aligned
+from examples.minibench.aligned_products import TEST as ALIGNED_TEST
+from examples.minibench.aligned_products import AlignedProducts
 from examples.minibench.asking import Asking, ExpertSet
 from examples.minibench.material import CAPABILITIES
 from examples.minibench.methods import METHODS, Method, methods

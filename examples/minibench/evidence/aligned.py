@@ -14,7 +14,7 @@ from statistics import mean
 import numpy as np
 
 from examples.minibench.evidence.board import Board, Model
-from examples.minibench.evidence.statistics import RESAMPLES, Bootstrap, Interval
+from examples.minibench.evidence.statistics import Bootstrap, Interval
 from examples.minibench.results import ALIGNED, START, Result
 
 BASELINES = ("expert_merging", "adapter_on_base")  # what the other rows are compared with
@@ -79,11 +79,14 @@ def elsewhere(board: Board, row: str) -> tuple[Model, Model] | None:
 class Draws:
     """All draws of a case, each against the start of its run, by intervals over questions that allow for their number.
 
-    changed: how many of them ended with another model than the start.
+    changed: how many of them ended with another model than the start. seconds: of CPU, and tokens: in an answer of an
+    expert, both on average.
     """
 
     gaps: Sequence[Interval]
     changed: int
+    seconds: float
+    tokens: float
 
     @property
     def worst(self) -> Interval:
@@ -95,19 +98,28 @@ class Draws:
         return sum(gap.sign < 0 for gap in self.gaps)
 
 
-def draws_of(results: Sequence[Result], way: str, row: str, setting: str, resamples: int = RESAMPLES) -> Draws | None:
-    """The draws of a row in a case, on test questions; None if there are none."""
-    own = [each for each in results if each.kind == ALIGNED and each.way == way and each.split == "test"]
+def draws_of(board: Board, results: Sequence[Result]) -> dict[Model, Draws]:
+    """The draws of each model with samples of all experts, from the results of all draws."""
+    own = [each for each in results if (each.kind, each.way, each.split) == (ALIGNED, board.way, board.split)]
     starts = {(each.base, each.seed): each for each in own if each.name == START}
-    drawn = [each for each in own if (each.name, each.setting) == (row, setting) and (each.base, each.seed) in starts]
-    if not drawn:
-        return None
-    models = [*drawn, *starts.values()]
+    found = {}
+    for model in (model for row in rows_of(board) for model in usual(board, row).values()):
+        drawn = [each for each in own if (each.name, each.setting) == (model.name, model.setting)]
+        drawn = [each for each in drawn if (each.base, each.seed) in starts]
+        if drawn:
+            gaps = _gaps(drawn, starts, board)
+            seconds = mean(each.seconds or 0.0 for each in drawn)
+            changed = sum(bool(each.facts["best"]) for each in drawn)
+            found[model] = Draws(gaps, changed, seconds, mean(each.facts["tokens"] for each in drawn))
+    return found
+
+
+def _gaps(drawn: Sequence[Result], starts: Mapping[tuple[int, int | None], Result], board: Board) -> list[Interval]:
     runs = list(starts)
-    scores = [np.array([each.scores[column] for each in models])[:, None] for column in models[0].scores]
+    models = [*drawn, *starts.values()]
+    scores = [np.array([each.scores[column] for each in models])[:, None] for column in board.columns]
     pairs = [(at, len(drawn) + runs.index((each.base, each.seed))) for at, each in enumerate(drawn)]
-    changed = sum(bool(each.facts.get("best")) for each in drawn)
-    return Draws(Bootstrap(scores, resamples=resamples).together(pairs), changed)
+    return Bootstrap(scores, resamples=board.resamples).together(pairs)
 
 
 def kept_and_left(board: Board, row: str) -> Iterator[tuple[str, Mapping[str, Interval]]]:

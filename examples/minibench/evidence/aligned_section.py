@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 
 from examples.common.scores import aligned as as_table
 from examples.minibench.evidence.aligned import (
     BASELINES,
-    draws_of,
+    Draws,
     elsewhere,
     kept_and_left,
     rows_of,
@@ -23,27 +22,28 @@ from examples.minibench.evidence.sentences import compared
 from examples.minibench.evidence.style import save
 from examples.minibench.evidence.tables import claim_table, plus_minus, row_name
 from examples.minibench.evidence.verdicts import points, span
-from examples.minibench.results import ALIGNED, START, Result
+from examples.minibench.results import START
+
+WithDraws = tuple[Board, Mapping[Model, Draws]]
 
 
-def aligned_section(
-    folder: Path, boards: Sequence[Board], results: Sequence[Result], claims: Sequence[Claim]
-) -> str | None:
-    """Tables, a figure and the claims; None if nothing was aligned. results: those of all draws."""
-    known = [board for board in boards if rows_of(board) and start_of(board)]
+def aligned_section(folder: Path, boards: Sequence[WithDraws], claims: Sequence[Claim]) -> str | None:
+    """Tables, a figure and the claims; None if nothing was aligned."""
+    known = [(board, draws) for board, draws in boards if draws]
     if not known:
         return None
-    name = save(by_samples(known), folder, "aligned")
+    name = save(by_samples([board for board, _ in known]), folder, "aligned")
     lines = ["## Aligned by unlabelled samples", ABOUT, f"![accuracy by samples]({name})", claim_table(claims)]
-    for board in known:
-        lines += [f"### {board.title[0].upper()}{board.title[1:]}, aligned", aligned_table(board, results)]
-        lines += [_costs(board, results), *_studies(board)]
+    for board, draws in known:
+        lines += [f"### {board.title[0].upper()}{board.title[1:]}, aligned", aligned_table(board, draws)]
+        lines += ["CPU seconds of an alignment, merge included, and tokens in the answers of an expert to its samples:"]
+        lines += [cost_table(board, draws), *_studies(board)]
     return "\n\n".join(lines)
 
 
-def aligned_sentences(boards: Sequence[Board]) -> Iterator[str]:
-    """For each way of training what most samples gave, and what they took from a capability without samples."""
-    for board in boards:
+def aligned_sentences(boards: Sequence[WithDraws]) -> Iterator[str]:
+    """For each way of training and row what most samples gave, what fewer did, and what became of one without."""
+    for board, draws in boards:
         start = start_of(board)
         for row in (each for each in rows_of(board) if each not in BASELINES):
             cases = usual(board, row)
@@ -57,8 +57,15 @@ def aligned_sentences(boards: Sequence[Board]) -> Iterator[str]:
                 told.append(compared(above, f"the best method without data on test questions, `{best.name}`"))
             yield (
                 f"For {board.title}, `{row}` with {samples} unlabelled samples for each expert is "
-                f"{', and '.join(told)}{_worst_left(board, row)}."
+                f"{', and '.join(told)}{_fewer(board, row, draws)}{_worst_left(board, row)}."
             )
+
+
+def _fewer(board: Board, row: str, draws: Mapping[Model, Draws]) -> str:
+    """What fewer samples than the most do, draw by draw."""
+    drawn = [(samples, draws[model]) for samples, model in usual(board, row).items() if model in draws][:-1]
+    told = [f"{found.below} of {len(found.gaps)} draws of {samples} samples" for samples, found in drawn]
+    return f"; clearly below the start are {' and '.join(told)}" if told else ""
 
 
 def _worst_left(board: Board, row: str) -> str:
@@ -71,7 +78,7 @@ def _worst_left(board: Board, row: str) -> str:
     return told + (f", and is clearly lower for {len(lower)} of {len(left)}" if lower else "")
 
 
-def aligned_table(board: Board, results: Sequence[Result]) -> str:
+def aligned_table(board: Board, draws: Mapping[Model, Draws]) -> str:
     """The start, the most accurate method without data, all rows by samples, and mixture training."""
     start = start_of(board)
     assert start
@@ -83,7 +90,7 @@ def aligned_table(board: Board, results: Sequence[Result]) -> str:
         cells = [_name(board, model), *(plus_minus(board.mean(model, column)) for column in board.columns)]
         cells += [f"{100 * value.value:.1f}", span(value, sign=False)]
         cells.append("" if model == start else points(board.difference(model, start)))
-        drawn = draws_of(results, board.way, model.name, model.setting, board.resamples) if model in models else None
+        drawn = draws.get(model)
         cells += [f"{drawn.changed} of {len(drawn.gaps)}", points(drawn.worst)] if drawn else ["", ""]
         body.append(cells)
     return as_table(body, markdown=True)
@@ -96,18 +103,16 @@ def _name(board: Board, model: Model) -> str:
     return f"{START}: {', '.join(methods)}" + (f" {board.strengths(model)[0]:g}" if len(methods) == 1 else "")
 
 
-def _costs(board: Board, results: Sequence[Result]) -> str:
-    """How long an alignment took, and how many tokens the samples were."""
-    told = []
-    for row in rows_of(board):
-        own = [each for each in results if (each.kind, each.way, each.name) == (ALIGNED, board.way, row)]
-        for samples in usual(board, row):
-            drawn = [each for each in own if each.setting == str(samples)]
-            tokens = mean(each.facts["tokens"] for each in drawn) * samples
-            seconds = mean(each.seconds or 0.0 for each in drawn)
-            told.append(f"`{row}` with {samples} samples {seconds:.0f} s, {tokens:.0f} tokens")
-    about = "CPU seconds of an alignment, the merge included, and tokens in the answers of each expert"
-    return f"{about}: {'; '.join(told)}."
+def cost_table(board: Board, draws: Mapping[Model, Draws]) -> str:
+    """CPU seconds of an alignment by row and samples, and how many tokens the answers of an expert to them are."""
+    cases = {row: usual(board, row) for row in rows_of(board)}
+    samples = sorted({each for case in cases.values() for each in case})
+    body = [["row", *(f"{each} samples" for each in samples)]]
+    for row, case in cases.items():
+        drawn = {each: draws[model] for each, model in case.items() if model in draws}
+        told = {each: f"{found.seconds:.0f} s, {each * found.tokens:.0f} tokens" for each, found in drawn.items()}
+        body.append([row, *(told.get(each, "") for each in samples)])
+    return as_table(body, markdown=True)
 
 
 def _studies(board: Board) -> Iterator[str]:

@@ -72,9 +72,10 @@ def _set(board: Board) -> dict[str, Any]:
 
 
 def _draw(result: Result) -> dict[str, Any]:
-    """One draw of samples in one run, without the scores of its questions."""
+    """One draw of samples in one run. `columns` are its accuracies."""
     columns = {column: round(float(np.mean(scores)), 5) for column, scores in result.scores.items()}
-    return {**asdict(result), "scores": columns}
+    kept = {name: getattr(result, name) for name in ("way", "base", "seed", "name", "setting", "seconds", "facts")}
+    return {**kept, "columns": columns}
 
 
 def _numbers(interval: Interval) -> list[float]:

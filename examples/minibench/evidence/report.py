@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.minibench.evidence import figures
-from examples.minibench.evidence.aligned import over_draws
+from examples.minibench.evidence.aligned import draws_of, over_draws
 from examples.minibench.evidence.aligned_claims import aligned_claims
 from examples.minibench.evidence.aligned_section import aligned_section, aligned_sentences
 from examples.minibench.evidence.arrange import arranged, ways_of
@@ -86,7 +86,9 @@ def write_report(
     checked = [each for board, _ in pairs for each in preconditions(board)]
     boards = [board for board, _ in pairs]
     claimed = [each for board, validation in pairs for each in claims(board, validation)]
-    of_aligned = [each for board in boards for each in aligned_claims(board, results)]
+    with_draws = [(board, draws_of(board, results)) for board in boards]
+    of_aligned = [each for board, draws in with_draws for each in aligned_claims(board, draws)]
+    told = [*sentences(pairs, claimed), *aligned_sentences(with_draws)]
     made = {
         "date": datetime.date.today().isoformat(),
         "command": about.command,
@@ -97,20 +99,25 @@ def write_report(
         "settings": about.settings,
     }
     write_record(folder, made, boards, checked, [*claimed, *of_aligned], results)
-    parts = [_first_page(pairs, checked, claimed, about), *(_of_way(folder, *pair, relations) for pair in pairs)]
-    parts += [aligned_section(folder, boards, results, of_aligned), _together(folder, boards)]
+    parts = [_first_page(pairs, told, checked, claimed, about), *(_of_way(folder, *pair, relations) for pair in pairs)]
+    parts += [aligned_section(folder, with_draws, of_aligned), _together(folder, boards)]
     parts += [_made(made, about, pairs, folder)]
     (folder / REPORT).write_text("\n\n".join(part for part in parts if part) + "\n")
     return folder / REPORT
 
 
-def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed: Sequence[Claim], about: About) -> str:
+def _first_page(
+    pairs: Sequence[Pair],
+    told: Sequence[str],
+    checked: Sequence[Precondition],
+    claimed: Sequence[Claim],
+    about: About,
+) -> str:
     loud = warning(checked)
     lines = ["# The benchmark in miniature: results"]
     if about.missing:
         lines.append(f"**Not all of it is made yet.** Missing are {'; '.join(about.missing)}.")
     lines += [loud] if loud else []
-    told = [*sentences(pairs, claimed), *aligned_sentences([board for board, _ in pairs])]
     lines += ["## What to do", "\n".join(f"{at}. {each}" for at, each in enumerate(told, 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
     if single := [board.title for board, _ in pairs if len(board.runs) == 1]:
