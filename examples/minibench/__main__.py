@@ -5,8 +5,8 @@
     python -m examples.minibench --stages report                  # from what has been made so far
 
 Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
-same command goes on after an interruption. Test questions are asked in the stages `test` and `modalities` only. The
-report goes to `report` in there, or to `report-quick`, and is always made anew.
+same command goes on after an interruption. Test questions are asked in the stages `test`, `aligned` and `modalities`
+only. The report goes to `report` in there, or to `report-quick`, and is always made anew.
 """
 
 from __future__ import annotations
