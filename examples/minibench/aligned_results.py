@@ -21,7 +21,7 @@ from examples.minibench.results import ALIGNED, FILE, START, Result, read_result
 from examples.minibench.scores import ask, mean_score
 
 _RECIPE, _OF_BASE = "recipe.yaml", "base.yaml"  # of the start, and the same at a strength of 0
-_WORK = "work"  # in the folder of an unfinished product; never kept
+_WORK = "work"  # in the folder of an unfinished draw; never kept
 
 Options = tuple[str, ...]
 
@@ -62,7 +62,8 @@ class Alignment:
     def run(self, options: Options, draw: int, folder: Path) -> tuple[Path, dict[str, Any]]:
         """Align in a folder. Returns the model, and what the command reported with its CPU seconds, without imports.
 
-        What it keeps there, such as the experts' answers, serves for further draws.
+        The seconds are those of the merge, the experts' answers, and the training. What is in the folder after an
+        interruption is used.
         """
         out = folder / "model"
         shutil.rmtree(out, ignore_errors=True)
@@ -92,19 +93,20 @@ def align_and_ask(
 
     What was finished before an interruption is kept, model by model.
     """
-    work, results = folder / _WORK, []
+    results = []
     for at, options in enumerate(tries):
         for draw in draws:
             finished = folder / f"{at}-{draw}"
             if not (finished / FILE).exists():
                 finished.mkdir(exist_ok=True)
+                work = finished / _WORK
                 model, report = alignment.run(options, draw, work)
                 scores = ask(alignment.material, model, None, split, alignment.counts[split])
                 facts = {"options": options, "draw": draw, "tokens": tokens_of_answers(work / "kept")}
+                shutil.rmtree(work)
                 write_results([alignment.result(split, scores, report, **facts)], finished)
             results += read_results(finished)
     write_results(results, folder)
-    shutil.rmtree(work, ignore_errors=True)
     for finished in folder.glob("*-*/"):
         shutil.rmtree(finished)
 

@@ -108,11 +108,13 @@ def test_samples_from_elsewhere_are_of_one_kind_and_look_otherwise(tmp_path: Pat
             assert abs(shown - np.asarray(row.picture.convert("RGB"), dtype=float)).mean() > 20
 
 
-@pytest.mark.parametrize(("way", "row"), [("full", "adapter"), ("lora", "coefficients")])
-def test_a_start_is_aligned_once_for_each_draw_and_asked(models: Path, tmp_path: Path, way: str, row: str) -> None:
+@pytest.mark.parametrize(("way", "row", "on_base"), [("full", "adapter", True), ("lora", "coefficients", False)])
+def test_a_start_is_aligned_once_for_each_draw_and_asked(
+    models: Path, tmp_path: Path, way: str, row: str, on_base: bool
+) -> None:
     start, folder = started(models, tmp_path, way), tmp_path / "aligned"
     case = Case(ASKED, draws=2, without="ocr")
-    made = alignment(models, start, Row(row, ("--way", row, *SHORT), (case,)), case, way)
+    made = alignment(models, start, Row(row, ("--way", row, *SHORT), (case,), on_base=on_base), case, way)
     (folder / "0-0").mkdir(parents=True)
     kept = Result("aligned", row, "test", {"vqa": [1.0]}, way=way, seed=0, setting=case.name)
     write_results([kept], folder / "0-0")  # what an interrupted run has left behind
