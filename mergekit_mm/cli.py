@@ -282,6 +282,7 @@ def _json_object(context: click.Context, option: click.Parameter, value: str) ->
     help="Values of a published method for what is not given; it is a baseline, with its own start.",
 )
 @click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
+@click.option("--partial", is_flag=True, help="Experts may be without samples; what they can do may be forgotten.")
 @click.option(
     "--targets",
     metavar="PART,...",
@@ -371,6 +372,7 @@ def align(
     include_path: tuple[str, ...],
     metadata: dict[str, Any],
     per_expert: int | None,
+    partial: bool,
     dtype: str | None,
     random_seed: int | None,
     cuda: bool,
@@ -436,6 +438,7 @@ def align(
         source,
         work,
         tell,
+        partial,
     )
     click.echo(f"{out}: {result}")
 

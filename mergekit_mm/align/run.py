@@ -50,11 +50,13 @@ def align(
     source: str,
     work: Path | None,
     tell: Callable[[str], None],
+    partial: bool = False,
 ) -> Result:
     """Merge, and let the merged model learn from each expert's answers to its samples; `out` gets the model.
 
     work: the folder for the start, the experts' answers and the state of the training, which stays. None: a folder
-    beside `out`, from which an interrupted alignment goes on, and which is removed once `out` is there.
+    beside `out`, from which an interrupted alignment goes on, and which is removed once `out` is there. partial:
+    whether experts may be without samples: nothing is learnt from them, and nothing holds what they can do.
 
     Raises:
         MergeError: the merge would be refused, samples do not fit, a model cannot be loaded, or memory or disk do not
@@ -72,7 +74,7 @@ def align(
         if settings.way == "coefficients":
             require_weighted(plan, source)
         experts = experts_of(plan)
-        splits = split(by_expert(samples, list(experts)), settings.per_expert, settings.seed)
+        splits = split(by_expert(samples, list(experts), partial), settings.per_expert, settings.seed)
         for name, own in splits.items():
             require_media(experts[name].model, [*own.trained, *own.held_back])
         job = Job(config, plan, source, options, settings, splits, out, folder, tell)

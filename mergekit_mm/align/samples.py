@@ -196,8 +196,10 @@ def short_name(expert: str) -> str:
     return Path(expert.rpartition("+")[2]).name
 
 
-def by_expert(samples: Iterable[Sample], experts: Sequence[str]) -> dict[str, list[Sample]]:
+def by_expert(samples: Iterable[Sample], experts: Sequence[str], partial: bool = False) -> dict[str, list[Sample]]:
     """The samples of each of the `experts`, by the experts' names in the config. Equal samples of one count once.
+
+    partial: whether experts may be without samples; these are then left out of what is returned.
 
     Raises:
         MergeError: a sample's expert is none of them, or could be several; or an expert has no samples.
@@ -205,9 +207,13 @@ def by_expert(samples: Iterable[Sample], experts: Sequence[str]) -> dict[str, li
     found: dict[str, dict[str, Sample]] = {name: {} for name in experts}
     for sample in samples:
         found[meant(sample.expert, experts, sample.where)].setdefault(sample.digest, sample)
-    if without := [name for name, own in found.items() if not own]:
-        raise MergeError(f"There are no samples for {', '.join(without)}: every expert of the merge needs some.")
-    return {name: list(own.values()) for name, own in found.items()}
+    without = [name for name, own in found.items() if not own]
+    if without and not partial:
+        raise MergeError(
+            f"There are no samples for {', '.join(without)}: what it can do may be forgotten. Give every expert of the "
+            "merge some, or accept that by --partial."
+        )
+    return {name: list(own.values()) for name, own in found.items() if own}
 
 
 def split(samples: Mapping[str, Sequence[Sample]], per_expert: int | None, seed: int) -> dict[str, Split]:

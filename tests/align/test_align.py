@@ -155,6 +155,22 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.parametrize("way", ["adapter", "coefficients"])
+def test_nothing_is_asked_of_an_expert_without_samples(way: str, tmp_path: Path) -> None:
+    """The samples of the others decide alone."""
+    lines = [line for line in samples().read_text().splitlines() if "expert_color" not in line]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    given = ["align", str(recipe()), str(tmp_path / "out"), "--samples", str(tmp_path / "some.jsonl"), "--way", way]
+    refused = CliRunner().invoke(main, [*given, *QUICK])
+    assert f"There are no samples for {EXPERT}" in refused.output
+    assert "--partial" in refused.output
+    result = CliRunner().invoke(main, [*given, *QUICK, "--steps", "2", "--partial"])
+    assert result.exit_code == 0, result.output
+    found = report(tmp_path / "out")
+    assert {Path(name).name for name in found["samples"]} == {"expert_shape", "expert_yesno"}
+    assert all(set(step["divergence"]) == set(found["samples"]) for step in found["history"])
+
+
 # --------------------------------------------------------------------------------------------------- coefficients
 
 
@@ -255,6 +271,7 @@ def test_experts_are_named_by_the_last_part_of_their_path(tmp_path: Path) -> Non
         by_expert(read_samples(path), ["base+lora/chart"])
     with pytest.raises(MergeError, match="There are no samples for third"):
         by_expert(read_samples(path), ["models/ocr", "base+lora/chart", "third"])
+    assert list(by_expert(read_samples(path), ["third", "models/ocr", "base+lora/chart"], partial=True)) == list(found)
 
 
 def test_a_quarter_is_held_back_and_the_order_of_lines_changes_nothing(tmp_path: Path) -> None:
