@@ -160,13 +160,12 @@ def test_nothing_is_asked_of_an_expert_without_samples(way: str, tmp_path: Path)
     """The samples of the others decide alone."""
     lines = [line for line in samples().read_text().splitlines() if "expert_color" not in line]
     (tmp_path / "some.jsonl").write_text("\n".join(lines))
-    given = ["align", str(recipe()), str(tmp_path / "out"), "--samples", str(tmp_path / "some.jsonl"), "--way", way]
-    refused = CliRunner().invoke(main, [*given, *QUICK])
+    some = tmp_path / "some.jsonl"
+    _, refused = align(easy_vqa_merge(), some, "--way", way)
     assert f"There are no samples for {EXPERT}" in refused.output
     assert "--partial" in refused.output
-    result = CliRunner().invoke(main, [*given, *QUICK, "--steps", "2", "--partial"])
-    assert result.exit_code == 0, result.output
-    found = report(tmp_path / "out")
+    out = aligned(easy_vqa_merge(), some, "--way", way, "--partial")
+    found = report(out)
     assert {Path(name).name for name in found["samples"]} == {"expert_shape", "expert_yesno"}
     assert all(set(step["divergence"]) == set(found["samples"]) for step in found["history"])
 
