@@ -8,11 +8,13 @@ matrix, tau_1 ... tau_N the task vectors, and for each direction r
     gamma_r = N / sum_i max(alpha, p_ir),   s_r <- gamma_r s_r .
 
 p_ir is how many times the response of expert i to direction r is in the merged one. With alpha = 1 the spectrum can
-only be damped, with the smaller default of 1 / N it may also be amplified.
+only be damped, with the smaller default of 1 / N it may also be amplified. D is the delta before `scaling`.
 
-Source: the released code of https://github.com/lyymuwu/SVC. Deviations, all deliberate:
+Source: the released code of https://github.com/lyymuwu/SVC, whose command has alpha = 1 and whose manual has 0.1, as
+FusionBench's version has, behind a sum of 0.3 times the task vectors. Deviations, all deliberate:
   - an expert without a response (a_ir = 0 to rounding) has no say: N counts those that have one, and where none has,
-    gamma_r = 1. The quotient 0 / 0 is NaN otherwise, which adapters and frozen layers are full of;
+    gamma_r = 1. The released code counts such an expert as alpha, which would lengthen what only one of N adapters
+    changes up to N times; weak responses, of which full fine-tunes have nothing else, have p_ir of about 1 in a sum;
   - directions whose singular values coincide are not defined one by one, as any rotation of them is as good. They share
     one gamma, with <.,.> and || . || taken over all of them. Methods with a flat spectrum (Iso-C) are then rescaled as
     a whole, instead of at random;
