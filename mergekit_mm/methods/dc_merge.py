@@ -11,7 +11,8 @@ sign of their sum, and takes the mean of the entries that have it; the mask keep
 which an expert meets itself.
 
 Source: the released code of https://github.com/Tobeginwith/DC-Merge, which leaves the spectra of full fine-tunes as
-they are (`smoothing: none`). Deviations from it, all deliberate:
+they are (`smoothing: none`). On LLaVA's adapters it merges B A and loads the result with an alpha/r of 2, in the place
+of the adapters' own; here that is in the task vectors. Deviations from it, all deliberate:
   - k_i = min(k, rank of tau_i), for adapters and full fine-tunes alike. The released code has the adapter's rank there;
   - TIES keeps a tenth of the entries, as in the paper. The released 0.1 % is less than one entry for each direction
     where few adapters of small rank meet; `density: 0.001` is that;
