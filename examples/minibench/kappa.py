@@ -4,15 +4,13 @@
     python -m examples.minibench.kappa --quick
 
 At a strength lambda a tensor moves lambda || tau_m || / RMS_i || tau_i || times as far as the experts moved it. The
-constant of one merge is the median of this over its tensors, that of a method the geometric mean over its merges. Every
-merge is solved once more, without any question. One whose best strength is an end of the grid is told, as its best may
-lie beyond. The values are for `KAPPA` in mergekit_mm/methods/scaling.py.
+constant of a merge is the median over its tensors, that of a method the geometric mean over its merges, each of which
+is solved once more. The best strength may lie beyond an end of the grid. For `KAPPA` in mergekit_mm/methods/scaling.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from pathlib import Path
 
@@ -37,8 +35,8 @@ def fitted(merge: Merge, strength: float) -> float:
     compiler = Compiler(plan(recipe, quiet=True), options)
     for _ in run(compiler.to_deltas(), options):
         pass  # what is wanted is noted on the way
-    now = KAPPA.get(merge.method.merge_method, 1.0)
-    return strength * now / statistics.median(compiler.found_scalings.values.values())
+    found = statistics.median(compiler.found_scalings.values.values())
+    return strength * KAPPA.get(merge.method.merge_method, 1.0) / found
 
 
 def main() -> None:
@@ -46,22 +44,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="of the quick variant of the benchmark")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "minibench")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    products = Products(QUICK if arguments.quick else FULL, out)
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}  # (row, way) -> strengths and constants
+    out, asked = arguments.out.resolve(), QUICK if arguments.quick else FULL
+    products, found = Products(asked, out), dict[tuple[str, str], list[tuple[float, float]]]()
     for experts, method in products.merges():
-        tries = products.asking().choice(experts, method).folder(out) if method.settings[experts.way].strength else None
-        if method.group == "method" and is_own_method(method.merge_method) and tries and tries.exists():
+        tries = products.asking().choice(experts, method).folder(out)
+        if method.group == "method" and is_own_method(method.merge_method) and tries.exists():
             folders = [each.folder(out) for each in experts.experts]
             merge = Merge(method, experts.start.folder(out), folders, experts.base, experts.way, experts.seed)
             strength = best_strength(read_results(tries))
-            found.setdefault((method.name, experts.way), []).append((strength, fitted(merge, strength)))
+            found.setdefault((method.name, experts.way), []).append((fitted(merge, strength), strength))
     for (name, way), pairs in found.items():
-        strengths, constants = zip(*pairs, strict=True)
-        mean = math.exp(statistics.fmean(map(math.log, constants)))
-        ends = sum(strength in (min(products.plan.grid), max(products.plan.grid)) for strength in strengths)
-        told = f"; {ends} at an end of the grid" * bool(ends)
-        print(f"{name:14} {way:5} {mean:.2f}   ({min(constants):.2f} to {max(constants):.2f} in {len(pairs)}{told})")
+        constants = [constant for constant, _ in pairs]
+        ends = sum(strength in (min(asked.grid), max(asked.grid)) for _, strength in pairs)
+        told = f"{min(constants):.2f} to {max(constants):.2f} in {len(pairs)} merges, {ends} at an end of the grid"
+        print(f"{name:14} {way:5} {statistics.geometric_mean(constants):.2f}   ({told})")
 
 
 if __name__ == "__main__":
