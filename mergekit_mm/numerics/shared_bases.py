@@ -28,9 +28,9 @@ _SETTLED = 1e-12  # share of what is kept, by which a last turn may gain
 
 
 def shared_core(task_vectors: Sequence[TaskVector], rank: int) -> JointCore | None:
-    """The deltas (out, in) of adapters projected on their best shared bases of `rank`; None if all of them fit whole.
+    """The deltas (out, in) of adapters projected on their best shared bases of `rank`, with cores (rank, rank).
 
-    The cores are (rank, rank).
+    None if there is nothing to share: all of them fit whole, or only one of them changes the matrix.
 
     Raises:
         ValueError: a task vector is not factored.
@@ -39,6 +39,8 @@ def shared_core(task_vectors: Sequence[TaskVector], rank: int) -> JointCore | No
     if rank >= min(joint.left.shape[1], joint.right.shape[0]):
         return None
     cores = torch.stack([core.dense(torch.float64) for core in joint.cores])
+    if int(cores.flatten(1).any(dim=1).sum()) < 2:
+        return None
     u, v = _bases(_targets(cores), rank)
     return JointCore(joint.left @ u, v.T @ joint.right, tuple(TaskVector.of(u.T @ core @ v) for core in cores))
 

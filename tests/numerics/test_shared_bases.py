@@ -59,14 +59,22 @@ def test_what_fits_is_left_alone() -> None:
         assert relative(after, before) < 1e-6
 
 
-def test_of_one_adapter_it_is_the_best_approximation_and_of_none_nothing() -> None:
+def test_one_adapter_alone_shares_nothing() -> None:
+    (given,) = make_factors((30, 50), [6])
+    assert shared_core([given, *make_factors((30, 50), [0])], 2) is None
+    zeros = [TaskVector.low_rank(t.left * 0, t.right) for t in make_factors((30, 50), [3, 3])]
+    assert shared_core(zeros, 2) is None
+    assert shared_core([given, zeros[0]], 2) is None
+
+
+def test_equal_adapters_have_their_best_approximation() -> None:
     (given,) = make_factors((30, 50), [6])
     u, s, vh = torch.linalg.svd(given.dense(torch.float64))
-    found = compressed([given, *make_factors((30, 50), [0])], 2)
-    assert relative(found[0].dense(torch.float64), (u[:, :2] * s[:2]) @ vh[:2]) < 1e-9
-    assert not found[1].dense(torch.float64).any()
-    zeros = [TaskVector.low_rank(t.left * 0, t.right) for t in make_factors((30, 50), [3, 3])]
-    assert not any(d.any() for d in dense(compressed(zeros, 2)))
+    unused = TaskVector.low_rank(given.left * 0, given.right)
+    found = dense(compressed([given, given, unused], 2))
+    assert relative(found[0], (u[:, :2] * s[:2]) @ vh[:2]) < 1e-9
+    assert relative(found[1], found[0]) < 1e-12
+    assert not found[2].any()
 
 
 @pytest.mark.parametrize(
