@@ -153,7 +153,7 @@ def sweep(
     "--rank-mode",
     type=click.Choice(["truncate", "shared"]),
     default="truncate",
-    help="Cut what was merged, or project adapters on their best shared bases of that rank and merge then.",
+    help="Cut what was merged, or merge adapters in their best shared bases of that rank.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")

@@ -38,7 +38,7 @@ class Compiler:
 
     sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
     scaled, and equal tasks of all strengths are run once.
-    shared_rank: adapters are projected on bases of this rank that they share, before they are merged.
+    shared_rank: adapters are merged in the coordinates of bases of this rank that they share.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ which the base is subtracted where a delta is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mergekit.graph import Task
 from pydantic import InstanceOf
 
 from mergekit_mm.methods import method_named
-from mergekit_mm.numerics.shared_bases import compressed
+from mergekit_mm.numerics.shared_bases import shared_core
 from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum, working_dtype
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
@@ -47,7 +48,7 @@ class MergeDelta(Step[TaskVector | None]):
     scaling: float = 1.0  # of the merged delta over the merge's base
     own: tuple[float, ...] = ()  # factors of the experts' own deltas, which are added to it; empty for none
     name: str
-    shared_rank: int | None = None  # of the bases on which factors of a matrix are projected before they are merged
+    shared_rank: int | None = None  # of the bases in whose coordinates the factors of a matrix are merged
     found: InstanceOf[FoundScalings] | None = None  # with `scaling: auto`: where the scaling is noted that is applied
     as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
@@ -86,9 +87,15 @@ class MergeDelta(Step[TaskVector | None]):
             shares, summands = zip(*parts, strict=True)
             return weighted_sum([*summands, delta_of_base], [*shares, 1.0])
 
-    def _merged(self, deltas: list[TaskVector]) -> TaskVector:
+    def _merged(self, deltas: Sequence[TaskVector]) -> TaskVector:
         if self.shared_rank is not None and all(d.is_factored and d.left.ndim == 2 for d in deltas):
-            deltas = compressed(deltas, self.shared_rank)
+            shared = shared_core(deltas, self.shared_rank)
+            if shared is not None:
+                return shared.expand(self._made_of(shared.cores))
+        return self._made_of(deltas)
+
+    def _made_of(self, deltas: Sequence[TaskVector]) -> TaskVector:
+        """What the method makes of task vectors, which may be the cores of adapters in bases that they share."""
         if self.weights:
             return weighted_sum(deltas, self.weights)
         parameters, method = dict(self.parameters.items()), method_named(self.method)
