@@ -84,6 +84,7 @@ class Run:
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self.answers = Answers()
+        self.keeps_answers = True  # whether a failure leaves the answers so far in a file
         self._replies: Counter[str] = Counter()
         self._cut: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
@@ -182,6 +183,8 @@ class Run:
         try:
             yield
         except BaseException:
+            if not self.keeps_answers:
+                raise
             hook = self._lm.cache_hook
             if hook is not self.answers:
                 LOG.error("The answers so far are in the cache (--use_cache): the same command goes on from there.")
