@@ -102,7 +102,7 @@ class MultimodalLoader(HFLM):
 
     @property
     def is_original_internvl(self) -> bool:
-        """Whether the checkpoint is an InternVL in its original form, so that its tensors have other names in memory."""
+        """Whether the checkpoint is an InternVL in its original form, whose tensors have other names in memory."""
         return self._internvl is not None
 
     @property

@@ -1,7 +1,7 @@
 """Tasks of lm-eval, asked in this process a few questions at a time, with a value for each question.
 
-lm-eval (0.4.13 up to 0.5) asks all documents of a task or the first ones. Here the questions are drawn, so the method by
-which a task gives its documents is replaced for the time of one evaluation.
+lm-eval (0.4.13 up to 0.5) asks all documents of a task or the first ones. Here the questions are drawn, so the methods
+by which a task gives its documents are replaced for the time of one evaluation.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 from lm_eval.api.metrics import mean
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
+from tqdm import tqdm
 
 from mergekit_mm.errors import EvaluationError
 from mergekit_mm.evaluation.model.mllm import MLLM
@@ -101,8 +104,8 @@ def _metric(name: str, task: Any, asked: str | None) -> tuple[str, str]:
     filters = [each.name for each in task._filters]
     if not means:
         raise EvaluationError(
-            f"{name} has no metric that is a mean over its questions ({', '.join(task.aggregation()) or 'none at all'}), "
-            "so there is no value for each question to compare models by. Leave it out."
+            f"{name} has no metric that is a mean over its questions, so that there is no value for each of them to "
+            f"compare models by; its metrics: {', '.join(task.aggregation()) or 'none'}. Leave it out."
         )
     if asked is None:
         return ("score" if "score" in means else means[0]), filters[0]
@@ -127,10 +130,9 @@ def ask(
     if not asked:
         return [{} for _ in questions]
     lm.run.keeps_answers = False
-    with _only(asked):
-        tasks = {each.name: each.task for each, _ in asked}
-        model: Any = lm if progress else _Silent(lm)
-        found = evaluate(model, {"tasks": tasks, "groups": {}, "group_map": {}}, bootstrap_iters=0, log_samples=True)
+    tasks = {"tasks": {each.name: each.task for each, _ in asked}, "groups": {}, "group_map": {}}
+    with _only(asked), nullcontext() if progress else _no_bars():
+        found = evaluate(lm if progress else _Silent(lm), tasks, bootstrap_iters=0, log_samples=True)
     lm.run.facts()  # begins all counts anew
     values = {each.name: _values(each, wanted, found["samples"][each.name]) for each, wanted in asked}
     return [values.get(each.name, {}) for each in questions]
@@ -151,17 +153,47 @@ def _values(questions: Questions, numbers: Sequence[int], samples: Sequence[Mapp
     return values
 
 
+def model_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a model as lm-eval's command line takes them: `name=value,...`, or a JSON object.
+
+    Raises:
+        EvaluationError: the text is neither, or names what is given otherwise.
+    """
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else simple_parse_args_string(text)
+    except ValueError as error:
+        raise EvaluationError(f"{text!r} is no list of NAME=VALUE: {error}") from error
+    if taken := {"pretrained", "dtype", "device", "batch_size"} & found.keys():
+        raise EvaluationError(f"The argument {sorted(taken)[0]} of the model is given by the command itself.")
+    return dict(found)
+
+
 @contextmanager
 def _only(asked: Sequence[tuple[Questions, Sequence[int]]]) -> Iterator[None]:
     """While open, each task has no documents but these, in this order."""
     for each, numbers in asked:
         chosen = _chosen(each.documents, numbers)
-        vars(each.task) |= {"has_test_docs": lambda: True, "test_docs": partial(lambda docs: docs, chosen)}
+        vars(each.task).update(has_test_docs=lambda: True, test_docs=partial(_itself, chosen))
     try:
         yield
     finally:
         for each, _ in asked:
             del vars(each.task)["has_test_docs"], vars(each.task)["test_docs"]
+
+
+def _itself(documents: Any) -> Any:
+    return documents
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """While open, tasks tell nothing of the prompts that they build."""
+    shown = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = shown
 
 
 def _chosen(documents: Any, numbers: Sequence[int]) -> Any:

@@ -1,0 +1,175 @@
+"""What candidates are measured by: labelled questions of lm-eval's tasks, or unlabelled samples of the experts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from mergekit_mm.align.answers import Expert
+from mergekit_mm.align.answers import Kept as KeptAnswers
+from mergekit_mm.align.inputs import batches, encode, on_device, with_answer
+from mergekit_mm.align.objective import Answer, divergence
+from mergekit_mm.align.samples import Sample
+from mergekit_mm.errors import EvaluationError
+from mergekit_mm.evaluation.model import questions
+from mergekit_mm.evaluation.model.likelihood import logits_of_answers
+from mergekit_mm.evaluation.model.mllm import MLLM
+from mergekit_mm.evaluation.model.questions import Questions
+from mergekit_mm.tune.scores import Value, Values
+
+Asked = Mapping[str, Sequence[int]]  # by set: places in the order of its questions
+
+
+class Judge(Protocol):
+    """A measure of a model: sets of questions, each in an order that was drawn, and a value for each of them."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Each set's name and the number of its questions."""
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Each set's name and a text that changes where its questions, their order or their scoring do."""
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether values are fractions, which are shown in percent."""
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """Sentences on what is measured, for people."""
+
+    def ask(self, lm: MLLM, asked: Asked) -> Values:
+        """The values of a model.
+
+        Raises:
+            EvaluationError: a question cannot be asked. MergeError: the model's tokens are not those of an expert.
+        """
+
+    def require_comparable(self, values: Values) -> None:
+        """EvaluationError if the sets have values whose mean would mean nothing."""
+
+
+class ByTasks:
+    """The metric of each task, question by question."""
+
+    def __init__(self, tasks: Sequence[Questions], seed: int, progress: bool) -> None:
+        """seed: that by which the questions were ordered.
+
+        Raises:
+            EvaluationError: the mean of these metrics means nothing, as a higher value is not always better.
+        """
+        self._tasks, self._seed, self._progress = tasks, seed, progress
+        lower = [each for each in tasks if not each.higher_is_better]
+        if lower and len(lower) < len(tasks):
+            raise EvaluationError(
+                f"Of {lower[0].scored_by} of {lower[0].name} less is better, of other tasks more: there is no mean of "
+                "both. Choose another metric, or leave that task out."
+            )
+        self.higher_is_better = not lower
+        self.in_percent = self.higher_is_better
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {each.name: len(each.order) for each in self._tasks}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {each.name: f"{each.digest} {each.metric} {each.filter} {self._seed}" for each in self._tasks}
+
+    @property
+    def measures(self) -> Sequence[str]:
+        found = [f"{each.name}: {each.scored_by} of {len(each.order)} questions ({each.split})" for each in self._tasks]
+        if tested := [each.name for each in self._tasks if "test" in each.split.lower()]:
+            found.append(
+                f"Warning: by their names these are test questions: {', '.join(tested)}. What is chosen on them is no "
+                "result on them: report other questions."
+            )
+        return found
+
+    def ask(self, lm: MLLM, asked: Asked) -> Values:
+        numbers = [[each.order[at] for at in asked[each.name]] for each in self._tasks]
+        found = questions.ask(lm, self._tasks, numbers, self._progress)
+        values: dict[str, dict[int, Value | None]] = {}
+        for each, own in zip(self._tasks, found, strict=True):
+            values[each.name] = {
+                at: None if (value := own[each.order[at]]) is None else (value, 1.0) for at in asked[each.name]
+            }
+        return values
+
+    def require_comparable(self, values: Values) -> None:
+        for each in self._tasks:
+            found = [pair[0] for pair in values[each.name].values() if pair is not None]
+            beyond = [value for value in found if not 0 <= value <= 1]
+            if beyond and len(self._tasks) > 1:
+                raise EvaluationError(
+                    f"{each.scored_by} of {each.name} is {beyond[0]:g} for a question. Tasks are averaged, so all of "
+                    "them need values from 0 to 1: choose another metric, or this task alone."
+                )
+            self.in_percent &= not beyond
+
+
+class ByDivergence:
+    """The divergence from each expert at the tokens of its own answers, in nats per token; no labels are needed."""
+
+    higher_is_better, in_percent = False, False
+
+    def __init__(
+        self,
+        experts: Mapping[str, Expert],
+        samples: Mapping[str, Sequence[Sample]],
+        answers: KeptAnswers,
+        seed: int,
+        at_once: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        """experts, samples: by the names of the experts. All experts are asked here, one in memory at a time."""
+        self._experts, self._keeper, self._at_once = experts, answers, at_once
+        self._samples: dict[str, list[Sample]] = {}
+        self._answers: dict[str, list[Answer]] = {}
+        for name, own in samples.items():
+            ordered = sorted(own, key=lambda sample: sample.digest)
+            self._samples[name] = random.Random(f"{seed} {name}").sample(ordered, len(ordered))
+            self._answers[name] = answers.ask(experts[name], self._samples[name], tell)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {name: len(own) for name, own in self._samples.items()}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        asking = self._keeper.asking
+        return {
+            name: " ".join([self._experts[name].fingerprint, str(asking), *(sample.digest for sample in own)])
+            for name, own in self._samples.items()
+        }
+
+    @property
+    def measures(self) -> Sequence[str]:
+        return [f"divergence from {name} on {len(own)} samples" for name, own in self._samples.items()]
+
+    def ask(self, lm: MLLM, asked: Asked) -> Values:
+        return {name: self._of_expert(lm, name, places) for name, places in asked.items()}
+
+    def require_comparable(self, values: Values) -> None:
+        """Divergences in nats per token can be averaged whatever they are."""
+
+    def _of_expert(self, lm: MLLM, name: str, places: Sequence[int]) -> dict[int, Value | None]:
+        samples = [self._samples[name][at] for at in places]
+        answers = [self._answers[name][at] for at in places]
+        self._keeper.require_same_tokens(self._experts[name], samples, lm.tokenizer)
+        inputs = [with_answer(one, answer.ids) for one, answer in zip(encode(lm, samples), answers, strict=True)]
+        values: dict[int, Value | None] = {}
+        with torch.inference_mode():
+            for indices, batch in batches(inputs, self._at_once):
+                ids = [answers[at].ids.tolist() for at in indices]
+                for at, logits in zip(indices, logits_of_answers(lm.model, on_device(lm, batch), ids), strict=True):
+                    tokens = len(answers[at].ids)
+                    values[places[at]] = float(divergence(answers[at], logits)) / tokens, float(tokens)
+        return values
