@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -456,7 +457,7 @@ def tune(
         seed=seed,
         writes_model=write_model,
     )
-    options = MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet)
+    options = MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet or not sys.stderr.isatty())
 
     def tell(line: str) -> None:
         if not quiet:

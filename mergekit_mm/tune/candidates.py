@@ -129,13 +129,20 @@ def _if_not_said(method: str) -> dict[str, Any]:
 
 
 def _multiplied(setting: Any, strength: float) -> Any:
-    """A setting of the strength at another strength: gradients and filters keep their shape."""
-    if isinstance(setting, list):
-        return [
-            {**each, "value": _multiplied(each["value"], strength)} if isinstance(each, dict) else each * strength
-            for each in setting
-        ]
-    return strength
+    """A setting of the strength at another strength, which takes the place of a number and multiplies a gradient's.
+
+    Within filters, too, numbers are multiplied, as one filter's may differ from another's.
+    """
+    if not isinstance(setting, list):
+        return strength
+    return [
+        {**each, "value": _times(each["value"], strength)} if isinstance(each, dict) else _times(each, strength)
+        for each in setting
+    ]
+
+
+def _times(setting: Any, strength: float) -> Any:
+    return [_times(each, strength) for each in setting] if isinstance(setting, list) else setting * strength
 
 
 def _inputs(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -39,12 +39,10 @@ def draw(outcome: Outcome, factor: float, title: str) -> Figure | None:
     for row in grid:
         row[0].set_ylabel(title, fontsize=9)
     caption = [
-        "95 % intervals",
-        "orange: the chosen",
-        "blue: in the last round with it",
-        "grey: out before, by fewer questions",
+        "95 % intervals; orange: the chosen",
+        "blue: in the last round too; grey: out before, after fewer questions",
     ]
-    figure.supxlabel("strength\n" + "; ".join(caption), fontsize=8)
+    figure.supxlabel("\n".join(["strength", *caption]), fontsize=8)
     return figure
 
 
@@ -56,8 +54,7 @@ def _panel(axes: Axes, outcome: Outcome, label: str, entries: Sequence[Entry], f
         width = None if score.half_width is None else factor * score.half_width
         style: dict[str, Any] = {"fmt": "D" if entry is outcome.chosen else "o", "markersize": 4, "elinewidth": 1}
         axes.errorbar(place, factor * score.value, yerr=width, color=colour, **style)
-    if all(entry.candidate.strength is None for entry in entries):
-        axes.set_xticks([])
+    axes.set_xticks([entry.candidate.strength for entry in entries if entry.candidate.strength is not None])
     best = outcome.chosen.score.value
     axes.axhline(factor * best, color=_CHOSEN, linewidth=0.6, linestyle=":")
     axes.set_title(label.replace(":", "\n", 1), fontsize=8)

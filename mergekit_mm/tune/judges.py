@@ -45,6 +45,10 @@ class Judge(Protocol):
     def measures(self) -> Sequence[str]:
         """Sentences on what is measured, for people."""
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Sentences on what was noticed while models were asked."""
+
     def ask(self, lm: MLLM, asked: Asked) -> Values:
         """The values of a model.
 
@@ -66,6 +70,7 @@ class ByTasks:
             EvaluationError: the mean of these metrics means nothing, as a higher value is not always better.
         """
         self._tasks, self._seed, self._progress = tasks, seed, progress
+        self._cut: dict[str, tuple[int, int]] = {}  # by task: replies of all models that were cut, and all replies
         lower = [each for each in tasks if not each.higher_is_better]
         if lower and len(lower) < len(tasks):
             raise EvaluationError(
@@ -93,11 +98,24 @@ class ByTasks:
             )
         return found
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        return [
+            f"{name}: {cut} of {total} replies, of all candidates together, were not finished when their tokens were "
+            "used up (max_gen_toks)."
+            for name, (cut, total) in self._cut.items()
+            if cut
+        ]
+
     def ask(self, lm: MLLM, asked: Asked) -> Values:
-        numbers = [[each.order[at] for at in asked[each.name]] for each in self._tasks]
-        found = questions.ask(lm, self._tasks, numbers, self._progress)
+        numbers = {each: [each.order[at] for at in asked[each.name]] for each in self._tasks}
+        scored = questions.ask(lm, numbers, self._progress)
+        for name, (cut, total) in scored.cut.items():
+            before = self._cut.get(name, (0, 0))
+            self._cut[name] = before[0] + cut, before[1] + total
         values: dict[str, dict[int, Value | None]] = {}
-        for each, own in zip(self._tasks, found, strict=True):
+        for each in self._tasks:
+            own = scored.values[each.name]
             values[each.name] = {
                 at: None if (value := own[each.order[at]]) is None else (value, 1.0) for at in asked[each.name]
             }
@@ -153,6 +171,10 @@ class ByDivergence:
     @property
     def measures(self) -> Sequence[str]:
         return [f"divergence from {name} on {len(own)} samples" for name, own in self._samples.items()]
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return []
 
     def ask(self, lm: MLLM, asked: Asked) -> Values:
         return {name: self._of_expert(lm, name, places) for name, places in asked.items()}

@@ -18,9 +18,13 @@ from mergekit_mm.tune.scores import Estimate, Values, difference, estimate
 
 @dataclass
 class Entry:
-    """A candidate and what is known of it. rounds: how many it took part in. questions: of each set, so far."""
+    """A candidate and what is known of it.
+
+    place: among the candidates as they were given. rounds: how many it took part in. questions: of each set, so far.
+    """
 
     candidate: Candidate
+    place: int
     values: Values = field(default_factory=dict)
     rounds: int = 0
     questions: int = 0
@@ -74,7 +78,7 @@ class Race:
 
     def run(self, candidates: Sequence[Candidate], race: Sequence[Round]) -> Outcome:
         """All rounds over the candidates, in whose order equals stand."""
-        entries = [Entry(candidate) for candidate in candidates]
+        entries = [Entry(candidate, place) for place, candidate in enumerate(candidates)]
         clock = _Clock(new_answers(race, self._judge.sizes), sum(each.candidates for each in race))
         out: list[Entry] = []
         for number, each in enumerate(race, 1):
@@ -120,9 +124,9 @@ class Race:
         entry.rounds, entry.questions = entry.rounds + 1, each.questions
 
     def _ordered(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The best first, of equal ones the earlier method, and the smaller strength."""
+        """The best first, of equal ones the earlier."""
         sign = -1 if self._judge.higher_is_better else 1
-        return sorted(entries, key=lambda entry: sign * entry.score.value)
+        return sorted(entries, key=lambda entry: (sign * entry.score.value, entry.place))
 
     def _tell_who_goes(self, entries: Sequence[Entry], left: int) -> None:
         """Tell how many go out, and how many of them might be as good as the best, as far as is known."""

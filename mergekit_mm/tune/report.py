@@ -13,6 +13,10 @@ from mergekit_mm.tune.figure import draw
 from mergekit_mm.tune.race import Entry, Outcome, Race, by_variant
 from mergekit_mm.tune.scores import estimate
 
+_LEGEND = (
+    "±: half the width of a 95 % interval, 1.96 standard errors over the questions. All tasks count alike, whatever "
+    "their questions. Minus the chosen: on the questions that both were asked, one by one."
+)
 BEST, TABLE, NUMBERS, FIGURE, DATA = "best.yaml", "tune.md", "tune.csv", "tune.png", "tune.json"
 
 
@@ -52,19 +56,24 @@ def _edge(outcome: Outcome) -> list[str]:
 
 
 def write_report(
-    out: Path, outcome: Outcome, race: Race, notes: Sequence[str], facts: Mapping[str, Any], title: str
+    out: Path,
+    outcome: Outcome,
+    race: Race,
+    said: Sequence[str],
+    notes: Sequence[str],
+    facts: Mapping[str, Any],
+    title: str,
 ) -> None:
     """Write table, numbers, figure, all values, and the config of the chosen one.
 
-    notes: sentences beneath the table. facts: what the run depended on, by name, in types that JSON has. title: what
-    the scores are.
+    said: sentences on the choice, which stand in the config too. notes: others, beneath the table. facts: what the run
+    depended on, by name, in types that JSON has. title: what the scores are.
     """
     out.mkdir(parents=True, exist_ok=True)
-    comment = "\n".join(f"# {note}" for note in notes)
+    comment = "\n".join(f"# {sentence}" for sentence in said)
     (out / BEST).write_text(f"{comment}\n{outcome.chosen.candidate.source}", encoding="utf-8")
-    (out / TABLE).write_text(
-        "\n".join([as_markdown(outcome, race, title), "", *(f"- {n}" for n in notes), ""]), encoding="utf-8"
-    )
+    table = [as_markdown(outcome, race, title), "", *(f"- {each}" for each in (*said, _LEGEND, *notes)), ""]
+    (out / TABLE).write_text("\n".join(table), encoding="utf-8")
     (out / NUMBERS).write_text(as_csv(outcome), encoding="utf-8")
     data = {
         "facts": facts,
@@ -78,17 +87,22 @@ def write_report(
 
 def as_markdown(outcome: Outcome, race: Race, title: str) -> str:
     """A pipe table, the best candidate first."""
-    lines = [
-        "| method | strength | rounds | questions | " + f"{title} | minus the chosen |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    sets = list(outcome.chosen.values)
+    each_set = sets if len(sets) > 1 else []
+    heads = ["method", "strength", "rounds", "questions", title, "minus the chosen", *each_set]
+    lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
     for entry in outcome.entries:
         strength = "" if entry.candidate.strength is None else f"{entry.candidate.strength:g}"
         behind = "" if entry is outcome.chosen else race.shown(outcome.behind(entry), "+")
         name = f"`{entry.candidate.variant.label}`"
         cells = [f"**{name}**" if entry is outcome.chosen else name, strength, str(entry.rounds), str(_asked(entry))]
-        lines.append(f"| {' | '.join([*cells, race.shown(entry.score), behind])} |")
+        of_sets = [race.shown(estimate({each: entry.values[each]})) for each in each_set]
+        lines.append(_row([*cells, race.shown(entry.score), behind, *of_sets]))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def as_csv(outcome: Outcome) -> str:

@@ -137,7 +137,9 @@ def tune(
         said = sentences(outcome, runner, _command(out, options))
         title = "mean, %" if judge.in_percent else "divergence" if isinstance(measured, Samples) else "mean"
         facts = {"mergekit-mm": __version__, "seed": settings.seed, "dtype": settings.dtype, "sets": dict(judge.sizes)}
-        write_report(out, outcome, runner, [*said, *judge.measures, *notes], facts, title)
+        for remark in judge.remarks:
+            tell(remark)
+        write_report(out, outcome, runner, said, [*judge.measures, *judge.remarks, *notes], facts, title)
         if settings.writes_model:
             best = outcome.chosen.candidate
             quiet = options.model_copy(update={"quiet": True})
@@ -155,22 +157,24 @@ def _candidates(
     variants = settings.variants or default_variants(plan)
     if unknown := settings.strengths.keys() - {"", *(variant.method for variant in variants)}:
         raise MergeError(f"--strengths: {sorted(unknown)[0]} is none of the methods that are tried.")
-    found: dict[str, Candidate] = {}
-    solved, notes = 0, []
+    found: list[Candidate] = []
+    first_plans: list[MergePlan] = []  # of each variant at its first strength, which tells whether two are the same
+    notes = []
     for variant in variants:
         strengths = settings.strengths.get(variant.method, settings.strengths.get("", STRENGTHS))
         own = candidates(source, variant, strengths)
         try:
-            solved += _solution_bytes(plan_merge(own[0].config, options, own[0].source))
+            first = plan_merge(own[0].config, options, own[0].source)
         except MergeError as error:
             notes.append(f"Left out: {variant.label}, as this merge refuses it: {str(error).splitlines()[0]}")
             tell(notes[-1])
             continue
-        for candidate in own:
-            found.setdefault(candidate.source, candidate)
+        if all(first.tensors != other.tensors for other in first_plans):
+            first_plans.append(first)
+            found += own
     if not found:
         raise MergeError("\n".join(["None of the methods applies to this config.", *notes]))
-    return list(found.values()), solved, notes
+    return found, sum(map(_solution_bytes, first_plans)), notes
 
 
 def _judge(

@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,26 +116,36 @@ def _metric(name: str, task: Any, asked: str | None) -> tuple[str, str]:
     return metric, wanted or filters[0]
 
 
-def ask(
-    lm: MLLM, questions: Sequence[Questions], numbers: Sequence[Sequence[int]], progress: bool
-) -> list[dict[int, float | None]]:
-    """The values of some documents of each task, by their numbers; None where a question could not be asked.
+@dataclass(frozen=True)
+class Scored:
+    """What came of asking. values: of each task's documents by their numbers, None where one could not be asked.
 
-    numbers: of the documents to ask, for each of `questions`; may be empty.
+    cut: for each task, how many replies were not finished when their tokens were used up, and of how many.
+    """
+
+    values: Mapping[str, Mapping[int, float | None]]
+    cut: Mapping[str, tuple[int, int]]
+
+
+def ask(lm: MLLM, numbers: Mapping[Questions, Sequence[int]], progress: bool) -> Scored:
+    """Ask a model some documents of each task. numbers: of these documents; there may be none.
+
+    progress: whether a bar is shown.
 
     Raises:
-        EvaluationError: a document cannot be asked; its value is no number.
+        EvaluationError: a document cannot be asked; or its value is no number.
     """
-    asked = [(each, wanted) for each, wanted in zip(questions, numbers, strict=True) if wanted]
+    asked = [(each, wanted) for each, wanted in numbers.items() if wanted]
+    nothing: dict[str, Mapping[int, float | None]] = {each.name: {} for each in numbers}
     if not asked:
-        return [{} for _ in questions]
-    lm.run.keeps_answers = False
+        return Scored(nothing, {})
+    lm.run.is_part = True
     tasks = {"tasks": {each.name: each.task for each, _ in asked}, "groups": {}, "group_map": {}}
-    with _only(asked), nullcontext() if progress else _no_bars():
+    with _only(asked), _prompts_built_in_silence():
         found = evaluate(lm if progress else _Silent(lm), tasks, bootstrap_iters=0, log_samples=True)
-    lm.run.facts()  # begins all counts anew
+    cut = lm.run.facts()["replies_cut_at_max_gen_toks"]
     values = {each.name: _values(each, wanted, found["samples"][each.name]) for each, wanted in asked}
-    return [values.get(each.name, {}) for each in questions]
+    return Scored({**nothing, **values}, {task: (counted["cut"], counted["of"]) for task, counted in cut.items()})
 
 
 def _values(questions: Questions, numbers: Sequence[int], samples: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
@@ -186,8 +196,8 @@ def _itself(documents: Any) -> Any:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """While open, tasks tell nothing of the prompts that they build."""
+def _prompts_built_in_silence() -> Iterator[None]:
+    """While open, tasks show no bar while they build prompts, which takes next to no time."""
     shown = lm_eval.api.task.tqdm
     lm_eval.api.task.tqdm = partial(tqdm, disable=True)
     try:
