@@ -85,11 +85,9 @@ class Compiler:
 
     def to_memory(self) -> dict[str, Task[torch.Tensor]]:
         """Name in memory -> the task that makes a tensor of the model, as a merge writes it; copies are left out."""
-        made = {tensor.name: self.written(tensor) for tensor in self.plan.merged_tensors}
-        for output in self.plan.outputs:
-            if output.piece in (Piece.OWNER, Piece.BASIS, Piece.FACTOR):
-                made[output.name] = self._cast(self._piece(output, 1.0), output.like.dtype)
-        return made
+        if isinstance(self.plan, OmniPlan):  # whose names on disk are those in memory
+            return {out.name: self._cast(self._piece(out, 1.0), out.like.dtype) for out in self.plan.outputs}
+        return {tensor.name: self.written(tensor) for tensor in self.plan.merged_tensors}
 
     def written(self, tensor: TensorPlan) -> Task[torch.Tensor]:
         """The task that makes one planned tensor in the dtype in which a merge writes it."""

@@ -21,7 +21,7 @@ from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.evaluation.model.weights import Weights
 from mergekit_mm.merge import run_multimodal_merge
 from mergekit_mm.plan.merge_plan import MergePlan
-from mergekit_mm.plan.tensor_plan import Average, Merge, TensorPlan
+from mergekit_mm.plan.tensor_plan import Keep, TensorPlan
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import run
 from mergekit_mm.tasks.solutions import Solutions
@@ -29,7 +29,7 @@ from mergekit_mm.tune.candidates import Candidate
 
 
 class InMemory:
-    """The model in memory, if there is one yet, and the plans of the tensors that it holds."""
+    """The model in memory, if there is one yet, and the plans of the tensors that it holds, by their names there."""
 
     def __init__(self, work: Path, options: MergeOptions, solutions: Solutions, loader: Callable[[str], MLLM]) -> None:
         """work: the folder for models that are loaded. loader: loads the model in a directory."""
@@ -47,10 +47,9 @@ class InMemory:
             MergeError: the merge is refused, or the model as it is loaded does not hold what the merge changes.
         """
         lm, weights = self._loaded(candidate, plan)
-        changed = {tensor.name for tensor in plan.merged_tensors if self._held.get(tensor.name) != tensor}
-        planned = {tensor.name for tensor in plan.merged_tensors}
         tasks = Compiler(plan, self._options, solutions=self._solutions).to_memory()
-        wanted = {name: task for name, task in tasks.items() if name in changed or name not in planned}
+        planned = {name: plan[name] for name in tasks}
+        wanted = {name: task for name, task in tasks.items() if self._held.get(name) != planned[name]}
         names: dict[Task[Any], list[str]] = {}  # a layer that is repeated has the tasks of its original
         for name, task in wanted.items():
             names.setdefault(task, []).append(name)
@@ -59,7 +58,7 @@ class InMemory:
             for name in names[wanted[first]]:
                 if not weights.put(name, tensor):
                     _require_unheard(plan, name)
-        self._held = {tensor.name: tensor for tensor in plan.merged_tensors}
+        self._held = planned
         return lm
 
     def _loaded(self, candidate: Candidate, plan: MergePlan) -> tuple[MLLM, Weights]:
@@ -91,7 +90,7 @@ def _require_unheard(plan: MergePlan, name: str) -> None:
     Of a model that speaks only the part that answers in text is loaded; and some files hold tensors of no module.
     """
     speaks = any(tensor.name.startswith("thinker.") for tensor in plan.tensors)
-    if (speaks and not name.startswith("thinker.")) or not isinstance(plan[name].action, Merge | Average):
+    if (speaks and not name.startswith("thinker.")) or isinstance(plan[name].action, Keep):
         return
     raise MergeError(
         f"The merge changes {name}, which the model as transformers loads it does not hold: its methods and strengths "

@@ -130,16 +130,25 @@ LORA = {
 DONORS = {
     "base_model": str(OMNI / "llm"),
     "models": [{"model": str(OMNI / kind)} for kind in ("image", "audio", "video")],
+    "parameters": {"host": str(OMNI / "image"), "vision_tower": str(OMNI / "image")},
 }
+ROUTED_MODELS = [f"{OMNI / f'{kind}_aligned'}+{OMNI / f'{kind}_lora'}" for kind in ("image", "audio", "video")]
 ROUTED = {
     "base_model": str(OMNI / "llm"),
-    "models": [
-        {"model": f"{OMNI / f'{kind}_aligned'}+{OMNI / f'{kind}_lora'}"} for kind in ("image", "audio", "video")
-    ],
-    "parameters": {"composition": "damc"},
+    "models": [{"model": model} for model in ROUTED_MODELS],
+    "parameters": {"composition": "damc", "host": ROUTED_MODELS[0], "vision_tower": ROUTED_MODELS[0]},
 }
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "full": (VQA, ["tsv at 0.3", "ties at 0.3", "tsv at 0.7", "task_arithmetic at 0.7", "optmerge:preset=full:iterations=3 at 0.1"]),
+    "full": (
+        VQA,
+        [
+            "tsv at 0.3",
+            "ties at 0.3",
+            "tsv at 0.7",
+            "task_arithmetic at 0.7",
+            "optmerge:preset=full:iterations=3 at 0.1",
+        ],
+    ),
     "half": ({**VQA, "out_dtype": "bfloat16"}, ["swudi at 0.3", "task_arithmetic at 0.3", "swudi at 1.0"]),
     "adapters": (LORA, ["optmerge at 0.7", "task_arithmetic at 0.3", "robust_merge at 0.3", "optmerge at 0.1"]),
     "own": (
@@ -177,9 +186,7 @@ def test_the_model_in_memory_is_what_mergekit_writes(case: str, tmp_path: Path) 
         expected = model(merged.out, dtype="auto").model.state_dict()
         c.assert_same_bytes(dict(held), dict(expected))
         seen.append({name: tensor.clone() for name, tensor in held.items()})
-    changed = [
-        sum(not torch.equal(one[name], two[name]) for name in one) for one, two in pairwise(seen)
-    ]
+    changed = [sum(not torch.equal(one[name], two[name]) for name in one) for one, two in pairwise(seen)]
     assert min(changed) > 0
     assert len(loads) == 1
     # what the methods of this package have solved is not solved again at another strength
