@@ -40,10 +40,6 @@ class Weights:
             found = True
         return found
 
-    def get(self, name: str) -> Tensor | None:
-        """The tensor of the model that has this name there, not copied."""
-        return self._held.get(name, self._held.get(name.removeprefix("thinker.")))
-
     def _own(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """A tensor of the checkpoint under the model's names; one with fused parts is several in the model."""
         if self._lm.is_original_internvl:
