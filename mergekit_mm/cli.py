@@ -376,7 +376,9 @@ def _metadata(context: click.Context, option: click.Parameter, value: str | None
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, help="Questions that go through the model at once."
 )
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, help="The longest answer of an expert.")
+@click.option(
+    "--answer-tokens", type=click.IntRange(min=1), help="The longest answer of an expert to its samples.  [default: 32]"
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -406,7 +408,7 @@ def tune(
     model_args: str,
     write_model: bool,
     batch_size: int,
-    answer_tokens: int,
+    answer_tokens: int | None,
     dtype: str | None,
     seed: int,
     random_seed: int | None,
@@ -437,16 +439,18 @@ def tune(
     from mergekit_mm.tune.run import tune as run_tune
 
     if bool(tasks) == bool(samples):
-        raise click.UsageError(
-            "Say by what to choose: --tasks for labelled questions, or --samples for unlabelled ones."
-        )
+        raise click.UsageError("Say by what to choose: by --tasks with labels, or by --samples without.")
+    of_tasks = {"--metric": metric, "--include-path": include, "--metadata": metadata, "--model-args": model_args}
+    unread = [name for name, value in (of_tasks if samples else {"--answer-tokens": answer_tokens}).items() if value]
+    if unread:
+        raise click.UsageError(f"{unread[0]} has no effect on --{'samples' if samples else 'tasks'}: leave it out.")
     source, parsed = _read_config(config)
     lm_eval_tasks.install()
     measured: Tasks | Samples
     if tasks:
         measured = Tasks(tasks.split(","), [lm_eval_tasks.task_directory(), *include], metadata, metric)
     else:
-        measured = Samples([s for expert, path in samples for s in read_samples(path, expert)], answer_tokens)
+        measured = Samples([s for expert, path in samples for s in read_samples(path, expert)], answer_tokens or 32)
     settings = Settings(
         variants=[parse_variant(each) for each in methods.split(",")] if methods else (),
         strengths=strengths,
