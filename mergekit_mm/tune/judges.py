@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -13,7 +14,7 @@ from mergekit_mm.align.answers import Kept as KeptAnswers
 from mergekit_mm.align.inputs import batches, encode, on_device, with_answer
 from mergekit_mm.align.objective import Answer, divergence
 from mergekit_mm.align.samples import Sample
-from mergekit_mm.errors import EvaluationError
+from mergekit_mm.errors import EvaluationError, MergeError
 from mergekit_mm.evaluation.model import questions
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.evaluation.model.mllm import MLLM
@@ -53,7 +54,8 @@ class Judge(Protocol):
         """The values of a model.
 
         Raises:
-            EvaluationError: a question cannot be asked. MergeError: the model's tokens are not those of an expert.
+            EvaluationError: a question cannot be asked. MergeError: the model's tokens are not those of an expert, or
+                its divergence is not finite.
         """
 
     def require_comparable(self, values: Values) -> None:
@@ -192,6 +194,8 @@ class ByDivergence:
             for indices, batch in batches(inputs, self._at_once):
                 ids = [answers[at].ids.tolist() for at in indices]
                 for at, logits in zip(indices, logits_of_answers(lm.model, on_device(lm, batch), ids), strict=True):
-                    tokens = len(answers[at].ids)
-                    values[places[at]] = float(divergence(answers[at], logits)) / tokens, float(tokens)
+                    tokens, found = len(answers[at].ids), float(divergence(answers[at], logits))
+                    if not math.isfinite(found):
+                        raise MergeError(f"its divergence from {name} is {found}")
+                    values[places[at]] = found / tokens, float(tokens)
         return values

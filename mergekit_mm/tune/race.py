@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mergekit_mm.errors import MergeError
 from mergekit_mm.plan.as_json import digest
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tune.candidates import Candidate
@@ -75,20 +76,29 @@ class Race:
         """planned: makes the plan of a candidate. key: of all that decides a value beside plan and question."""
         self._memory, self._judge, self._planned = memory, judge, planned
         self._kept, self._key, self._tell = kept, key, tell
+        self.left_out: list[str] = []  # a sentence on each candidate that could not be made or measured
 
     def run(self, candidates: Sequence[Candidate], race: Sequence[Round]) -> Outcome:
-        """All rounds over the candidates, in whose order equals stand."""
+        """All rounds over the candidates, in whose order equals stand.
+
+        Raises:
+            MergeError: no candidate can be made and measured. EvaluationError: a question cannot be asked.
+        """
         entries = [Entry(candidate, place) for place, candidate in enumerate(candidates)]
         clock = _Clock(new_answers(race, self._judge.sizes), sum(each.candidates for each in race))
         out: list[Entry] = []
         for number, each in enumerate(race, 1):
             self._tell(f"round {number} of {len(race)}: {_counted(len(entries), each.questions)}")
-            for place, entry in enumerate(entries, 1):
-                self._ask(entry, each, clock)
-                self._tell(f"  [{place}/{len(entries)}] {entry.candidate.label}: {self.shown(entry.score)}{clock}")
-            entries = self._ordered(entries)
+            asked = [
+                entry
+                for place, entry in enumerate(entries, 1)
+                if self._took_part(entry, each, clock, f"  [{place}/{len(entries)}] {entry.candidate.label}")
+            ]
+            if not asked:
+                raise MergeError("\n".join(["No candidate is left:", *self.left_out]))
+            entries = self._ordered(asked)
             if number < len(race):
-                left = race[number].candidates
+                left = min(race[number].candidates, len(entries))
                 self._tell_who_goes(entries, left)
                 entries, out = entries[:left], [*entries[left:], *out]
         return Outcome([*entries, *out], race)
@@ -103,6 +113,17 @@ class Race:
         factor, decimals = self.factor, 1 if self._judge.in_percent else 4
         width = "" if score.half_width is None else f" ± {factor * score.half_width:.{decimals}f}"
         return f"{factor * score.value:{sign}.{decimals}f}{width}"
+
+    def _took_part(self, entry: Entry, each: Round, clock: _Clock, label: str) -> bool:
+        """Ask an entry the questions of a round; False, with a note, if it cannot be made or measured."""
+        try:
+            self._ask(entry, each, clock)
+        except MergeError as error:
+            self.left_out.append(f"Left out: {entry.candidate.label}: {str(error).splitlines()[0]}")
+            self._tell(f"{label}: {self.left_out[-1]}")
+            return False
+        self._tell(f"{label}: {self.shown(entry.score)}{clock}")
+        return True
 
     def _ask(self, entry: Entry, each: Round, clock: _Clock) -> None:
         """Bring an entry's values to the questions of a round; what is kept is not asked again."""

@@ -139,7 +139,9 @@ def tune(
         facts = {"mergekit-mm": __version__, "seed": settings.seed, "dtype": settings.dtype, "sets": dict(judge.sizes)}
         for remark in judge.remarks:
             tell(remark)
-        write_report(out, outcome, runner, said, [*judge.measures, *judge.remarks, *notes], facts, title)
+        write_report(
+            out, outcome, runner, said, [*judge.measures, *judge.remarks, *notes, *runner.left_out], facts, title
+        )
         if settings.writes_model:
             best = outcome.chosen.candidate
             quiet = options.model_copy(update={"quiet": True})

@@ -166,7 +166,9 @@ def candidate(config: dict[str, Any], label: str) -> Candidate:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [each if each == "adapters" else pytest.param(each, marks=pytest.mark.slow) for each in CASES]
+)
 def test_the_model_in_memory_is_what_mergekit_writes(case: str, tmp_path: Path) -> None:
     """Bit for bit, whichever candidate was there before."""
     config, labels = CASES[case]
@@ -197,6 +199,7 @@ def test_the_model_in_memory_is_what_mergekit_writes(case: str, tmp_path: Path) 
     assert matrices is None or len(files) == matrices * len(own)
 
 
+@pytest.mark.slow
 def test_a_solution_is_that_of_its_inputs(tmp_path: Path) -> None:
     """Another key, as for other inputs, is another solution."""
     made = candidate(VQA, "tsv at 0.3")
@@ -213,6 +216,7 @@ def test_a_solution_is_that_of_its_inputs(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the choice
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_lm_eval() -> None:
     """Asked in parts and in memory, a candidate has the value that lm-eval gives for the merged model as a whole."""
     out = c.fresh("whole")
@@ -264,6 +268,7 @@ def test_what_cannot_be_said_is_said() -> None:
     assert (out / "tune.csv").read_text().count("\n") == 5
 
 
+@pytest.mark.slow
 def test_test_questions_are_warned_of() -> None:
     pytest.importorskip("easy_vqa")
     out, tasks = c.fresh("test"), MODELS.parent / "tasks"
@@ -276,6 +281,23 @@ def test_test_questions_are_warned_of() -> None:
     assert "No other candidate was compared with it" in result.output
 
 
+@pytest.mark.slow
+def test_a_candidate_that_cannot_be_made_is_left_out() -> None:
+    out = c.fresh("inf")
+    options = ["--methods", "tsv", "--strengths", "0.3,1e39,1", "--limit", "5"]
+    result = by_tasks(out, *options, tasks="mine_two")
+    assert result.exit_code == 0, result.output
+    assert "[2/3] tsv at 1e+39: Left out: tsv at 1e+39: " in result.output
+    assert sorted(each["strength"] for each in data(out)["candidates"]) == [0.3, 1.0]
+    assert "Left out: tsv at 1e+39" in (out / "tune.md").read_text()
+    out = c.fresh("none")
+    result = by_tasks(out, "--methods", "tsv", "--strengths", "1e39", tasks="mine_two")
+    assert result.exit_code == 1
+    assert "No candidate is left:" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_result() -> None:
     told: list[str] = []
 
@@ -321,6 +343,7 @@ def samples() -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_without_labels_the_least_divergence_is_chosen() -> None:
     out, file = c.fresh("unlabelled"), samples()
     source = yaml.safe_dump({"merge_method": "tsv", **VQA})
