@@ -10,9 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from mergekit.graph import Task
 from mergekit.options import MergeOptions
 
 from mergekit_mm.align.answers import release
@@ -50,14 +48,10 @@ class InMemory:
         tasks = Compiler(plan, self._options, solutions=self._solutions).to_memory()
         planned = {name: plan[name] for name in tasks}
         wanted = {name: task for name, task in tasks.items() if self._held.get(name) != planned[name]}
-        names: dict[Task[Any], list[str]] = {}  # a layer that is repeated has the tasks of its original
-        for name, task in wanted.items():
-            names.setdefault(task, []).append(name)
         self._held = {}  # nothing is known of the model while it is between two candidates
-        for first, tensor in run({own[0]: task for task, own in names.items()}, self._options):
-            for name in names[wanted[first]]:
-                if not weights.put(name, tensor):
-                    _require_unheard(plan, name)
+        for name, tensor in run(wanted, self._options):
+            if not weights.put(name, tensor):
+                _require_unheard(plan, name)
         self._held = planned
         return lm
 

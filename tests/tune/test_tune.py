@@ -283,15 +283,15 @@ def test_test_questions_are_warned_of() -> None:
 
 @pytest.mark.slow
 def test_a_candidate_that_cannot_be_made_is_left_out() -> None:
-    out = c.fresh("inf")
-    options = ["--methods", "tsv", "--strengths", "0.3,1e39,1", "--limit", "5"]
-    result = by_tasks(out, *options, tasks="mine_two")
+    out, source = c.fresh("half"), recipe().replace("bfloat16", "float16")
+    options = ["--tasks", "mine_two", "--include-path", str(folder()), "--methods", "tsv", "--limit", "5"]
+    result = tune(out, *options, "--strengths", "0.3,1e7,1", source=source)
     assert result.exit_code == 0, result.output
-    assert "[2/3] tsv at 1e+39: Left out: tsv at 1e+39: " in result.output
+    assert "[2/3] tsv at 1e+07: Left out: tsv at 1e+07: " in result.output
     assert sorted(each["strength"] for each in data(out)["candidates"]) == [0.3, 1.0]
-    assert "Left out: tsv at 1e+39" in (out / "tune.md").read_text()
+    assert "more than float16 can hold" in (out / "tune.md").read_text()
     out = c.fresh("none")
-    result = by_tasks(out, "--methods", "tsv", "--strengths", "1e39", tasks="mine_two")
+    result = tune(out, *options, "--strengths", "1e7", source=source)
     assert result.exit_code == 1
     assert "No candidate is left:" in result.output
     assert not out.exists()
