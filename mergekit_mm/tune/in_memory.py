@@ -57,7 +57,7 @@ class InMemory:
 
     def _loaded(self, candidate: Candidate, plan: MergePlan) -> tuple[MLLM, Weights]:
         """The model, loaded anew if none of this architecture is there; its weights may be those of any candidate."""
-        architecture = _architecture(plan)
+        architecture = _architecture(plan, self._solutions.key)
         if self._lm is None or self._weights is None or architecture != self._architecture:
             self._lm = self._weights = None
             self._held = {}
@@ -72,10 +72,10 @@ class InMemory:
         return self._lm, self._weights
 
 
-def _architecture(plan: MergePlan) -> str:
-    """Equal for plans whose models have the same tensors in the same dtypes."""
+def _architecture(plan: MergePlan, key: str) -> str:
+    """Equal for plans of one config (`key`) whose models have the same tensors in the same dtypes."""
     tensors = [(o.name, list(o.like.shape), str(plan.written_dtype(o.like))) for o in plan.outputs]
-    return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([key, sorted(tensors)]).encode()).hexdigest()[:16]
 
 
 def _require_unheard(plan: MergePlan, name: str) -> None:

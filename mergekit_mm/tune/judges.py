@@ -36,6 +36,10 @@ class Judge(Protocol):
         """Each set's name and a text that changes where its questions, their order or their scoring do."""
 
     @property
+    def unit(self) -> str:
+        """What people call a set."""
+
+    @property
     def higher_is_better(self) -> bool: ...
 
     @property
@@ -64,6 +68,8 @@ class Judge(Protocol):
 
 class ByTasks:
     """The metric of each task, question by question."""
+
+    unit = "task"
 
     def __init__(self, tasks: Sequence[Questions], seed: int, progress: bool) -> None:
         """seed: that by which the questions were ordered.
@@ -138,6 +144,7 @@ class ByTasks:
 class ByDivergence:
     """The divergence from each expert at the tokens of its own answers, in nats per token; no labels are needed."""
 
+    unit = "expert"
     higher_is_better, in_percent = False, False
 
     def __init__(

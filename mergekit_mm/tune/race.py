@@ -88,7 +88,8 @@ class Race:
         clock = _Clock(new_answers(race, self._judge.sizes), sum(each.candidates for each in race))
         out: list[Entry] = []
         for number, each in enumerate(race, 1):
-            self._tell(f"round {number} of {len(race)}: {_counted(len(entries), each.questions)}")
+            counted = f"{len(entries)} candidates, up to {each.questions} questions of each {self._judge.unit}"
+            self._tell(f"round {number} of {len(race)}: {counted}")
             asked = [
                 entry
                 for place, entry in enumerate(entries, 1)
@@ -156,10 +157,6 @@ class Race:
         if unsure:
             said += f"; {len(unsure)} of the {len(entries) - left} that do not are within noise of the best"
         self._tell(said)
-
-
-def _counted(candidates: int, questions: int) -> str:
-    return f"{candidates} candidates, up to {questions} questions of each set"
 
 
 class _Clock:

@@ -124,7 +124,8 @@ def tune(
         files = _fingerprint(plan)
         solutions = Solutions(kept / "solutions", _key(source, files, options.device, options.random_seed))
         memory = InMemory(kept, options, solutions, _loader(measured, settings, options))
-        how = _key(files, options.random_seed, settings.dtype, settings.at_once, dict(settings.model_arguments))
+        where = (options.device, settings.dtype, settings.at_once, dict(settings.model_arguments))
+        how = _key(files, options.random_seed, *where)
         runner = Race(
             memory,
             judge,
@@ -224,7 +225,8 @@ def _tell_costs(
     variants = dict.fromkeys(candidate.variant for candidate in tried)
     tell(f"{len(tried)} candidates: {', '.join(variant.label for variant in variants)}")
     steps = " -> ".join(f"{each.candidates} x {each.questions}" for each in race)
-    tell(f"rounds, as candidates x questions of each set: {steps}; {new_answers(race, judge.sizes):,} answers in all")
+    answers = f"{new_answers(race, judge.sizes):,} answers in all"
+    tell(f"rounds, as candidates x questions of each {judge.unit}: {steps}; {answers}")
     in_memory = plan.output_bytes
     if settings.dtype != "auto":
         width = getattr(torch, settings.dtype).itemsize
