@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 from mergekit.options import MergeOptions
 from mllm_runs import MLLM, evaluate, model, saved
+from task_folders import folder
 
 from mergekit_mm.cli import main
 from mergekit_mm.evaluation.model.questions import load
@@ -30,50 +31,6 @@ from mergekit_mm.tune.run import tune as run_tune
 MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
 OMNI = Path(__file__).parents[2] / "examples" / "omni" / "models"
 KINDS = ("color", "shape", "yesno")
-DOCUMENTS = """
-import io, random
-import datasets
-from PIL import Image
-
-def png(seed):
-    data = io.BytesIO()
-    Image.frombytes("RGB", (28, 28), random.Random(seed).randbytes(28 * 28 * 3)).save(data, "PNG")
-    return {"bytes": data.getvalue(), "path": None}
-
-def load(kind, count, **_):
-    draw = random.Random(kind)
-    words = ["what", "is", "it", "here", "one", "two"]
-    rows = [
-        {"prompt": "<image>" + " ".join(draw.choices(words, k=4)), "image": png(at), "answer": draw.randrange(3)}
-        for at in range(count)
-    ]
-    return {"validation": datasets.Dataset.from_list(rows)}
-"""
-TASK: dict[str, Any] = {
-    "validation_split": "validation",
-    "output_type": "multiple_choice",
-    "doc_to_text": "prompt",
-    "doc_to_choice": ["a", "b", "no b"],
-    "doc_to_target": "answer",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    "fewshot_config": {"samples": []},
-}
-
-
-@functools.cache
-def folder() -> Path:
-    """A folder of tasks: `mine_one` and `mine_two`, of 40 and 12 questions, and one without a mean."""
-    made = c.fresh("tasks")
-    made.mkdir()
-    (made / "documents.py").write_text(DOCUMENTS)
-    tags = (
-        "custom_dataset: !function documents.load\ndoc_to_image: !function mergekit_mm.evaluation.tasks.media.images\n"
-    )
-    median = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}]
-    for name, count, more in (("one", 40, {}), ("two", 12, {}), ("median", 12, {"metric_list": median})):
-        config = {"task": f"mine_{name}", "dataset_kwargs": {"kind": name, "count": count}, **TASK, **more}
-        (made / f"{name}.yaml").write_text(tags + yaml.safe_dump(config))
-    return made
 
 
 @functools.cache

@@ -65,11 +65,28 @@ def load(
     metric: one of a task's metrics, perhaps as "metric,filter"; by default `score`, else the first that is a mean.
 
     Raises:
-        EvaluationError: a name means no task, or a task has no metric that is a mean over its questions.
+        EvaluationError: a name means no task, a task's data cannot be had, or a task has no metric that is a mean over
+            its questions.
     """
     manager = _manager(names, folders, metadata)
-    tasks = manager.load(_matched(names, manager))["tasks"]
+    tasks = _loaded(_matched(names, manager), manager)
     return [_questions(name, task, metric, seed) for name, task in tasks.items()]
+
+
+def _loaded(matched: Sequence[str], manager: Any) -> dict[str, Any]:
+    """The leaf tasks by their names; lm-eval itself refuses a task beside a group that it is in."""
+    tasks: dict[str, Any] = {}
+    problems = []
+    for name in matched:
+        try:
+            found = {} if name in tasks else manager.load([name])["tasks"]
+        except (ImportError, OSError) as error:  # a package, a file, or the network
+            problems.append(f"{name} cannot be loaded: {error}")
+            continue
+        tasks |= {leaf: task for leaf, task in found.items() if leaf not in tasks}
+    if problems:
+        raise EvaluationError("\n".join(problems))
+    return tasks
 
 
 def _matched(names: Sequence[str], manager: Any) -> list[str]:
