@@ -368,10 +368,20 @@ def _metadata(context: click.Context, option: click.Parameter, value: str | None
 )
 @click.option("--metric", metavar="NAME[,FILTER]", help="Of the tasks.  [default: score, else a task's first mean]")
 @click.option(
-    "--include-path", "include", multiple=True, type=click.Path(exists=True, path_type=Path), help="Folder of tasks."
+    "--include-path",
+    "include",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder of tasks; may be given several times.",
 )
 @click.option("--metadata", callback=_metadata, metavar="JSON", help="As of lm_eval: options of the tasks.")
-@click.option("--model-args", default="", metavar="NAME=VALUE,...", help="Other arguments of the lm-eval model `mllm`.")
+@click.option(
+    "--model-args",
+    default="",
+    show_default=False,
+    metavar="NAME=VALUE,...",
+    help="Other arguments of the lm-eval model `mllm`.",
+)
 @click.option("--write-model/--no-write-model", default=False, help="Write the best model too: OUT/model.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, help="Questions that go through the model at once."

@@ -86,7 +86,7 @@ def test_a_failure_leaves_no_file_and_the_task_as_it_was(tmp_path: Path, monkeyp
 
 def test_arguments_of_a_model_are_a_list_or_json() -> None:
     assert model_arguments("") == {}
-    assert model_arguments("max_pixels=100,chat_template=none") == {"max_pixels": 100, "chat_template": "none"}
+    assert model_arguments("max_pixels=100,chat_template='none'") == {"max_pixels": 100, "chat_template": "none"}
     assert model_arguments('{"images_kwargs": {"a": 1}}') == {"images_kwargs": {"a": 1}}
     with pytest.raises(EvaluationError, match="argument dtype of the model is given"):
         model_arguments("dtype=float16")
