@@ -10,5 +10,5 @@
 - `run`: all steps in order, from a merge config to a finished directory
 
 May import the rooms that plan and run merges, and of `evaluation` the model `mllm` and the media of documents. No other
-room but `tune` and the commands imports it.
+room but the commands imports it.
 """
