@@ -25,18 +25,25 @@ from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.chat_template import set_chat_template
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import write_models
+from mergekit_mm.tasks.solutions import Solutions
 from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
 
 
 def run_multimodal_merge(
-    config: MergeConfiguration, out_path: str, options: MergeOptions, config_source: str | None
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    config_source: str | None,
+    solutions: Solutions | None = None,
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
+
+    solutions: where merged deltas are looked up and kept, if they are to be.
 
     Raises:
         MergeError: the config or an input is not fit to be merged, or the system does not let files be read or written.
     """
-    _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml())
+    _run(config, {None: Path(out_path)}, options, config_source or config.to_yaml(), solutions)
 
 
 def run_sweep(
@@ -59,7 +66,11 @@ def run_sweep(
 
 
 def _run(
-    config: MergeConfiguration, outputs: Mapping[float | None, Path], options: MergeOptions, config_source: str
+    config: MergeConfiguration,
+    outputs: Mapping[float | None, Path],
+    options: MergeOptions,
+    config_source: str,
+    solutions: Solutions | None = None,
 ) -> None:
     """Run one merge and write it to every output.
 
@@ -77,7 +88,7 @@ def _run(
             check_output(out, [*plan.inputs.directories, *sources])
         templated = _templated_tokenizer(plan, options)
         staging = {scale: directories.enter_context(staged(out)) for scale, out in outputs.items()}
-        compiler = Compiler(plan, options, sweep=None not in outputs)
+        compiler = Compiler(plan, options, sweep=None not in outputs, solutions=solutions)
         targets = [
             task
             for scale, path in staging.items()

@@ -31,6 +31,7 @@ ROOMS = {
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
     "align": f"{MERGE} merge evaluation.tasks evaluation.model",
+    "tune": f"{MERGE} merge align evaluation.model",
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
@@ -38,7 +39,7 @@ ROOMS = {
     "api": f"{MERGE} merge align hosts",
     "register": "hosts",
     "_autoload": "",
-    "cli": f"{MERGE} merge merge_adapter align api {EVALUATION} hosts register",
+    "cli": f"{MERGE} merge merge_adapter align tune api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports
     "evaluation": "",  # mergekit_mm/evaluation/__init__.py

@@ -8,6 +8,7 @@ which the base is subtracted where a delta is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
+from mergekit_mm.tasks.solutions import Solutions, read, write
 from mergekit_mm.tasks.step import Step
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
@@ -147,6 +149,49 @@ class Directions(Step[dict[str, torch.Tensor]]):
         return {name: tensor.cpu().contiguous().clone() for name, tensor in made.items()}
 
 
+class KeptDelta(Task[TaskVector | None]):
+    """The result of `merged`, which is written to a file when it is made first, and read from it from then on."""
+
+    merged: MergeDelta
+    file: str
+    is_there: bool  # whether the file was there when the task was made
+
+    @classmethod
+    def of(cls, merged: MergeDelta, solutions: Solutions) -> KeptDelta:
+        """The task for a merged delta, with its file among the solutions."""
+        what = {
+            "method": merged.method,
+            "models": [str(model) for model in (*merged.experts, merged.base, merged.over)],
+            "parameters": sorted((name, str(value)) for name, value in merged.parameters.items()),
+            "numbers": [merged.scaling, *merged.own],
+            "found": merged.found is not None,
+            "name": merged.name,
+            "how": [merged.shared_rank, merged.as_vector, merged.seed],
+        }
+        file = solutions.file(what)
+        return cls(merged=merged, file=str(file), is_there=file.is_file())
+
+    @property
+    def name(self) -> str:
+        return self.merged.name
+
+    @property
+    def method(self) -> str:
+        return self.merged.method
+
+    def arguments(self) -> dict[str, Task]:
+        return {} if self.is_there else {"merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, merged: TaskVector | None = None, **_kwargs: object) -> TaskVector | None:
+        if self.is_there:
+            return read(Path(self.file))
+        write(Path(self.file), merged)
+        return merged
+
+
 class AddDelta(Step[torch.Tensor]):
     """base + scale * delta in float32 or wider; factors are not multiplied out first. Without a delta, the base.
 
@@ -155,7 +200,7 @@ class AddDelta(Step[torch.Tensor]):
     """
 
     base: Task
-    delta: MergeDelta | MergeInCore
+    delta: MergeDelta | MergeInCore | KeptDelta
     scale: float
 
     def arguments(self) -> dict[str, Task]:

@@ -35,9 +35,12 @@ Tasks = Mapping[str, Task[Any]]  # name of a tensor -> the task that makes it or
 
 def run(tasks: Tasks, options: MergeOptions) -> Iterator[tuple[str, Any]]:
     """Run tasks by the executor that the options ask for; yields each name with its result as soon as it is there."""
-    names = {task: name for name, task in tasks.items()}
+    names: dict[Task[Any], list[str]] = {}  # a layer that is repeated has the tasks of its original
+    for name, task in tasks.items():
+        names.setdefault(task, []).append(name)
     for task, value in executor_for(list(names), options).run(quiet=options.quiet):
-        yield names[task], value
+        for name in names[task]:
+            yield name, value
 
 
 def write_models(targets: Sequence[Task[Any]], options: MergeOptions) -> PreTrainedTokenizerBase | None:

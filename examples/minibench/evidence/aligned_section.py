@@ -36,9 +36,7 @@ def aligned_section(folder: Path, boards: Sequence[WithDraws], claims: Sequence[
     lines = ["## Aligned by unlabelled samples", ABOUT, f"![accuracy by samples]({name})", claim_table(claims)]
     for board, draws in known:
         lines += [f"### {board.title[0].upper()}{board.title[1:]}, aligned", aligned_table(board, draws)]
-        lines += [
-            "CPU seconds of an alignment, merge and answers included, and tokens in the answers of an expert:"
-        ]
+        lines += ["CPU seconds of an alignment, merge and answers included, and tokens in the answers of an expert:"]
         lines += [cost_table(board, draws), *_studies(board)]
     return "\n\n".join(lines)
 

@@ -9,6 +9,8 @@
 - `batching`: batches of one kind, the next one prepared in a thread
 - `likelihood`: where an answer begins, and its logits
 - `replies`: a reply with the sizes of the images as the model saw them
+- `questions`: tasks of lm-eval asked in this process, a few questions at a time; `weights`: a loaded model with other
+  weights
 - `run`: unreadable inputs, replies that are cut, answers kept when a run fails, entries of results.json
 - `checks`: whether every input can be read and is taken, before the run
 - `audio`: how much of an audio input the processor hears
