@@ -207,7 +207,7 @@ def test_settings_of_the_released_code(name: str, preset: str, scaling: float) -
     assert len(merges) == sum(count for (_, policy), count in ROLES[name].items() if policy == "merge")
     for tensor in merges:
         given = {key: value for key, value in tensor.parameters.items() if value is not None}
-        assert (tensor.action, given) == (Merge("optmerge"), {"preset": preset, "scaling": scaling})
+        assert (tensor.action, given) == (Merge("optmerge"), {"preset": preset, "scaling": scaling, "svc": False})
         assert tensor.base == planned(name).inputs.base
         assert set(tensor.inputs) == set(planned(name).inputs.checkpoints)
     settings = PRESETS[preset]
