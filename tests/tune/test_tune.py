@@ -67,7 +67,18 @@ def by_tasks(out: Path, *options: str, tasks: str = "mine_one,mine_two") -> Resu
 @functools.cache
 def tuned() -> tuple[Path, Result]:
     out = c.fresh("tuned")
-    options = ["--methods", "ties,tsv,robust_merge", "--strengths", "0.3,1", "--strengths", "tsv=0.5,1", "--limit", "5"]
+    options = [
+        "--methods",
+        "ties,tsv,robust_merge",
+        "--strengths",
+        "0.3,1",
+        "--strengths",
+        "tsv=0.5,1",
+        "--limit",
+        "5",
+        "--seed",
+        "1",
+    ]
     result = by_tasks(out, *options, "--write-model", "--batch-size", "4")
     assert result.exit_code == 0, result.output
     return out, result
