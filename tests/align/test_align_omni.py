@@ -12,6 +12,7 @@ import yaml
 from alignments import OMNI, align, aligned, report, written
 from mllm_runs import model
 
+pytestmark = pytest.mark.slow  # each test aligns a model
 DONORS = ("image", "audio", "video")
 
 
@@ -39,7 +40,6 @@ def questions(config: dict[str, Any]) -> Path:
     return written(rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", "lora"])
 @pytest.mark.parametrize("way", ["adapter", "coefficients"])
 def test_an_omni_model_comes_closer_to_its_donors(way: str, suffix: str) -> None:

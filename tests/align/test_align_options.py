@@ -39,6 +39,7 @@ from mergekit_mm.cli import main
 from mergekit_mm.errors import MergeError
 from mergekit_mm.merge import enough_memory
 
+pytestmark = pytest.mark.slow  # each test aligns a model
 COEFFICIENTS = ("--way", "coefficients")
 
 
@@ -100,7 +101,6 @@ def test_a_target_that_nothing_has_is_told_with_a_name_that_there_is() -> None:
     assert "No matrix that this merge changes has query in its name; such as model.language_model" in result.output
 
 
-@pytest.mark.slow
 def test_experts_that_are_adapters_are_asked_and_followed() -> None:
     config = easy_vqa_merge()
     config["models"] = [{"model": f"{EASY_VQA / 'base'}+{EASY_VQA / f'lora_{kind}'}"} for kind in KINDS]
