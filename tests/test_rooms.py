@@ -39,7 +39,8 @@ ROOMS = {
     "api": f"{MERGE} merge align hosts",
     "register": "hosts",
     "_autoload": "",
-    "cli": f"{MERGE} merge merge_adapter align tune api {EVALUATION} hosts register",
+    "commands": f"{MERGE} merge align tune evaluation.model hosts",
+    "cli": f"{MERGE} merge merge_adapter commands api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports
     "evaluation": "",  # mergekit_mm/evaluation/__init__.py

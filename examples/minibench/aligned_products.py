@@ -17,7 +17,7 @@ from examples.minibench.results import Result, read_results
 
 # To be raised when the code makes something else from the same settings.
 VERSIONS = {"samples": "1", "start": "1", "choice": "1", "test": "1"}
-TEST = "aligned-test"  # what the names of the products that ask test questions begin with
+TEST = "aligned-test"  # the beginning of the names of all products that ask test questions
 _FIRST_DRAW_TO_CHOOSE_BY = 1000  # the draws of the test are other ones, which no setting was chosen by
 
 

@@ -20,7 +20,7 @@ from examples.minibench.products import cpu_time
 from examples.minibench.results import ALIGNED, FILE, START, Result, read_results, write_results
 from examples.minibench.scores import ask, mean_score
 
-_RECIPE, _OF_BASE = "recipe.yaml", "base.yaml"  # of the start, and the same at a strength of 0
+_RECIPE, _OF_BASE = "recipe.yaml", "base.yaml"  # the config of the start, and the same at a strength of 0
 _WORK = "work"  # in the folder of an unfinished draw; never kept
 
 Options = tuple[str, ...]

@@ -34,7 +34,7 @@ def fitted(merge: Merge, strength: float) -> float:
     options = MergeOptions(quiet=True)
     compiler = Compiler(plan(recipe, quiet=True), options)
     for _ in run(compiler.to_deltas(), options):
-        pass  # what is wanted is noted on the way
+        pass  # the tasks note the scalings that they find
     found = statistics.median(compiler.found_scalings.values.values())
     return strength * KAPPA.get(merge.method.merge_method, 1.0) / found
 

@@ -136,7 +136,7 @@ def _length(ids: Sequence[int], lm: MLLM) -> int:
     return next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
 
 
-_TENSORS = ("ids", "top", "log_probabilities")  # those of an answer, as its fields are called
+_TENSORS = ("ids", "top", "log_probabilities")  # the fields of an `Answer`
 
 
 def _write(path: Path, answer: Answer, tokenizer: Any) -> None:

@@ -30,7 +30,7 @@ from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.merge import plan_merge, run_multimodal_merge
 from mergekit_mm.plan.config import read_config
 
-START = 0.1  # of each coefficient of an expert's delta, where there is no merged delta to start at
+START = 0.1  # the share of each expert's delta in a start without a merged delta
 
 
 class CoefficientWay:
@@ -121,10 +121,13 @@ def combined_matrices(job: Job) -> list[str]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What was learnt: the coefficients (matrices, experts + 1), those of the merged delta in the last column."""
+    """What was learnt: the coefficients (matrices, experts + 1), those of the merged delta in the last column.
+
+    scalings: those of the merged delta at the start, by the matrices' names in memory.
+    """
 
     values: Tensor
-    scalings: Mapping[str, float]  # of the merged delta at the start, by the names in memory of the matrices
+    scalings: Mapping[str, float]
     how = "The coefficients of the config were learnt."
 
     @classmethod

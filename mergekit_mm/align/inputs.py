@@ -17,7 +17,7 @@ from mergekit_mm.evaluation.model.internvl import original_config
 from mergekit_mm.evaluation.model.mllm import MLLM, NOT_CAUSAL
 from mergekit_mm.omni import register as register_omni
 
-Inputs = Mapping[str, Any]  # of one sample or of a batch: each text has a row, media are listed along the first axis
+Inputs = Mapping[str, Any]  # a model's tensors by name: a row for each text, media listed along the first axis
 
 
 def load(model: str, adapter: str | None, dtype: str, device: str) -> MLLM:
@@ -124,7 +124,7 @@ def _stacked(samples: Sequence[Inputs]) -> dict[str, Any]:
     stacked: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
-        if key in TEXT_KEYS:  # what stands for padding is hidden by the attention mask, whose padding is 0 too
+        if key in TEXT_KEYS:  # All are padded by zeros, which in the attention mask hide the other ones.
             values = [torch.nn.functional.pad(value, (0, longest - value.shape[1])) for value in values]
         stacked[key] = torch.cat(values)
     return stacked

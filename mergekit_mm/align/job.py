@@ -22,7 +22,7 @@ from mergekit_mm.plan.inputs import name_in_config
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Merge
 
-FOLDER = "align"  # of the output, with the report and an adapter
+FOLDER = "align"  # the part of the output that holds the report and an adapter
 
 
 @dataclass(frozen=True, eq=False)

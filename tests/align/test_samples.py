@@ -232,7 +232,7 @@ def test_words_that_all_experts_share_tell_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "split", "told"),
     [
-        ("mllm_chrat", None, r"no task 'mllm_chrat'; near it: mllm_chart"),
+        ("mllm_chrat", None, r"No task of lm-eval is called 'mllm_chrat'. Did you mean mllm_chart"),
         ("nobody=mllm_chart", None, r"'nobody' is none of the experts"),
         ("mllm_gqa_testdev", None, r"--samples-from EXPERT=mllm_gqa_testdev"),
         ("mllm_chart", "train", r"no parquet file of split train"),

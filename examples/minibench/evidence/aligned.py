@@ -17,7 +17,7 @@ from examples.minibench.evidence.board import Board, Model
 from examples.minibench.evidence.statistics import Bootstrap, Interval
 from examples.minibench.results import ALIGNED, START, Result
 
-BASELINES = ("expert_merging", "adapter_on_base")  # what the other rows are compared with
+BASELINES = ("expert_merging", "adapter_on_base")  # rows that the others are compared with
 _WITHOUT, _ELSEWHERE = " without ", " elsewhere"
 
 

@@ -19,7 +19,7 @@ def by_samples(boards: Sequence[Board]) -> Figure:
     for axes, board in zip(grid[0], boards, strict=True):
         known = sorted({samples for row in rows_of(board) for samples in usual(board, row)})
         for at, row in enumerate(rows_of(board)):
-            shift = 1 + 0.05 * at  # so that intervals do not hide each other
+            shift = 1 + 0.05 * at  # a little apart, as intervals would hide each other
             means = {shift * samples: board.mean(model) for samples, model in usual(board, row).items()}
             values = [100 * each.value for each in means.values()]
             ends = [[100 * (each.value - each.low) for each in means.values()]]

@@ -6,7 +6,6 @@ by which a task gives its documents are replaced for the time of one evaluation.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -22,11 +21,11 @@ from typing import Any
 import lm_eval.api.task
 from lm_eval.api.metrics import mean
 from lm_eval.evaluator import evaluate
-from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from mergekit_mm.errors import EvaluationError
+from mergekit_mm.evaluation.model.found_tasks import load_tasks, task_manager
 from mergekit_mm.evaluation.model.mllm import MLLM
 
 _FEWSHOT_SEED = 1234  # lm-eval's own, by which examples are drawn
@@ -68,37 +67,8 @@ def load(
         EvaluationError: a name means no task, a task's data cannot be had, or a task has no metric that is a mean over
             its questions.
     """
-    manager = _manager(names, folders, metadata)
-    tasks = _loaded(_matched(names, manager), manager)
+    tasks = load_tasks(task_manager(names, folders, metadata), names)
     return [_questions(name, task, metric, seed) for name, task in tasks.items()]
-
-
-def _loaded(matched: Sequence[str], manager: Any) -> dict[str, Any]:
-    """The leaf tasks by their names; lm-eval itself refuses a task beside a group that it is in."""
-    tasks: dict[str, Any] = {}
-    problems = []
-    for name in matched:
-        try:
-            found = {} if name in tasks else manager.load([name])["tasks"]
-        except (ImportError, OSError) as error:  # a package, a file, or the network
-            problems.append(f"{name} cannot be loaded: {error}")
-            continue
-        tasks |= {leaf: task for leaf, task in found.items() if leaf not in tasks}
-    if problems:
-        raise EvaluationError("\n".join(problems))
-    return tasks
-
-
-def _matched(names: Sequence[str], manager: Any) -> list[str]:
-    matched: dict[str, None] = {}
-    for name in names:
-        found = manager.match_tasks([name])
-        if not found:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise EvaluationError(f"No task of lm-eval is called {name!r}.{hint}")
-        matched |= dict.fromkeys(found)
-    return list(matched)
 
 
 def _questions(name: str, task: Any, metric: str | None, seed: int) -> Questions:
@@ -238,12 +208,3 @@ class _Silent:
         found = getattr(self._lm, name)
         is_request = name in ("generate_until", "loglikelihood", "loglikelihood_rolling")
         return partial(found, disable_tqdm=True) if is_request else found
-
-
-def _manager(names: Sequence[str], folders: Sequence[Path], metadata: Mapping[str, Any]) -> Any:
-    """The tasks of the folders, and if a name is not among them, lm-eval's own."""
-    paths = [str(folder) for folder in folders]
-    manager = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata))
-    if all(manager.match_tasks([name]) for name in names):
-        return manager
-    return TaskManager(include_path=paths, metadata=dict(metadata))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from datasets.exceptions import DatasetsError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from mergekit_mm.errors import EvaluationError
+from mergekit_mm.evaluation.model.found_tasks import load_tasks
 from mergekit_mm.evaluation.tasks.prompts import as_words
-from mergekit_mm.evaluation.tasks.sources import HUB_ERRORS
 
 _ASKED = ("generate_until", "multiple_choice")  # output types whose requests are a question and what may answer it
 
@@ -90,33 +87,13 @@ def _documents(task: ConfigurableTask, split: str) -> Any:
     return task.dataset[split] if process is None else process(task.dataset[split])
 
 
-def task_manager(include_path: Sequence[str], metadata: Mapping[str, Any], split: str | None) -> TaskManager:
-    """The tasks as the stock `lm_eval` finds them; takes some seconds.
-
-    include_path, metadata: as of lm-eval's options. split: what tasks of this package read instead of their own split.
-    """
-    options = {**metadata, **({} if split is None else {"data_split": split})}
-    return TaskManager(include_path=list(include_path) or None, metadata=options)
-
-
 def questions(manager: TaskManager, name: str, split: str | None) -> list[Questions]:
     """The questions of each task that a name means: a task, a group, a tag, a pattern, or the path of a YAML file.
 
     Raises:
         EvaluationError: there is no such task, its data cannot be had or have no such split, or it asks no questions.
     """
-    known = manager.match_tasks([name]) or ([name] if Path(name).is_file() else [])
-    if not known:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        meant = f"; near it: {', '.join(near)}" if near else ""
-        raise EvaluationError(f"lm-eval has no task {name!r}{meant}. `lm_eval ls tasks` lists all.")
-    try:
-        tasks = manager.load(known)["tasks"]
-    except EvaluationError:
-        raise
-    except (*HUB_ERRORS, ValueError, ImportError, DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EvaluationError(f"The task {name} cannot be loaded: {reason}") from error
+    tasks = load_tasks(manager, [name])
     if other := next((found for found, task in tasks.items() if not isinstance(task, ConfigurableTask)), None):
         raise EvaluationError(f"{other} is a task written in Python, whose prompts cannot be had without its answers.")
     metadata: Mapping[str, Any] = manager.metadata or {}
