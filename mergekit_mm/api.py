@@ -1,4 +1,4 @@
-"""What other programs and notebooks import: plan a merge, look at it, run it; write a merge method of one's own.
+"""What other programs and notebooks import: plan, look at, run and align a merge; write a merge method of one's own.
 
     from mergekit_mm.api import merge, plan
 
@@ -12,7 +12,7 @@ These names stay; everything else in the package may move between versions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "TaskVectorMethod",
     "TensorPlan",
     "UserError",
+    "align",
     "check",
     "merge",
     "plan",
@@ -86,6 +87,48 @@ def merge(
         run_multimodal_merge(parsed, str(out), _options(options), source, from_environment(workers, restart))
     else:
         run_merge(parsed, str(out), _options(options), source)
+    return Path(out)
+
+
+def align(
+    config: Config,
+    out: str | Path,
+    samples: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    work: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Path:
+    """Merge, and improve the merge by unlabelled samples, as `mergekit-mm align` does. Returns the path of the output.
+
+    Args:
+        config, options: as of `merge`.
+        samples: a JSONL file, as the command reads it.
+        settings: fields of `mergekit_mm.align.settings.Settings` by name, and `preset`.
+        work: the folder for what is kept until `out` is there, which then stays; by default one beside `out`, which
+            does not.
+        tell: takes the lines that tell how it goes.
+
+    Raises:
+        MergeError: the merge would be refused, samples do not fit, or a model cannot be loaded. UserError: also for a
+            model that does not take a sample's media.
+    """
+    # Local imports: they bring PEFT and lm-eval, which nothing else here needs.
+    from mergekit_mm.align import run
+    from mergekit_mm.align.samples import read_samples
+    from mergekit_mm.align.settings import Settings
+
+    parsed, source = _read(config)
+    run.align(
+        parsed,
+        Path(out),
+        _options(options),
+        Settings.of(**(settings or {})),
+        read_samples(Path(samples)),
+        source,
+        None if work is None else Path(work),
+        tell or (lambda line: None),
+    )
     return Path(out)
 
 

@@ -5,39 +5,16 @@ Imports are local, so that `--help` is instant.
 
 from __future__ import annotations
 
-import functools
-import logging
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit_mm import __version__
-from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
-from mergekit_mm.execution.settings import WORKERS, Settings, from_environment, in_environment
-
-if TYPE_CHECKING:
-    from mergekit.config import MergeConfiguration
-
-_SEED = click.IntRange(0, 2**32 - 1)
-
-
-def logged(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --verbose and --debug, and ask for a report of an exception that is a bug."""
-
-    @click.option("-v", "--verbose", count=True, show_default=False, help="Tell what is being done; -vv is --debug.")
-    @click.option("--debug", is_flag=True, help="Tell all details, and the full traceback of every error.")
-    @functools.wraps(command)
-    def run(*args: Any, verbose: int, debug: bool, **kwargs: Any) -> None:
-        if debug or verbose:
-            logging.basicConfig()
-            logging.getLogger().setLevel(logging.DEBUG if debug or verbose > 1 else logging.INFO)
-        with bugs_reported():
-            command(*args, **kwargs)
-
-    return run
+from mergekit_mm.commands.align import align
+from mergekit_mm.commands.common import SEED, executed, logged, numbers, read_config
+from mergekit_mm.commands.tune import tune
+from mergekit_mm.errors import MergeError, system_errors
+from mergekit_mm.execution.settings import Settings, in_environment
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,15 +27,13 @@ def main() -> None:
     """
 
 
+main.add_command(align)
+main.add_command(tune)
+
+
 def _strengths(context: click.Context, option: click.Parameter, value: str) -> list[float]:
     """The numbers of --scaling."""
-    try:
-        scales = [float(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers", param_hint="--scaling") from None
-    if not all(map(math.isfinite, scales)):
-        raise click.BadParameter("strengths must be finite", param_hint="--scaling")
-    return scales
+    return numbers(value, "--scaling")
 
 
 def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
@@ -70,22 +45,6 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
     except ValueError:
         message = f"{value!r} is not a number of bytes like 500M or 5B"
         raise click.BadParameter(message, param_hint="--out-shard-size") from None
-
-
-def executed(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --workers and --restart, as the argument `settings`."""
-
-    @click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        help=f"Processes that merge at the same time; or {WORKERS} in the environment.  [default: by cores and memory]",
-    )
-    @click.option("--restart", is_flag=True, help="Do not go on from where this merge was interrupted.")
-    @functools.wraps(command)
-    def run(*args: Any, workers: int | None, restart: bool, **kwargs: Any) -> None:
-        command(*args, settings=from_environment(workers, restart), **kwargs)
-
-    return run
 
 
 @main.command()
@@ -144,7 +103,7 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, setting
     help="Bytes per output file.",
 )
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
-@click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
+@click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
 @executed
 @logged
@@ -168,7 +127,7 @@ def sweep(
     from mergekit_mm.merge import run_sweep
 
     options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
-    source, parsed = _read_config(config)
+    source, parsed = read_config(config)
     for path in run_sweep(parsed, out, options, scaling, source, settings):
         click.echo(path)
 
@@ -181,11 +140,11 @@ def sweep(
     "--rank-mode",
     type=click.Choice(["truncate", "shared"]),
     default="truncate",
-    help="Cut what was merged, or project adapters on their best shared bases of that rank and merge then.",
+    help="Cut what was merged, or merge adapters in their best shared bases of that rank.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
-@click.option("--random-seed", type=_SEED, help="For methods that draw (dare_linear, dare_ties).")
+@click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
 @executed
 @logged
@@ -212,7 +171,7 @@ def lora(
 
     from mergekit_mm.merge_adapter import merge_to_adapter
 
-    source, parsed = _read_config(config)
+    source, parsed = read_config(config)
     options = MergeOptions(cuda=cuda, quiet=quiet, random_seed=random_seed)
     if rank is None and rank_mode == "shared":
         raise click.UsageError("--rank-mode shared needs --rank: the rank of the bases.")
@@ -232,115 +191,6 @@ def lora(
             click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
     if result.saved or result.biases:
         click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
-
-
-def _of_expert(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> list[tuple[str | None, Path]]:
-    """The files of --samples, with the expert to which one belongs as a whole."""
-    found: list[tuple[str | None, Path]] = []
-    for value in values:
-        expert, is_named, path = value.partition("=")
-        found.append((expert, Path(path)) if is_named and not Path(value).exists() else (None, Path(value)))
-    return found
-
-
-@main.command(context_settings={"show_default": True})
-@click.argument("config", type=click.Path(exists=True, dir_okay=False))
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--samples",
-    multiple=True,
-    required=True,
-    callback=_of_expert,
-    metavar="[EXPERT=]FILE",
-    help="JSONL with a prompt, its media and its expert in each line; may be given several times.",
-)
-@click.option(
-    "--way",
-    type=click.Choice(["adapter", "coefficients"]),
-    default="adapter",
-    help="Train a LoRA on the merge, or a few coefficients per matrix, which make a merge config again.",
-)
-@click.option("--per-expert", type=click.IntRange(min=2), help="Draw so many samples for each expert.  [default: all]")
-@click.option("--rank", type=click.IntRange(min=1), default=8, help="Of the adapter.")
-@click.option("--steps", type=click.IntRange(min=1), default=80, help="Of Adam.")
-@click.option(
-    "--rate",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Learning rate.  [default: 0.003 of an adapter, 0.03 of coefficients]",
-)
-@click.option("--per-step", type=click.IntRange(min=1), default=48, help="Samples in a step, of all experts together.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Samples that go through the model at once.")
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, help="The longest answer of an expert.")
-@click.option("--top", type=click.IntRange(min=1), default=64, help="Tokens of a distribution that are kept.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the models in memory; auto is that of the files.  [default: float32, on a GPU auto]",
-)
-@click.option("--seed", type=_SEED, default=0, help="Of what is drawn, of its order, and of the adapter.")
-@click.option("--random-seed", type=_SEED, help="For merge methods that draw (dare_linear, dare_ties).")
-@click.option("--cuda/--no-cuda", default=False, help="Merge, ask and train on a GPU.")
-@click.option(
-    "--work",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the start, the answers and the training's state here.  [default: beside OUT, until it is done]",
-)
-@click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the outcome.")
-@logged
-def align(
-    config: str,
-    out: Path,
-    samples: list[tuple[str | None, Path]],
-    batch_size: int,
-    way: str,
-    rate: float | None,
-    dtype: str | None,
-    random_seed: int | None,
-    cuda: bool,
-    work: Path | None,
-    quiet: bool,
-    **settings: Any,
-) -> None:
-    """Merge, and improve the merge by a few unlabelled samples for each expert.
-
-    \b
-    mergekit-mm align config.yaml out/ --samples samples.jsonl --per-expert 64
-    {"expert": "expert_ocr", "prompt": "<image>What does the sign say?", "image": "sign.png"}
-
-    Each expert answers its own samples, one expert in memory at a time. A LoRA on the merged model is trained until its
-    distributions at these answers come close to the experts' (KL divergence), and folded in; OUT/align holds it too. Or
-    coefficients are trained: OUT is then what mergekit-yaml makes of OUT/mergekit_config.yml, without the samples. A
-    quarter of the samples is held back: if the divergence does not fall on these, OUT is the merge itself.
-
-    The same command goes on from where it was interrupted.
-    """
-    from mergekit.options import MergeOptions
-
-    from mergekit_mm.align.run import RATES, Settings
-    from mergekit_mm.align.run import align as run_alignment
-    from mergekit_mm.align.samples import read_samples
-
-    source, parsed = _read_config(config)
-    read = [sample for expert, path in samples for sample in read_samples(path, expert)]
-    result = run_alignment(
-        parsed,
-        out,
-        MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet),
-        Settings(
-            way=way,
-            rate=rate or RATES[way],
-            at_once=batch_size,
-            dtype=dtype or ("auto" if cuda else "float32"),
-            **settings,
-        ),
-        read,
-        source,
-        work,
-        lambda line: None if quiet else click.echo(line, err=True),
-    )
-    click.echo(f"{out}: {result}")
 
 
 @main.command()
@@ -363,7 +213,7 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
 
     if as_json and tensor:
         raise click.UsageError("--json has every tensor: leave --tensor out.")
-    source, parsed = _read_config(config)
+    source, parsed = read_config(config)
     if not is_planned_here(parsed):
         told = "Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself."
         if as_json or tensor:
@@ -454,21 +304,3 @@ def report(
     click.echo(text)
     if form == "csv":
         click.echo("\n".join(notes), err=True)
-
-
-def _read_config(path: str) -> tuple[str, MergeConfiguration]:
-    """The text of a merge config, and what mergekit reads in it.
-
-    Raises:
-        MergeError: it is no YAML, or no merge config.
-    """
-    from mergekit_mm.hosts.registration import register_methods
-    from mergekit_mm.plan.config import read_config
-
-    with refused_by(register_methods.__module__):  # another version of mergekit
-        register_methods()
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise MergeError(f"{path} is no merge config: {error}") from error
-    return source, read_config(source, path)

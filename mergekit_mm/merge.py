@@ -33,6 +33,7 @@ from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.chat_template import set_chat_template
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.found_scalings import FoundScalings
+from mergekit_mm.tasks.solutions import Solutions
 from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
 
 
@@ -42,18 +43,21 @@ def run_multimodal_merge(
     options: MergeOptions,
     config_source: str | None,
     settings: Settings | None = None,
+    solutions: Solutions | None = None,
 ) -> None:
     """Plan, merge, finish and check one multimodal merge; `out_path` appears only if all of that succeeds.
 
     What an interrupted run of the same merge has done is not done again.
 
-    settings: how it is carried out; None for what the environment says.
+    Args:
+        settings: how it is carried out; None for what the environment says.
+        solutions: where merged deltas are looked up and kept, if they are to be.
 
     Raises:
         MergeError: the config or an input is not fit to be merged, or the system does not let files be read or written.
     """
-    out = Path(out_path)
-    _run(config, out, {None: out}, options, config_source or config.to_yaml(), settings or from_environment())
+    source = config_source or config.to_yaml()
+    _run(config, Path(out_path), {None: Path(out_path)}, options, source, settings or from_environment(), solutions)
 
 
 def run_sweep(
@@ -85,6 +89,7 @@ def _run(
     options: MergeOptions,
     config_source: str,
     settings: Settings,
+    solutions: Solutions | None = None,
 ) -> None:
     """Run one merge and write it to every output.
 
@@ -108,7 +113,7 @@ def _run(
             sources = [*plan.side_files.sources, *tokenizer_directory(tokenizer)]
             check_output(out, [*plan.inputs.directories, *sources])
         templated = _templated_tokenizer(plan, options)
-        compiler = Compiler(plan, options, sweep=None not in outputs)
+        compiler = Compiler(plan, options, sweep=None not in outputs, solutions=solutions)
         built = compiler.new_vocabulary
         rows = planned_rows(plan, built, options)
         tensors = planned_tensors(plan, rows)
@@ -170,15 +175,21 @@ def require_device(options: MergeOptions) -> None:
 
 
 @contextmanager
-def enough_memory(device: str | None) -> Iterator[None]:
-    """A context that turns errors of too little memory, on the device that computes, into a MergeError."""
+def enough_memory(device: str | None, advice: str = "") -> Iterator[None]:
+    """A context that turns errors of too little memory, on the device that computes, into a MergeError.
+
+    advice: what helps; by default what helps a merge.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        cause = str(error).partition(". ")[0] or "out of memory"
-        advice = "the machine needs more memory" if device in (None, "cpu") else "merge on the CPU, without --cuda"
+        # of the CPU's memory, torch says so by an error of no class of its own, after a place in its sources
+        cause = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
+        cause = cause.partition(". ")[0] or "out of memory"
+        is_cpu = device in (None, "cpu")
+        advice = advice or ("the machine needs more memory" if is_cpu else "merge on the CPU, without --cuda")
         raise SystemRefusal(f"The memory of {device or 'cpu'} does not suffice ({cause}): {advice}.") from error
 
 

@@ -24,6 +24,8 @@ from mergekit_mm.execution.results import Results, Values
 from mergekit_mm.execution.settings import Settings, from_environment
 from mergekit_mm.execution.staging import staging
 from mergekit_mm.merge import enough_memory, require_device
+from mergekit_mm.methods import is_own_method, method_named
+from mergekit_mm.methods.declarations import ELEMENTWISE, WEIGHTED_SUMS
 from mergekit_mm.numerics.low_rank import Factors, factorise
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.output.adapter_files import write_adapter
@@ -31,6 +33,7 @@ from mergekit_mm.output.card import model_card
 from mergekit_mm.output.directory import check_output
 from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.parameters import merges_in_core
 from mergekit_mm.plan.policies import ROLE_PARAMETERS
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.deltas import Changed
@@ -71,12 +74,13 @@ def merge_to_adapter(
     Linear layers and embeddings get factors, of at most `rank` per module, in `dtype`. Other tensors that change, and
     modules that an input's adapter holds whole, are written whole, as the merge itself would write them.
 
-    shares_bases: adapters are projected on their best shared bases of `rank` before they are merged, and not cut after.
-    settings: how it is carried out; None for what the environment says.
+    Args:
+        shares_bases: adapters are merged in their best shared bases of `rank`, and not cut after.
+        settings: how it is carried out; None for what the environment says.
 
     Raises:
         MergeError: as for any merge; or the merge changes a tensor that no adapter can hold, or by a delta of full rank
-            while `rank` is None.
+            while `rank` is None; or the method does not work in bases that adapters share, and is to.
     """
 
     def tell(line: str) -> None:
@@ -84,6 +88,8 @@ def merge_to_adapter(
             click.echo(line, err=True)
 
     out, settings = Path(out_path), settings or from_environment()
+    if shares_bases:
+        _require_cores(config)
     require_device(options)
     if options.random_seed is not None:
         torch.manual_seed(options.random_seed)
@@ -149,6 +155,18 @@ def merge_to_adapter(
             found.finish()
         modules = [ModuleResult(path, own.rank, own.energy) for path, own in factors.items()]
         return AdapterResult(modules, saved, [each for each in whole if not each.startswith(saved_prefixes)])
+
+
+def _require_cores(config: MergeConfiguration) -> None:
+    """MergeError unless the method can merge small matrices in the place of the deltas that they stand for."""
+    name = config.merge_method
+    if is_own_method(name):
+        works, instead = not method_named(name).needs_factors, "it merges the factors as they were trained"
+    else:
+        works = name in WEIGHTED_SUMS or merges_in_core(config)
+        instead = "it works on weights" + (" unless `space: core` is set" if name in ELEMENTWISE else "")
+    if not works:
+        raise MergeError(f"{name} does not merge adapters in bases that they share, as {instead}: leave the mode out.")
 
 
 def _whole_tensors(

@@ -32,14 +32,16 @@ ROOMS = {
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
     "align": f"{MERGE} merge evaluation.tasks evaluation.model",
+    "tune": f"{MERGE} merge align evaluation.model",
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "evaluation.report": "errors",
     "hosts": f"{MERGE} merge {EVALUATION} _autoload",
-    "api": f"{MERGE} merge hosts",
+    "api": f"{MERGE} merge align hosts",
     "register": "hosts",
     "_autoload": "",
-    "cli": f"{MERGE} merge merge_adapter align api {EVALUATION} hosts register",
+    "commands": f"{MERGE} merge align tune evaluation.model hosts",
+    "cli": f"{MERGE} merge merge_adapter commands api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports
     "evaluation": "",  # mergekit_mm/evaluation/__init__.py

@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 python -m examples.benchmarks.methods --shapes 896x896,3584x3584 --experts 3,8 --methods tsv swudi
 
 Times are CPU seconds of one process. The published side is restated from its description, in float32: singular value
-decompositions for TSV and Iso, an eigendecomposition of in x in for SWUDI, an autograd loop for WUDI, extrapolated from
-a few steps. Truth is this package in float64, which the tests hold to independent restatements. Synthetic task
-vectors: nothing here measures the quality of a merge. OptMerge has a table of its own: optmerge.py.
+decompositions for TSV, SVC, Iso and DC-Merge, a pseudo-inverse of in x in for ACTMat (`wudi equal`), an
+eigendecomposition of that size for SWUDI, an autograd loop for WUDI, extrapolated from a few steps. RobustMerge is
+measured on adapters alone. Truth is this package in float64, which the tests hold to independent restatements.
+Synthetic task vectors: nothing here measures the quality of a merge. OptMerge has a table of its own: optmerge.py.
 """
 
 from __future__ import annotations
@@ -39,11 +40,15 @@ from mergekit_mm.numerics.task_vector import TaskVector
 STEPS = 300
 SETTINGS: dict[str, dict[str, Any]] = {
     "tsv": {},
+    "tsv svc": {"svc": True},
     "iso_c": {},
     "iso_cts": {},
+    "dc_merge": {},
+    "robust_merge": {},
     "swudi": {},
     "aswudi": {},
     "wudi exact": {"solver": "exact"},
+    "wudi equal": {"solver": "exact", "weights": "equal"},
     "wudi": {},
     "optmerge": {},
     "optmerge modality": {"preset": "modality"},
@@ -88,6 +93,31 @@ def published_iso_cts(deltas: list[Tensor]) -> Tensor:
     return torch.cat([*(p[1][:each] for p in parts), s]).mean() * (left @ right)
 
 
+def published_tsv_svc(deltas: list[Tensor]) -> Tensor:
+    u, s, vh = thin_svd(published_tsv(deltas))
+    merged = s[:, None] * vh
+    shares = torch.stack([(merged * own).sum(1) / own.square().sum(1) for own in (u.T @ delta for delta in deltas)])
+    return (u * (s / shares.clamp_min(1 / len(deltas)).mean(0))) @ vh
+
+
+def published_dc_merge(deltas: list[Tensor]) -> Tensor:
+    rank = min(deltas[0].shape) // len(deltas)
+    parts = [thin_svd(delta) for delta in deltas]
+    left = polar(torch.cat([u[:, :rank] for u, _, _ in parts], dim=1))
+    right = polar(torch.cat([vh[:rank] for _, _, vh in parts]))
+    cores = torch.stack([s[:rank].mean() * (left.T @ u[:, :rank]) @ (vh[:rank] @ right.T) for u, s, vh in parts])
+    smallest = cores.abs().flatten(1).topk(cores[0].numel() // 10, dim=1).values[:, -1]
+    cores = torch.where(cores.abs() >= smallest[:, None, None], cores, 0)
+    agreeing = torch.where(cores * cores.sum(0) > 0, cores, 0)
+    merged = agreeing.sum(0) / (agreeing != 0).sum(0).clamp_min(1)
+    return left @ (merged * torch.block_diag(*[torch.ones(rank, rank)] * len(deltas))) @ right
+
+
+def published_actmat(deltas: list[Tensor]) -> Tensor:
+    covariance = torch.stack([delta.T @ delta for delta in deltas]).sum(0)
+    return torch.stack([delta @ (delta.T @ delta) for delta in deltas]).sum(0) @ torch.linalg.pinv(covariance)
+
+
 def published_wudi_seconds(deltas: list[Tensor]) -> float:
     x = torch.nn.Parameter(torch.stack(deltas).sum(0))
     optimizer = torch.optim.Adam([x], lr=1e-5)
@@ -106,8 +136,11 @@ def published_wudi_seconds(deltas: list[Tensor]) -> float:
 
 PUBLISHED: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "tsv": published_tsv,
+    "tsv svc": published_tsv_svc,
     "iso_c": published_iso_c,
     "iso_cts": published_iso_cts,
+    "dc_merge": published_dc_merge,
+    "wudi equal": published_actmat,
     "swudi": published_swudi,
     "aswudi": lambda deltas: published_swudi(deltas, adaptive=True),
 }
@@ -141,9 +174,9 @@ def product_seconds(name: str, shape: tuple[int, int], count: int, rates: tuple[
     single, double = rates
     if name == "wudi":
         return STEPS * 2.0 * shape[0] * shape[1] ** 2 / single
-    if name in ("iso_c", "iso_cts", "tsv"):
-        grams = {"iso_c": 1, "iso_cts": 1 + count, "tsv": count}[name]
-        return (grams * large * small**2 + 2.0 * large * small**2) / double
+    grams = {"iso_c": 1, "iso_cts": 1 + count, "tsv": count, "dc_merge": count, "tsv svc": 3 * count + 5}
+    if name in grams:
+        return (grams[name] * large * small**2 + 2.0 * large * small**2) / double
     if name.startswith("optmerge"):
         return optmerge.product_seconds(shape, count, SETTINGS[name].get("preset", "lora"), single, double)
     rows = min(count * shape[0], shape[1])  # what the Hessian of the WUDI family is made of
@@ -178,20 +211,8 @@ def report_memory(name: str, shape: tuple[int, int], count: int) -> None:
 
 
 def row(name: str, shape: tuple[int, int], count: int, options: argparse.Namespace, rates: tuple[float, float]) -> str:
-    deltas = task_vectors(shape, count, options.spectrum)
-    vectors = [TaskVector.of(delta) for delta in deltas]
-    mine, merged = seconds(name, vectors)
-    theirs = published_wudi_seconds(deltas) if name == "wudi" else None
-    if name in PUBLISHED:
-        theirs = cpu_seconds(lambda: PUBLISHED[name](deltas))
-    error = "-"
-    if merged is not None:
-        error = f"{relative_error(merged, solved(name, doubled(vectors))):.1e}"
-    cells = [f"{shape[0]}x{shape[1]}", str(count), name, f"{theirs:.2f}" if theirs else "-", f"{mine:.2f}"]
-    cells.append(f"{product_seconds(name, shape, count, rates):.2f}")
-    cells += [f"**{theirs / mine:.1f}x**" if theirs else "-", error]
-    inputs = (count + 1) * shape[0] * shape[1] * 4 / 2**20
-    cells.append(f"{peak_extra_mib(name, shape, count) / inputs:.1f}")
+    cells = [f"{shape[0]}x{shape[1]}", str(count), name]
+    cells += ["-"] * 6 if name == "robust_merge" else dense_cells(name, shape, count, options, rates)
     for rank in map(int, options.ranks.split(",")):
         factored = adapters(shape, count, rank)
         if name == "wudi":
@@ -201,6 +222,30 @@ def row(name: str, shape: tuple[int, int], count: int, options: argparse.Namespa
         assert merged is not None
         cells.append(f"{spent:.3f}, {relative_error(merged, solved(name, doubled(factored))):.0e}")
     return "| " + " | ".join(cells) + " |"
+
+
+def dense_cells(
+    name: str, shape: tuple[int, int], count: int, options: argparse.Namespace, rates: tuple[float, float]
+) -> list[str]:
+    """Times, ratio, error and memory of a merge of whole matrices."""
+    deltas = task_vectors(shape, count, options.spectrum)
+    vectors = [TaskVector.of(delta) for delta in deltas]
+    mine, merged = seconds(name, vectors)
+    theirs = published_wudi_seconds(deltas) if name == "wudi" else None
+    if name in PUBLISHED:
+        theirs = cpu_seconds(lambda: PUBLISHED[name](deltas))
+    error = "-"
+    if merged is not None:
+        error = f"{relative_error(merged, solved(name, doubled(vectors))):.1e}"
+    inputs = (count + 1) * shape[0] * shape[1] * 4 / 2**20
+    return [
+        f"{theirs:.2f}" if theirs else "-",
+        f"{mine:.2f}",
+        f"{product_seconds(name, shape, count, rates):.2f}",
+        f"**{theirs / mine:.1f}x**" if theirs else "-",
+        error,
+        f"{peak_extra_mib(name, shape, count) / inputs:.1f}",
+    ]
 
 
 def main() -> None:

@@ -5,8 +5,8 @@
     python -m examples.minibench --stages report                  # from what has been made so far
 
 Products go to out/minibench/, or to --out. One that exists with the same settings is not made again, so that the
-same command goes on after an interruption. Test questions are asked in the stages `test` and `modalities` only. The
-report goes to `report` in there, or to `report-quick`, and is always made anew.
+same command goes on after an interruption. Test questions are asked in the stages `test`, `aligned` and `modalities`
+only. The report goes to `report` in there, or to `report-quick`, and is always made anew.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def main() -> None:
         if stage in stages:
             shown = [each for each in results if each.split == split and each.setting != "grid"]
             print(f"\nscores on {split} questions, in percent\n{table(shown)}")
+    if "aligned" in stages:
+        print(f"\nscores of aligned merges on test questions, in percent\n{table(products.alignments().results())}")
     if REPORT in arguments.stages:
         quick = arguments.quick
         folder = out / (f"{REPORT}-quick" if quick else REPORT)

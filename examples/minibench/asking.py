@@ -25,6 +25,11 @@ class ExpertSet:
     start: Product  # the base itself
     experts: Sequence[Product]  # one for each capability
 
+    @property
+    def name(self) -> str:
+        """Such as `0-lora-2`."""
+        return f"{self.base}-{self.way}-{self.seed}"
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -44,7 +49,7 @@ class Asking:
         def make(folder: Path) -> None:
             from examples.minibench.scores import ask_blind  # local: torch and lm-eval are slow to import
 
-            scores = ask_blind(self._files(), split, self.counts[split])
+            scores = ask_blind(self.files, split, self.counts[split])
             write_results([Result("blind", "blind", split, scores)], folder)
 
         return Product(f"{split}-blind", VERSIONS[split], {"asked": self.counts[split]}, make, (self.material,))
@@ -56,7 +61,7 @@ class Asking:
             from examples.minibench.scores import ask
 
             base = next((each.folder(self.out) for each in model.needs if each.name.startswith("base-")), None)
-            scores = ask(self._files(), model.folder(self.out), base, split, self.counts[split])
+            scores = ask(self.files, model.folder(self.out), base, split, self.counts[split])
             write_results([Result(**about, split=split, scores=scores)], folder)
 
         needs = (model, self.material)
@@ -68,7 +73,7 @@ class Asking:
         def make(folder: Path) -> None:
             from examples.minibench.merging import try_strengths
 
-            try_strengths(self._merge(experts, method), self.grid, self._files(), self.counts["validation"], folder)
+            try_strengths(self.merge(experts, method), self.grid, self.files, self.counts["validation"], folder)
 
         settings = {"recipe": method.recipe(experts.way, 1.0), "grid": self.grid}
         return self._of_merges("choice", "validation", experts, method, settings, make)
@@ -82,7 +87,7 @@ class Asking:
             from examples.minibench.merging import examine
 
             chosen = choice.folder(self.out) if choice else None
-            examine(self._merge(experts, method), chosen, self._files(), self.counts["test"], folder)
+            examine(self.merge(experts, method), chosen, self.files, self.counts["test"], folder)
 
         settings = {"recipe": method.recipe(experts.way, published)}
         return self._of_merges("test", "test", experts, method, settings, make, *([choice] if choice else []))
@@ -101,11 +106,14 @@ class Asking:
         parts = (self.material, experts.start, *experts.experts, *needs)
         return Product(name, VERSIONS[stage], {**settings, "asked": self.counts[split]}, make, parts)
 
-    def _merge(self, experts: ExpertSet, method: Method) -> Any:
+    def merge(self, experts: ExpertSet, method: Method) -> Any:
+        """What merges a set of experts by a method."""
         from examples.minibench.merging import Merge
 
         folders = [each.folder(self.out) for each in experts.experts]
         return Merge(method, experts.start.folder(self.out), folders, experts.base, experts.way, experts.seed)
 
-    def _files(self) -> Path:
+    @property
+    def files(self) -> Path:
+        """The folder of the material's parquet files."""
         return self.material.folder(self.out) / "minibench"

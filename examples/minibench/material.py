@@ -130,10 +130,15 @@ def rows(capability: str, split: str, pictures: int, seed: int) -> Iterator[Row]
 
 def table(capability: str, split: str, pictures: int, seed: int) -> datasets.Dataset:
     """The rows of `rows` in the form of the capability's data set."""
+    return in_form(capability, rows(capability, split, pictures, seed))
+
+
+def in_form(capability: str, found: Iterable[Row]) -> datasets.Dataset:
+    """Rows in the form of the capability's data set."""
     _, form, column, features = _FORMS[capability]
     filled: list[dict[str, Any]] = []
     shown: tuple[Any, dict[str, Any]] = (None, {})  # the last picture and its file, for all questions about it
-    for number, row in enumerate(rows(capability, split, pictures, seed)):
+    for number, row in enumerate(found):
         if row.picture is not shown[0]:
             shown = row.picture, {"bytes": png(row.picture), "path": None}
         fields = form(row)

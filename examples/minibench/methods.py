@@ -6,6 +6,11 @@ experts; on donors of three modalities it ran every method at 1.0 (`do_merging` 
 have those of their own code. Where a method or a way of training is not the paper's (Iso-CTS; DARE on donors), the
 strength is that of the nearest relative there. DAMC gives the text part the average of the donors, as the weight
 average (NaiveMC) does.
+
+What came after that paper has strengths of its own: 1 for singular value calibration of the sum, which is there to
+spare a strength, for ACTMat, which is a minimiser, and for RobustMerge; for DC-Merge 2 on adapters, as on
+MM-MergeBench, and 1 on full fine-tunes, for which none is known to be released. OptMerge with calibration has that of
+OptMerge, and TIES in the core of the adapters that of TIES.
 """
 
 from __future__ import annotations
@@ -99,6 +104,23 @@ METHODS = (
     ),
     Method("aswudi", "aswudi", {"full": Setting(0.1), "lora": Setting(0.2), "modality": Setting(0.2)}),
     Method("damc", "task_arithmetic", {"modality": Setting(1 / 3, {"weight": 1.0, "composition": "damc"})}),
+    # Task arithmetic with singular value calibration: OptMerge's start at the sum, without a step from there.
+    Method("task_arithmetic_svc", "optmerge", _both(1.0, preset="lora", init="sum", iterations=0, svc=True)),
+    Method(
+        "optmerge_svc",
+        "optmerge",
+        {"full": Setting(0.1, {"preset": "full", "svc": True}), "lora": Setting(1.0, {"preset": "lora", "svc": True})},
+    ),
+    Method("actmat", "wudi", _both(1.0, solver="exact", weights="equal")),
+    Method(
+        "dc_merge",
+        "dc_merge",
+        {"full": Setting(1.0, {"smoothing": "none"}), "lora": Setting(2.0, {"smoothing": "mean"})},
+    ),
+    Method("robust_merge", "robust_merge", {"lora": Setting(1.0)}),
+    Method(
+        "ties_core", "ties", {"lora": Setting(0.3, {"weight": 1.0, "density": 0.2, "normalize": True, "space": "core"})}
+    ),
     # The paper's table 4, from WUDI on, each row with the change of the one before. After `wudi_sgd_mean` comes the
     # cut to low rank: for LoRA experts that is OptMerge's own preset. The strengths are WUDI's for a start at the sum,
     # and OptMerge's for one at the mean.

@@ -10,6 +10,11 @@ from typing import Any
 from examples.common.commands import GRID
 from examples.common.training import Stage
 from examples.minibench import material, packages
+from examples.minibench.aligned import FULL as FULL_ALIGNED
+from examples.minibench.aligned import QUICK as QUICK_ALIGNED
+from examples.minibench.aligned import Aligned
+from examples.minibench.aligned_products import TEST as ALIGNED_TEST
+from examples.minibench.aligned_products import AlignedProducts
 from examples.minibench.asking import Asking, ExpertSet
 from examples.minibench.material import CAPABILITIES
 from examples.minibench.methods import METHODS, Method, methods
@@ -20,7 +25,7 @@ from examples.minibench.model import Size
 from examples.minibench.products import Product, is_finished
 from examples.minibench.results import Result, read_results
 
-STAGES = ("material", "tower", "base", "experts", "validation", "choice", "test", "modalities")
+STAGES = ("material", "tower", "base", "experts", "validation", "choice", "test", "aligned", "modalities")
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
@@ -47,6 +52,7 @@ class Plan:
     asked: int  # validation questions of each capability
     methods: tuple[str, ...]  # names of entries of `METHODS`
     grid: tuple[float, ...]  # the strengths that are tried for each method
+    aligned: Aligned
     modalities: Modalities
 
 
@@ -55,10 +61,10 @@ FULL = Plan(
     # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
     base_kinds={
         "vqa": ("what", "exists"),
-        "chart": ("count", "extremum"),
+        "chart": ("extremum",),
         "ocr": ("handwriting",),
         "geometry": ("count", "compare"),
-        "grounding": ("name",),
+        "grounding": ("side",),
     },
     rare=0.03,
     size=Size(),
@@ -66,14 +72,15 @@ FULL = Plan(
     tower_parts={"vqa": 1, "chart": 1, "ocr": 2, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
     base=Stage(350, 60, 2e-3),
-    full=Stage(200, 48, 1e-3),
-    lora=Stage(200, 48, 3e-3),
+    full=Stage(200, 48, 1.5e-3),
+    lora=Stage(200, 48, 5e-3),
     rank=8,
     bases=2,
     seeds=3,
     asked=100,
     methods=tuple(method.name for method in METHODS),
     grid=GRID,
+    aligned=FULL_ALIGNED,
     modalities=FULL_MODALITIES,
 )
 QUICK = replace(
@@ -89,6 +96,7 @@ QUICK = replace(
     asked=60,
     methods=("linear", "task_arithmetic", "ties", "tsv", "wudi", "optmerge", "swudi"),
     grid=(0.1, 0.3, 1.0),
+    aligned=QUICK_ALIGNED,
     modalities=QUICK_MODALITIES,
 )
 
@@ -113,6 +121,7 @@ class Products:
                 if method.settings[experts.way].strength is not None
             ],
             "test": lambda: [*self.asked("test"), *(self.asking().test(*each) for each in self.merges())],
+            "aligned": lambda: self.alignments().all(),
             "modalities": ModalityProducts(self.plan.modalities, self.out).all,
         }
         return every[name]()
@@ -217,6 +226,10 @@ class Products:
         counts = {"validation": self.plan.asked, "test": self.plan.counts["test"]}
         return Asking(self.material(), counts, self.plan.grid, self.out)
 
+    def alignments(self) -> AlignedProducts:
+        """The products of merges that learn from unlabelled samples."""
+        return AlignedProducts(self.plan.aligned, self.sets(), self.asking(), self.plan.counts["calibration"])
+
     def asked(self, split: str) -> list[Product]:
         """The scores of all models but merges, and without looking at the pictures."""
         asking = self.asking()
@@ -237,17 +250,16 @@ class Products:
         return [asking.blind(split), *bases, *experts]
 
     def results(self) -> list[Result]:
-        """All that has been measured so far, on both splits."""
+        """All that has been measured so far without samples, on both splits."""
         asking = (product for stage in ("validation", "choice", "test") for product in self.stage(stage))
         folders = (product.folder(self.out) for product in asking)
         return [result for folder in folders if folder.exists() for result in read_results(folder)]
 
     def earlier_looks(self) -> list[Path]:
         """The folders of answers to test questions by models of other settings: looks before this one."""
-        own = {product.folder(self.out) for stage in ("test", "modalities") for product in self.stage(stage)}
-        finished = (
-            file.parent for name in ("test", "modality-test") for file in self.out.glob(f"{name}-*/results.json")
-        )
+        own = {product.folder(self.out) for stage in ("test", "aligned", "modalities") for product in self.stage(stage)}
+        names = ("test", ALIGNED_TEST, "modality-test")
+        finished = (file.parent for name in names for file in self.out.glob(f"{name}-*/results.json"))
         return sorted(folder for folder in finished if folder not in own and is_finished(folder))
 
 

@@ -22,7 +22,8 @@ class Product:
     """A folder that `make` fills.
 
     version: of the code that makes it; whoever changes what the code makes raises it. settings: all else that the
-    product depends on, as JSON. needs: the products that it is made from.
+    product depends on, as JSON. needs: the products that it is made from. brief: whether the record has only the keys
+    of these, for what is made from many products that need many in turn.
     """
 
     name: str
@@ -30,17 +31,22 @@ class Product:
     settings: Mapping[str, Any]
     make: Callable[[Path], None]
     needs: tuple[Product, ...] = ()
+    brief: bool = False
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What the product depends on, with the products that it needs."""
-        needs = {each.name: each.record for each in self.needs}
+        needs = {each.name: each.key if self.brief else each.record for each in self.needs}
         return json.loads(json.dumps({"version": self.version, "settings": self.settings, "needs": needs}))
+
+    @cached_property
+    def key(self) -> str:
+        """Changes with the record."""
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:12]
 
     def folder(self, out: Path) -> Path:
         """Where the finished product is."""
-        key = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
-        return out / f"{self.name}.{key[:12]}"
+        return out / f"{self.name}.{self.key}"
 
     def build(self, out: Path) -> Path:
         """Make the product unless its folder is there, and print one line that says which.

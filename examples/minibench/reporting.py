@@ -29,7 +29,7 @@ def make_report(products: Products, folder: Path, command: str) -> Path:
     SystemExit: there are no answers to test questions yet.
     """
     modalities = ModalityProducts(products.plan.modalities, products.out)
-    results = [*products.results(), *(about_modalities := modalities.results())]
+    results = [*products.results(), *products.alignments().results(), *(about_modalities := modalities.results())]
     if not any(each.split == "test" and each.seed is not None for each in results):
         raise SystemExit("there are no answers of experts or merges to test questions to report: make the stage test")
     noted = ("Questions about modalities that share a medium are resampled together.",) if about_modalities else ()

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 FILE = "results.json"  # in the folder of a product that asks questions
+ALIGNED, START = "aligned", "start"  # a kind of result, and the name of those of that kind before any step
 
 
 @dataclass(frozen=True)
 class Result:
     """The scores of one model on the questions of one split.
 
-    kind: `blind` (the most frequent replies), `base`, `expert`, `mixture`, `merge`, or `unmerged` (the donors' towers
-    and projectors on the language model that they grew from). name: the capability or modality of an expert, the
-    method of a merge, else the kind. way: how the experts were trained, `full`, `lora` or `modality`; empty where
-    there is none. seed: of the experts; None where there is none. setting: of a merge, `published` (as its authors
-    give it), `chosen` (the strength that is best on validation questions) or `grid` (one of those that were tried);
-    empty for other kinds. scores: for each column (a capability, or a sort of question about modalities) a number from
-    0 to 1 for each question, in the order of the questions, which is the same for all models. seconds: of CPU, of the
-    command that merged, where one did, reading and writing included, but not its imports.
+    kind: `blind` (the most frequent replies), `base`, `expert`, `mixture`, `merge`, `aligned` (a merge that learned
+    from unlabelled samples), or `unmerged` (the donors' towers and projectors on the language model that they grew
+    from). name: the capability or modality of an expert, the method of a merge, the way to align, else the kind. way:
+    how the experts were trained, `full`, `lora` or `modality`; empty where there is none. seed: of the experts; None
+    where there is none. setting: of a merge, `published` (as its authors give it), `chosen` (the strength that is best
+    on validation questions) or `grid` (one of those that were tried); of an aligned one, the samples for each expert,
+    such as `64` or `64 without ocr`; empty for other kinds. scores: for each column (a capability, or a sort of
+    question about modalities) a number from 0 to 1 for each question, in the order of the questions, which is the same
+    for all models. seconds: of CPU, of the command that merged or aligned, where one did, reading and writing included,
+    but not its imports.
     """
 
     kind: str

@@ -57,11 +57,12 @@ class Kept:
     def __init__(self, directory: Path, asking: Asking) -> None:
         self.directory, self.asking = directory, asking
 
-    def ask(self, expert: Expert, samples: Sequence[Sample], tell: Callable[[str], None]) -> list[Answer]:
-        """The answers of an expert, which is loaded if some are not kept yet.
+    def ask(self, expert: Expert, samples: Sequence[Sample], tell: Callable[[str], None]) -> None:
+        """Let an expert answer, which is loaded if some answers are not kept yet.
 
         Raises:
-            MergeError: the expert cannot be loaded. EvaluationError: it does not take the media of a sample.
+            MergeError: the expert cannot be loaded, or what it computes is no number. EvaluationError: it does not take
+                the media of a sample.
         """
         missing = [sample for sample in samples if not self._path(expert, sample).is_file()]
         if missing:
@@ -71,24 +72,39 @@ class Kept:
             lm = load(str(expert.model), adapter, self.asking.dtype, self.asking.device)
             try:
                 for sample, inputs in zip(missing, encode(lm, missing), strict=True):
-                    _write(self._path(expert, sample), self._answer(lm, sample, inputs), lm.tokenizer)
+                    answer = self._answer(lm, sample, inputs)
+                    if not torch.isfinite(answer.log_probabilities).all():
+                        raise MergeError(
+                            f"{sample.where}: {expert.name} computes NaN or infinite values for its answer. Its "
+                            "weights are damaged, or its numbers exceed the dtype (choose --dtype float32)."
+                        )
+                    _write(self._path(expert, sample), answer, lm.tokenizer)
             finally:
                 del lm
                 release()
-        return [_read(self._path(expert, sample)) for sample in samples]
 
-    def require_same_tokens(self, expert: Expert, samples: Iterable[Sample], tokenizer: Any) -> None:
-        """MergeError if the ids in an expert's answers stand for other tokens in the merged model's tokenizer."""
+    def read(self, expert: Expert, samples: Iterable[Sample], tokenizer: Any) -> list[Answer]:
+        """The answers of an expert that has been asked, in the token ids of the merged model's tokenizer.
+
+        Tokens are the same if they are written the same. Those among the most probable ones that the merged model does
+        not have become a part of the tail.
+
+        Raises:
+            MergeError: the merged model lacks a token of an answer itself.
+        """
+        answers = []
         for sample in samples:
             with safe_open(str(self._path(expert, sample)), framework="pt") as file:
-                tokens = json.loads(file.metadata()["tokens"])
-            for number, token in tokens.items():
-                ours = tokenizer.convert_ids_to_tokens(int(number))
-                if ours != token:
-                    raise MergeError(
-                        f"The token {number} is {token!r} for {expert.name}, and {ours!r} for the merged model: an "
-                        "expert can be learnt from only if its tokens have the same numbers."
-                    )
+                answer = Answer(*(file.get_tensor(name) for name in _TENSORS))
+                tokens = {int(number): token for number, token in json.loads(file.metadata()["tokens"]).items()}
+            ours = {number: _id_of(token, number, tokenizer) for number, token in tokens.items()}
+            if lacking := [tokens[number] for number in answer.ids.tolist() if ours[number] is None]:
+                raise MergeError(
+                    f"{sample.where}: the answer of {expert.name} has the token {lacking[0]!r}, which the merged model "
+                    "does not have."
+                )
+            answers.append(answer.renumbered(ours))
+        return answers
 
     def _path(self, expert: Expert, sample: Sample) -> Path:
         how = f"{expert.fingerprint} {sample.digest} {self.asking.tokens} {self.asking.top} {self.asking.dtype}"
@@ -120,19 +136,26 @@ def _length(ids: Sequence[int], lm: MLLM) -> int:
     return next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
 
 
+_TENSORS = ("ids", "top", "log_probabilities")  # the fields of an `Answer`
+
+
 def _write(path: Path, answer: Answer, tokenizer: Any) -> None:
     numbers = sorted({*answer.ids.tolist(), *answer.top.flatten().tolist()})
     tokens = dict(zip(numbers, tokenizer.convert_ids_to_tokens(numbers), strict=True))
-    tensors = {"ids": answer.ids, "top": answer.top.int(), "log_probabilities": answer.log_probabilities}
+    tensors = {name: getattr(answer, name).contiguous() for name in _TENSORS}
     unfinished = path.with_suffix(".unfinished")
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, unfinished, metadata={"tokens": json.dumps(tokens)})
     os.replace(unfinished, path)
 
 
-def _read(path: Path) -> Answer:
-    with safe_open(str(path), framework="pt") as file:
-        return Answer(file.get_tensor("ids"), file.get_tensor("top").long(), file.get_tensor("log_probabilities"))
+def _id_of(token: str | None, number: int, tokenizer: Any) -> int | None:
+    """The id of an expert's token in another tokenizer; None if that does not have it."""
+    if token is None:  # the expert's embeddings have rows that stand for no token
+        return None
+    if tokenizer.convert_ids_to_tokens(number) == token:
+        return number
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from transformers import AutoProcessor
 
 from mergekit_mm.align.samples import Sample
-from mergekit_mm.errors import MergeError
-from mergekit_mm.evaluation.model.inputs import TEXT_KEYS
+from mergekit_mm.errors import EvaluationError, MergeError
+from mergekit_mm.evaluation.model.inputs import TEXT_KEYS, by_modality, modality_processor
+from mergekit_mm.evaluation.model.internvl import original_config
 from mergekit_mm.evaluation.model.mllm import MLLM, NOT_CAUSAL
+from mergekit_mm.omni import register as register_omni
 
-Inputs = Mapping[str, Any]  # of one sample or of a batch: each text has a row, media are listed along the first axis
+Inputs = Mapping[str, Any]  # a model's tensors by name: a row for each text, media listed along the first axis
 
 
 def load(model: str, adapter: str | None, dtype: str, device: str) -> MLLM:
@@ -21,14 +26,41 @@ def load(model: str, adapter: str | None, dtype: str, device: str) -> MLLM:
     Raises:
         MergeError: transformers cannot load it, or it does not read its prompt from left to right.
     """
+    register_omni()
     name = f"{model}+{adapter}" if adapter else model
     try:
         lm = MLLM(model, peft=adapter, dtype=dtype, device=device)
-    except (OSError, ValueError, ImportError) as error:
-        raise MergeError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise MergeError(f"{name} cannot be loaded: {_first_line(error)}") from error
     if lm.backend == "seq2seq" or lm.config.model_type in NOT_CAUSAL:
         raise MergeError(f"{name} is a {lm.config.model_type}, which does not read a prompt from left to right alone.")
     return lm
+
+
+def require_media(model: Path, samples: Sequence[Sample]) -> None:
+    """Check, by a model's processor alone, that the model takes the media of samples.
+
+    Raises:
+        MergeError: the processor cannot be loaded. EvaluationError: a medium is of a modality that it does not take.
+    """
+    if original_config(str(model)) is not None:
+        return  # an InternVL in its original form, whose processor is made once its model is loaded
+    register_omni()
+    try:
+        processor = AutoProcessor.from_pretrained(model)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise MergeError(f"{model} has no processor that can be loaded: {_first_line(error)}") from error
+    for sample in samples:
+        for modality, media in by_modality(sample.media()).items():
+            if media and modality_processor(processor, modality) is None:
+                raise EvaluationError(
+                    f"{sample.where}: the sample has {modality}, which its expert {model} does not take "
+                    f"({type(processor).__name__})."
+                )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def in_model(lm: MLLM, name: str) -> str:
@@ -92,7 +124,7 @@ def _stacked(samples: Sequence[Inputs]) -> dict[str, Any]:
     stacked: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
-        if key in TEXT_KEYS:  # what stands for padding is hidden by the attention mask, whose padding is 0 too
+        if key in TEXT_KEYS:  # All are padded by zeros, which in the attention mask hide the other ones.
             values = [torch.nn.functional.pad(value, (0, longest - value.shape[1])) for value in values]
         stacked[key] = torch.cat(values)
     return stacked

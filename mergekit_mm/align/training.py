@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mergekit_mm.align.inputs import Inputs, batches, on_device
 from mergekit_mm.align.objective import Answer, divergence
+from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.evaluation.model.mllm import MLLM
 
@@ -29,8 +31,9 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Lessons:
-    """The lessons of one expert."""
+    """The lessons of one expert, by its name."""
 
+    expert: str
     trained: Sequence[Lesson]
     held_back: Sequence[Lesson]
 
@@ -39,7 +42,8 @@ class Lessons:
 class Schedule:
     """steps: of Adam, at the constant rate `rate`. per_step: samples in each, as many of every expert, without
     repetition until all have been seen. at_once: samples in one forward. check: steps between two looks at the samples
-    held back. patience: looks without a lower divergence after which the training ends."""
+    held back. patience: looks without a lower divergence after which the training ends. anchor: how much the mean
+    distance of what is trained from its start counts beside the divergence. clip: the longest gradient, by its norm."""
 
     steps: int
     rate: float
@@ -48,6 +52,8 @@ class Schedule:
     check: int
     patience: int
     seed: int
+    anchor: float = 0.0
+    clip: float | None = None
 
 
 class Way(Protocol):
@@ -59,6 +65,9 @@ class Way(Protocol):
 
     def apply(self) -> None:
         """Let the model follow the parameters, which have changed."""
+
+    def distance(self) -> Tensor:
+        """The mean distance of what is trained from its start, by which gradients flow."""
 
 
 @dataclass
@@ -92,10 +101,13 @@ class Result:
 def train(
     way: Way, lessons: Sequence[Lessons], schedule: Schedule, state: Path, key: str, tell: Callable[[str], None]
 ) -> Result:
-    """Train, and leave the parameters with the lowest divergence on the lessons held back: the start is one of them.
+    """Train, and leave in the way the parameters with the lowest divergence on the lessons held back, or its start.
 
     lessons: of each expert; all experts count alike, whatever their samples and the length of their answers. state: the
     file in which an interrupted training of the same `key` goes on.
+
+    Raises:
+        MergeError: the start's divergence is no number.
     """
     optimiser = torch.optim.Adam(way.parameters, lr=schedule.rate)
     start, result = 0, Result([])
@@ -104,33 +116,78 @@ def train(
         start, best = saved["step"], [one.to(p.device) for one, p in zip(saved["best"], way.parameters, strict=True)]
         result = Result([(step, found) for step, found in saved["history"]], saved["at"], saved["why"])
         optimiser.load_state_dict(saved["optimiser"])
-        _set(way, saved["parameters"])
+        _copy(way, saved["parameters"])
+        way.apply()
         tell(f"going on from step {start}")
     else:
-        result.history.append((0, held_back(way, lessons, schedule.at_once)))
+        way.apply()
+        began = time.monotonic()
+        result.history.append((0, _of_the_start(way, lessons, schedule.at_once)))
         tell(_line(0, result.before))
+        tell(expected_time(lessons, schedule, time.monotonic() - began))
+    began = time.monotonic()
     for step in range(start + 1, schedule.steps + 1):
         if result.why:
             break
         optimiser.zero_grad()
-        _backward(way, lessons, schedule, step)
+        if not math.isfinite(_backward(way, lessons, schedule, step)):
+            result.why = _not_finite(step)
+            break
+        if schedule.clip is not None:
+            torch.nn.utils.clip_grad_norm_(way.parameters, schedule.clip)
         optimiser.step()
         way.apply()
         if step % schedule.check and step < schedule.steps:
             continue
+        seconds = (time.monotonic() - began) / ((step - 1) % schedule.check + 1)
         found = held_back(way, lessons, schedule.at_once)
         if not all(map(math.isfinite, found)):
-            result.why = f"at step {step} the divergence was no longer finite"
+            result.why = _not_finite(step)
             break
         result.history.append((step, found))
-        tell(_line(step, found))
+        tell(f"{_line(step, found)}, {_duration(seconds)} a step")
         if _mean(found) < _mean(result.after):
             result.best, best = step, [parameter.detach().clone() for parameter in way.parameters]
         elif sum(at > result.best for at, _ in result.history) >= schedule.patience:
             result.why = f"no lower divergence since step {result.best}"
         _save(state, key, step, way, optimiser, best, result)
-    _set(way, best)
+        began = time.monotonic()
+    _copy(way, best)
     return result
+
+
+def _of_the_start(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
+    """The divergences before the first step. MergeError if one is no number."""
+    found = held_back(way, lessons, at_once)
+    for own, value in zip(lessons, found, strict=True):
+        if not math.isfinite(value):
+            raise MergeError(
+                f"Before the first step, the merged model's divergence from {own.expert} is {value}: the merge is "
+                "damaged, or its numbers exceed the dtype (choose --dtype float32)."
+            )
+    return found
+
+
+def _not_finite(step: int) -> str:
+    return f"at step {step} the divergence was no longer finite (a lower --rate may help)"
+
+
+def expected_time(lessons: Sequence[Lessons], schedule: Schedule, seconds: float) -> str:
+    """A line on how long the training will take, from how long one look at the samples held back took.
+
+    A step is counted as three forwards of its samples: one, and a backward of twice its cost.
+    """
+    one = seconds / sum(len(own.held_back) for own in lessons)
+    step = 3 * one * sum(min(_per_expert(schedule, lessons), len(own.trained)) for own in lessons)
+    total = schedule.steps * step + math.ceil(schedule.steps / schedule.check) * seconds
+    return f"expected: {_duration(step)} a step, {_duration(total)} for all {schedule.steps}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
 
 
 def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
@@ -142,14 +199,28 @@ def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]
         ]
 
 
-def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: int) -> None:
-    """Add to the gradients those of the mean over experts of the divergence per token, on the samples of a step."""
-    count = max(1, schedule.per_step // len(lessons))
+def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: int) -> float:
+    """Add to the gradients those of the objective on the samples of a step, and return it.
+
+    It is the mean over experts of the divergence per token, and the distance from the start times the anchor.
+    """
+    objective, count = 0.0, _per_expert(schedule, lessons)
     for number, own in enumerate(lessons):
         drawn = [own.trained[at] for at in _drawn(len(own.trained), count, step, f"{schedule.seed} {number}")]
         share = 1 / (len(lessons) * _tokens(drawn))
         for _, total in _divergences(way, drawn, schedule.at_once):
             (total * share).backward()
+            objective += float(total.detach()) * share
+    if schedule.anchor:
+        penalty = schedule.anchor * way.distance()
+        penalty.backward()
+        objective += float(penalty.detach())
+    return objective
+
+
+def _per_expert(schedule: Schedule, lessons: Sequence[Lessons]) -> int:
+    """How many samples of each expert are in a step, if it has so many."""
+    return max(1, schedule.per_step // len(lessons))
 
 
 def _drawn(total: int, count: int, step: int, seed: str) -> list[int]:
@@ -171,7 +242,8 @@ def _divergences(way: Way, lessons: Sequence[Lesson], at_once: int) -> Iterator[
     """For each batch, the indices of its lessons, and the sum of their divergences."""
     for indices, inputs in batches([lesson.inputs for lesson in lessons], at_once):
         answers = [lessons[at].answer for at in indices]
-        logits = logits_of_answers(way.model, on_device(way.lm, inputs), [answer.ids.tolist() for answer in answers])
+        moved = {**on_device(way.lm, inputs), "use_cache": False}  # keys and values serve no later token
+        logits = logits_of_answers(way.model, moved, [answer.ids.tolist() for answer in answers])
         yield indices, torch.stack([divergence(*each) for each in zip(answers, logits, strict=True)]).sum()
 
 
@@ -187,11 +259,10 @@ def _line(step: int, found: Sequence[float]) -> str:
     return f"step {step}: divergence {_mean(found):.4f} ({', '.join(f'{each:.4f}' for each in found)})"
 
 
-def _set(way: Way, values: Sequence[Tensor]) -> None:
+def _copy(way: Way, values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(way.parameters, values, strict=True):
             parameter.copy_(value)
-    way.apply()
 
 
 def _save(state: Path, key: str, step: int, way: Way, optimiser: Any, best: Sequence[Tensor], result: Result) -> None:

@@ -8,7 +8,8 @@
 - `journal`: what is done, so that it need not be done again; `key`: what a journal is about
 - `staging`: the directory in which an output is made, its lock, and the move into place; `leftovers`, what
   interrupted merges have left
-- `models`: the models of a merge, from plan to written weights; `results`: values by name, for an adapter
+- `models`: the models of a merge, from plan to written weights; `results`: values by name, for an adapter;
+  `values`: tensors in memory, for what writes no model of its own
 - `input_hashes`: the SHA-256 of the inputs, taken while the merge runs
 - `settings`: how many workers, and whether to start afresh
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -46,14 +45,10 @@ class _Maker:
     def __call__(self, unit: Unit, device: torch.device | None = None) -> _Made:
         start = time.monotonic()
         digests: dict[str, str] = {}
-        goals: dict[Any, list[tuple[int, str]]] = {}  # Strengths share a tensor that is not merged.
-        for number, tasks in enumerate(self._tasks):
-            for name in unit.names:
-                goals.setdefault(tasks[name], []).append((number, name))
         compiler = self._compiler
-        for task, tensor in run_tasks(goals, compiler.options, device or self._devices[0], compiler.given):
-            for number, name in goals[task]:
-                digests[f"{number}/{name}"] = self._files[number].write(name, tensor)
+        goals = {(number, name): tasks[name] for number, tasks in enumerate(self._tasks) for name in unit.names}
+        for (number, name), tensor in run_tasks(goals, compiler.options, device or self._devices[0], compiler.given):
+            digests[f"{number}/{name}"] = self._files[number].write(name, tensor)
             del tensor
         return _Made(digests, compiler.found_scalings.take(), time.monotonic() - start)
 

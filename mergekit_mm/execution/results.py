@@ -94,12 +94,12 @@ class Results:
 
         def make(unit: Unit) -> _Made:
             start = time.monotonic()
-            names = {tasks[name]: name for name in unit.names}
             kept: dict[str, torch.Tensor] = {}
-            for task, result in run_tasks(names, options, device, self._compiler.given):
-                values = pack(names[task], result) or {}
+            wanted = {name: tasks[name] for name in unit.names}
+            for name, result in run_tasks(wanted, options, device, self._compiler.given):
+                values = pack(name, result) or {}
                 for key, value in values.items():
-                    kept[f"{names[task]}{_BETWEEN}{key}"] = value.cpu().contiguous().clone()
+                    kept[f"{name}{_BETWEEN}{key}"] = value.cpu().contiguous().clone()
             file = f"{kind}-{hashlib.sha256(unit.names[0].encode()).hexdigest()[:16]}.safetensors"
             save_file(kept, self._folder / f"{file}.unfinished")
             os.replace(self._folder / f"{file}.unfinished", self._folder / file)

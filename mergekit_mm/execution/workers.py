@@ -204,7 +204,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is too little memory. torch has no exception of its own for that of the CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

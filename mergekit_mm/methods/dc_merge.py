@@ -11,12 +11,13 @@ sign of their sum, and takes the mean of the entries that have it; the mask keep
 which an expert meets itself.
 
 Source: the released code of https://github.com/Tobeginwith/DC-Merge, which leaves the spectra of full fine-tunes as
-they are (`smoothing: none`). Deviations from it, all deliberate:
+they are (`smoothing: none`). On LLaVA's adapters it merges B A and loads the result with an alpha/r of 2, in the place
+of the adapters' own; here that is in the task vectors. Deviations from it, all deliberate:
   - k_i = min(k, rank of tau_i), for adapters and full fine-tunes alike. The released code has the adapter's rank there;
   - TIES keeps a tenth of the entries, as in the paper. The released 0.1 % is less than one entry for each direction
     where few adapters of small rank meet; `density: 0.001` is that;
   - entries as large as the smallest that is kept, to rounding, are kept too, as smoothed spectra are full of ties; and
-    entries that are rounding have no part in a mean;
+    entries that are rounding have no part in a mean, nor have sums that are, whose sign would be drawn;
   - polar factors are zero where the experts' singular vectors coincide (see `tsv`);
   - the released code's straight line as a smoothed spectrum is left out.
 
@@ -102,8 +103,9 @@ def _blocks(entries: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 
 def _disjoint_mean(several: Sequence[Tensor]) -> Tensor:
-    """TIES's mean of the entries that have the sign of their sum; 0 where there are none."""
-    total = torch.stack(list(several)).sum(0)
-    agreeing = [each * (each * total > 0) for each in several]
+    """TIES's mean of the entries that have the sign of their sum; 0 where they cancel to rounding."""
+    together = torch.stack(list(several))
+    total, size = together.sum(0), together.abs().sum(0)
+    agreeing = [each * ((each * total > 0) & (total.abs() > ROUNDING * size)) for each in several]
     count = torch.stack([each != 0 for each in agreeing]).sum(0)
     return torch.stack(agreeing).sum(0) / count.clamp_min(1)

@@ -202,7 +202,8 @@ def robust_merge(pairs: Sequence[tuple[Tensor, Tensor]], density: float = 0.2) -
             float(row.abs().sum()) / float(kept.abs().sum() or math.nan) for row, kept in zip(a, kept_a, strict=True)
         ]
         largest = max(s for s in lost if s == s)
-        s = torch.diag(torch.tensor([largest if s != s else s for s in lost], dtype=torch.float64))
+        lost = [largest if s != s else s for s in lost]
+        s = torch.diag(torch.tensor([max(s, sorted(lost)[int(0.8 * len(lost))]) for s in lost], dtype=torch.float64))
         merged_a, weighted, total = merged_a + kept_a, weighted + kept_b @ s, total + s
     return 2 * weighted @ torch.linalg.inv(total) @ (2 * merged_a)
 

@@ -2,20 +2,25 @@
 
 Per matrix, with B_i (out, r) and A_i (r, in) the factors of adapter i, and ^ for the largest `density` of the entries,
 
-    s_ij = || row j of A_i ||_1 / || row j of A^_i ||_1 ,
+    s_ij = max(|| row j of A_i ||_1 / || row j of A^_i ||_1, the 0.8-quantile of these over the rows of A_i) ,
 
     A = 2 sum_i A^_i ,   B = 2 (sum_i B^_i diag(s_i)) diag(sum_i s_i)^-1 ,   merged = B A .
 
-Directions that trimming shortens much, the weak ones, get the larger weight. It merges factors and no products: row j
-of one adapter meets row j of the others, whatever they stand for, and the result depends on how a delta was factored.
-Adapters that were trained from one initialisation of A are what it is for; it cannot merge whole matrices.
+Directions that trimming shortens much, the weak ones, get the larger weight; four rows of five share one. It merges
+factors and no products: row j of one adapter meets row j of the others, whatever they stand for, and the result depends
+on how a delta was factored. Adapters that were trained from one initialisation of A are what it is for; it cannot merge
+whole matrices.
 
-Source: the released code of https://github.com/AuroraZengfh/RobustMerge. Deviations, all deliberate:
-  - s_i is not clamped to quantiles of itself. A row of which nothing is kept gets the largest s_ij of its adapter, in
-    the place of a division by zero; a row of zeros has no say;
+Source: the released code of https://github.com/AuroraZengfh/RobustMerge, from which the quantile and the factors of two
+are. Deviations, all deliberate:
+  - a row of which nothing is kept gets the largest s_ij of its adapter, in the place of a division by zero; a row of
+    zeros has no say;
   - an adapter's scaling is in B_i, so that adapters of different alpha are merged as they work;
-  - ties with the smallest entry that is kept are kept, to rounding;
-  - float64 inside. Adapters that do not change a matrix have no part in it.
+  - `density` of the entries are kept, and ties with the smallest of them, to rounding; the released code keeps one
+    more;
+  - float64 inside. Adapters that do not change a matrix have no part in it;
+  - matrices that were trained whole are refused, where the released code averages them: the policy of their role can;
+  - of a weight that is stored turned, as embeddings are, the right factor is what training calls B.
 
 `robust_merge` in `reference.py` restates the published computation plainly.
 """
@@ -34,6 +39,7 @@ from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.numerics.trimming import trimmed_
 
 _AMPLIFIED = 2.0  # by which both merged factors are multiplied
+_COMMON = 0.8  # share of an adapter's rows that have one weight, the least one
 
 
 def _validate(density: float) -> None:
@@ -76,7 +82,9 @@ def robust_merge(task_vectors: Sequence[TaskVector], density: float = 0.2) -> Ta
 
 
 def _shares(a: Tensor, kept: Tensor) -> Tensor:
-    """s_i (r,): how much each row of a factor (r, in) lost."""
+    """s_i (r,): how much each row of a factor (r, in), which is not zero, lost."""
     whole, left = a.abs().sum(1), kept.abs().sum(1)
-    quotient = torch.where(left > 0, whole / left, 0.0)
-    return torch.where((left == 0) & (whole > 0), quotient.max(), quotient)
+    lost = torch.where(left > 0, whole / left, 0.0)
+    lost = torch.where(left > 0, lost, lost.max())
+    of_rows = lost[whole > 0].sort().values
+    return torch.where(whole > 0, lost.clamp_min(of_rows[int(_COMMON * len(of_rows))]), 0.0)

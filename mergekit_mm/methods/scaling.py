@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 from mergekit_mm.numerics.task_vector import TaskVector, square_norm_of
 
-# kappa of each method. All are neutral: none has been calibrated on validation data yet.
+# kappa of each method, as `python -m examples.minibench.kappa` finds it from strengths that validation questions chose.
+# All are neutral: there are no such strengths yet.
 KAPPA = {
     "optmerge": 1.0,
     "wudi": 1.0,

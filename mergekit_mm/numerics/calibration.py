@@ -8,11 +8,13 @@ matrix, tau_1 ... tau_N the task vectors, and for each direction r
     gamma_r = N / sum_i max(alpha, p_ir),   s_r <- gamma_r s_r .
 
 p_ir is how many times the response of expert i to direction r is in the merged one. With alpha = 1 the spectrum can
-only be damped, with the smaller default of 1 / N it may also be amplified.
+only be damped, with the smaller default of 1 / N it may also be amplified. D is the delta before `scaling`.
 
-Source: the released code of https://github.com/lyymuwu/SVC. Deviations, all deliberate:
+Source: the released code of https://github.com/lyymuwu/SVC, whose command has alpha = 1 and whose manual has 0.1, as
+FusionBench's version has, behind a sum of 0.3 times the task vectors. Deviations, all deliberate:
   - an expert without a response (a_ir = 0 to rounding) has no say: N counts those that have one, and where none has,
-    gamma_r = 1. The quotient 0 / 0 is NaN otherwise, which adapters and frozen layers are full of;
+    gamma_r = 1. The released code counts such an expert as alpha, which would lengthen what only one of N adapters
+    changes up to N times; weak responses, of which full fine-tunes have nothing else, have p_ir of about 1 in a sum;
   - directions whose singular values coincide are not defined one by one, as any rotation of them is as good. They share
     one gamma, with <.,.> and || . || taken over all of them. Methods with a flat spectrum (Iso-C) are then rescaled as
     a whole, instead of at random;
@@ -45,13 +47,14 @@ def calibrated(merged: TaskVector, task_vectors: Sequence[TaskVector], alpha: fl
 
     merged: what a method made of `task_vectors`; float64 comes out. alpha: 1 / N by default.
     """
-    left = merged.dense(torch.float64) if merged.right is None else merged.left.double()
     u, s, v = _decomposed(merged)
     if not len(s):
         return merged
-    gamma = _gamma(u, s, v, task_vectors, 1.0 / len(task_vectors) if alpha is None else alpha)
-    left = left + u @ ((gamma - 1.0).unsqueeze(1) * (u.T @ left))
-    return TaskVector.of(left) if merged.right is None else TaskVector.low_rank(left, merged.right.double())
+    change = _gamma(u, s, v, task_vectors, 1.0 / len(task_vectors) if alpha is None else alpha) - 1.0
+    if merged.right is None:
+        return TaskVector.of(merged.dense(torch.float64).addmm_(u.mul_(change * s), v.T))
+    left = merged.left.double()
+    return TaskVector.low_rank(left + u @ (change.unsqueeze(1) * (u.T @ left)), merged.right.double())
 
 
 def _decomposed(merged: TaskVector) -> Triplets:
@@ -68,15 +71,15 @@ def _gamma(u: Tensor, s: Tensor, v: Tensor, task_vectors: Sequence[TaskVector], 
     """gamma (r,) of all directions, equal for those whose singular values coincide."""
     group = torch.cat([s.new_zeros(1), s[1:] < s[:-1] * (1.0 - ROUNDING)]).cumsum(0).long()
     sums = s.new_zeros(int(group[-1]) + 1)
-    merged_rows = s.unsqueeze(1) * v.T  # a_r (r, in)
     heard, responses = torch.zeros_like(sums), torch.zeros_like(sums)
     for task_vector in task_vectors:
         delta = task_vector.left.double() if task_vector.right is not None else task_vector.dense(torch.float64)
         rows = u.T @ delta
         if task_vector.right is not None:
             rows = rows @ task_vector.right.double()
-        square = sums.index_add(0, group, rows.square().sum(1))
-        inner = sums.index_add(0, group, rows.mul_(merged_rows).sum(1))
+        del delta
+        square = sums.index_add(0, group, torch.linalg.vector_norm(rows, dim=1).square())
+        inner = sums.index_add(0, group, rows.mul_(v.T).sum(1).mul_(s))  # a_r = s_r v_r
         answers = square > ROUNDING**2 * square_norm_of(task_vector)
         responses += torch.where(answers, (inner / square).clamp_min(alpha), 0.0)
         heard += answers

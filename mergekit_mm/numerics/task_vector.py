@@ -152,12 +152,13 @@ def _summed(task_vectors: Sequence[TaskVector], dtype: torch.dtype) -> Tensor:
 
 
 def weighted_sum(deltas: Sequence[TaskVector], weights: Sequence[float]) -> TaskVector:
-    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in float32."""
+    """The weighted sum of deltas: as factors if all deltas are factors; else as one tensor in the working dtype."""
     rights = [d.right for d in deltas if d.right is not None]
     if len(rights) == len(deltas):
         left = torch.cat([d.left * w for d, w in zip(deltas, weights, strict=True)], dim=-1)
         return TaskVector(left, right=torch.cat(rights, dim=-2))
-    total = torch.zeros(deltas[0].shape, device=deltas[0].left.device)
+    dtype = working_dtype(*(part.dtype for delta in deltas for part in delta.parts))
+    total = torch.zeros(deltas[0].shape, dtype=dtype, device=deltas[0].left.device)
     for delta, weight in zip(deltas, weights, strict=True):
         total = delta.added_to(total, weight)
     return TaskVector(total)

@@ -76,7 +76,7 @@ class Inputs:
         """Whether an input gives a tensor in float32 or wider, as an adapter has been applied to it."""
         return self.adapts(model, tensor) or self.checkpoints[model].is_folded(tensor)
 
-    @property
+    @cached_property
     def widens(self) -> bool:
         """Whether any input gives tensors in float32 or wider, as an adapter has been applied to them."""
         folded = any(t.is_folded for checkpoint in self.checkpoints.values() for t in checkpoint.disk.values())

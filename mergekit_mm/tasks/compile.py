@@ -25,11 +25,12 @@ from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
-from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, MergeDelta, RescaleDelta
+from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, KeptDelta, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
+from mergekit_mm.tasks.solutions import Solutions
 from mergekit_mm.tasks.sources import open_sources
 from mergekit_mm.tasks.tokenizer import PermuteRows, vocabulary_builder
 from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, PickTensor
@@ -40,13 +41,20 @@ class Compiler:
 
     sweep: whether the model is written at several strengths. Merged tensors then stay in float32 until they are
     scaled, and equal tasks of all strengths are run once.
-    shared_rank: adapters are projected on bases of this rank that they share, before they are merged.
+    shared_rank: adapters are merged in the coordinates of bases of this rank that they share.
+    solutions: where what the methods of this package make of deltas is kept, for merges that differ in strength alone.
     """
 
     def __init__(
-        self, plan: MergePlan, options: MergeOptions, sweep: bool = False, shared_rank: int | None = None
+        self,
+        plan: MergePlan,
+        options: MergeOptions,
+        sweep: bool = False,
+        shared_rank: int | None = None,
+        solutions: Solutions | None = None,
     ) -> None:
         self.plan, self.options, self.sweep, self.shared_rank = plan, options, sweep, shared_rank
+        self.solutions = solutions
         self.inputs, self.config = plan.inputs, plan.config
         sources = open_sources(plan.inputs, options.lazy_unpickle)
         self.read = Reader(sources, options.device if options.read_to_gpu else None)
@@ -69,6 +77,12 @@ class Compiler:
     def to_model(self, scale: float = 1.0) -> dict[str, Task[torch.Tensor]]:
         """Name on disk -> the task that makes the tensor as it is written, with every merged delta times `scale`."""
         return {output.name: self._cast(self._piece(output, scale), output.like.dtype) for output in self.plan.outputs}
+
+    def to_memory(self) -> dict[str, Task[torch.Tensor]]:
+        """Name in memory -> the task that makes a tensor of the model, as a merge writes it; copies are left out."""
+        if isinstance(self.plan, OmniPlan):  # whose names on disk are those in memory
+            return {out.name: self._cast(self._piece(out, 1.0), out.like.dtype) for out in self.plan.outputs}
+        return {tensor.name: self.written(tensor) for tensor in self.plan.merged_tensors}
 
     def written(self, tensor: TensorPlan) -> Task[torch.Tensor]:
         """The task that makes one planned tensor in the dtype in which a merge writes it."""
@@ -177,15 +191,19 @@ class Compiler:
         delta, own_scale = self._unscaled(tensor)
         return AddDelta(base=base, delta=delta, scale=own_scale * scale)
 
-    def _unscaled(self, tensor: TensorPlan) -> tuple[MergeDelta, float]:
+    def _unscaled(self, tensor: TensorPlan) -> tuple[MergeDelta | KeptDelta, float]:
         """The task that makes the merged delta of one tensor, and the factor by which the output's delta is a multiple.
 
         The factor is the tensor's scaling, unless the experts' own deltas are added, which that does not multiply.
         """
         assert tensor.base is not None
         if _own_deltas(tensor):
-            return self._delta(tensor, tensor.base, _scaling(tensor)), 1.0
-        return self._delta(tensor, tensor.base), _scaling(tensor)
+            return self._kept(self._delta(tensor, tensor.base, _scaling(tensor))), 1.0
+        return self._kept(self._delta(tensor, tensor.base)), _scaling(tensor)
+
+    def _kept(self, delta: MergeDelta) -> MergeDelta | KeptDelta:
+        """The task for a delta that is kept among the solutions, if there are any; a weighted sum is made anew."""
+        return delta if self.solutions is None or delta.weights else KeptDelta.of(delta, self.solutions)
 
     def _average(self, tensor: TensorPlan) -> Task:
         experts = tensor.experts
@@ -240,10 +258,10 @@ class Compiler:
             return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
 
-    def directions(self, tensor: TensorPlan, dtype: str) -> Directions:
-        """The task that gives the base's tensor, the experts' deltas over it, and the merged delta times its scaling.
+    def directions(self, tensor: TensorPlan, dtype: str, merged: bool) -> Directions:
+        """The task that gives the base's tensor, and the experts' deltas over it.
 
-        dtype: of deltas that are no factors.
+        dtype: of deltas that are no factors. merged: whether the merged delta times its scaling is made too.
 
         Raises:
             MergeError: the base is a model with an adapter.
@@ -251,8 +269,14 @@ class Compiler:
         assert tensor.base is not None
         if tensor.base.lora:
             raise MergeError(f"The deltas of a merge over {tensor.base}, a model with an adapter, are not to be had.")
-        merged = self._delta(tensor, tensor.base, _scaling(tensor))
-        return Directions(base=self._one(tensor, tensor.base), tensors=merged.tensors, merged=merged, dtype=dtype)
+        delta = self._delta(tensor, tensor.base, _scaling(tensor))
+        return Directions(
+            base=self._one(tensor, tensor.base),
+            tensors=delta.tensors,
+            experts=delta.experts,
+            merged=delta if merged else None,
+            dtype=dtype,
+        )
 
     # ---------------------------------------------------------------------------------------------- deltas
 

@@ -7,7 +7,7 @@ from mergekit.common import ModelReference
 from mergekit.graph import Task
 
 from mergekit_mm.numerics.core_space import core_space
-from mergekit_mm.numerics.shared_bases import compressed
+from mergekit_mm.numerics.shared_bases import shared_core
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.tasks.inputs_check import is_kept
 from mergekit_mm.tasks.merging import MergeTensors
@@ -25,7 +25,7 @@ class MergeInCore(Step[TaskVector]):
     merging: MergeTensors  # what is done with the cores; it is not run as a task
     base: ModelReference
     experts: tuple[ModelReference, ...]
-    shared_rank: int | None = None  # of the bases on which the adapters are projected before they are merged
+    shared_rank: int | None = None  # of the bases on which the adapters are projected in the place of all
 
     def arguments(self) -> dict[str, Task]:
         return {"tensors": self.tensors}
@@ -45,7 +45,8 @@ class MergeInCore(Step[TaskVector]):
         is_kept(tensors, self.experts, self.base, self.name)  # refuses NaN
         with torch.no_grad():
             deltas = [tensors[model] for model in self.experts]
-            joint = core_space(deltas if self.shared_rank is None else compressed(deltas, self.shared_rank))
+            shared = None if self.shared_rank is None else shared_core(deltas, self.shared_rank)
+            joint = shared or core_space(deltas)
             shape = (joint.left.shape[1], joint.right.shape[0])
             cores = {m: core.dense(torch.float64) for m, core in zip(self.experts, joint.cores, strict=True)}
             cores[self.base] = torch.zeros(shape, dtype=torch.float64, device=joint.left.device)

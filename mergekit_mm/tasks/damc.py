@@ -8,7 +8,7 @@ from mergekit.graph import Task
 from mergekit_mm.checkpoints.values import equal_values
 from mergekit_mm.errors import MergeError
 from mergekit_mm.numerics.task_vector import TaskVector
-from mergekit_mm.tasks.deltas import MergeDelta
+from mergekit_mm.tasks.deltas import KeptDelta, MergeDelta
 from mergekit_mm.tasks.loading import LoadDelta
 from mergekit_mm.tasks.step import Step
 
@@ -44,7 +44,7 @@ class SharedFactors(Step[dict[str, torch.Tensor]]):
     an orthonormal basis: r is the sum of the ranks. The factors are computed in float64 and given in float32.
     """
 
-    merged: MergeDelta
+    merged: MergeDelta | KeptDelta
     experts: tuple[LoadDelta, ...]
     owners: tuple[tuple[str, int], ...]  # (owner, index of its donor in `experts`); -1 for the base
     scale: float  # of the merged delta

@@ -7,6 +7,8 @@ which the base is subtracted where a delta is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from mergekit.graph import Task
 from pydantic import InstanceOf
 
 from mergekit_mm.methods import method_named
-from mergekit_mm.numerics.shared_bases import compressed
+from mergekit_mm.numerics.shared_bases import shared_core
 from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum, working_dtype
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
+from mergekit_mm.tasks.solutions import Solutions, read, write
 from mergekit_mm.tasks.step import Step
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
@@ -47,7 +50,7 @@ class MergeDelta(Step[TaskVector | None]):
     scaling: float = 1.0  # of the merged delta over the merge's base
     own: tuple[float, ...] = ()  # factors of the experts' own deltas, which are added to it; empty for none
     name: str
-    shared_rank: int | None = None  # of the bases on which factors of a matrix are projected before they are merged
+    shared_rank: int | None = None  # of the bases in whose coordinates the factors of a matrix are merged
     found: InstanceOf[FoundScalings] | None = None  # with `scaling: auto`: where the scaling is noted that is applied
     as_vector: bool = False  # whether it is the kernel of a convolution, which is no stack of matrices
     seed: int = 0
@@ -72,10 +75,11 @@ class MergeDelta(Step[TaskVector | None]):
             delta_of_base = deltas.pop(self.base, None) if self.base else None
             if delta_of_base is None:
                 of_experts = [deltas[model] for model in self.experts]
-                merged = self._merged(of_experts)
                 if not self.own:
-                    return self._scaled(merged)
-                return weighted_sum([merged, *of_experts], [self.scaling, *self.own])
+                    return _times(self._merged(of_experts), self.scaling)
+                if not self.scaling:
+                    return weighted_sum(of_experts, self.own)
+                return weighted_sum([self._merged(of_experts), *of_experts], [self.scaling, *self.own])
             over_base = [weighted_sum([deltas[model], delta_of_base], [1.0, -1.0]) for model in self.experts]
             merged, own = self._merged(over_base), self.own or (0.0,) * len(over_base)
             parts = [
@@ -85,9 +89,15 @@ class MergeDelta(Step[TaskVector | None]):
             shares, summands = zip(*parts, strict=True)
             return weighted_sum([*summands, delta_of_base], [*shares, 1.0])
 
-    def _merged(self, deltas: list[TaskVector]) -> TaskVector:
+    def _merged(self, deltas: Sequence[TaskVector]) -> TaskVector:
         if self.shared_rank is not None and all(d.is_factored and d.left.ndim == 2 for d in deltas):
-            deltas = compressed(deltas, self.shared_rank)
+            shared = shared_core(deltas, self.shared_rank)
+            if shared is not None:
+                return shared.expand(self._made_of(shared.cores))
+        return self._made_of(deltas)
+
+    def _made_of(self, deltas: Sequence[TaskVector]) -> TaskVector:
+        """What the method makes of task vectors, which may be the cores of adapters in bases that they share."""
         if self.weights:
             return weighted_sum(deltas, self.weights)
         parameters, method = dict(self.parameters.items()), method_named(self.method)
@@ -98,39 +108,88 @@ class MergeDelta(Step[TaskVector | None]):
         self.found.note(self.name, scaling)
         return _times(merged, scaling)
 
-    def _scaled(self, delta: TaskVector) -> TaskVector:
-        return _times(delta, self.scaling)
-
 
 class Directions(Step[dict[str, torch.Tensor]]):
     """What a tensor of the output is a weighted sum of, as tensors to be stored, on the CPU.
 
-    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n, `<N>`: after them, the merged delta times its
-    scaling; in `dtype`, or as the factors `<n>.left` and `<n>.right` in float32.
+    `base`: the base's tensor, in its dtype. `<n>`: the delta of expert n; in `dtype`, or as the factors `<n>.left` and
+    `<n>.right` in float32. If there is a task that makes the merged delta, that delta times its scaling is `<N>`, after
+    them, and `scaling` holds the factor.
     """
 
     base: Task
     tensors: Task  # those of the task that makes the merged delta
-    merged: MergeDelta
+    experts: tuple[ModelReference, ...]
+    merged: MergeDelta | None
     dtype: str
 
     def arguments(self) -> dict[str, Task]:
-        return {"base": self.base, "tensors": self.tensors, "merged": self.merged}
+        given = {"base": self.base, "tensors": self.tensors}
+        return {**given, "merged": self.merged} if self.merged else given
 
     def execute(
-        self, base: torch.Tensor, tensors: dict[ModelReference, torch.Tensor | TaskVector], merged: TaskVector | None
+        self,
+        base: torch.Tensor,
+        tensors: dict[ModelReference, torch.Tensor | TaskVector],
+        merged: TaskVector | None = None,
     ) -> dict[str, torch.Tensor]:
-        made = {"base": base}
-        if merged is None:
-            return made
-        found = (tensors[model] for model in self.merged.experts)
+        found = (tensors[model] for model in self.experts)
         deltas = [one if isinstance(one, TaskVector) else TaskVector.between(one, base) for one in found]
-        for number, delta in enumerate([*deltas, merged]):
+        made = {"base": base}
+        if self.merged is not None:
+            task = self.merged
+            deltas.append(TaskVector.of(torch.zeros_like(base)) if merged is None else merged)
+            scaling = task.found.values.get(task.name, 1.0) if task.found else task.scaling
+            made["scaling"] = torch.tensor(scaling, dtype=torch.float64)
+        for number, delta in enumerate(deltas):
             if delta.right is None:
                 made[str(number)] = delta.dense(torch.float32).to(getattr(torch, self.dtype))
             else:
                 made |= {f"{number}.left": delta.left.float(), f"{number}.right": delta.right.float()}
         return {name: tensor.cpu().contiguous().clone() for name, tensor in made.items()}
+
+
+class KeptDelta(Task[TaskVector | None]):
+    """The result of `merged`, which is written to a file when it is made first, and read from it from then on."""
+
+    merged: MergeDelta
+    file: str
+    is_there: bool  # whether the file was there when the task was made
+
+    @classmethod
+    def of(cls, merged: MergeDelta, solutions: Solutions) -> KeptDelta:
+        """The task for a merged delta, with its file among the solutions."""
+        what = {
+            "method": merged.method,
+            "models": [str(model) for model in (*merged.experts, merged.base, merged.over)],
+            "parameters": sorted((name, str(value)) for name, value in merged.parameters.items()),
+            "numbers": [merged.scaling, *merged.own],
+            "found": merged.found is not None,
+            "name": merged.name,
+            "how": [merged.shared_rank, merged.as_vector, merged.seed],
+        }
+        file = solutions.file(what)
+        return cls(merged=merged, file=str(file), is_there=file.is_file())
+
+    @property
+    def name(self) -> str:
+        return self.merged.name
+
+    @property
+    def method(self) -> str:
+        return self.merged.method
+
+    def arguments(self) -> dict[str, Task]:
+        return {} if self.is_there else {"merged": self.merged}
+
+    def group_label(self) -> str | None:
+        return self.merged.group_label()
+
+    def execute(self, merged: TaskVector | None = None, **_kwargs: object) -> TaskVector | None:
+        if self.is_there:
+            return read(Path(self.file))
+        write(Path(self.file), merged)
+        return merged
 
 
 class AddDelta(Step[torch.Tensor]):
@@ -141,7 +200,7 @@ class AddDelta(Step[torch.Tensor]):
     """
 
     base: Task
-    delta: MergeDelta | MergeInCore
+    delta: MergeDelta | MergeInCore | KeptDelta
     scale: float
 
     def arguments(self) -> dict[str, Task]:

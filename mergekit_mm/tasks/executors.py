@@ -6,8 +6,8 @@ to the device that stores. A task finds all of its arguments on one device and n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from mergekit.common import get_torch_accelerator_count, get_torch_accelerator_type
@@ -17,6 +17,7 @@ from mergekit.options import MergeOptions
 from mergekit_mm.numerics.task_vector import TaskVector
 
 Tasks = Mapping[str, Task[Any]]  # name of a tensor -> the task that makes it or a value for it
+Name = TypeVar("Name", bound=Hashable)
 
 
 def devices(options: MergeOptions) -> list[torch.device]:
@@ -28,25 +29,25 @@ def devices(options: MergeOptions) -> list[torch.device]:
 
 
 def run_tasks(
-    targets: Iterable[Task[Any]], options: MergeOptions, device: torch.device, given: Mapping[Task[Any], Any]
-) -> Iterator[tuple[Task[Any], Any]]:
-    """Run tasks and those below them on one device; yields each target once, with its result, as soon as that is there.
+    tasks: Mapping[Name, Task[Any]], options: MergeOptions, device: torch.device, given: Mapping[Task[Any], Any]
+) -> Iterator[tuple[Name, Any]]:
+    """Run tasks and those below them on one device; yields each name with its result, as soon as that is there.
+
+    A task that has several names, as that of a layer that is repeated, is run once.
 
     given: results of tasks that need not be run.
     """
+    names: dict[Task[Any], list[Name]] = {}
+    for name, task in tasks.items():
+        names.setdefault(task, []).append(name)
     universe = TaskUniverse()
-    handles = [universe.add_task(task) for task in dict.fromkeys(targets)]
+    handles = [universe.add_task(task) for task in names]
     known = {handle: value for task, value in given.items() if (handle := universe.get_handle(task)) is not None}
     store = device if options.low_cpu_memory else torch.device("cpu")
     executor = TaskExecutor(handles, math_device=device, storage_device=store, cached_values=known)
-    yield from executor.run(quiet=True)
-
-
-def run(tasks: Tasks, options: MergeOptions) -> Iterator[tuple[str, Any]]:
-    """Run tasks one after the other, on the first of the devices; yields each name with its result."""
-    names = {task: name for name, task in tasks.items()}
-    for task, value in run_tasks(names, options, devices(options)[0], {}):
-        yield names[task], value
+    for task, value in executor.run(quiet=True):
+        for name in names[task]:
+            yield name, value
 
 
 class TaskExecutor(Executor):

@@ -250,7 +250,10 @@ def test_factors_are_the_best_of_their_rank(
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
 
 
-@pytest.mark.parametrize(("method", "parameters"), [("tsv", {}), ("ties", {"space": "core"}), ("task_arithmetic", {})])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("tsv", {}), ("wudi", {}), ("ties", {"space": "core"}), ("task_arithmetic", {})],
+)
 def test_bases_that_the_adapters_share(method: str, parameters: dict[str, Any]) -> None:
     """What the written factors hold is what the method makes of projected adapters, not the cut of what it makes."""
     base, both = checkpoint("llava"), pair("llava")
@@ -268,6 +271,19 @@ def test_bases_that_the_adapters_share(method: str, parameters: dict[str, Any]) 
     for name in both_adapt:
         one, other = (f[name.format("lora_B")] @ f[name.format("lora_A")] for f in found.values())
         assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("ties", "`space: core`"), ("robust_merge", "factors"), ("slerp", "weights")]
+)
+def test_methods_that_do_not_work_in_shared_bases(method: str, told: str) -> None:
+    base, both = checkpoint("llava"), pair("llava")
+    config = with_method(method, base, [plus(base, adapter) for adapter, _ in both])
+    out, result = command("lora", config, "--rank", "2", "--rank-mode", "shared")
+    assert result.exit_code == 1
+    assert "in bases that they share" in result.output
+    assert told in result.output
+    assert not out.exists()
 
 
 def test_shared_bases_need_a_rank() -> None:

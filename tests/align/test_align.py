@@ -12,7 +12,7 @@ import end_to_end as c
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
+from alignments import EASY_VQA, EXPERT, KINDS, align, aligned, easy_vqa_merge, mean, report, samples
 from mergekit.options import MergeOptions
 from mllm_runs import png, saved
 from peft import PeftModel
@@ -25,69 +25,17 @@ from mergekit_mm.align.objective import Answer, divergence
 from mergekit_mm.align.run import Settings
 from mergekit_mm.align.run import align as run_alignment
 from mergekit_mm.align.samples import by_expert, read_samples, split
-from mergekit_mm.cli import main
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.plan.config import read_config
 
-MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
-EXPERT = str(MODELS / "expert_color")
-KINDS = ("color", "shape", "yesno")
-QUICK = ("--steps", "10", "--rate", "0.003", "--answer-tokens", "2", "--per-step", "24", "--quiet")
+TRAINED = ("--steps", "10", "--check", "10", "--rate", "0.003", "--per-step", "24")
 
 
 @functools.cache
-def samples() -> Path:
-    """Sixteen questions of the package easy-vqa for each of the trained experts, without their answers."""
-    easy_vqa = pytest.importorskip("easy_vqa")
-    paths, lines = easy_vqa.get_train_image_paths(), []
-    for kind in KINDS:
-        rows = [row for row in zip(*easy_vqa.get_train_questions(), strict=True) if kind_of(row[1]) == kind][::251][:16]
-        lines += [{"expert": f"expert_{kind}", "prompt": f"<image>{row[0]}", "image": paths[row[2]]} for row in rows]
-    path = c.fresh("samples.jsonl")
-    path.write_text("\n".join(json.dumps(line) for line in lines))
-    return path
-
-
-def kind_of(answer: str) -> str:
-    if answer in ("yes", "no"):
-        return "yesno"
-    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
-
-
-@functools.cache
-def recipe(method: str = "tsv") -> Path:
-    config = {
-        "merge_method": method,
-        "base_model": str(MODELS / "base"),
-        "models": [{"model": str(MODELS / f"expert_{kind}")} for kind in KINDS],
-        "parameters": {"scaling": 0.7},
-        "out_dtype": "float32",
-    }
-    path = c.fresh("config.yaml")
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def align(out: Path, *options: str) -> Result:
-    given = ["align", str(recipe()), str(out), "--samples", str(samples()), *QUICK, *options]
-    return CliRunner().invoke(main, given)
-
-
-@functools.cache
-def aligned() -> Path:
-    out = c.fresh("aligned")
-    result = align(out)
-    assert result.exit_code == 0, result.output
-    return out
-
-
-def report(out: Path) -> Any:
-    return json.loads((out / "align" / "report.json").read_text())
-
-
-def mean(step: dict[str, Any]) -> float:
-    return sum(step["divergence"].values()) / len(step["divergence"])
+def trained() -> Path:
+    """An adapter on the merge of the trained experts."""
+    return aligned(easy_vqa_merge(), samples(), *TRAINED)
 
 
 # -------------------------------------------------------------------------------------------------- the objective
@@ -139,18 +87,18 @@ def test_samples_in_a_batch_are_read_as_each_by_itself(tmp_path: Path) -> None:
 
 
 def test_the_merge_comes_closer_to_its_experts() -> None:
-    found = report(aligned())
+    found = report(trained())
     first, best = found["history"][0], next(h for h in found["history"] if h["step"] == found["best"])
     assert found["best"] > 0
     assert mean(best) < mean(first)
 
 
 def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
-    start = c.merge(yaml.safe_load((aligned() / "mergekit_config.yml").read_text()))
+    start = c.merge(yaml.safe_load((trained() / "mergekit_config.yml").read_text()))
     model = AutoModelForImageTextToText.from_pretrained(start.out, dtype=torch.float32)
-    whole = PeftModel.from_pretrained(model, aligned() / "align").merge_and_unload()
+    whole = PeftModel.from_pretrained(model, trained() / "align").merge_and_unload()
     expected, changed = whole.state_dict(), 0
-    found = AutoModelForImageTextToText.from_pretrained(aligned(), dtype=torch.float32).state_dict()
+    found = AutoModelForImageTextToText.from_pretrained(trained(), dtype=torch.float32).state_dict()
     before = AutoModelForImageTextToText.from_pretrained(start.out, dtype=torch.float32).state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
@@ -159,21 +107,21 @@ def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
 
 
 def test_the_card_has_the_divergence_and_the_report_the_samples() -> None:
-    card = (aligned() / "README.md").read_text()
+    card = (trained() / "README.md").read_text()
     assert "## Alignment" in card
+    assert f"\n# {trained().name}\n" in card
     assert f"| {EXPERT} | 12 | 4 |" in card
-    used = report(aligned())["samples"][EXPERT]
+    used = report(trained())["samples"][EXPERT]
     digests = {one.digest for one in read_samples(samples()) if one.expert == "expert_color"}
     assert {*used["trained"], *used["held_back"]} == digests
 
 
 @pytest.mark.slow
 def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
-    out = c.fresh("worse")
-    result = align(out, "--rate", "1000")
+    out, result = align(easy_vqa_merge(), samples(), *TRAINED, "--rate", "1000")
     assert "the start is kept" in result.output
     assert report(out)["best"] == 0
-    start = c.merge(yaml.safe_load(recipe().read_text()))
+    start = c.merge(easy_vqa_merge())
     assert c.tensors(out).keys() == start.tensors.keys()
     assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
 
@@ -188,15 +136,16 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
             if line.startswith(until):
                 raise KeyboardInterrupt
 
-        source, read = recipe().read_text(), read_samples(samples())
-        settings = Settings(steps=8, check=2, rate=0.01, answer_tokens=2, per_step=6)
+        source, read = yaml.safe_dump(easy_vqa_merge()), read_samples(samples())
+        settings = Settings(steps=12, check=4, answer_tokens=2, per_step=36)
         config = read_config(source, "the recipe")
         run_alignment(config, out, MergeOptions(quiet=True), settings, read, source, work, tell)
 
     whole, out, work = (c.fresh(name) for name in ("whole", "interrupted", "work"))
     run(whole, c.fresh("work"), "never")
+    assert report(whole)["best"] > 4, "after the interruption"
     with pytest.raises(KeyboardInterrupt):
-        run(out, work, "step 6")
+        run(out, work, "step 8")
     assert not out.exists()
     told.clear()
     run(out, work, "never")
@@ -204,6 +153,21 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
     assert not any(line.startswith(("asking", "merging")) for line in told)
     for name in ("model.safetensors", "align/adapter_model.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("way", ["adapter", "coefficients"])
+def test_nothing_is_asked_of_an_expert_without_samples(way: str, tmp_path: Path) -> None:
+    """The samples of the others decide alone."""
+    lines = [line for line in samples().read_text().splitlines() if "expert_color" not in line]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    some = tmp_path / "some.jsonl"
+    _, refused = align(easy_vqa_merge(), some, "--way", way)
+    assert f"There are no samples for {EXPERT}" in refused.output
+    assert "--partial" in refused.output
+    out = aligned(easy_vqa_merge(), some, "--way", way, "--partial")
+    found = report(out)
+    assert {Path(name).name for name in found["samples"]} == {"expert_shape", "expert_yesno"}
+    assert all(set(step["divergence"]) == set(found["samples"]) for step in found["history"])
 
 
 # --------------------------------------------------------------------------------------------------- coefficients
@@ -218,8 +182,11 @@ def gradient_of(loss: Any, at: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("factored", [False, True])
-def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(tmp_path: Path, factored: bool) -> None:
+def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(
+    tmp_path: Path, factored: bool, merged: bool
+) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(5, 4, bias=False)
     base, x = torch.randn(4, 5), torch.randn(3, 5)
@@ -230,35 +197,32 @@ def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(tmp_p
         else:
             stored[str(number)] = torch.randn(4, 5)
     save_file(stored, tmp_path / "basis.safetensors")
-    basis = Basis(tmp_path / "basis.safetensors", 2)
-    way = CoefficientWay(SimpleNamespace(model=layer, device="cpu"), {"weight": basis})
+    basis = Basis(tmp_path / "basis.safetensors", 3)
+    way = CoefficientWay(SimpleNamespace(model=layer, device="cpu"), {"weight": basis}, merged)
     way.apply()
     for _ in range(2):  # gradients of several batches add up
         layer(x).pow(2).sum().backward()
     dense = [stored[f"{n}.left"] @ stored[f"{n}.right"] if factored else stored[str(n)] for n in range(3)]
 
     def loss(c: torch.Tensor) -> torch.Tensor:
-        weight = base.double() + sum(share * each.double() for share, each in zip(c[0], dense, strict=True))
+        shares = c[0] if merged else c[0].sigmoid()  # of an expert alone, a coefficient is between 0 and 1
+        weight = base.double() + sum(share * each.double() for share, each in zip(shares, dense, strict=True))
         return 2 * (x.double() @ weight.T).pow(2).sum()
 
-    expected = gradient_of(loss, way.coefficients.detach().double())
-    torch.testing.assert_close(way.coefficients.grad.double(), expected, rtol=1e-4, atol=1e-3)
+    (trained,) = way.parameters
+    expected = gradient_of(loss, trained.detach().double())
+    torch.testing.assert_close(trained.grad.double(), expected, rtol=1e-4, atol=1e-3)
     assert layer.weight.grad is None
 
 
 @pytest.mark.parametrize("experts", ["expert", "lora"])
 def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str) -> None:
-    out, config, read = c.fresh("weighted"), yaml.safe_load(recipe().read_text()), samples()
+    config, read = easy_vqa_merge(), samples()
     if experts == "lora":
-        for entry, kind in zip(config["models"], KINDS, strict=True):
-            entry["model"] = f"{MODELS / 'base'}+{MODELS / f'lora_{kind}'}"
+        config["models"] = [{"model": f"{EASY_VQA / 'base'}+{EASY_VQA / f'lora_{kind}'}"} for kind in KINDS]
         text, read = samples().read_text().replace("expert_", "lora_"), c.fresh("samples.jsonl")
         read.write_text(text)
-    path = c.fresh("config.yaml")
-    path.write_text(yaml.safe_dump(config))
-    given = ["align", str(path), str(out), "--samples", str(read), "--way", "coefficients", *QUICK, "--rate", "0.01"]
-    result = CliRunner().invoke(main, given)
-    assert result.exit_code == 0, result.output
+    out = aligned(config, read, *TRAINED, "--way", "coefficients", "--rate", "0.01")
     assert report(out)["best"] > 0
     again = c.merge(yaml.safe_load((out / "mergekit_config.yml").read_text()))
     assert (again.out / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -268,11 +232,8 @@ def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str
 
 
 def test_coefficients_need_a_method_that_can_have_them() -> None:
-    path, config = c.fresh("config.yaml"), yaml.safe_load(recipe().read_text())
-    config |= {"merge_method": "task_arithmetic", "parameters": {"weight": 0.3}}
-    path.write_text(yaml.safe_dump(config))
-    given = ["align", str(path), str(c.fresh()), "--samples", str(samples()), "--way", "coefficients", *QUICK]
-    result = CliRunner().invoke(main, given)
+    config = easy_vqa_merge("task_arithmetic", parameters={"weight": 0.3})
+    _, result = align(config, samples(), "--way", "coefficients")
     assert "task_arithmetic has no `own_delta`" in result.output
 
 
@@ -309,6 +270,7 @@ def test_experts_are_named_by_the_last_part_of_their_path(tmp_path: Path) -> Non
         by_expert(read_samples(path), ["base+lora/chart"])
     with pytest.raises(MergeError, match="There are no samples for third"):
         by_expert(read_samples(path), ["models/ocr", "base+lora/chart", "third"])
+    assert list(by_expert(read_samples(path), ["third", "models/ocr", "base+lora/chart"], partial=True)) == list(found)
 
 
 def test_a_quarter_is_held_back_and_the_order_of_lines_changes_nothing(tmp_path: Path) -> None:
@@ -323,9 +285,9 @@ def test_a_quarter_is_held_back_and_the_order_of_lines_changes_nothing(tmp_path:
         split({"a": read_samples(paths[0], "a")}, 21, 0)
 
 
-def test_an_expert_without_samples_or_with_too_few_is_told_before_anything_is_merged() -> None:
-    out = c.fresh("few")
-    result = align(out, "--per-expert", "40")
+def test_an_expert_with_too_few_samples_is_told_before_anything_is_merged() -> None:
+    out, result = align(easy_vqa_merge(), samples(), "--per-expert", "40")
     assert result.exit_code == 1
     assert "has 16 samples, but 40 are needed" in result.output
     assert not out.exists()
+    assert not list(out.parent.glob(f".{out.name}*"))

@@ -306,6 +306,32 @@ def test_parts_without_any_adapter() -> None:
     assert_close(got, {n: t + 1 if n in names else t for n, t in wide(tensors(base)).items()})
 
 
+def test_names_of_llavas_own_code() -> None:
+    """Its layers, its projector and its tower are called otherwise than in transformers; its head is not."""
+    base, (adapter, _) = checkpoint("llava"), adapted("llava", 7, target_modules=r".*language_model.*q_proj")
+    whole = {n: t for n, t in wide(tensors(base)).items() if "linear_" in n or n.endswith("layers.1.mlp.fc1.bias")}
+    whole |= {"lm_head.weight": wide(tensors(base))["language_model.lm_head.weight"]}
+    theirs = {
+        "multi_modal_projector.linear_1": "model.mm_projector.0",
+        "multi_modal_projector.linear_2": "model.mm_projector.2",
+        "vision_tower.encoder": "model.vision_tower.vision_tower.vision_model.encoder",
+    }
+
+    def own(name: str) -> str:
+        begin = next((begin for begin in theirs if name.startswith(begin)), "")
+        return f"base_model.model.{theirs.get(begin, '')}{name.removeprefix(begin)}"
+
+    expected = merge(task_arithmetic(base, [plus(base, adapter)], weight=1.0)).tensors
+    for name in whole:
+        expected[name if name in expected else f"language_model.{name}"] += 1
+    factors = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("model.language_model.layers", "model.layers"): t for name, t in factors.items()}
+    assert renamed.keys().isdisjoint(factors)
+    save_file(renamed, adapter / "adapter_model.safetensors")
+    saved({own(name): tensor + 1 for name, tensor in whole.items()}, adapter / "non_lora_trainables.bin")
+    assert_close(merge(task_arithmetic(base, [plus(base, adapter)], weight=1.0)).tensors, expected)
+
+
 def with_part(file: str, content: Any) -> tuple[Path, Path]:
     """A base, and its adapter with one more file beside it."""
     base = checkpoint("llava")

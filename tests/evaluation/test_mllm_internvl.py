@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as f
 
 from mergekit_mm.evaluation.model import internvl
+from mergekit_mm.evaluation.model.weights import Weights
 from mergekit_mm.evaluation.tasks import media
 
 SIDE, PATCH, LAYERS = 56, 14, 2
@@ -242,6 +243,17 @@ def test_a_merge_goes_to_scores() -> None:
     results = evaluate(lm, task([{"prompt": "<image>what?", "image": png(1)}, {"prompt": "no picture"}]))
     assert results["results"]["mine"]["score,none"] in (0, 0.5, 1)
     assert results["config"]["processor"] == "InternVLProcessor"
+
+
+def test_a_loaded_model_takes_other_weights_by_their_original_names() -> None:
+    generator = torch.Generator().manual_seed(5)
+    found = load_file(original() / "model.safetensors")
+    other = {name: value + torch.randn(value.shape, generator=generator) for name, value in found.items()}
+    lm, expected = model(original()), model(original(other)).model.state_dict()
+    weights = Weights(lm)
+    assert all(weights.put(name, tensor) for name, tensor in other.items())
+    assert not weights.put("vision_model.gone", torch.zeros(1))
+    c.assert_same_bytes(dict(lm.model.state_dict()), dict(expected))
 
 
 def test_internlm2_is_a_llama() -> None:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_minibench import make_models
 
 from examples.common import forked
 from examples.common.commands import GRID, lm_eval, run
-from examples.common.training import save, with_lora
-from examples.minibench.material import CAPABILITIES, write
+from examples.minibench.material import CAPABILITIES
 from examples.minibench.merging import Merge, best_strength, examine, try_strengths
 from examples.minibench.methods import ALONE, BY_NAME, CUMULATIVE, METHODS
-from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
 from examples.minibench.plan import FULL, WAYS, Products
 from examples.minibench.results import Result, read_results
 from examples.minibench.scores import GROUP, TASK_FOLDER, ask
@@ -26,25 +25,9 @@ ASKED = 3
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `material`, a random `base`, and for each way of training two experts a step away from it."""
+    """A folder with material, a base, and for each way of training two experts."""
     folder = tmp_path_factory.mktemp("minibench")
-    write(folder / "material", {"train": ASKED, "validation": ASKED, "test": ASKED}, seed=0)
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(["What is in the picture?"] * 5)
-    size = Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1)
-    processor = make_processor(tokenizer, size)
-    base = make_model(tokenizer, size)
-    state = {name: value.clone() for name, value in base.state_dict().items()}
-    save(base, folder / "base", processor)
-    for number in range(2):
-        for way in ("full", "lora"):
-            model = make_model(tokenizer, size)
-            model.load_state_dict(state)
-            trained = with_lora(model, 2) if way == "lora" else model
-            for name, parameter in trained.named_parameters():
-                if "language_model" in name and "_proj" in name and parameter.requires_grad:
-                    parameter.data += 0.05 * torch.randn_like(parameter)
-            save(trained, folder / f"{way}_{number}", *([] if way == "lora" else [processor]))
+    make_models(folder, ASKED, experts=2)
     return folder
 
 
@@ -83,7 +66,19 @@ def test_a_forked_command_that_fails_is_shown(tmp_path: Path) -> None:
         forked.run(["mergekit-yaml", str(tmp_path / "nowhere.yaml"), str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize(("method", "way"), [("task_arithmetic", "full"), ("dare_ties", "lora"), ("optmerge", "lora")])
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        ("task_arithmetic", "full"),
+        ("dare_ties", "lora"),
+        ("optmerge", "lora"),
+        ("optmerge_svc", "full"),
+        ("actmat", "full"),
+        ("dc_merge", "lora"),
+        ("robust_merge", "lora"),
+        ("ties_core", "lora"),
+    ],
+)
 def test_a_sweep_is_the_merge_at_each_strength(models: Path, tmp_path: Path, method: str, way: str) -> None:
     from safetensors.torch import load_file
 
@@ -96,6 +91,23 @@ def test_a_sweep_is_the_merge_at_each_strength(models: Path, tmp_path: Path, met
         torch.testing.assert_close(same[name], value, rtol=1e-6, atol=1e-8)
     base = load_file(models / "base" / "model.safetensors")
     assert any(not torch.equal(value, base[name].float()) for name, value in one.items())
+
+
+def test_task_arithmetic_with_calibration_is_that_of_the_sum(models: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    merge(models, "task_arithmetic_svc").write(1.0, tmp_path / "recipe.yaml", tmp_path / "merge")
+    folders = (models / "base", models / "full_0", models / "full_1", tmp_path / "merge")
+    stored = [load_file(folder / "model.safetensors") for folder in folders]
+    (name,) = (each for each in stored[0] if each.endswith("mlp.up_proj.weight"))
+    base, one, other, merged = (each[name].double() for each in stored)
+    u, s, v = torch.linalg.svd(one + other - 2 * base, full_matrices=False)
+    gamma = torch.zeros_like(s)
+    for row in range(len(s)):
+        summed = s[row] * v[row]
+        own = [u[:, row] @ (each - base) for each in (one, other)]
+        gamma[row] = 2 / sum(max(0.5, float(summed @ each / (each @ each))) for each in own)
+    torch.testing.assert_close(merged - base, u @ torch.diag(gamma * s) @ v, rtol=1e-3, atol=1e-5)
 
 
 def test_the_strength_is_chosen_on_validation_and_tested_once(models: Path, tmp_path: Path) -> None:

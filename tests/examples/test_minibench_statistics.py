@@ -125,6 +125,23 @@ def test_above_all_is_about_the_runs_that_all_models_are_of() -> None:
     assert (found.low, found.value, found.high) == pytest.approx((0.9, 0.9, 0.9), abs=1e-6)
 
 
+def test_one_method_has_the_first_rank() -> None:
+    (rank,) = Bootstrap([np.zeros((1, 1, 5))], resamples=50).ranks([0])
+    assert (rank.value, rank.low, rank.high) == (1, 1, 1)
+
+
+def test_intervals_that_hold_together_do_so_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    hits, alone, trials, pairs = 0, 0, 200, [(0, 4), (1, 4), (2, 4), (3, 4)]
+    for _ in range(trials):
+        scores = (rng.uniform(size=(5, 1, 150)) < 0.4).astype(float)
+        found = Bootstrap([scores], resamples=300)
+        hits += all(each.low <= 0 <= each.high for each in found.together(pairs))
+        alone += all(each.low <= 0 <= each.high for each in (found.contrast({a: 1.0, b: -1.0}) for a, b in pairs))
+    assert hits / trials >= 0.91
+    assert hits > alone
+
+
 def test_ranks_of_equals_are_open_and_of_others_are_known() -> None:
     rng = np.random.default_rng(0)
     levels = np.array([0.9, 0.5, 0.5, 0.1])

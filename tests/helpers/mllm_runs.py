@@ -51,6 +51,7 @@ def lively(model: Any, seed: int = 0) -> Any:
 def saved(family: str) -> Path:
     """A checkpoint of a family of the zoo, with its processor, in float32."""
     path = c.fresh(family)
+    torch.manual_seed(0)  # of what `lively` leaves as it is: vectors
     lively(CLS[family](getattr(zoo, family)())).save_pretrained(path)
     donor(family).save_pretrained(path)
     return path
@@ -66,6 +67,7 @@ def omni() -> Path:
     host, guest = zoo.qwen2_vl(), zoo.qwen2_audio()
     host.text_config.vocab_size = len(processor.tokenizer)
     config = OmniConfig(host=host.to_dict(), guests={"qwen2_audio": guest.to_dict()}, modalities=owner)
+    torch.manual_seed(0)
     lively(OmniForConditionalGeneration(config)).save_pretrained(path)
     processor.save_pretrained(path)
     return path

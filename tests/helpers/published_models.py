@@ -119,8 +119,80 @@ INTERNVL2_5_1B: dict[str, Any] = {
     },
 }
 
+# llava-hf/llava-1.5-7b-hf, config.json
+LLAVA_1_5_7B: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "model_type": "llava",
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
+# Qwen/Qwen3-VL-2B-Instruct, config.json
+QWEN3_VL_2B: dict[str, Any] = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl",
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "in_channels": 3,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2048,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+}
+
 CAPABILITIES = ("VQA", "Geometry", "Chart", "OCR", "Grounding")
-# the ids in the released code of the paper (github.com/WalkerWorldPeace/MLLMerging), and those of the text recipe
+# The ids in the released code of the paper (github.com/WalkerWorldPeace/MLLMerging), of the text recipe, and of the
+# suites (github.com/Sphere-AI-Lab/OrthoMerge, AuroraZengfh/RobustMerge, MedAI-T/MergeMedBench).
 HUB: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-7B": QWEN2_VL_7B,
     **{f"yongxianwei/Qwen2-VL-7B-{name}": QWEN2_VL_7B for name in CAPABILITIES},
@@ -129,6 +201,37 @@ HUB: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN2_5_VL_7B,
     "Qwen/Qwen2.5-7B-Instruct": QWEN2_5_7B,
     "open-thoughts/OpenThinker-7B": QWEN2_5_7B,  # a fine-tune of the former
+    "allenai/olmOCR-2-7B-1025": QWEN2_5_VL_7B,
+    "sensenova/SenseNova-SI-1.1-Qwen2.5-VL-7B": QWEN2_5_VL_7B,
+    "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL": QWEN2_5_VL_7B,
+    "llava-hf/llava-1.5-7b-hf": LLAVA_1_5_7B,
+    "Qwen/Qwen3-VL-2B-Instruct": QWEN3_VL_2B,
+}
+MERGEBENCH_TASKS = ("ScienceQA", "VizWiz", "ImageNet", "VQAv2", "REC", "IconQA", "flickr30k", "OCRVQA")
+MEDICAL_PICTURES = ("CT", "MRI", "XRay", "Ultrasound", "Dermoscopy", "Fundus", "OCT", "Microscopy")
+# adapter -> its base, how its names begin, and what was trained whole beside it: names and shapes
+ADAPTERS: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
+    **{
+        f"AuroraZengfh/LLaVA_7B_lora_r16_{task}": (
+            "llava-hf/llava-1.5-7b-hf",
+            "base_model.model.model.layers",  # of LLaVA's own code, as is the projector's
+            {
+                "base_model.model.model.mm_projector.0.weight": (4096, 1024),
+                "base_model.model.model.mm_projector.0.bias": (4096,),
+                "base_model.model.model.mm_projector.2.weight": (4096, 4096),
+                "base_model.model.model.mm_projector.2.bias": (4096,),
+            },
+        )
+        for task in MERGEBENCH_TASKS
+    },
+    **{
+        f"MergeMedBench/Qwen3-VL-2B-Instruct-{medium}-LoRA": (
+            "Qwen/Qwen3-VL-2B-Instruct",
+            "base_model.model.model.language_model.layers",
+            {},
+        )
+        for medium in MEDICAL_PICTURES
+    },
 }
 
 
@@ -190,9 +293,43 @@ def without_values(config_json: str) -> Path:
     return path
 
 
+def lora_shapes(text: dict[str, Any], prefix: str, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of the factors of an adapter on all matrices of a decoder's layers."""
+    width, inner = text["hidden_size"], text["intermediate_size"]
+    head = text.get("head_dim", width // text["num_attention_heads"])
+    queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    shapes = {"self_attn.q_proj": (queries, width), "self_attn.o_proj": (width, queries)}
+    shapes |= dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), (keys, width))
+    shapes |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (inner, width))
+    shapes |= {"mlp.down_proj": (width, inner)}
+    for layer in range(text["num_hidden_layers"]):
+        for module, (rows, columns) in shapes.items():
+            yield f"{prefix}.{layer}.{module}.lora_A.weight", (rank, columns)
+            yield f"{prefix}.{layer}.{module}.lora_B.weight", (rows, rank)
+
+
+@functools.cache
+def adapter_without_values(name: str) -> Path:
+    """An adapter of rank 16 without values. Its files are safetensors, of which a hole is one."""
+    base, prefix, whole = ADAPTERS[name]
+    path = fresh(name.replace("/", "--"))
+    path.mkdir()
+    factors = dict(lora_shapes(HUB[base]["text_config"], prefix, 16))
+    write_sparse(path / "adapter_model.safetensors", {n: (s, torch.bfloat16) for n, s in factors.items()})
+    if whole:
+        write_sparse(path / "non_lora_trainables.safetensors", {n: (s, torch.bfloat16) for n, s in whole.items()})
+    trained_on = "./models/llava-v1.5-7b" if whole else str(full_size(base))
+    about = {"base_model_name_or_path": trained_on, "peft_type": "LORA", "r": 16, "lora_alpha": 32}
+    (path / "adapter_config.json").write_text(json.dumps({**about, "target_modules": ["q_proj", "v_proj"]}))
+    return path
+
+
 @functools.cache
 def full_size(name: str) -> Path:
-    """The checkpoint that a hub id stands for, without values. Those of one config share their files."""
+    """What a hub id, or `base+adapter`, stands for, without values. Checkpoints of one config share their files."""
+    if "+" in name:
+        base, adapter = name.split("+")
+        return Path(f"{full_size(base)}+{adapter_without_values(adapter)}")
     return linked(without_values(json.dumps(HUB[name])), name.replace("/", "--"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
@@ -80,6 +81,37 @@ def capabilities(way: str = "lora", questions: int = 200, shift: float = 0.0, ru
                 found.append(Result("expert", own, scores=make.scores(split, 0.38, changes), **common))
             found.append(Result("mixture", "mixture", scores=make.scores(split, 0.55), **common))
             found += _merges(make, split, common, shift)
+    return found
+
+
+# By row and case of merges that learned from samples: the accuracy, and how often samples are drawn.
+ALIGNED_ROWS = {
+    "adapter": {"5": (0.54, 3), "16": (0.57, 2), "64": (0.63, 1), "64 elsewhere": (0.59, 1)},
+    "coefficients": {"5": (0.535, 3), "16": (0.55, 2), "64": (0.57, 1), "64 elsewhere": (0.55, 1)},
+    "expert_merging": {"5": (0.50, 3), "16": (0.51, 2), "64": (0.52, 1)},
+    "adapter_on_base": {"16": (0.48, 1), "64": (0.53, 1)},
+}
+LOST = 0.1  # on a capability without samples, by an adapter
+
+
+def aligned(results: list[Result]) -> list[Result]:
+    """Merges of a way of training that begin with OptMerge's of `capabilities` and learned from samples."""
+    own = [each for each in results if (each.name, each.split, each.setting) == ("optmerge", "test", "chosen")]
+    make = Maker(CAPABILITIES, len(own[0].scores[CAPABILITIES[0]]), {"full": 1, "lora": 2}[own[0].way])
+    found: list[Result] = []
+    for start in own:
+        found.append(replace(start, kind="aligned", name="start", setting="", facts={"method": "optmerge"}))
+        for row, given in ALIGNED_ROWS.items():
+            cases = {setting: (accuracy, draws, {}) for setting, (accuracy, draws) in given.items()}
+            if row in ("adapter", "coefficients"):
+                less = LOST if row == "adapter" else 0.0
+                cases |= {f"64 without {each}": (given["64"][0], 1, {each: -less}) for each in CAPABILITIES}
+            for setting, (accuracy, draws, changes) in cases.items():
+                for draw in range(draws):
+                    facts = {"draw": draw, "best": 10 * draw, "tokens": 2.5, "before": 0.3, "after": 0.2}
+                    scores = make.scores("test", accuracy, changes)
+                    about = {"name": row, "setting": setting, "seconds": 12.0, "facts": facts}
+                    found.append(replace(start, kind="aligned", scores=scores, strength=None, **about))
     return found
 
 

@@ -41,6 +41,8 @@ from end_to_end import (
 )
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
+from peft_adapters import factors as random_factors
+from peft_adapters import plus, written_adapter
 from published_models import INTERNVL2_5_1B, QWEN2_5_7B, QWEN2_VL_7B, full_size, internvl_shapes, linked, without_values
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -48,6 +50,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from mergekit_mm.errors import MergeError
 from mergekit_mm.merge import plan_merge
 from mergekit_mm.methods.optmerge import PRESETS
+from mergekit_mm.methods.reference import robust_merge
 from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge
@@ -113,12 +116,41 @@ ROLES = {
         ("vision_tower", "base"): 32 * 12 + 1,  # as Qwen2-VL, with norms without bias but a third linear layer
         ("projector", "base"): 5,
     },
+    "qwen2_5_vl_7b_ocr_spatial_medical": {
+        ("language_model", "merge"): 28 * 7,
+        ("embeddings", "merge"): 1,
+        ("lm_head", "merge"): 1,
+        ("norms", "merge"): 28 * 2 + 1,
+        ("biases", "merge"): 28 * 3,
+        ("vision_tower", "merge"): 32 * 12 + 1,
+        ("projector", "merge"): 5,
+    },
+    "llava_1_5_7b_mm_mergebench": {
+        ("language_model", "merge"): 32 * 7,
+        ("embeddings", "base"): 1,
+        ("lm_head", "base"): 1,
+        ("norms", "base"): 32 * 2 + 1,
+        ("vision_tower", "base"): 24 * 16
+        + 3
+        + 4,  # two norms, q, k, v, out, fc1, fc2 with biases; embeddings; two norms
+        ("projector", "average"): 4,
+    },
+    "qwen3_vl_2b_mergemedbench": {
+        ("language_model", "merge"): 28 * 7,
+        ("embeddings", "base"): 1,  # the head is tied to it
+        ("norms", "base"): 28 * 4 + 1,  # those of queries and keys too
+        ("vision_tower", "base"): 24 * 12 + 3,  # the patch embedding with its bias, the table of positions
+        ("projector", "base"): 4 * 6,  # the merger, and three for deeper layers
+    },
 }
-PARAMETERS = {  # published as 8.29, 0.94 and 8.29 billion
+PARAMETERS = {  # published as 8.29, 0.94, 8.29, 7.06 and 2.13 billion
     "qwen2_vl_7b_optmerge": 8_291_375_616,
     "qwen2_vl_7b_baselines": 8_291_375_616,
     "internvl2_5_1b_optmerge": 938_193_024,
     "text_llm_into_qwen2_5_vl_7b": 8_292_166_656,
+    "qwen2_5_vl_7b_ocr_spatial_medical": 8_292_166_656,
+    "llava_1_5_7b_mm_mergebench": 7_063_427_072,
+    "qwen3_vl_2b_mergemedbench": 2_127_532_032,
 }
 
 
@@ -175,7 +207,7 @@ def test_settings_of_the_released_code(name: str, preset: str, scaling: float) -
     assert len(merges) == sum(count for (_, policy), count in ROLES[name].items() if policy == "merge")
     for tensor in merges:
         given = {key: value for key, value in tensor.parameters.items() if value is not None}
-        assert (tensor.action, given) == (Merge("optmerge"), {"preset": preset, "scaling": scaling})
+        assert (tensor.action, given) == (Merge("optmerge"), {"preset": preset, "scaling": scaling, "svc": False})
         assert tensor.base == planned(name).inputs.base
         assert set(tensor.inputs) == set(planned(name).inputs.checkpoints)
     settings = PRESETS[preset]
@@ -358,7 +390,7 @@ def own_rows() -> list[list[str]]:
     return [list(row) for row in re.findall(r"^#   \S.*? {2,}(\w+) +with `scaling: ([\d.]+)`", text, re.MULTILINE)]
 
 
-def trimmed(base: Tensors, others: list[Tensors], density: float) -> Tensors:
+def trimmed(base: Tensors, others: list[Tensors], density: float, strength: float = 0.3) -> Tensors:
     """TIES by its definition: the largest entries of each delta, a vote on the sign, the mean of those that agree."""
     merged = {}
     for name, value in base.items():
@@ -369,7 +401,7 @@ def trimmed(base: Tensors, others: list[Tensors], density: float) -> Tensors:
             kept.append(torch.where(delta.abs() >= delta.abs().flatten().sort().values[-size], delta, 0.0))
         stack = torch.stack(kept)
         agree = (stack != 0) & ((stack > 0) == (stack.sum(0) >= 0))
-        merged[name] = value.double() + 0.3 * torch.where(agree, stack, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+        merged[name] = value.double() + strength * torch.where(agree, stack, 0.0).sum(0) / agree.sum(0).clamp(min=1)
     return merged
 
 
@@ -406,6 +438,80 @@ def test_run_baselines() -> None:
         found = with_toys(written_out, toys, merge_method=method)
         found["parameters"] = {"scaling": float(scale)}
         assert moved(before, merge(found).tensors) == language, method
+
+
+def test_run_the_suite_of_orthomerge() -> None:
+    """TIES over every tensor, and over the language model alone where the comment says how."""
+    name, toys = "qwen2_5_vl_7b_ocr_spatial_medical", [checkpoint("qwen2_5_vl"), *experts("qwen2_5_vl")]
+    before, others = tensors(toys[0]), [tensors(path) for path in toys[1:]]
+    language = {n for n, tensor in before.items() if is_language_matrix(n, tensor)}
+    written_out = recipe(name)
+    after = merge(with_toys(written_out, toys)).tensors
+    expected = trimmed(before, others, 0.2, 1.0)
+    assert_close({n: after[n] for n in language}, {n: expected[n] for n in language}, 1e-6)
+    assert {n.split(".")[0] for n in moved(before, after)} == {"model", "visual", "lm_head"}
+    kept = re.findall(r"^  # (\w+): base$", (RECIPES / f"{name}.yaml").read_text(), re.MULTILINE)
+    written_out["parameters"] |= dict.fromkeys(kept, "base")
+    assert moved(before, merge(with_toys(written_out, toys)).tensors) == language
+
+
+def trained_by_llava(base: Tensors, seed: int) -> tuple[Path, dict[str, tuple[torch.Tensor, torch.Tensor]], Tensors]:
+    """An adapter as LLaVA's own code writes it, with its factors (scaling included) and its projector by our names."""
+    generator = torch.Generator().manual_seed(seed)
+    path, alpha, rank = fresh("adapter"), 8, 4
+    path.mkdir()
+    factors, content = {}, {}
+    for name in sorted(name for name, tensor in base.items() if is_language_matrix(name, tensor)):
+        rows, columns = base[name].shape
+        b, a = (torch.randn(shape, generator=generator) * 0.1 for shape in ((rows, rank), (rank, columns)))
+        own = f"base_model.model.model.{name[name.index('layers.') :].removesuffix('.weight')}"
+        content |= {f"{own}.lora_A.weight": a, f"{own}.lora_B.weight": b}
+        factors[name] = (alpha / rank * b, a)
+    torch.save(content, path / "adapter_model.bin")
+    theirs = {"linear_1": "mm_projector.0", "linear_2": "mm_projector.2"}
+    projector = {n: t + torch.randn(t.shape, generator=generator) * 0.1 for n, t in base.items() if "linear_" in n}
+    named = {re.sub(r".*(linear_\d)", lambda found: theirs[found[1]], name): t for name, t in projector.items()}
+    torch.save({f"base_model.model.model.{n}": t for n, t in named.items()}, path / "non_lora_trainables.bin")
+    about = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    (path / "adapter_config.json").write_text(
+        json.dumps({**about, "base_model_name_or_path": "./models/llava-v1.5-7b"})
+    )
+    (path / "config.json").write_text(json.dumps({"model_type": "llava_llama"}))
+    return path, factors, projector
+
+
+def test_run_mm_mergebench() -> None:
+    """Adapters as LLaVA's own code leaves them: RobustMerge of their factors, and the mean of their projectors."""
+    base = checkpoint("llava")
+    before = tensors(base)
+    trained = [trained_by_llava(before, seed) for seed in range(8)]
+    toys = [base, *(Path(f"{base}+{path}") for path, _, _ in trained)]
+    after = merge(with_toys(recipe("llava_1_5_7b_mm_mergebench"), toys)).tensors
+    for name in (name for name, tensor in before.items() if is_language_matrix(name, tensor)):
+        pairs = [factors[name] for _, factors, _ in trained]
+        expected = before[name].double() + robust_merge([(b.double(), a.double()) for b, a in pairs], density=0.2)
+        assert torch.allclose(after[name].double(), expected, atol=1e-5), name
+    for name in trained[0][2]:
+        assert torch.allclose(after[name], torch.stack([own[name] for _, _, own in trained]).mean(0), atol=1e-6), name
+    assert moved(before, after) == {*trained[0][1], *trained[0][2]}
+
+
+def test_run_mergemedbench() -> None:
+    base = checkpoint("qwen3_vl")
+    before = tensors(base)
+    language = {name for name, tensor in before.items() if is_language_matrix(name, tensor)}
+    shapes = {name.removesuffix(".weight"): tuple(before[name].shape) for name in language}
+    adapters = [written_adapter(base, random_factors(shapes, seed=seed)) for seed in range(8)]
+    found = with_toys(recipe("qwen3_vl_2b_mergemedbench"), [base, *(plus(base, adapter) for adapter in adapters)])
+    outcome = merge(found)
+    assert moved(before, outcome.tensors) == language
+    load(outcome.out, zoo.FAMILIES["qwen3_vl"].cls)
 
 
 TOY_INTERNVL = deepcopy(INTERNVL2_5_1B)

@@ -47,6 +47,30 @@ def test_rows_of_which_nothing_is_kept() -> None:
     assert bool(dense(SOLVE(given)).isfinite().all())
 
 
+def test_four_rows_of_five_share_one_weight() -> None:
+    """Of ten rows the two that lose most have weights of their own, as in the released code."""
+    small = torch.arange(1.0, 11.0).double() / 100  # of row j all entries but the one that is kept
+    diagonal = torch.eye(10, 12).double()
+    given = [
+        TaskVector.low_rank(diagonal.T, diagonal + small[:, None] * (1 - diagonal)),
+        TaskVector.low_rank(-diagonal.T, diagonal),  # loses nothing
+    ]
+    lost = 1 + 11 * small.clamp_min(0.09)
+    expected = 8 * ((lost - 1) / (lost + 1))
+    merged = dense(SOLVE(given, density=1 / 12))
+    assert relative(merged, diagonal.T @ (expected[:, None] * diagonal)) < 1e-12
+
+
+def test_an_unused_row_has_no_say() -> None:
+    given = make_factors((20, 30), [5, 5])
+    assert given[0].right is not None
+    assert given[1].right is not None
+    given[0].right[4] = 0.0
+    fewer = [TaskVector.low_rank(t.left[:, :4], t.right[:4]) for t in given if t.right is not None]
+    alone = 4 * given[1].left[:, 4:].double() @ given[1].right[4:].double()
+    assert relative(dense(SOLVE(given, density=1.0)), dense(SOLVE(fewer, density=1.0)) + alone) < 1e-4
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_equal_adapters_that_are_kept_whole(count: int) -> None:
     """Both factors are doubled, and the right ones are added up."""

@@ -67,6 +67,14 @@ def test_every_density(density: float, smoothing: str, shape: tuple[int, int]) -
     assert relative(merged_delta("dc_merge", deltas, smoothing=smoothing), published) > 1e-2
 
 
+def test_experts_that_cancel_leave_nothing_for_rounding_to_choose() -> None:
+    """Of entries that cancel TIES would keep those of one expert, by the sign that rounding gives their sum."""
+    (delta,) = make_deltas((30, 20), 1, "steep")
+    for noise in (0.0, 1e-9, -1e-9):
+        other = -delta.double() * (1 + noise * randn(30, 20, seed=1).double())
+        assert float(merged_delta("dc_merge", [delta.double(), other]).norm()) < 1e-4 * float(delta.norm())
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_every_common_fraction(fraction: float) -> None:
     deltas = make_deltas((30, 44), 3, "flat")

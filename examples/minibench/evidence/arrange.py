@@ -8,9 +8,9 @@ import numpy as np
 
 from examples.minibench.evidence.board import Board, Groups, Model, Rows, Run
 from examples.minibench.evidence.statistics import RESAMPLES
-from examples.minibench.results import Result
+from examples.minibench.results import ALIGNED, Result
 
-_KINDS = ("blind", "base", "unmerged", "expert", "merge", "mixture")  # in the order of a table
+_KINDS = ("blind", "base", "unmerged", "expert", "merge", ALIGNED, "mixture")  # in the order of a table
 
 
 def ways_of(results: Sequence[Result]) -> list[str]:

@@ -166,5 +166,10 @@ class Board:
         kept = [self.columns.index(column) for column in columns]
         return replace(self, columns=tuple(columns), scores=[self.scores[at] for at in kept])
 
+    def among(self, models: Sequence[Model]) -> Board:
+        """Some of the models, on the same columns."""
+        kept = [self.models.index(model) for model in models]
+        return replace(self, models=tuple(models), scores=[scores[kept] for scores in self.scores])
+
     def _indexed(self, weights: Mapping[Model, float]) -> dict[int, float]:
         return {self.models.index(model): weight for model, weight in weights.items()}

@@ -58,8 +58,8 @@ PAPER_STEPS = {"lora": ("−9.77", "+14.20", "+0.22"), "modality": ("+2.26", "+0
 class Claim:
     """A claim about a difference that shall be above zero, or above -MARGIN.
 
-    topic: what it is about: `expert`, `mixture`, `method`, `part` of OptMerge, `modality`. runs: in how many
-    runs of how many the difference is on the claim's side.
+    topic: what it is about: `expert`, `mixture`, `method`, `part` of OptMerge, `modality`, `aligned`. runs:
+    in how many runs of how many the difference is on the claim's side.
     """
 
     topic: str
@@ -101,9 +101,10 @@ def best_on_validation(board: Board, validation: Board | None) -> Model | None:
     return next((merges[each.name] for each in ranked if each.name in merges), None)
 
 
-def _claim(
+def on_difference(
     board: Board, topic: str, statement: str, paper: str, weights: Mapping[Model, float], margin: float = 0.0
 ) -> Claim:
+    """A claim that a weighted sum of models' accuracies is above zero, or above -margin. paper: a key of `PAPER`."""
     here = board.contrast(weights)
     runs = board.by_run(weights)
     agreeing = (int((runs > -margin).sum()), len(runs))
@@ -111,7 +112,8 @@ def _claim(
     return Claim(topic, statement, board.way, figure, here, verdict(here, margin), agreeing)
 
 
-def _above_best(board: Board, topic: str, statement: str, paper: str, model: Model, others: Sequence[Model]) -> Claim:
+def above_best(board: Board, topic: str, statement: str, paper: str, model: Model, others: Sequence[Model]) -> Claim:
+    """A claim that a model is above each of others. paper: a key of `PAPER`."""
     here = board.above_all(model, others)
     nothing = dict.fromkeys(others, 0.0)  # only the runs that all others have are compared
     by_run = np.array([board.by_run({**nothing, model: 1.0, other: -1.0}) for other in others])
@@ -122,28 +124,28 @@ def _above_best(board: Board, topic: str, statement: str, paper: str, model: Mod
 
 def _against_experts(board: Board, merge: Model, how: str) -> Iterator[Claim]:
     if experts := board.of("expert"):
-        yield _above_best(board, "expert", f"merging ({how}) is above the best single expert", "expert", merge, experts)
+        yield above_best(board, "expert", f"merging ({how}) is above the best single expert", "expert", merge, experts)
 
 
 def _against_mixture(board: Board, merge: Model, how: str) -> Iterator[Claim]:
     if mixture := board.one("mixture"):
         pair = {merge: 1.0, mixture: -1.0}
-        yield _claim(board, "mixture", f"merging ({how}) is above mixture training", "mixture", pair)
+        yield on_difference(board, "mixture", f"merging ({how}) is above mixture training", "mixture", pair)
         statement = f"merging ({how}) is at most {100 * MARGIN:.0f} point below mixture training"
-        yield _claim(board, "mixture", statement, "mixture", pair, MARGIN)
+        yield on_difference(board, "mixture", statement, "mixture", pair, MARGIN)
 
 
 def _against_methods(board: Board) -> Iterator[Claim]:
     ours, wudi = board.method("optmerge"), board.method("wudi")
     rest = [each for each in board.main() if each.name in COMPARED]
     if ours and wudi:
-        yield _claim(board, "method", "OptMerge is above WUDI", "optmerge over wudi", {ours: 1.0, wudi: -1.0})
+        yield on_difference(board, "method", "OptMerge is above WUDI", "optmerge over wudi", {ours: 1.0, wudi: -1.0})
     if ours and rest:
         statement = "OptMerge is above all other methods of the paper but WUDI"
-        yield _above_best(board, "method", statement, "optmerge over rest", ours, rest)
+        yield above_best(board, "method", statement, "optmerge over rest", ours, rest)
     if wudi and rest:
         statement = "WUDI is above all other methods of the paper but OptMerge"
-        yield _above_best(board, "method", statement, "wudi over rest", wudi, rest)
+        yield above_best(board, "method", statement, "wudi over rest", wudi, rest)
 
 
 def _of_parts(board: Board) -> Iterator[Claim]:
@@ -152,7 +154,7 @@ def _of_parts(board: Board) -> Iterator[Claim]:
     for part, name in board.ablation.alone.items():
         changed = board.method(name)
         if ours and changed and (told := _PARTS.get((part, board.way))):
-            yield _claim(board, "part", f"in OptMerge, {told}", part, {ours: 1.0, changed: -1.0})
+            yield on_difference(board, "part", f"in OptMerge, {told}", part, {ours: 1.0, changed: -1.0})
 
 
 def _complementarity(board: Board, merge: Model) -> Iterator[Claim]:
@@ -163,7 +165,9 @@ def _complementarity(board: Board, merge: Model) -> Iterator[Claim]:
     part = board.only(two)
     if donors := part.of("expert"):
         statement = "on two modalities, OptMerge is above each donor"
-        yield _above_best(part, "modality", statement, "expert", merge, donors)
+        yield above_best(part, "modality", statement, "expert", merge, donors)
     if unmerged := part.one("unmerged"):
         pair = {merge: 1.0, unmerged: -1.0}
-        yield _claim(part, "modality", "on two modalities, OptMerge is above the unmerged towers", "unmerged", pair)
+        yield on_difference(
+            part, "modality", "on two modalities, OptMerge is above the unmerged towers", "unmerged", pair
+        )

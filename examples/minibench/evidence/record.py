@@ -16,7 +16,7 @@ from examples.minibench.evidence.claims import Claim
 from examples.minibench.evidence.preconditions import Precondition
 from examples.minibench.evidence.statistics import Interval
 from examples.minibench.evidence.tables import row_name
-from examples.minibench.results import FILE
+from examples.minibench.results import ALIGNED, FILE, Result
 
 SCORES = "scores.npz"
 LARGEST = 300_000  # bytes of the file of scores, which is left out beyond that
@@ -28,13 +28,18 @@ def write_record(
     boards: Sequence[Board],
     found: Sequence[Precondition],
     claims: Sequence[Claim],
+    results: Sequence[Result] = (),
 ) -> None:
-    """Write `results.json`; accuracies and differences are fractions. Scores go to `scores.npz` if it is small."""
+    """Write `results.json`; accuracies and differences are fractions. Scores go to `scores.npz` if it is small.
+
+    results: of all draws of merges that learned from samples, which boards have the means of.
+    """
     record = {
         "about": about,
         "sets": {board.way: _set(board) for board in boards},
         "preconditions": [asdict(each) for each in found],
         "claims": [{**asdict(each), "here": _numbers(each.here)} for each in claims],
+        "draws": [_draw(each) for each in results if each.kind == ALIGNED],
     }
     (folder / FILE).write_text(json.dumps(record, indent=1) + "\n")
     file = io.BytesIO()
@@ -64,6 +69,13 @@ def _set(board: Board) -> dict[str, Any]:
         )
     questions = {column: each.shape[2] for column, each in zip(board.columns, board.scores, strict=True)}
     return {"questions": questions, "runs": [list(run) for run in board.runs], "models": models}
+
+
+def _draw(result: Result) -> dict[str, Any]:
+    """One draw of samples in one run. `columns` are its accuracies."""
+    columns = {column: round(float(np.mean(scores)), 5) for column, scores in result.scores.items()}
+    kept = {name: getattr(result, name) for name in ("way", "base", "seed", "name", "setting", "seconds", "facts")}
+    return {**kept, "columns": columns}
 
 
 def _numbers(interval: Interval) -> list[float]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from examples.minibench.evidence import figures
+from examples.minibench.evidence.aligned import draws_of, over_draws
+from examples.minibench.evidence.aligned_claims import aligned_claims
+from examples.minibench.evidence.aligned_section import aligned_section, aligned_sentences
 from examples.minibench.evidence.arrange import arranged, ways_of
 from examples.minibench.evidence.board import Board, Groups, Rows
 from examples.minibench.evidence.claims import Claim, claims
@@ -63,7 +66,8 @@ def write_report(
     """Write `report.md`, its figures, `results.json` and, if it is small, `scores.npz`. Returns the path of the first.
 
     Args:
-        results: of all ways of training, on validation and on test questions.
+        results: of all ways of training, on validation and on test questions; of merges that learned from samples,
+            those of every draw.
         rows: the order of the methods and the rows of ablations.
         relations: of the experts' task vectors, means over runs.
         groups: for each column of test questions the picture of each, as questions about one are alike.
@@ -72,14 +76,19 @@ def write_report(
     ValueError: there are no results on test questions.
     """
     pairs: list[Pair] = []
-    for way in ways_of(results):
-        if board := arranged(results, way, "test", rows, groups, resamples):
-            pairs.append((board, arranged(results, way, "validation", rows, None, resamples)))
+    found = over_draws(results)
+    for way in ways_of(found):
+        if board := arranged(found, way, "test", rows, groups, resamples):
+            pairs.append((board, arranged(found, way, "validation", rows, None, resamples)))
     if not pairs:
         raise ValueError("there are no results on test questions to report")
     folder.mkdir(parents=True, exist_ok=True)
     checked = [each for board, _ in pairs for each in preconditions(board)]
+    boards = [board for board, _ in pairs]
     claimed = [each for board, validation in pairs for each in claims(board, validation)]
+    with_draws = [(board, draws_of(board, results)) for board in boards]
+    of_aligned = [each for board, draws in with_draws for each in aligned_claims(board, draws)]
+    told = [*sentences(pairs, claimed), *aligned_sentences(with_draws)]
     made = {
         "date": datetime.date.today().isoformat(),
         "command": about.command,
@@ -89,20 +98,27 @@ def write_report(
         "missing": list(about.missing),
         "settings": about.settings,
     }
-    write_record(folder, made, [board for board, _ in pairs], checked, claimed)
-    parts = [_first_page(pairs, checked, claimed, about), *(_of_way(folder, *pair, relations) for pair in pairs)]
-    parts += [_together(folder, [board for board, _ in pairs]), _made(made, about, pairs, folder)]
-    (folder / REPORT).write_text("\n\n".join(parts) + "\n")
+    write_record(folder, made, boards, checked, [*claimed, *of_aligned], results)
+    parts = [_first_page(pairs, told, checked, claimed, about), *(_of_way(folder, *pair, relations) for pair in pairs)]
+    parts += [aligned_section(folder, with_draws, of_aligned), _together(folder, boards)]
+    parts += [_made(made, about, pairs, folder)]
+    (folder / REPORT).write_text("\n\n".join(part for part in parts if part) + "\n")
     return folder / REPORT
 
 
-def _first_page(pairs: Sequence[Pair], checked: Sequence[Precondition], claimed: Sequence[Claim], about: About) -> str:
+def _first_page(
+    pairs: Sequence[Pair],
+    told: Sequence[str],
+    checked: Sequence[Precondition],
+    claimed: Sequence[Claim],
+    about: About,
+) -> str:
     loud = warning(checked)
     lines = ["# The benchmark in miniature: results"]
     if about.missing:
         lines.append(f"**Not all of it is made yet.** Missing are {'; '.join(about.missing)}.")
     lines += [loud] if loud else []
-    lines += ["## What to do", "\n".join(f"{at}. {told}" for at, told in enumerate(sentences(pairs, claimed), 1))]
+    lines += ["## What to do", "\n".join(f"{at}. {each}" for at, each in enumerate(told, 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
     if single := [board.title for board, _ in pairs if len(board.runs) == 1]:
         lines[-1] += f" **There is one run of {' and one of '.join(single)}: {ONE_RUN}**"

@@ -135,6 +135,14 @@ class Bootstrap:
         low = min(_interval(float(gap), each).low for gap, each in zip(gaps, drawn, strict=True))
         return Interval(float(gaps.min()), low, float((gaps + factor * halves).min().round(6)))
 
+    def together(self, pairs: Sequence[tuple[int, int]], column: int = MEAN) -> list[Interval]:
+        """How far the first model of each pair is above the second, by intervals that allow for the number of pairs."""
+        found = [self.draws(pair, column) for pair in pairs]
+        gaps = np.array([values[0] - values[1] for values, _ in found])
+        halves, factor = _simultaneous(gaps, np.array([drawn[0] - drawn[1] for _, drawn in found]))
+        ends = zip(gaps.tolist(), (factor * halves).round(6).tolist(), strict=True)
+        return [Interval(gap, gap - half, gap + half) for gap, half in ends]
+
     def ranks(self, models: Sequence[int], column: int = MEAN) -> list[Interval]:
         """The rank of each model among these, 1 for the most accurate, with the ranks that cannot be ruled out.
 
@@ -183,6 +191,8 @@ def _interval(value: float, drawn: Array) -> Interval:
 
 def _simultaneous(values: Array, drawn: Array) -> tuple[Array, float]:
     """Half widths of intervals, and the factor by which all of them together hold. Shapes (n,) and (n, resamples)."""
+    if not len(values):
+        return values, 0.0
     deviation = np.abs(drawn - values[:, None])
     halves = np.quantile(deviation, LEVEL, axis=1)
     safe = np.where(halves > 0, halves, 1.0)  # two models that answer alike have no width to divide by

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from examples.common.scores import aligned
 from examples.minibench.evidence.board import Board, Model
-from examples.minibench.evidence.claims import PAPER_STEPS, Claim
+from examples.minibench.evidence.claims import NO_FIGURE, PAPER_STEPS, Claim
 from examples.minibench.evidence.preconditions import Precondition
 from examples.minibench.evidence.statistics import Interval
 from examples.minibench.evidence.task_vectors import Relation
 from examples.minibench.evidence.verdicts import signed, span
+from examples.minibench.results import ALIGNED
 
 
 def main_table(board: Board) -> str:
@@ -18,7 +19,7 @@ def main_table(board: Board) -> str:
     rows = [["model", *board.columns, "mean", "95 % interval"]]
     for model in (each for each in _shown(board) if each.name not in board.only_ablated):
         mean = board.mean(model)
-        cells = [_plus_minus(board.mean(model, column)) for column in board.columns]
+        cells = [plus_minus(board.mean(model, column)) for column in board.columns]
         rows.append([row_name(board, model), *cells, f"{100 * mean.value:.1f}", span(mean, sign=False)])
     return aligned(rows, markdown=True)
 
@@ -71,13 +72,14 @@ def precondition_table(rows: Sequence[Precondition]) -> str:
 
 
 def claim_table(claims: Sequence[Claim]) -> str:
-    """Every claim with the paper's figure and what was found, in points."""
+    """Every claim with the paper's figure, if some have one, and what was found, in points."""
+    published = ["the paper's figure"] if any(each.paper != NO_FIGURE for each in claims) else []
     body = [
-        [each.statement, each.way, each.paper, signed(100 * each.here.value), span(each.here),
-         f"{each.runs[0]} of {each.runs[1]}", each.verdict]
+        [each.statement, each.way, *([each.paper] if published else []), signed(100 * each.here.value),
+         span(each.here), f"{each.runs[0]} of {each.runs[1]}", each.verdict]
         for each in claims
     ]  # fmt: skip
-    return _table(["claim", "set", "the paper's figure", "here", "interval", "runs", "verdict"], body)
+    return _table(["claim", "set", *published, "here", "interval", "runs", "verdict"], body)
 
 
 def relation_table(relations: Sequence[Relation]) -> str:
@@ -91,7 +93,9 @@ def relation_table(relations: Sequence[Relation]) -> str:
 
 
 def row_name(board: Board, model: Model) -> str:
-    """How the tables call a model: a merge with its setting and strength."""
+    """How the tables call a model: a merge with its setting and strength, an aligned one with its samples."""
+    if model.kind == ALIGNED:
+        return ", ".join(part for part in (model.name, model.setting) if part)
     if model.kind != "merge":
         return model.label
     found = board.strengths(model)
@@ -100,7 +104,8 @@ def row_name(board: Board, model: Model) -> str:
 
 
 def _shown(board: Board) -> list[Model]:
-    return [each for each in board.models if each.setting != "grid"]
+    """Models with a section of their own are not in the tables of all."""
+    return [each for each in board.models if each.setting != "grid" and each.kind != ALIGNED]
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:
@@ -109,5 +114,6 @@ def _table(head: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _plus_minus(interval: Interval) -> str:
+def plus_minus(interval: Interval) -> str:
+    """An accuracy in percent, with half the width of its interval."""
     return f"{100 * interval.value:.1f} ± {100 * interval.half:.1f}"

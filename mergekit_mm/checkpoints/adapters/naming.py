@@ -28,6 +28,17 @@ from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
 from mergekit_mm.checkpoints.weight_names import Place, find_places
 from mergekit_mm.errors import MergeError
 
+# How the names of LLaVA's own code, in which most adapters of LLaVA were trained, begin in transformers. Such an
+# adapter is known by its projector; without one its names are those of the language model's class.
+_LLAVA_PROJECTOR = "mm_projector."
+_FROM_LLAVA = {
+    "model.layers.": "model.language_model.layers.",
+    "model.embed_tokens.": "model.language_model.embed_tokens.",
+    "model.norm.": "model.language_model.norm.",
+    f"model.{_LLAVA_PROJECTOR}0.": "model.multi_modal_projector.linear_1.",
+    f"model.{_LLAVA_PROJECTOR}2.": "model.multi_modal_projector.linear_2.",
+    "model.vision_tower.vision_tower.": "model.vision_tower.",
+}
 _MOST_DROPPED = 3  # parts that a model around the checkpoint's has put before all names: `base.thinker.` has two
 
 
@@ -85,7 +96,7 @@ def _namings(adapter: Adapter, checkpoint: Checkpoint, spare: Collection[str]) -
 
 
 def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -> list[dict[str, str]]:
-    """The adapter's names as they are, and without the parts before all names that do not occur in this model."""
+    """The adapter's names as they are, without parts before all names that do not occur in this model, and of LLaVA."""
     own = {part for name in checkpoint.tensors for part in name.split(".")}
     forms = [{name: name for name in trained}]
     while len(forms) <= _MOST_DROPPED:
@@ -93,7 +104,14 @@ def _forms(trained: list[str], checkpoint: Checkpoint, spare: Collection[str]) -
         if len(first) != 1 or first <= own:
             break
         forms.append({n: f if n in spare else f.partition(".")[2] for n, f in forms[-1].items()})
+    if any(_LLAVA_PROJECTOR in name for name in trained):
+        forms += [{own: _from_llava(name) for own, name in form.items()} for form in forms]
     return forms
+
+
+def _from_llava(name: str) -> str:
+    begin = next((begin for begin in _FROM_LLAVA if name.startswith(begin)), None)
+    return name if begin is None else _FROM_LLAVA[begin] + name.removeprefix(begin)
 
 
 def _fits_sample(adapter: Adapter, view: View, form: Mapping[str, str]) -> bool:

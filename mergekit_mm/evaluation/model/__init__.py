@@ -9,9 +9,12 @@
 - `batching`: batches of one kind, the next one prepared in a thread
 - `likelihood`: where an answer begins, and its logits
 - `replies`: a reply with the sizes of the images as the model saw them
+- `weights`: a loaded model with other weights
 - `run`: unreadable inputs, replies that are cut, answers kept when a run fails, entries of results.json
 - `checks`: whether every input can be read and is taken, before the run
 - `audio`: how much of an audio input the processor hears
+- `found_tasks`: tasks of lm-eval by their names; `questions`: what their documents ask, without the answers;
+  `asked_tasks`: some of their documents asked in this process
 - `decoding`, `images`, `videos`: media as processors take them
 
 The only room that reaches into lm-eval's inside (`lm_eval.models`, private methods of `HFLM`). May import lm-eval and

@@ -38,24 +38,16 @@ class MediaChecks:
         for each in media:
             inputs |= {_identity(given): (modality, given) for modality, found in each.items() for given in found}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(inputs, pool.map(lambda one: self._flaw(*one), inputs.values()), strict=True))
+            looked = pool.map(lambda one: unreadable(one[0], one[1], self._seconds), inputs.values())
+            found = dict(zip(inputs, looked, strict=True))
         flaws: dict[int, str] = {}
         for index, each in enumerate(media):
             for modality, given in ((m, one) for m, of_kind in each.items() for one in of_kind):
-                if unreadable := found[_identity(given)]:
-                    flaws.setdefault(index, f"its {modality} cannot be read: {unreadable}")
+                if flaw := found[_identity(given)]:
+                    flaws.setdefault(index, f"its {modality} cannot be read: {flaw}")
                 elif refused := self._refused(modality, given):
                     flaws.setdefault(index, f"its {modality} is refused: {refused}")
         return flaws
-
-    def _flaw(self, modality: str, given: Any) -> str | None:
-        try:
-            if modality == "audio":
-                self._seconds[_identity(given)] = decoding.seconds(given)
-                return None
-            return _video_flaw(given) if modality == "video" else _image_flaw(given)
-        except Exception as error:  # decoders raise errors of any type for a damaged file
-            return f"{getattr(error, 'strerror', None) or error}" + _named(given, str(error))
 
     def _refused(self, modality: str, given: Any) -> str | None:
         """Why the processor refuses an image or video of an unusual size, which is tried on a blank one."""
@@ -103,6 +95,22 @@ class MediaChecks:
             return not same_inputs(*(reader.encode([one], "left") for one in tried))
 
         reader.window.measure(hears, max(self._seconds.values()), rate)
+
+
+def unreadable(modality: str, given: Any, seconds: dict[Any, float] | None = None) -> str | None:
+    """Why an input cannot be read, or None. Of an audio or a video file, the header is looked at.
+
+    seconds: gets the length of an audio input, by its identity.
+    """
+    try:
+        if modality == "audio":
+            length = decoding.seconds(given)
+            if seconds is not None:
+                seconds[_identity(given)] = length
+            return None
+        return _video_flaw(given) if modality == "video" else _image_flaw(given)
+    except Exception as error:  # decoders raise errors of any type for a damaged file
+        return f"{getattr(error, 'strerror', None) or error}" + _named(given, str(error))
 
 
 def _identity(given: Any) -> Any:

@@ -101,6 +101,11 @@ class MultimodalLoader(HFLM):
         self._model = getattr(model, "thinker", model)  # the part of a speaking model that answers in text
 
     @property
+    def is_original_internvl(self) -> bool:
+        """Whether the checkpoint is an InternVL in its original form, whose tensors have other names in memory."""
+        return self._internvl is not None
+
+    @property
     def max_length(self) -> int:
         """As `hf`, by the config of the language model: the longest sequence, in tokens."""
         if self._max_length:

@@ -84,6 +84,7 @@ class Run:
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self.answers = Answers()
+        self.is_part = False  # of a larger one, which counts what is cut, and goes on after a failure by itself
         self._replies: Counter[str] = Counter()
         self._cut: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
@@ -169,7 +170,7 @@ class Run:
     def warn_of_cut_replies(self) -> None:
         """Warn of replies that were not finished, by task."""
         for task, count in self._cut.items():
-            if count:
+            if count and not self.is_part:
                 LOG.warning(
                     f"{task}: {count} of {self._replies[task]} replies were not finished when their tokens were used "
                     "up (max_gen_toks): --gen_kwargs max_gen_toks=... gives them more"
@@ -182,6 +183,8 @@ class Run:
         try:
             yield
         except BaseException:
+            if self.is_part:
+                raise
             hook = self._lm.cache_hook
             if hook is not self.answers:
                 LOG.error("The answers so far are in the cache (--use_cache): the same command goes on from there.")

@@ -1,9 +1,9 @@
 """The documents of the image tasks: one function per data set, which lm-eval calls as `custom_dataset`.
 
 A function takes the keys of the YAML's `dataset_kwargs` (`source`, `split`, `config`) and, from the metadata,
-`prompt_style`, `box_unit`, `judge` and `sources`; other metadata is ignored. It returns `{"test": documents}`; a
-document has `prompt`, `answer` (a text), `image` and the fields that its metric needs. Images are not decoded, and
-questions about one image share its bytes.
+`prompt_style`, `box_unit`, `judge`, `sources` and `data_split`; other metadata is ignored. It returns
+`{"test": documents}`; a document has `prompt`, `answer` (a text), `image` and the fields that its metric needs. Images
+are not decoded, and questions about one image share its bytes.
 """
 
 from collections import Counter

@@ -18,10 +18,13 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from mergekit_mm.errors import EvaluationError
 
-_HUB_ERRORS = HfHubHTTPError.__bases__  # OSError, and the error of the HTTP library that huggingface_hub uses
+HUB_ERRORS = HfHubHTTPError.__bases__  # OSError, and the error of the HTTP library that huggingface_hub uses
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?$")
 
-_OPTIONS = ("prompt_style", "box_unit", "judge", "sources", "num_frames", "missing")  # of the tasks, by --metadata
+_OPTIONS = (  # of the tasks, by --metadata
+    *("prompt_style", "box_unit", "judge", "sources", "num_frames", "missing"),
+    "data_split",
+)
 
 
 class DataNotFound(EvaluationError, FileNotFoundError):
@@ -48,21 +51,39 @@ def gathered() -> Iterator[None]:
 
 
 def loader(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function that lm-eval calls as `custom_dataset`, so that `gathered` collects its missing data."""
+    """Decorate a function that lm-eval calls as `custom_dataset`.
+
+    `gathered` collects its missing data. The option `data_split` names the split that is read in the place of the one
+    that the task's file names; the documents are then there under both names, `test` and that of the split.
+
+    EvaluationError: the data are one file, which has no splits.
+    """
 
     @wraps(load)
-    def loaded(**given: Any) -> Any:
+    def loaded(*, data_split: str | None = None, **given: Any) -> Any:
+        if data_split is not None:
+            _require_splits(data_split, given)
+            given["split"] = data_split
         try:
-            return load(**given)
+            found = load(**given)
         except DataNotFound as error:
             errors = _gathered.get()
             if errors is None:
                 raise
             errors.append(error)
             stand_in = {"prompt": "", "answer": "", "image": None}  # lm-eval goes on to the next task with it
-            return {"test": datasets.Dataset.from_list([stand_in])}
+            found = {"test": datasets.Dataset.from_list([stand_in])}
+        if data_split is not None:
+            found[data_split] = found["test"]
+        return found
 
     return loaded
+
+
+def _require_splits(data_split: str, given: Mapping[str, Any]) -> None:
+    name, path = local_path(given["source"], given.get("sources"))
+    if file := given.get("file") or (name if name.endswith(".tsv") or (path is not None and path.is_file()) else None):
+        raise EvaluationError(f"{file} is one file without splits, so no split {data_split!r} can be read from it.")
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:
@@ -116,7 +137,7 @@ def read_table(
 def _from_hub(name: str, config: str | None, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(name, config, split=split)
-    except (*_HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         told = f"{name} (split {split}) cannot be had from the hub: {reason}"
         raise DataNotFound(
