@@ -25,7 +25,18 @@ from end_to_end import (
     with_method,
     written,
 )
-from interruptions import SHARDS, contents, interrupted, journal_of, killed, made, slow_merge, slow_method, staging_of
+from interruptions import (
+    SHARDS,
+    contents,
+    held,
+    interrupted,
+    journal_of,
+    killed,
+    made,
+    slow_merge,
+    slow_method,
+    staging_of,
+)
 from peft_adapters import pair, plus
 
 
@@ -206,16 +217,9 @@ def test_what_other_merges_have_left_stays_and_the_doctor_lists_it() -> None:
 
 
 def test_of_two_merges_to_one_output_the_second_is_refused() -> None:
-    out, told = fresh("merged"), []
-
-    def second() -> bool:
-        if made(out) < 3:
-            return False
-        told.append(run(linear(checkpoint("llava")), out=out).error)
-        return True
-
-    interrupted(lambda: run(CONFIG(), *SHARDS, out=out), out, second)
-    assert f"Another merge to {out} is running" in told[0]
+    out = fresh("merged")
+    with held(lambda: run(CONFIG(), *SHARDS, out=out), out, lambda: made(out) >= 3):
+        assert f"Another merge to {out} is running" in run(linear(checkpoint("llava")), out=out).error
     assert "continuing" in merge(CONFIG(), *SHARDS, out=out).console
     assert contents(out) == undisturbed()
 

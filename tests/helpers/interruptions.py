@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def interrupted(
 
     It may have come to its end before.
     """
+    process = _until(work, out, point)
+    _signal(process, by)
+    process.join(_DEADLINE)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@contextmanager
+def held(work: Callable[[], Any], out: Path, point: Callable[[], bool]) -> Iterator[None]:
+    """A context in which `work`, run in a fork, is stopped where `point` was true; at its end the work is killed."""
+    process = _until(work, out, point)
+    _signal(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.join(_DEADLINE)
+
+
+def _until(work: Callable[[], Any], out: Path, point: Callable[[], bool]) -> BaseProcess:
+    """A fork that runs `work`, which has come to the point, or to its end."""
     mergekit_yaml()
     process = multiprocessing.get_context("fork").Process(target=_quietly, args=(work,))
     process.start()
@@ -79,12 +101,13 @@ def interrupted(
     while process.is_alive() and not point():
         assert time.monotonic() < end, f"the point was not reached: {journal_of(out)[1:]}"
         time.sleep(0.002)
+    return process
+
+
+def _signal(process: BaseProcess, number: signal.Signals) -> None:
     if process.is_alive():
         assert process.pid is not None
-        os.kill(process.pid, by)
-    process.join(_DEADLINE)
-    assert process.exitcode is not None
-    return process.exitcode
+        os.kill(process.pid, number)
 
 
 def _quietly(work: Callable[[], Any]) -> None:
