@@ -14,7 +14,7 @@ from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import SEED, executed, logged, numbers, read_config
 from mergekit_mm.commands.tune import tune
 from mergekit_mm.errors import MergeError, system_errors
-from mergekit_mm.execution.settings import Settings, in_environment
+from mergekit_mm.execution.settings import Settings, from_environment, in_environment
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,8 +78,8 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, setting
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
     `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
-    --debug are its -v and -vv. --workers N and --restart are what MERGEKIT_MM_WORKERS=N and MERGEKIT_MM_RESTART=1 are
-    for the stock command.
+    --debug are its -v and -vv. --workers N, --restart and --progress json are what MERGEKIT_MM_WORKERS=N,
+    MERGEKIT_MM_RESTART=1 and MERGEKIT_MM_PROGRESS=json are for the stock command.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
@@ -207,6 +207,7 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
     import json
 
     from mergekit_mm.checkpoints.remote import headers_only
+    from mergekit_mm.execution.estimate import before_the_merge
     from mergekit_mm.merge import plan_merge
     from mergekit_mm.plan import as_json as plan_as_json
     from mergekit_mm.plan.scope import is_planned_here
@@ -226,6 +227,8 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
             click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
         else:
             click.echo(plan[tensor] if tensor else plan)
+            if not tensor:
+                click.echo("\n".join(before_the_merge(plan, from_environment().workers)))
 
 
 @main.command()

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import click
 import torch
 import transformers
 from mergekit.config import MergeConfiguration
@@ -20,6 +19,7 @@ from mergekit_mm.execution.input_hashes import InputHashes
 from mergekit_mm.execution.key import digest_of, key_of
 from mergekit_mm.execution.layout import Layout, in_order, lay_out
 from mergekit_mm.execution.models import clear_others, write_models
+from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings, from_environment
 from mergekit_mm.execution.staging import Staging, staging
 from mergekit_mm.execution.workers import is_out_of_memory
@@ -97,11 +97,7 @@ def _run(
         place: the output, or the directory of all outputs.
         outputs: strength of the merged delta -> directory. A plain merge, which is no sweep, has the one strength None.
     """
-
-    def tell(line: str) -> None:
-        if not options.quiet:
-            click.echo(line, err=True)
-
+    tell = Progress(options.quiet, settings.progress == "json")
     require_device(options)
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
@@ -136,7 +132,7 @@ def _run(
                         beside.enter_context(hashes)
                     scalings.values.update(write_models(compiler, strengths, layout, found, journal, settings, tell))
                     clear_others(found, layout)
-                    card_hashes = hashes.result(options.quiet) if hashes else None
+                    card_hashes = hashes.result(tell) if hashes else None
                 for number, (scale, out) in enumerate(outputs.items()):
                     path = found.content(number)
                     if not options.safe_serialization:

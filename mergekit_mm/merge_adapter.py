@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import torch
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
@@ -20,6 +19,7 @@ from mergekit_mm.checkpoints.side_files.inventory import take_inventory
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.execution.input_hashes import InputHashes
 from mergekit_mm.execution.key import key_of
+from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.results import Results, Values
 from mergekit_mm.execution.settings import Settings, from_environment
 from mergekit_mm.execution.staging import staging
@@ -82,12 +82,8 @@ def merge_to_adapter(
         MergeError: as for any merge; or the merge changes a tensor that no adapter can hold, or by a delta of full rank
             while `rank` is None; or the method does not work in bases that adapters share, and is to.
     """
-
-    def tell(line: str) -> None:
-        if not options.quiet:
-            click.echo(line, err=True)
-
     out, settings = Path(out_path), settings or from_environment()
+    tell = Progress(options.quiet, settings.progress == "json")
     if shares_bases:
         _require_cores(config)
     require_device(options)
@@ -105,7 +101,7 @@ def merge_to_adapter(
             )
         compiler = Compiler(plan, options, shared_rank=rank if shares_bases else None)
         tasks = compiler.to_deltas()
-        if not options.quiet:
+        if not tell.is_silent:
             files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
             tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
         key = key_of(plan, options, rank=rank, dtype=str(dtype), shares_bases=shares_bases, output="adapter")
@@ -130,7 +126,7 @@ def merge_to_adapter(
                 }
                 deltas = {name: tasks[name] for name in to_factorise}
                 factors = _factorised(deltas, to_factorise, rank, options, results)
-                card_hashes = hashes.result(options.quiet) if hashes else None
+                card_hashes = hashes.result(tell) if hashes else None
             if lines := list(FoundScalings(results.scalings).lines()):
                 tell("\n".join(lines))
             if not factors and not whole:

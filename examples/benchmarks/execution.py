@@ -32,8 +32,8 @@ from examples.benchmarks.processes import Usage, measured
 COMMAND = str(Path(sys.executable).parent / "mergekit-yaml")
 
 
-def make(directory: Path, layers: int, width: int, experts: int) -> None:
-    """A base and its fine-tunes in bfloat16."""
+def make(directory: Path, layers: int, width: int, experts: int, text_only: bool = False) -> None:
+    """A base and its fine-tunes in bfloat16; text_only: without the tower, as stock mergekit merges them."""
     text = {"model_type": "llama", "vocab_size": 2000, "hidden_size": width, "intermediate_size": 4 * width}
     vision = {"model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     config = transformers.LlavaConfig(
@@ -42,7 +42,8 @@ def make(directory: Path, layers: int, width: int, experts: int) -> None:
         image_token_index=1999,
     )
     torch.manual_seed(0)
-    model = transformers.LlavaForConditionalGeneration(config).to(torch.bfloat16)
+    kind = transformers.LlamaForCausalLM if text_only else transformers.LlavaForConditionalGeneration
+    model = kind(config.text_config if text_only else config).to(torch.bfloat16)
     model.save_pretrained(directory / "base", max_shard_size="1GB")
     for number in range(experts):
         with torch.no_grad():
@@ -117,14 +118,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--solve", type=int, default=512, help="width of the model that optmerge merges; 0 for none")
+    parser.add_argument("--stock", action="store_true", help="also stock mergekit, over text-only models of that size")
     parser.add_argument("--work", type=Path, help="a directory on the disk to use")
     args = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory(dir=args.work) as name:
-        root = Path(name)
+        root, of_large = Path(name), max(1, round(args.gigabytes * 1e9 / (32 * args.width**2)))
         for folder, layers, width in (
             ("tiny", 1, 64),
-            ("large", max(1, round(args.gigabytes * 1e9 / (32 * args.width**2))), args.width),
+            ("large", of_large, args.width),
             ("solved", 4, args.solve),
         ):
             if width:
@@ -151,6 +153,12 @@ def main() -> None:
                 row(f"optmerge, workers: {workers}", merged(solved, root / "out", workers))
             with busy(2):
                 row("optmerge, workers: 1, beside two busy processes", merged(solved, root / "out", 1))
+        if args.stock:
+            shutil.rmtree(root / "large")
+            for folder, layers, width in (("tiny text", 1, 64), ("large", of_large, args.width)):
+                make(root / folder, layers, width, args.experts, text_only=True)
+            base = merged(recipe(root / "tiny text", "linear", args.experts), root / "out", 1)
+            row("stock mergekit, linear, text-only models", merged(linear, root / "out", 1), base)
 
 
 if __name__ == "__main__":

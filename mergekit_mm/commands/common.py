@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
-from mergekit_mm.execution.settings import WORKERS, from_environment
+from mergekit_mm.execution.settings import PROGRESS, WAYS, WORKERS, from_environment
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -39,7 +39,7 @@ def logged(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def executed(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --workers and --restart, as the argument `settings`."""
+    """Give a command --workers, --restart and --progress, as the argument `settings`."""
 
     @click.option(
         "--workers",
@@ -47,9 +47,14 @@ def executed(command: Callable[..., None]) -> Callable[..., None]:
         help=f"Processes that merge at the same time; or {WORKERS} in the environment.  [default: by cores and memory]",
     )
     @click.option("--restart", is_flag=True, help="Do not go on from where this merge was interrupted.")
+    @click.option(
+        "--progress",
+        type=click.Choice(WAYS),
+        help=f"Bars, or a JSON object a line on stderr; or {PROGRESS} in the environment.  [default: {WAYS[0]}]",
+    )
     @functools.wraps(command)
-    def run(*args: Any, workers: int | None, restart: bool, **kwargs: Any) -> None:
-        command(*args, settings=from_environment(workers, restart), **kwargs)
+    def run(*args: Any, workers: int | None, restart: bool, progress: str | None, **kwargs: Any) -> None:
+        command(*args, settings=from_environment(workers, restart, progress), **kwargs)
 
     return run
 

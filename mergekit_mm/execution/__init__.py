@@ -11,7 +11,8 @@
 - `models`: the models of a merge, from plan to written weights; `results`: values by name, for an adapter;
   `values`: tensors in memory, for what writes no model of its own
 - `input_hashes`: the SHA-256 of the inputs, taken while the merge runs
-- `settings`: how many workers, and whether to start afresh
+- `estimate`: what a merge will take; `progress`, what it tells while it runs
+- `settings`: how many workers, whether to start afresh, how progress is told
 
 May import `tasks`, `output`, `plan`, `checkpoints` and `methods`.
 """

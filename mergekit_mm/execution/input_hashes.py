@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mergekit_mm.execution.journal import Journal
+from mergekit_mm.execution.machine import cores
+from mergekit_mm.execution.progress import Bar, Progress
 from mergekit_mm.plan.merge_plan import MergePlan
 
 _BLOCK = 1 << 22  # bytes
+_MOST = 8  # threads, which is more than a disk reads for
 
 
 class InputHashes:
-    """A thread that hashes the inputs' weight files, as a context around the merge.
+    """Threads that hash the inputs' weight files, as a context around the merge.
 
-    It goes through all models side by side, in the order of their files, as the merge does: what one of the two has
-    read, the other finds in the system's cache. Files in the hub's cache are called by their hashes.
+    They go through all models side by side, in the order of their files, as the merge does: what one of the two has
+    read, the other finds in the system's cache. They are as many as there are cores, as to hash five models takes about
+    as long as to merge them by a sum: one thread, which workers leave a share of its core, would end long after them.
+    Files in the hub's cache are called by their hashes.
     """
 
     def __init__(self, plan: MergePlan, done: Iterable[Mapping[str, Any]], journal: Journal) -> None:
@@ -35,37 +39,51 @@ class InputHashes:
         # never see free again.
         self._blank = hashlib.sha256()
         self._error: Exception | None = None
-        self._bar: tqdm[Any] = tqdm(disable=True)
-        self._thread = threading.Thread(target=self._run, name="input hashes", daemon=True)
+        self._bar: Bar | None = None
+        self._left: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for path in _side_by_side(self._files):
+            if path not in self._found:
+                self._left.put(path)
+        count = min(cores(), self._left.qsize(), _MOST)
+        self._threads = [threading.Thread(target=self._run, name="input hashes", daemon=True) for _ in range(count)]
 
     def __enter__(self) -> InputHashes:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._wait()
 
-    def result(self, quiet: bool) -> dict[tuple[str, str], str]:
+    def _wait(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def result(self, tell: Progress) -> dict[tuple[str, str], str]:
         """(model or adapter, file) -> SHA-256 in hexadecimal. Waits for what is not hashed yet, with a progress bar.
 
         Raises:
             OSError: a file cannot be read.
         """
-        left = sum(path.stat().st_size for path in {*self._files.values()} - self._found.keys())
-        with tqdm(total=left, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet or not left) as self._bar:
-            self._thread.join()
+        left = {*self._files.values()} - self._found.keys()
+        nbytes = sum(path.stat().st_size for path in left)
+        if left:
+            with tell.bar("Hashing inputs", len(left), unit="files", nbytes=nbytes) as self._bar:
+                self._wait()
         if self._error is not None:
             raise self._error
         return {key: self._found[path] for key, path in self._files.items()}
 
     def _run(self) -> None:
         try:
-            for path in _side_by_side(self._files):
-                if path not in self._found and not self._stop.is_set():
-                    self._hash(path)
+            while not self._stop.is_set():
+                self._hash(self._left.get_nowait())
+        except queue.Empty:
+            return
         except Exception as error:  # told by `result`
             self._error = error
+            self._stop.set()
 
     def _hash(self, path: Path) -> None:
         target = os.path.basename(os.path.realpath(path))
@@ -76,7 +94,8 @@ class InputHashes:
         with path.open("rb") as file:
             while (block := file.read(_BLOCK)) and not self._stop.is_set():
                 digest.update(block)
-                self._bar.update(len(block))
+                if self._bar is not None:
+                    self._bar.update(0, len(block))
         if not self._stop.is_set():
             self._found[path] = digest.hexdigest()
             self._journal.append({"input": str(path), "sha256": self._found[path]})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit_mm.execution.units import UNIT_WORK, Unit
+from mergekit_mm.execution.units import UNIT_SECONDS, Unit
 
-_PER_PROCESS = 1 << 28  # bytes that a worker needs besides the tensors that it makes
+PER_PROCESS = 1 << 28  # bytes that a worker needs besides the tensors that it makes
 _SHARE = 0.8  # of the free memory; the rest is left to the system and to what it keeps of files
 
 
@@ -30,7 +31,10 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """The bytes of memory that can still be used, by the machine and by the container; None if that is not known."""
+    """The bytes of memory that can still be used: by the machine, the container and this process's own limit.
+
+    None if nothing of that is known.
+    """
     found = []
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -38,6 +42,15 @@ def free_memory() -> int | None:
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if limit.isdecimal() and used.isdecimal():
         found.append(int(limit) - int(used) + _reclaimable())
+    if sys.platform == "linux":
+        import resource
+
+        limit_of_data, in_use = (
+            resource.getrlimit(resource.RLIMIT_DATA)[0],
+            re.search(r"VmData:\s+(\d+)", _read("/proc/self/status")),
+        )
+        if limit_of_data != resource.RLIM_INFINITY and in_use:
+            found.append(max(0, limit_of_data - int(in_use[1]) * 1024))
     return min(found, default=None)
 
 
@@ -52,8 +65,8 @@ def choose_workers(units: Sequence[Unit], held: int) -> tuple[int, str]:
 
     held: bytes that each worker holds besides, as of pickled inputs, which are read whole.
     """
-    by_cores, by_work = cores(), max(1, round(sum(unit.work for unit in units) / UNIT_WORK))
-    needed = max((unit.memory for unit in units), default=0) + held + _PER_PROCESS
+    by_cores, by_work = cores(), max(1, round(sum(unit.work for unit in units) / UNIT_SECONDS))
+    needed = max((unit.memory for unit in units), default=0) + held + PER_PROCESS
     free = free_memory()
     by_memory = by_cores if free is None else max(1, int(free * _SHARE / needed))
     count = min(by_cores, by_work, by_memory)

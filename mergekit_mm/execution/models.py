@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
+from mergekit_mm.execution.estimate import estimate, measured_speed, pickled_bytes, require_memory
 from mergekit_mm.execution.files import INDEX, WeightFiles
 from mergekit_mm.execution.journal import Journal
 from mergekit_mm.execution.layout import Layout
 from mergekit_mm.execution.machine import can_fork, choose_workers, cores
 from mergekit_mm.execution.prefetch import reading_ahead
+from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings
 from mergekit_mm.execution.staging import Staging
 from mergekit_mm.execution.units import Unit, batches, smallest_units, without
 from mergekit_mm.execution.workers import done_by_devices, done_by_processes, done_here
-from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import devices, run_tasks
 
@@ -52,7 +52,7 @@ class _Maker:
             del tensor
         return _Made(digests, compiler.found_scalings.take(), time.monotonic() - start)
 
-    def made(self, units: Sequence[Unit], workers: int, tell: Callable[[str], None]) -> Iterator[tuple[Unit, _Made]]:
+    def made(self, units: Sequence[Unit], workers: int, tell: Progress) -> Iterator[tuple[Unit, _Made]]:
         """Each unit as soon as it is made."""
         if len(self._devices) > 1:
             yield from done_by_devices(units, self, self._devices)
@@ -68,7 +68,7 @@ def write_models(
     staging: Staging,
     journal: Journal,
     settings: Settings,
-    tell: Callable[[str], None],
+    tell: Progress,
 ) -> dict[str, float]:
     """Write the tensors of a plan's models that are not written yet; returns what `scaling: auto` came to.
 
@@ -76,35 +76,32 @@ def write_models(
         scales: the strength of each output, in the order of their numbers.
         layout: of every output.
         staging: gets the files. journal: of this directory, opened.
-        tell: prints a line.
+        tell: tells how it goes.
     """
     plan, options = compiler.plan, compiler.options
     files = [WeightFiles(staging.content(number), layout) for number in range(len(scales))]
+    groups = smallest_units(plan)
+    require_memory(groups)
     for each in files:
         each.create()
-    done, scalings = _verified(staging, files, options.quiet)
+    done, scalings = _verified(staging, files, tell)
     if done:
         tell(f"continuing: {len(done)} of {len(layout.places)} tensors are done")
-    left = without(smallest_units(plan), done)
-    maker = _Maker(compiler, scales, files)
+    left = without(groups, done)
     count = workers_for(left, compiler, settings, tell)
-    nbytes = {name: place.nbytes for name, place in layout.places.items()}
+    if left and not tell.is_silent:
+        tell("\n".join(estimate(plan, left, count, _computes_here(compiler), measured_speed(plan), len(scales))))
+    maker = _Maker(compiler, scales, files)
+    nbytes = {name: place.nbytes * len(scales) for name, place in layout.places.items()}
     units = batches(left, count, nbytes, options.out_shard_size)
-    total = sum(nbytes.values()) * len(scales)
-    with tqdm(
-        total=total,
-        initial=sum(nbytes[name] for name in done) * len(scales),
-        desc="Merging",
-        unit="B",
-        unit_scale=True,
-        disable=options.quiet,
-    ) as bar:
+    bytes_done = sum(nbytes[name] for name in done)
+    with tell.bar("Merging", len(nbytes), len(done), nbytes=sum(nbytes.values()), bytes_done=bytes_done) as bar:
         for unit, made in maker.made(units, count, tell):
             paths = {each.path_of(name) for each in files for name in unit.names}
             entry = {"tensors": made.digests, "seconds": round(made.seconds, 3)}
             journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
             scalings |= made.scalings
-            bar.update(sum(nbytes[name] for name in unit.names) * len(scales))
+            bar.update(len({*unit.names} - done), sum(nbytes[name] for name in unit.names if name not in done))
     return scalings
 
 
@@ -119,7 +116,7 @@ def clear_others(staging: Staging, layout: Layout) -> None:
                 path.unlink()
 
 
-def _verified(staging: Staging, files: Sequence[WeightFiles], quiet: bool) -> tuple[set[str], dict[str, float]]:
+def _verified(staging: Staging, files: Sequence[WeightFiles], tell: Progress) -> tuple[set[str], dict[str, float]]:
     """The tensors that an interrupted run has written to all outputs, by their hashes; and the scalings it found."""
     claimed: dict[str, str] = {}
     scalings: dict[str, float] = {}
@@ -128,39 +125,39 @@ def _verified(staging: Staging, files: Sequence[WeightFiles], quiet: bool) -> tu
         scalings |= entry.get("scalings", {})
     names = [name for name in files[0].layout.places if all(f"{n}/{name}" in claimed for n in range(len(files)))]
 
+    held: set[str] = set()
+    if not names:
+        return held, scalings
+
     def holds(name: str) -> bool:
         return all(each.holds(name, claimed[f"{number}/{name}"]) for number, each in enumerate(files))
 
-    with ThreadPoolExecutor(min(4, cores())) as threads:  # hashing frees the interpreter
-        held = tqdm(threads.map(holds, names), "Checking what is done", len(names), disable=quiet or not names)
-        return {name for name, is_held in zip(names, held, strict=True) if is_held}, scalings
+    with (
+        ThreadPoolExecutor(min(4, cores())) as threads,  # hashing frees the interpreter
+        tell.bar("Checking what is done", len(names)) as bar,
+    ):
+        for name, is_held in zip(names, threads.map(holds, names), strict=True):
+            held |= {name} if is_held else set()
+            bar.update(1)
+    return held, scalings
 
 
-def workers_for(units: Sequence[Unit], compiler: Compiler, settings: Settings, tell: Callable[[str], None]) -> int:
+def _computes_here(compiler: Compiler) -> bool:
+    """Whether the CPU computes, and no accelerator."""
+    return all(device.type == "cpu" for device in devices(compiler.options))
+
+
+def workers_for(units: Sequence[Unit], compiler: Compiler, settings: Settings, tell: Progress) -> int:
     """How many of these units are made at the same time, which is told: by processes, or by accelerators."""
-    found = devices(compiler.options)
-    if any(device.type != "cpu" for device in found):
+    if not _computes_here(compiler):
         if settings.workers and settings.workers > 1:
             tell("workers: not used, as they are processes that compute on the CPU")
-        return len(found)
+        return len(devices(compiler.options))
     if not can_fork():
         return 1
     if (wanted := settings.workers or compiler.options.num_threads) is not None:
         return max(1, min(wanted, len(units)))
-    count, why = choose_workers(units, _held(compiler.plan.inputs))
+    count, why = choose_workers(units, pickled_bytes(compiler.plan.inputs))
     if why:
         tell(f"workers: {count} ({why})")
     return count
-
-
-def _held(inputs: Inputs) -> int:
-    """Bytes that every worker holds besides: pickles are read whole, and of each model the one in use stays."""
-    sizes = [
-        max(((checkpoint.directory / file).stat().st_size for file in checkpoint.files if _is_pickle(file)), default=0)
-        for checkpoint in {c.directory: c for c in inputs.checkpoints.values()}.values()
-    ]
-    return sum(sizes)
-
-
-def _is_pickle(file: str) -> bool:
-    return not file.endswith(".safetensors")

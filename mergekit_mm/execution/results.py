@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from mergekit_mm.execution.journal import Journal
 from mergekit_mm.execution.models import workers_for
+from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings
 from mergekit_mm.execution.staging import Staging
 from mergekit_mm.execution.units import Unit, batches, unit_of
@@ -49,7 +49,7 @@ class Results:
     """Runs tasks in units, and keeps what comes of them."""
 
     def __init__(
-        self, compiler: Compiler, staging: Staging, journal: Journal, settings: Settings, tell: Callable[[str], None]
+        self, compiler: Compiler, staging: Staging, journal: Journal, settings: Settings, tell: Progress
     ) -> None:
         self._compiler, self._journal, self._settings, self._tell = compiler, journal, settings, tell
         self._folder = staging.directory / _FOLDER
@@ -72,9 +72,7 @@ class Results:
             self._tell(f"continuing: {len(files)} of {len(tasks)} {kind} are done")
         plan = self._compiler.plan
         left = [unit_of(plan, name) for name in tasks if name not in files]
-        with tqdm(
-            total=len(tasks), initial=len(tasks) - len(left), desc=kind, disable=self._compiler.options.quiet
-        ) as bar:
+        with self._tell.bar(kind, len(tasks), len(tasks) - len(left)) as bar:
             for made in self._made(kind, tasks, pack, left):
                 path = self._folder / made.file
                 files |= dict.fromkeys(made.names, path)

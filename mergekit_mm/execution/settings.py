@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mergekit_mm.errors import MergeError
 
-WORKERS, RESTART = "MERGEKIT_MM_WORKERS", "MERGEKIT_MM_RESTART"  # for mergekit's own commands, which lack the options
+# For mergekit's own commands, which lack the options.
+WORKERS, RESTART, PROGRESS = "MERGEKIT_MM_WORKERS", "MERGEKIT_MM_RESTART", "MERGEKIT_MM_PROGRESS"
+WAYS = ("text", "json")  # to tell how a merge goes
 
 
 @dataclass(frozen=True)
@@ -17,32 +19,35 @@ class Settings:
     """How a merge is carried out.
 
     workers: processes that make tensors at the same time; None to choose by cores, memory and work. restart: whether
-    what an interrupted run of the same merge has left is thrown away.
+    what an interrupted run of the same merge has left is thrown away. progress: how it is told, one of `WAYS`.
     """
 
     workers: int | None = None
     restart: bool = False
+    progress: str = "text"
 
 
-def from_environment(workers: int | None = None, restart: bool = False) -> Settings:
+def from_environment(workers: int | None = None, restart: bool = False, progress: str | None = None) -> Settings:
     """The settings of a command, with what its options leave open from the environment.
 
     Raises:
         MergeError: a variable has a value without a meaning.
     """
-    found = Settings(workers, restart or os.environ.get(RESTART, "0") not in ("", "0"))
-    if workers is not None or not (value := os.environ.get(WORKERS, "")):
-        return found
-    if not value.isdecimal() or int(value) < 1:
-        raise MergeError(f"{WORKERS}={value} is not a number of processes, which is 1 or more.")
-    return replace(found, workers=int(value))
+    if workers is None and (value := os.environ.get(WORKERS, "")):
+        if not value.isdecimal() or int(value) < 1:
+            raise MergeError(f"{WORKERS}={value} is not a number of processes, which is 1 or more.")
+        workers = int(value)
+    told = progress or os.environ.get(PROGRESS) or WAYS[0]
+    if told not in WAYS:
+        raise MergeError(f"{PROGRESS}={told} is none of the ways to tell progress, which are {' and '.join(WAYS)}.")
+    return Settings(workers, restart or os.environ.get(RESTART, "0") not in ("", "0"), told)
 
 
 @contextmanager
 def in_environment(settings: Settings) -> Iterator[None]:
     """A context in which `from_environment` gives these settings, for a merge that a command of mergekit runs."""
-    before = {name: os.environ.get(name) for name in (WORKERS, RESTART)}
-    os.environ[RESTART] = "1" if settings.restart else "0"
+    before = {name: os.environ.get(name) for name in (WORKERS, RESTART, PROGRESS)}
+    os.environ |= {RESTART: "1" if settings.restart else "0", PROGRESS: settings.progress}
     if settings.workers is not None:
         os.environ[WORKERS] = str(settings.workers)
     try:

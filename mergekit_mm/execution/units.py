@@ -6,20 +6,52 @@ an interrupted merge remembers: that speaks of tensors, and the rest may be divi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+
+from mergekit.common import ModelReference
 
 from mergekit_mm.methods import is_own_method
+from mergekit_mm.methods.costs import NOMINAL, operations
+from mergekit_mm.methods.declarations import makes_factors_of_factors
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, TensorPlan
 
-# Work is counted in bytes that are read and written. A matrix that a method of this package solves takes some seconds
-# where reading it takes a tenth of one: 1.7 s for five experts of 1536 x 1536.
-_SOLVING = 16
-UNIT_WORK = 1 << 30  # of work: one to several seconds
+UNIT_SECONDS = 1.5  # of work, on a machine of the nominal speed
+_PER_BYTE = 1.5e-9  # seconds in which a core reads or writes a byte, converts it, and hashes it
 _UNITS_PER_WORKER = 4  # at least, so that all workers end at about the same time
+
+
+@dataclass(frozen=True)
+class Takes:
+    """About what some work takes.
+
+    read, written: bytes. operations: of floating-point arithmetic. memory: bytes at the peak. least: bytes that no
+    method does without: the result in float32, a temporary of its size, and what is written. Inputs are not among
+    them, since they are mapped from their files.
+    """
+
+    read: int = 0
+    written: int = 0
+    operations: float = 0.0
+    memory: int = 0
+    least: int = 0
+
+    def __add__(self, other: Takes) -> Takes:
+        """What both take together, with what each has in memory there at the same time."""
+        return Takes(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
+
+    def then(self, other: Takes) -> Takes:
+        """What the two take one after the other."""
+        peaks = {"memory": max(self.memory, other.memory), "least": max(self.least, other.least)}
+        return replace(self + other, **peaks)
+
+    def seconds(self, speed: float = NOMINAL) -> float:
+        """Of one core. speed: operations a second."""
+        return self.operations / speed + (self.read + self.written) * _PER_BYTE
 
 
 @dataclass(frozen=True)
@@ -27,8 +59,17 @@ class Unit:
     """Some output tensors, by their names on disk, and an estimate of what they take."""
 
     names: tuple[str, ...]
-    work: float  # in bytes that are read and written, or as much arithmetic
-    memory: int  # bytes at the peak
+    takes: Takes
+
+    @property
+    def work(self) -> float:
+        """Seconds of one core of the nominal speed."""
+        return self.takes.seconds()
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak."""
+        return self.takes.memory
 
     def __str__(self) -> str:
         more = f" and {len(self.names) - 1} more" if len(self.names) > 1 else ""
@@ -58,7 +99,7 @@ def smallest_units(plan: MergePlan) -> list[Unit]:
 
 def unit_of(plan: MergePlan, name: str) -> Unit:
     """The unit of one planned tensor, by its name in memory, for work that does not write the output's tensors."""
-    return Unit((name,), *_estimate(plan, plan[name]))
+    return Unit((name,), takes_of(plan, plan[name]))
 
 
 def batches(units: Sequence[Unit], workers: int, nbytes: dict[str, int], largest: int) -> list[Unit]:
@@ -68,7 +109,7 @@ def batches(units: Sequence[Unit], workers: int, nbytes: dict[str, int], largest
         nbytes: output tensor -> its size. largest: the bytes of an output file, which no unit of several passes; 0 or
             less for no bound.
     """
-    limit = float(UNIT_WORK)
+    limit = UNIT_SECONDS
     if workers > 1:
         limit = min(limit, sum(unit.work for unit in units) / (_UNITS_PER_WORKER * workers))
     found: list[list[Unit]] = []
@@ -81,14 +122,12 @@ def batches(units: Sequence[Unit], workers: int, nbytes: dict[str, int], largest
         found[-1].append(unit)
         work += unit.work
         size += own_size
-    return [
-        Unit(
-            tuple(name for unit in batch for name in unit.names),
-            sum(unit.work for unit in batch),
-            max(unit.memory for unit in batch),
-        )
-        for batch in found
-    ]
+    return [Unit(tuple(name for unit in batch for name in unit.names), one_after_the_other(batch)) for batch in found]
+
+
+def one_after_the_other(units: Iterable[Unit]) -> Takes:
+    """What units take that are made one after the other."""
+    return functools.reduce(Takes.then, (unit.takes for unit in units), Takes())
 
 
 def without(units: Iterable[Unit], done: Collection[str]) -> list[Unit]:
@@ -112,25 +151,46 @@ def made_from(plan: MergePlan, output: OutputTensor) -> list[TensorPlan]:
 
 def _unit(plan: MergePlan, outputs: Sequence[OutputTensor]) -> Unit:
     tensors = {tensor.name: tensor for output in outputs for tensor in made_from(plan, output)}
-    work, memory = float(sum(plan.written_bytes(output.like) for output in outputs)), 0
-    for tensor in tensors.values():
-        own_work, own_memory = _estimate(plan, tensor)
-        work += own_work
-        memory += own_memory
-    return Unit(tuple(output.name for output in outputs), work, memory)
+    written = sum(plan.written_bytes(output.like) for output in outputs)
+    takes = sum((takes_of(plan, tensor) for tensor in tensors.values()), Takes(written=written, least=written))
+    return Unit(tuple(output.name for output in outputs), takes)
 
 
-def _estimate(plan: MergePlan, tensor: TensorPlan) -> tuple[float, int]:
-    """(work, bytes at the peak) of one planned tensor. An input that is an adapter of another counts like a model."""
+def takes_of(plan: MergePlan, tensor: TensorPlan) -> Takes:
+    """What one planned tensor takes, but for writing it."""
     info, action = tensor.info, tensor.shared_action
-    numel = math.prod(info.shape)
+    values = math.prod(info.shape)
     if isinstance(action, Keep):
-        return numel * info.dtype.itemsize, 2 * numel * max(4, info.dtype.itemsize)
-    is_own = isinstance(action, Merge) and is_own_method(action.method)
-    solves = is_own and len(info.shape) > 1
-    inputs = len(tensor.inputs) if isinstance(action, Average) else len(tensor.inputs) + (tensor.base is not None)
-    work = numel * 4 * inputs * _SOLVING if solves else numel * info.dtype.itemsize * inputs
-    return work, numel * 4 * (inputs + 3) * (2 if solves else 1)
+        size = values * info.dtype.itemsize
+        return Takes(read=size, memory=2 * values * max(4, info.dtype.itemsize))
+    models = tensor.experts if isinstance(action, Average) else tensor.inputs
+    read, ranks = _read(plan, tensor, models)
+    method = action.method if isinstance(action, Merge) else "linear"
+    is_own, experts = is_own_method(method), len(tensor.experts)
+    if ranks is not None and makes_factors_of_factors(method, tensor.parameters):
+        arithmetic = operations(method, tensor.parameters, info.shape, experts, ranks)
+        return Takes(read=read, operations=arithmetic, memory=3 * 4 * values + 3 * read, least=8 * values)
+    arithmetic = operations(method, tensor.parameters, info.shape, experts)
+    memory = 4 * values * (len(tensor.inputs) + 3) * (2 if is_own and len(info.shape) > 1 else 1)
+    return Takes(read=read, operations=arithmetic, memory=memory, least=8 * values)
+
+
+def _read(plan: MergePlan, tensor: TensorPlan, models: Iterable[ModelReference]) -> tuple[int, list[int] | None]:
+    """(bytes that are read, the ranks of the experts' adapters on the base), None if some is more than an adapter."""
+    inputs, shape = plan.inputs, tensor.info.shape
+    values = math.prod(shape)
+    both_sides = values // (shape[-2] * shape[-1]) * (shape[-2] + shape[-1]) if values and len(shape) > 1 else values
+    whole: dict[tuple[ModelReference, str], int] = {}  # models are read once, whatever adapters are put on them
+    factors, ranks, are_factors = 0, list[int](), True
+    for model in models:
+        own = tensor.inputs[model]
+        whole[inputs.plain(model), own] = values * inputs.checkpoints[model].tensors[own].dtype.itemsize
+        rank = inputs.adapter_rank(model, own)
+        factors += 4 * (values if rank is None else rank * both_sides)
+        if model != tensor.base:
+            are_factors &= rank is not None and bool(model.lora) and inputs.plain(model) == tensor.base
+            ranks.append(rank or 0)
+    return sum(whole.values()) + factors, ranks if are_factors and ranks else None
 
 
 class _Groups:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
-
+from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.workers import one_thread
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import Tasks, devices, run_tasks
@@ -18,7 +17,7 @@ def values(compiler: Compiler, tasks: Tasks) -> Iterator[tuple[str, Any]]:
     Every library computes with one thread meanwhile, so that the bits are those of a merge by any number of workers.
     """
     options = compiler.options
-    with one_thread(), tqdm(total=len(tasks), desc="Computing", disable=options.quiet or not tasks) as bar:
+    with one_thread(), Progress(options.quiet).bar("Computing", len(tasks)) as bar:
         for name, value in run_tasks(tasks, options, devices(options)[0], compiler.given):
             yield name, value
-            bar.update()
+            bar.update(1)

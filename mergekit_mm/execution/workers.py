@@ -204,7 +204,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is too little memory. torch has no exception of its own for that of the CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    said = ("DefaultCPUAllocator", "Cannot allocate memory")  # by its allocator, and where it maps a file
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 @contextmanager

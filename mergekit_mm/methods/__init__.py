@@ -3,6 +3,7 @@
 optmerge, wudi, swudi, aswudi, tsv, iso_c, iso_cts, dc_merge, robust_merge   the methods
 apply       how a method is declared, and the steps around its mathematics
 scaling     `scaling: auto`, and its constant for each method
+costs       about how much arithmetic a tensor takes
 reference   slow, plain restatements of the published computations, which the tests compare the methods with
 
 The room imports numerics, errors, and mergekit's public `merge_methods`. It knows nothing of files, models or plans.

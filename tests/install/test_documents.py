@@ -225,6 +225,10 @@ def test_commands_in_running_text(document: Path, monkeypatch: pytest.MonkeyPatc
     assert not found
 
 
+# What depends on the machine, in the lines on what a merge will take.
+MEASURED = re.compile(r"(?<=to write; ).*|(?<=operations, about ).*(?= of one core)")
+
+
 @pytest.mark.parametrize("block", blocks("console"), ids=str)
 def test_what_commands_print(block: Block, desk: Path) -> None:
     command, expected = block.text.split("\n", 1)
@@ -232,7 +236,7 @@ def test_what_commands_print(block: Block, desk: Path) -> None:
     assert program == "mergekit-mm"
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.strip() == expected.strip()
+    assert MEASURED.sub(">", result.output.strip()) == MEASURED.sub(">", expected.strip())
 
 
 # ------------------------------------------------------------------------------------------------------ configs
