@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint evidence-check clean
+.PHONY: demo test test-fast lint evidence-check soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.easy_vqa.run
@@ -55,6 +55,11 @@ evidence-check: $(VENV)/.test
 	rm -rf $(EVIDENCE)
 	$(BIN)/python -m examples.minibench --quick --out $(EVIDENCE)
 	$(BIN)/python -m examples.minibench.evidence.check $(EVIDENCE)/report-quick $(COMMITTED)
+
+# Merges that are killed at fifty random moments, over nothing and over an earlier output, drawn anew each time.
+soak: $(VENV)/.test
+	MERGEKIT_MM_SOAK=$${MERGEKIT_MM_SOAK:-50} MERGEKIT_MM_SOAK_SEED=$${MERGEKIT_MM_SOAK_SEED:-$$(date +%s)} \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/execution/test_soak.py
 
 clean:
 	rm -rf $(VENV)

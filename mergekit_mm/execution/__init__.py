@@ -10,7 +10,7 @@
   interrupted merges have left
 - `models`: the models of a merge, from plan to written weights; `results`: values by name, for an adapter;
   `values`: tensors in memory, for what writes no model of its own
-- `input_hashes`: the SHA-256 of the inputs, taken while the merge runs
+- `input_hashes`: the SHA-256 of the inputs, taken while the merge runs; `unchanged`: that they stay what they were
 - `estimate`: what a merge will take; `progress`, what it tells while it runs
 - `settings`: how many workers, whether to start afresh, how progress is told
 

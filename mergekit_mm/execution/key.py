@@ -44,7 +44,7 @@ def key_of(plan: MergePlan, options: MergeOptions, **more: Any) -> dict[str, Any
         "config": plan.config.to_yaml(),
         "options": {name: value for name, value in kept.items() if name not in _WITHOUT_EFFECT} | more,
         "software": {name: version_of(name) for name in _SOFTWARE} | {"mergekit-mm": _numerics(plan)},
-        "inputs": {str(path): _file(path) for path in sorted(_inputs(plan))},
+        "inputs": {str(path): _file(path) for path in sorted(inputs_of(plan))},
         "plan": digest(plan),
     }
 
@@ -94,7 +94,7 @@ def _source_of(method: str) -> str | None:
         return None
 
 
-def _inputs(plan: MergePlan) -> Iterator[Path]:
+def inputs_of(plan: MergePlan) -> Iterator[Path]:
     """The files that values come from: weights, and what tells how they are to be read and where their rows are."""
     for checkpoint in plan.inputs.checkpoints.values():
         yield from (checkpoint.directory / file for file in checkpoint.files)

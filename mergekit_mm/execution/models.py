@@ -13,12 +13,14 @@ import torch
 from mergekit_mm.execution.estimate import estimate, measured_speed, pickled_bytes, require_memory
 from mergekit_mm.execution.files import INDEX, WeightFiles
 from mergekit_mm.execution.journal import Journal
+from mergekit_mm.execution.key import inputs_of
 from mergekit_mm.execution.layout import Layout
 from mergekit_mm.execution.machine import can_fork, choose_workers, cores
 from mergekit_mm.execution.prefetch import reading_ahead
 from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings
 from mergekit_mm.execution.staging import Staging
+from mergekit_mm.execution.unchanged import Unchanged
 from mergekit_mm.execution.units import Unit, batches, smallest_units, without
 from mergekit_mm.execution.workers import done_by_devices, done_by_processes, done_here
 from mergekit_mm.tasks.compile import Compiler
@@ -41,9 +43,11 @@ class _Maker:
         self._compiler, self._files = compiler, files
         self._tasks = [compiler.to_model(scale) for scale in scales]
         self._devices = devices(compiler.options)
+        self.inputs = Unchanged(inputs_of(compiler.plan))
 
     def __call__(self, unit: Unit, device: torch.device | None = None) -> _Made:
         start = time.monotonic()
+        self.inputs.require()
         digests: dict[str, str] = {}
         compiler = self._compiler
         goals = {(number, name): tasks[name] for number, tasks in enumerate(self._tasks) for name in unit.names}
@@ -102,6 +106,7 @@ def write_models(
             journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
             scalings |= made.scalings
             bar.update(len({*unit.names} - done), sum(nbytes[name] for name in unit.names if name not in done))
+    maker.inputs.require()
     return scalings
 
 

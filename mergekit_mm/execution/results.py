@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergekit_mm.execution.journal import Journal
+from mergekit_mm.execution.key import inputs_of
 from mergekit_mm.execution.models import workers_for
 from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings
 from mergekit_mm.execution.staging import Staging
+from mergekit_mm.execution.unchanged import Unchanged
 from mergekit_mm.execution.units import Unit, batches, unit_of
 from mergekit_mm.execution.workers import done_by_processes, done_here
 from mergekit_mm.tasks.compile import Compiler
@@ -55,6 +57,7 @@ class Results:
         self._folder = staging.directory / _FOLDER
         self._folder.mkdir(exist_ok=True)
         self._done = [entry for entry in staging.done if "results" in entry]
+        self._inputs = Unchanged(inputs_of(compiler.plan))
         self.scalings: dict[str, float] = {}  # what `scaling: auto` came to
 
     def of(self, kind: str, tasks: Tasks, pack: Pack) -> Iterator[tuple[str, Values]]:
@@ -81,6 +84,7 @@ class Results:
                 entry = {"results": kind, "names": made.names, "file": made.file, "sha256": made.sha256}
                 self._journal.append({**entry, **more, "seconds": round(made.seconds, 3)}, [path])
                 bar.update(len(made.names))
+        self._inputs.require()
         yield from _read(files, tasks)
 
     def _made(self, kind: str, tasks: Tasks, pack: Pack, left: Sequence[Unit]) -> Iterator[_Made]:
@@ -92,6 +96,7 @@ class Results:
 
         def make(unit: Unit) -> _Made:
             start = time.monotonic()
+            self._inputs.require()
             kept: dict[str, torch.Tensor] = {}
             wanted = {name: tasks[name] for name in unit.names}
             for name, result in run_tasks(wanted, options, device, self._compiler.given):

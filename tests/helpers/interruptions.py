@@ -116,6 +116,12 @@ def _quietly(work: Callable[[], Any]) -> None:
         work()
 
 
+def after(work: Callable[[], Any], seconds: float) -> int:
+    """Run `work` in a fork and kill it after a time, if it has not come to its end; returns its exit code."""
+    end = time.monotonic() + seconds
+    return interrupted(work, Path(os.devnull), lambda: time.monotonic() >= end)
+
+
 def killed(config: Mapping[str, Any], *flags: str, out: Path, after: int) -> int:
     """`mergekit-yaml`, killed once so many tensors are in its journal; returns how many are."""
     code = interrupted(lambda: run(config, *flags, out=out), out, lambda: made(out) >= after)
