@@ -110,7 +110,13 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise MergeError(
             f"{directory} holds no config.json, so it is not a transformers checkpoint.{_if_adapter(directory) or hint}"
         )
-    return read_json(file)
+    config = read_json(file)
+    named, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(named, str | None):
+        raise MergeError(f"{file} is damaged: its model_type is {named!r}.")
+    if not isinstance(classes, list | None) or not all(isinstance(name, str) for name in classes or ()):
+        raise MergeError(f"{file} is damaged: its architectures are {classes!r}.")
+    return config
 
 
 def _if_adapter(directory: Path) -> str:
@@ -144,7 +150,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The config in a JSON file. MergeError: it is damaged."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MergeError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise MergeError(f"{file} is damaged: it holds no config.")
@@ -160,10 +166,26 @@ def weight_files(directory: Path) -> frozenset[str]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{name}.index.json"
         if index.is_file():
-            return frozenset({index.name, *(read_json(index).get("weight_map") or {}).values()})
+            return frozenset({index.name, *_named_files(index)})
         if (directory / name).is_file():
             return frozenset({name})
     return frozenset()
+
+
+def _named_files(index: Path) -> set[str]:
+    """The files that an index names.
+
+    Raises:
+        MergeError: the index is damaged, or names a file that is not in its directory.
+    """
+    named = read_json(index).get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise MergeError(f"{index} is damaged: its weight_map does not name the file of each tensor.")
+    for file in set(named.values()):
+        path = Path(file)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in file:
+            raise MergeError(f"The index {index} names {file}, which is not in its directory.")
+    return set(named.values())
 
 
 def _weights_below(directory: Path) -> str:
@@ -186,6 +208,7 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
             f"{directory} holds no weights, but {below}/ in it does, as scripts that gather the shards of a training "
             f"leave them: move what is in {below}/ up into the directory of the model."
         )
+    weight_files(directory)  # refuses an index that leads elsewhere
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
     except Exception as error:

@@ -130,7 +130,7 @@ class StoredScalings:
             for key, text in metadata.items():
                 try:
                     parsed[key] = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     parsed[key] = text
             yield from ((file, found) for found in _lora_configs(parsed))
 

@@ -132,7 +132,7 @@ def _single_values(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         held: dict[str, dict[str, Any]] = json.loads(header)
         yield from ((name, tensor) for name, tensor in held.items() if math.prod(tensor.get("shape", [0])) == 1)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return
 
 

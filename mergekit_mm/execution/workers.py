@@ -80,10 +80,14 @@ def done_by_processes(
     waiting = deque(itertools.islice(fresh, 1))
     busy: dict[Any, tuple[_Worker, Unit]] = {}
     idle: list[_Worker] = []
+    started: list[_Worker] = []  # all of which are ended with this function, that of a unit which raises too
     try:
         while waiting or busy:
             while waiting and len(busy) < count:
-                worker = idle.pop() if idle else _Worker(run)
+                if not idle:
+                    idle.append(_Worker(run))
+                    started.append(idle[-1])
+                worker = idle.pop()
                 if worker.starts(waiting[0]):
                     busy[worker.connection] = worker, waiting.popleft()
                     waiting.extend(itertools.islice(fresh, 0 if waiting else 1))
@@ -104,7 +108,7 @@ def done_by_processes(
                     idle.append(worker)
                     yield unit, result
     finally:
-        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+        for worker in started:
             worker.end()
 
 
@@ -159,6 +163,7 @@ class _Worker:
         raise error from _InWorker(text)
 
     def end(self) -> None:
+        """End the process, unless it has ended."""
         self._process.kill()
         self._process.join()
         self.connection.close()

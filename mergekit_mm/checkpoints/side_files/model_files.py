@@ -44,7 +44,7 @@ class ModelFiles:
             return {}
         try:
             held = json.loads(self.files[name].read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             held = None
         if not isinstance(held, dict):
             self.damaged.add(self.files[name])

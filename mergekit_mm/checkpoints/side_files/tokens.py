@@ -94,7 +94,7 @@ class TokenTables:
             if digest not in self._parsed:
                 try:
                     self._parsed[digest] = parse(json.loads(path.read_bytes()))
-                except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
                     if name == "tokenizer.json":
                         files.damaged.add(path)
                     continue
