@@ -148,6 +148,19 @@ def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
     assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
 
 
+def test_what_may_be_chance_is_not_taken() -> None:
+    found = report(trained())
+    first, best = found["history"][0], next(h for h in found["history"] if h["step"] == found["best"])
+    fell, error = found["fell"]
+    assert fell == pytest.approx(mean(first) - mean(best))
+    assert 0 < error < fell
+    out, result = align(easy_vqa_merge(), samples(), *TRAINED, "--gate", str(2 * fell / error))
+    assert "which may be chance (more samples tell more): the start is kept" in result.output
+    assert report(out)["best"] == 0
+    start = c.merge(easy_vqa_merge())
+    assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
+
+
 @pytest.mark.slow
 def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
     told: list[str] = []
@@ -159,7 +172,7 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
                 raise KeyboardInterrupt
 
         source, read = yaml.safe_dump(easy_vqa_merge()), read_samples(samples())
-        settings = Settings(steps=12, check=4, answer_tokens=2, per_step=36)
+        settings = Settings(steps=12, check=4, answer_tokens=2, per_step=36, gate=0.0)
         config = read_config(source, "the recipe")
         run_alignment(config, out, MergeOptions(quiet=True), settings, read, source, work, tell)
 
