@@ -124,6 +124,7 @@ class Kept:
         if torch.equal(said[: prompt.shape[1]], prompt[0]):
             said = said[prompt.shape[1] :]
         ids = said[: _length(said.tolist(), lm)]
+        ids = ids[: _length_until(ids.tolist(), sample.until, lm.tokenizer)]
         whole = with_answer(inputs, ids)
         (logits,) = logits_of_answers(lm.model, on_device(lm, whole), [ids.tolist()])
         return Answer.of(ids, logits, self.asking.top)
@@ -134,6 +135,14 @@ def _length(ids: Sequence[int], lm: MLLM) -> int:
     ends = lm.model.generation_config.eos_token_id
     ends = {lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])}
     return next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+
+
+def _length_until(ids: Sequence[int], until: Sequence[str], tokenizer: Any) -> int:
+    """How many tokens an answer has, with the one that completes the first text of `until`."""
+    if any(each in tokenizer.decode(ids) for each in until):
+        lengths = range(1, len(ids))
+        return next((end for end in lengths if any(each in tokenizer.decode(ids[:end]) for each in until)), len(ids))
+    return len(ids)
 
 
 _TENSORS = ("ids", "top", "log_probabilities")  # the fields of an `Answer`

@@ -40,6 +40,7 @@ def write_report(job: Job, out: Path, how: str, result: Result) -> None:
             {"step": step, "divergence": dict(zip(job.splits, found, strict=True))} for step, found in result.history
         ],
         "best": result.best,
+        "fell": result.fell,
         "ended": result.why or "all steps were made",
     }
     (out / FOLDER).mkdir(exist_ok=True)

@@ -33,9 +33,9 @@ class Sample:
     """One question to one expert, with nothing of an answer.
 
     expert: the expert's name as the samples have it. prompt: with marks such as <image>. digest: the SHA-256 of the
-    prompt and of the content of its media, in hexadecimal. where: the place that it was read from, for messages and for
-    the report. source: the file, the folder, or the split of a task that the place belongs to. open: returns the media,
-    opened anew and not decoded.
+    prompt, of the content of its media and of `until`, in hexadecimal. where: the place that it was read from, for
+    messages and for the report. source: the file, the folder, or the split of a task that the place belongs to. open:
+    returns the media, opened anew and not decoded. until: texts of which the first to be said ends the answer.
     """
 
     expert: str
@@ -44,6 +44,7 @@ class Sample:
     where: str
     source: str
     open: Callable[[], Media] = field(repr=False, compare=False)
+    until: tuple[str, ...] = ()
 
     def media(self) -> Media:
         """The media as the model `mllm` takes them, opened anew and not decoded."""
@@ -56,20 +57,24 @@ class Sample:
                 raise MergeError(f"{self.where}: its {modality} cannot be read: {flaw}.")
 
 
-def digest_of(prompt: str, contents: Iterable[bytes]) -> str:
+def digest_of(prompt: str, contents: Iterable[bytes], until: Sequence[str] = ()) -> str:
     """The digest of a sample with this prompt and the contents of its media: images and videos, then sounds."""
     found = hashlib.sha256(prompt.encode())
     for content in contents:
         found.update(hashlib.sha256(content).digest())
+    if until:
+        found.update(json.dumps(until).encode())
     return found.hexdigest()
 
 
-def from_media(expert: str, prompt: str, where: str, source: str, open_media: Callable[[], Media]) -> Sample:
+def from_media(
+    expert: str, prompt: str, where: str, source: str, open_media: Callable[[], Media], until: tuple[str, ...] = ()
+) -> Sample:
     """A sample with media as requests of lm-eval have them. MergeError: one of them cannot be read."""
     Sample(expert, prompt, "", where, source, open_media).check()
     shown = open_media()
     contents = [_content(given) for given in [*(shown.get("visual") or ()), *(shown.get("audio") or ())]]
-    return Sample(expert, prompt, digest_of(prompt, contents), where, source, open_media)
+    return Sample(expert, prompt, digest_of(prompt, contents, until), where, source, open_media, until)
 
 
 def _content(given: Any) -> bytes:

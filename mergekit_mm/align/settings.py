@@ -23,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "steps": 5,
         "per_step": 1,
         "check": 5,
+        "gate": 0.0,
     },
 }
 
@@ -61,6 +62,7 @@ class Settings:
     patience: int = 3
     anchor: float = 0.0
     clip: float | None = None
+    gate: float = 1.0
 
     def __post_init__(self) -> None:
         """MergeError: a value will not do."""
@@ -70,7 +72,7 @@ class Settings:
                 f"directions {', '.join(_DIRECTIONS)}."
             )
         least = {"answer_tokens": 1, "top": 1, "rank": 1, "steps": 1, "per_step": 1, "at_once": 1, "check": 1}
-        least |= {"patience": 1, "anchor": 0}
+        least |= {"patience": 1, "anchor": 0, "gate": 0}
         if wrong := [name for name, limit in least.items() if not getattr(self, name) >= limit]:
             raise MergeError(f"align: {wrong[0]} is {getattr(self, wrong[0])}; it must be {least[wrong[0]]} or more.")
         if not self.rate > 0 or (self.clip is not None and not self.clip > 0):
@@ -103,4 +105,5 @@ class Settings:
             seed=self.seed,
             anchor=self.anchor,
             clip=self.clip,
+            gate=self.gate,
         )

@@ -28,8 +28,8 @@ def read_tasks(
 ) -> list[Sample]:
     """Samples from tasks, for the expert that is named with each, or that the names of task and experts tell.
 
-    A sample has the prompt and the media that lm-eval would give the model `mllm` for the document, and nothing else of
-    it. No example with an answer stands before the question.
+    A sample has the prompt and the media that lm-eval would give the model `mllm` for the document, and what ends an
+    answer to it there, and nothing else of it. No example with an answer stands before the question.
 
     find: returns the questions of each task that a name means. named: an expert, or None, and such a name. experts: by
     their names in the config. per_task: how many documents are drawn of each task, by `seed`; equal ones count once,
@@ -69,7 +69,7 @@ def _drawn(asked: Questions, expert: str, count: int, seed: int) -> list[Sample]
 def _samples(asked: Questions, expert: str, documents: Iterable[int]) -> Iterator[Sample]:
     for question in (asked[document] for document in documents):
         where = f"{asked.name}, document {question.document} of {asked.split}"
-        yield from_media(expert, question.prompt, where, _source(asked), question.media)
+        yield from_media(expert, question.prompt, where, _source(asked), question.media, question.until)
 
 
 def _source(asked: Questions) -> str:

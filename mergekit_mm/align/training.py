@@ -20,6 +20,8 @@ from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.evaluation.model.mllm import MLLM
 
+Sums = list[list[float]]  # the divergence of each lesson held back in nats, by expert
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -43,7 +45,8 @@ class Schedule:
     """steps: of Adam, at the constant rate `rate`. per_step: samples in each, as many of every expert, without
     repetition until all have been seen. at_once: samples in one forward. check: steps between two looks at the samples
     held back. patience: looks without a lower divergence after which the training ends. anchor: how much the mean
-    distance of what is trained from its start counts beside the divergence. clip: the longest gradient, by its norm."""
+    distance of what is trained from its start counts beside the divergence. clip: the longest gradient, by its norm.
+    gate: the standard errors by which the divergence must have fallen on the samples held back."""
 
     steps: int
     rate: float
@@ -54,6 +57,7 @@ class Schedule:
     seed: int
     anchor: float = 0.0
     clip: float | None = None
+    gate: float = 0.0
 
 
 class Way(Protocol):
@@ -75,12 +79,14 @@ class Result:
     """What a training came to.
 
     history: (step, divergence of each expert's samples held back), in nats per token. best: the step whose parameters
-    are kept, 0 for the start. why: the reason why the training ended before its last step.
+    are kept, 0 for the start. why: the reason why the training ended before its last step. fell: by how much the mean
+    divergence had fallen at the best of all steps, and the standard error of that; None if it never fell.
     """
 
     history: list[tuple[int, list[float]]]
     best: int = 0
     why: str = ""
+    fell: tuple[float, float] | None = None
 
     @property
     def before(self) -> list[float]:
@@ -93,15 +99,22 @@ class Result:
     def __str__(self) -> str:
         before, after = _mean(self.before), _mean(self.after)
         ended = f"; {self.why}" if self.why else ""
-        if not self.best:
-            return f"on the samples held back the divergence did not fall below {before:.4f}: the start is kept{ended}"
-        return f"divergence on the samples held back: {before:.4f} -> {after:.4f} at step {self.best}{ended}"
+        if self.best:
+            return f"divergence on the samples held back: {before:.4f} -> {after:.4f} at step {self.best}{ended}"
+        told = f"on the samples held back the divergence did not fall below {before:.4f}"
+        if self.fell:
+            fell, error = self.fell
+            told = f"on the samples held back the divergence of {before:.4f} fell by {fell:.4f}, with a standard error "
+            told += f"of {error:.4f}, which may be chance (more samples tell more)"
+        return f"{told}: the start is kept{ended}"
 
 
 def train(
     way: Way, lessons: Sequence[Lessons], schedule: Schedule, state: Path, key: str, tell: Callable[[str], None]
 ) -> Result:
     """Train, and leave in the way the parameters with the lowest divergence on the lessons held back, or its start.
+
+    The start stays unless the divergence fell by more than `schedule.gate` standard errors.
 
     lessons: of each expert; all experts count alike, whatever their samples and the length of their answers. state: the
     file in which an interrupted training of the same `key` goes on.
@@ -111,10 +124,11 @@ def train(
     """
     optimiser = torch.optim.Adam(way.parameters, lr=schedule.rate)
     start, result = 0, Result([])
-    best = [parameter.detach().clone() for parameter in way.parameters]
+    first = best = [parameter.detach().clone() for parameter in way.parameters]
     if state.is_file() and (saved := torch.load(state, weights_only=True))["key"] == key:
         start, best = saved["step"], [one.to(p.device) for one, p in zip(saved["best"], way.parameters, strict=True)]
         result = Result([(step, found) for step, found in saved["history"]], saved["at"], saved["why"])
+        at_first, at_best = saved["at_first"], saved["at_best"]
         optimiser.load_state_dict(saved["optimiser"])
         _copy(way, saved["parameters"])
         way.apply()
@@ -122,7 +136,8 @@ def train(
     else:
         way.apply()
         began = time.monotonic()
-        result.history.append((0, _of_the_start(way, lessons, schedule.at_once)))
+        at_first = at_best = held_back(way, lessons, schedule.at_once)
+        result.history.append((0, _of_the_start(at_first, lessons)))
         tell(_line(0, result.before))
         tell(expected_time(lessons, schedule, time.monotonic() - began))
     began = time.monotonic()
@@ -140,7 +155,8 @@ def train(
         if step % schedule.check and step < schedule.steps:
             continue
         seconds = (time.monotonic() - began) / ((step - 1) % schedule.check + 1)
-        found = held_back(way, lessons, schedule.at_once)
+        sums = held_back(way, lessons, schedule.at_once)
+        found = _per_token(sums, lessons)
         if not all(map(math.isfinite, found)):
             result.why = _not_finite(step)
             break
@@ -148,17 +164,42 @@ def train(
         tell(f"{_line(step, found)}, {_duration(seconds)} a step")
         if _mean(found) < _mean(result.after):
             result.best, best = step, [parameter.detach().clone() for parameter in way.parameters]
+            at_best = sums
         elif sum(at > result.best for at, _ in result.history) >= schedule.patience:
             result.why = f"no lower divergence since step {result.best}"
-        _save(state, key, step, way, optimiser, best, result)
+        _save(state, key, step, way, optimiser, best, result, at_first, at_best)
         began = time.monotonic()
+    if result.best:
+        result.fell = _fall(at_first, at_best, lessons)
+        if not result.fell[0] > schedule.gate * result.fell[1]:
+            result.best, best = 0, first
     _copy(way, best)
     return result
 
 
-def _of_the_start(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
+def _fall(before: Sums, after: Sums, lessons: Sequence[Lessons]) -> tuple[float, float]:
+    """By how much the mean divergence per token fell, and the standard error of that over the lessons held back.
+
+    Lessons vary around the mean of their expert. Where every expert has a single one, they are taken as lessons of one
+    expert; of a single one in all nothing is known, and its error is infinite.
+    """
+    shares = [1 / (len(lessons) * _tokens(own.held_back)) for own in lessons]
+    parts = [
+        [share * (was - now) for was, now in zip(*sums, strict=True)]
+        for share, *sums in zip(shares, before, after, strict=True)
+    ]
+    fell, count = sum(map(sum, parts)), sum(map(len, parts))
+    if count == len(parts):
+        parts = [[value for own in parts for value in own]]
+    if count == 1:
+        return fell, math.inf
+    squares = sum((value - _mean(own)) ** 2 for own in parts for value in own)
+    return fell, math.sqrt(count * squares / (count - len(parts)))
+
+
+def _of_the_start(sums: Sums, lessons: Sequence[Lessons]) -> list[float]:
     """The divergences before the first step. MergeError if one is no number."""
-    found = held_back(way, lessons, at_once)
+    found = _per_token(sums, lessons)
     for own, value in zip(lessons, found, strict=True):
         if not math.isfinite(value):
             raise MergeError(
@@ -190,13 +231,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> list[float]:
-    """The divergence of each expert's lessons held back, in nats per token."""
+def held_back(way: Way, lessons: Sequence[Lessons], at_once: int) -> Sums:
+    """The divergence of each lesson held back, in nats."""
     with torch.no_grad():
-        return [
-            sum(float(each) for _, each in _divergences(way, own.held_back, at_once)) / _tokens(own.held_back)
-            for own in lessons
-        ]
+        found = [[0.0] * len(own.held_back) for own in lessons]
+        for sums, own in zip(found, lessons, strict=True):
+            for indices, values in _divergences(way, own.held_back, at_once):
+                for at, value in zip(indices, values.tolist(), strict=True):
+                    sums[at] = value
+        return found
+
+
+def _per_token(sums: Sums, lessons: Sequence[Lessons]) -> list[float]:
+    """The divergence of each expert's lessons held back, in nats per token."""
+    return [sum(own) / _tokens(each.held_back) for own, each in zip(sums, lessons, strict=True)]
 
 
 def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: int) -> float:
@@ -208,7 +256,8 @@ def _backward(way: Way, lessons: Sequence[Lessons], schedule: Schedule, step: in
     for number, own in enumerate(lessons):
         drawn = [own.trained[at] for at in _drawn(len(own.trained), count, step, f"{schedule.seed} {number}")]
         share = 1 / (len(lessons) * _tokens(drawn))
-        for _, total in _divergences(way, drawn, schedule.at_once):
+        for _, values in _divergences(way, drawn, schedule.at_once):
+            total = values.sum()
             (total * share).backward()
             objective += float(total.detach()) * share
     if schedule.anchor:
@@ -239,12 +288,12 @@ def _drawn(total: int, count: int, step: int, seed: str) -> list[int]:
 
 
 def _divergences(way: Way, lessons: Sequence[Lesson], at_once: int) -> Iterator[tuple[list[int], Tensor]]:
-    """For each batch, the indices of its lessons, and the sum of their divergences."""
+    """For each batch, the indices of its lessons, and the divergence of each."""
     for indices, inputs in batches([lesson.inputs for lesson in lessons], at_once):
         answers = [lessons[at].answer for at in indices]
         moved = {**on_device(way.lm, inputs), "use_cache": False}  # keys and values serve no later token
         logits = logits_of_answers(way.model, moved, [answer.ids.tolist() for answer in answers])
-        yield indices, torch.stack([divergence(*each) for each in zip(answers, logits, strict=True)]).sum()
+        yield indices, torch.stack([divergence(*each) for each in zip(answers, logits, strict=True)])
 
 
 def _tokens(lessons: Sequence[Lesson]) -> int:
@@ -265,7 +314,17 @@ def _copy(way: Way, values: Sequence[Tensor]) -> None:
             parameter.copy_(value)
 
 
-def _save(state: Path, key: str, step: int, way: Way, optimiser: Any, best: Sequence[Tensor], result: Result) -> None:
+def _save(
+    state: Path,
+    key: str,
+    step: int,
+    way: Way,
+    optimiser: Any,
+    best: Sequence[Tensor],
+    result: Result,
+    at_first: Sums,
+    at_best: Sums,
+) -> None:
     content = {
         "key": key,
         "step": step,
@@ -275,6 +334,8 @@ def _save(state: Path, key: str, step: int, way: Way, optimiser: Any, best: Sequ
         "history": result.history,
         "at": result.best,
         "why": result.why,
+        "at_first": at_first,
+        "at_best": at_best,
     }
     unfinished = state.with_suffix(".unfinished")
     torch.save(content, unfinished)

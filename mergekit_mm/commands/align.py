@@ -124,6 +124,12 @@ def _parts_of_names(context: click.Context, option: click.Parameter, value: str 
     show_default="3",
     help="Looks without a lower divergence after which the training ends.",
 )
+@click.option(
+    "--gate",
+    type=click.FloatRange(min=0),
+    show_default="1",
+    help="Standard errors by which the divergence must have fallen on the samples held back; else the start is kept.",
+)
 @click.option("--answer-tokens", type=click.IntRange(min=1), show_default="32", help="The longest answer of an expert.")
 @click.option("--top", type=click.IntRange(min=1), show_default="64", help="Tokens of a distribution that are kept.")
 @click.option(

@@ -17,14 +17,15 @@ from mergekit.options import MergeOptions
 from mllm_runs import png, saved
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from mergekit_mm.align.answers import Asking, Expert, Kept
 from mergekit_mm.align.coefficients import Basis, CoefficientWay
 from mergekit_mm.align.inputs import batches, encode, load, with_answer
 from mergekit_mm.align.objective import Answer, divergence
 from mergekit_mm.align.run import Settings
 from mergekit_mm.align.run import align as run_alignment
-from mergekit_mm.align.samples import by_expert, read_samples, split
+from mergekit_mm.align.samples import by_expert, from_media, read_samples, split
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.plan.config import read_config
@@ -83,6 +84,27 @@ def test_samples_in_a_batch_are_read_as_each_by_itself(tmp_path: Path) -> None:
             torch.testing.assert_close(seen[at], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_an_answer_ends_where_its_task_ends_it(tmp_path: Path) -> None:
+    expert = Expert("color", EASY_VQA / "expert_color", None, (EASY_VQA / "expert_color" / "model.safetensors",))
+    kept = Kept(tmp_path, Asking(tokens=8, top=4, dtype="float32", device="cpu"))
+    (one, *_) = read_samples(samples())
+    tokenizer = AutoTokenizer.from_pretrained(expert.model)
+
+    def answered(until: tuple[str, ...]) -> list[int]:
+        asked = [from_media(one.expert, one.prompt, "", "", one.open, until)]
+        kept.ask(expert, asked, lambda line: None)
+        (answer,) = kept.read(expert, asked, tokenizer)
+        assert len(answer.log_probabilities) == len(answer.ids)
+        return answer.ids.tolist()
+
+    whole = answered(())
+    assert len(whole) > 1
+    first = tokenizer.decode(whole[:1])
+    assert answered((first,)) == whole[:1]
+    assert answered(("never said",)) == whole
+
+
 # ------------------------------------------------------------------------------------------------------ the output
 
 
@@ -126,6 +148,19 @@ def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
     assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
 
 
+def test_what_may_be_chance_is_not_taken() -> None:
+    found = report(trained())
+    first, best = found["history"][0], next(h for h in found["history"] if h["step"] == found["best"])
+    fell, error = found["fell"]
+    assert fell == pytest.approx(mean(first) - mean(best))
+    assert 0 < error < fell
+    out, result = align(easy_vqa_merge(), samples(), *TRAINED, "--gate", str(2 * fell / error))
+    assert "which may be chance (more samples tell more): the start is kept" in result.output
+    assert report(out)["best"] == 0
+    start = c.merge(easy_vqa_merge())
+    assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
+
+
 @pytest.mark.slow
 def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
     told: list[str] = []
@@ -137,7 +172,7 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
                 raise KeyboardInterrupt
 
         source, read = yaml.safe_dump(easy_vqa_merge()), read_samples(samples())
-        settings = Settings(steps=12, check=4, answer_tokens=2, per_step=36)
+        settings = Settings(steps=12, check=4, answer_tokens=2, per_step=36, gate=0.0)
         config = read_config(source, "the recipe")
         run_alignment(config, out, MergeOptions(quiet=True), settings, read, source, work, tell)
 

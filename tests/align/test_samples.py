@@ -201,6 +201,7 @@ def test_a_task_of_text_alone_is_asked_without_its_examples(text_task: Path, cap
         assert one.prompt.endswith(r" \<image>")  # a word, as lm-eval gives this task no media
         assert "secret" not in one.prompt
         assert not any(one.media().values())
+        assert one.until == ("\n",)
     assert "asked without its 2 examples" in caplog.text
     with pytest.raises(EvaluationError, match="text_chart has no split 'dev'; its data have test, train, validation"):
         questions(manager(text_task), "text_chart", "dev")

@@ -99,7 +99,7 @@ def small_samples(count: int = 4, expert: Any = None) -> Path:
     return written([{"expert": name, **row} for name in names for row in pictures + texts])
 
 
-QUICK = ("--steps", "2", "--check", "1", "--answer-tokens", "2", "--rate", "0.0003", "--quiet")
+QUICK = ("--steps", "2", "--check", "1", "--answer-tokens", "2", "--rate", "0.0003", "--gate", "0", "--quiet")
 
 
 def align(config: Mapping[str, Any], read: Path, *options: str, out: Path | None = None) -> tuple[Path, Result]:

@@ -21,20 +21,22 @@ class Question:
     """What one document asks.
 
     document: its number in the split. prompt: with marks such as <image>; of a task without media, every such mark is a
-    word. media: returns the media as requests of lm-eval have them, opened anew and not decoded.
+    word. media: returns the media as requests of lm-eval have them, opened anew and not decoded. until: texts of which
+    the first to be said ends an answer.
     """
 
     document: int
     prompt: str
     media: Callable[[], Mapping[str, list[Any]]]
+    until: tuple[str, ...] = ()
 
 
 class Questions:
     """The questions of one task in one split.
 
     name: of the task. split: of its data, by the data set's own name. is_scored: whether that is the split on which the
-    task is scored if nothing else is said. examples: how many worked examples the task puts before a question; they
-    have answers, and are left out.
+    task is scored if nothing else is said. until: what ends an answer. examples: how many worked examples the task puts
+    before a question; they have answers, and are left out.
     """
 
     def __init__(self, task: ConfigurableTask, split: str | None, metadata: Mapping[str, Any]) -> None:
@@ -46,6 +48,7 @@ class Questions:
         self.name, self.split = task.task_name, split or own
         self.is_scored = split in (None, own) and "split" not in metadata
         self.examples = config.num_fewshot or 0
+        self.until = _until(task)
         if config.output_type not in _ASKED or task.multiple_input:
             raise EvaluationError(
                 f"{self.name} does not ask questions: its output_type is {config.output_type}"
@@ -60,12 +63,20 @@ class Questions:
         found = self._documents[document]
         prompt = self._task.fewshot_context(found, num_fewshot=0, gen_prefix=self._task.doc_to_prefix(found))
         if not (self._task.config.doc_to_image or self._task.config.doc_to_audio):
-            return Question(document, as_words(prompt), dict)
-        return Question(document, prompt, lambda: self._media(document))
+            return Question(document, as_words(prompt), dict, self.until)
+        return Question(document, prompt, lambda: self._media(document), self.until)
 
     def _media(self, document: int) -> dict[str, list[Any]]:
         found = self._documents[document]
         return {"visual": self._task.doc_to_image(found) or [], "audio": self._task.doc_to_audio(found) or []}
+
+
+def _until(task: ConfigurableTask) -> tuple[str, ...]:
+    """The texts that end an answer to a task's requests; none of a task that is not answered freely."""
+    if task.config.output_type != "generate_until":
+        return ()
+    until = (task.config.generation_kwargs or {}).get("until") or ()
+    return (until,) if isinstance(until, str) else tuple(filter(None, until))
 
 
 def _own_split(task: ConfigurableTask) -> str:
