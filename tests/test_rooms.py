@@ -35,7 +35,7 @@ ROOMS = {
     "evaluation.tasks": "omni errors",
     "evaluation.model": "evaluation.tasks checkpoints omni errors",
     "pages": "errors",
-    "evaluation.report": "errors pages",
+    "evaluation.report": "errors pages evaluation.model",
     "hosts": f"{MERGE} merge {EVALUATION} _autoload",
     "api": f"{MERGE} merge align hosts",
     "register": "hosts",

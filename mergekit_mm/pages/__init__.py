@@ -10,13 +10,14 @@
 | `templates/` | the page, a table and a figure (jinja2) |
 | `style.css`, `page.js` | the style sheet and the script of every page |
 
-Charts are SVG made here, and not those of a library: plotly.js adds 4.5 MB to each page and Vega-Lite 0.8 MB, both would
-have to be kept here and followed by hand, and text of a model must not reach a library that reads HTML in labels. What
-this room lacks of them (zooming, other kinds of charts) its pages do not use.
+Charts are SVG made here, and not those of a library: plotly.js adds 4.8 MB to each page and Vega-Lite with Vega 0.8 MB,
+which would have to be kept here and followed by hand; a page with every chart of this room has 20 kB of style and
+script. What this room lacks of them (zooming, other kinds of charts) its pages do not use.
 
-Every text is escaped: by jinja2 and MarkupSafe, by `json_block` for data, and in scripts, which set `textContent` and
-never HTML. The page's own content security policy names its scripts by their hashes and forbids every request, so that
-a text that came through all the same would not run.
+Every text is escaped, by jinja2 and MarkupSafe, by `json_block` for data, and in scripts, which set `textContent` and
+never HTML; characters that are not seen, or that turn text around, are written out. The page's own content security
+policy names its scripts by their hashes and forbids every request, so that a text that came through all the same would
+not run.
 
 This room may import `errors` and libraries, and no other room: what is shown is not its business.
 """

@@ -123,7 +123,7 @@ def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
     ends = [each for dot in panel.dots if dot for each in (dot.value, dot.low, dot.high) if each is not None]
     scale = fitted(ends if panel.reference is None else [*ends, panel.reference], left, right)
     parts = [tag("text", shortened(panel.heading, 32), x=2, y=14, class_="title")]
-    for value in scale.ticks(3):
+    for value in scale.ticks(4):
         at = scale(value)
         parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid"))
         parts.append(tag("text", as_text(value), x=at, y=bottom + 15, class_="tick middle"))
@@ -184,11 +184,11 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
     across = fitted((point.x for point in points), left, left + width)
     upward = fitted([*ends, *(at for _, at in panel.references)], top + height, top)
     parts = [tag("text", shortened(panel.heading, 50), x=2, y=14, class_="title")]
-    for value in upward.ticks(4):
+    for value in upward.ticks(6):
         y = upward(value)
         parts.append(tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="grid"))
         parts.append(tag("text", as_text(value), x=left - 6, y=y + 4, class_="tick end"))
-    for value in across.ticks(6):
+    for value in across.ticks(7):
         parts.append(tag("text", as_text(value), x=across(value), y=top + height + 15, class_="tick middle"))
     parts.append(tag("text", x_name, x=left + width / 2, y=top + height + 32, class_="tick middle"))
     for name, at in panel.references:

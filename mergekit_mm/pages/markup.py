@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 HERE = Path(__file__).parent
+# Characters that no one sees, or that turn around the order of those beside them: controls but tab and newline, marks
+# of direction, and halves of characters.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with controls and marks of direction written out, such as ⟨U+202E⟩, so that it shows what it holds."""
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def _shown(value: Any) -> Any:
+    """What a template puts in: `Markup` as it is, other texts `visible`, as the template escapes them afterwards."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
 def templates() -> Environment:
-    """The templates of this room. Whatever is put into one is escaped, and a name that is missing is an error."""
+    """The templates of this room. Texts put into one are escaped and `visible`; a name that is missing fails."""
     return Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -42,9 +57,9 @@ def tag(name: str, content: str | Iterable[str] = "", **attributes: Any) -> Mark
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        parts.append(f" {key}" if value is True else f' {key}="{escape(_short(value))}"')
-    inner = content if isinstance(content, str) else Markup("").join(content)
-    return Markup(f"<{name}{''.join(parts)}>{escape(inner)}</{name}>")
+        parts.append(f" {key}" if value is True else f' {key}="{escape(_shown(_short(value)))}"')
+    inner = Markup("").join(map(_shown, [content] if isinstance(content, str) else content))
+    return Markup(f"<{name}{''.join(parts)}>{inner}</{name}>")
 
 
 def _short(value: Any) -> Any:
@@ -55,10 +70,17 @@ def _short(value: Any) -> Any:
 def json_block(identity: str, data: Any) -> Markup:
     """Data as JSON that no text in it can end, for a script that reads it by `JSON.parse` of the element's text.
 
-    ValueError: a number is not finite, which JSON cannot say.
+    Texts are made `visible`. ValueError: a number is not finite, which JSON cannot say.
     """
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = json.dumps(_visible_within(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # halves of characters have no UTF-8
     return tag("script", Markup(text), type="application/json", id=identity)
+
+
+def _visible_within(data: Any) -> Any:
+    if isinstance(data, str):
+        return visible(data)
+    if isinstance(data, dict):
+        return {_visible_within(key): _visible_within(value) for key, value in data.items()}
+    return [_visible_within(each) for each in data] if isinstance(data, (list, tuple)) else data

@@ -11,9 +11,9 @@ _CHARACTER = 7.2  # width of a character in pixels, of the labels of charts in a
 
 
 def as_text(value: float, form: str = ".4g") -> str:
-    """A number as a chart writes it: with a minus sign, and never a negative zero."""
+    """A number as a chart writes it: with a minus sign, and zero without any."""
     text = format(value, form)
-    return "0" if text in ("-0", "+0") else text.replace("-", "−")
+    return text.lstrip("+-") if set(text) <= set("+-0.%") else text.replace("-", "−")
 
 
 def width_of(text: str) -> float:
