@@ -191,11 +191,12 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
     for value in across.ticks(7):
         parts.append(tag("text", as_text(value), x=across(value), y=top + height + 15, class_="tick middle"))
     parts.append(tag("text", x_name, x=left + width / 2, y=top + height + 32, class_="tick middle"))
-    for name, at in panel.references:
-        y = upward(at)
+    for number, (name, at) in enumerate(panel.references):
+        y, ends_there = upward(at), number % 2 == 1  # names at both ends in turn, as two values may be close
         told = tag("title", f"{name}, {panel.heading}: {as_text(at, form)}")
         rule = tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="reference")
-        label = tag("text", shortened(name, _SERIES), x=left + width, y=y - 4, class_="tick end")
+        place = {"x": left + width, "class_": "tick end"} if ends_there else {"x": left + 2, "class_": "tick"}
+        label = tag("text", shortened(name, _SERIES), y=y - 4, **place)
         parts.append(tag("g", [told, rule, label], class_="mark"))
     for number, line in enumerate(panel.lines):
         parts += _line(line, number, panel.heading, x_name, across, upward, form, x_form)

@@ -28,10 +28,15 @@ def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def breakable(text: str) -> Markup:
+    """A name that a browser may break into lines after its separators."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/-])(?=[^_/-])", visible(text)))
+
+
 @cache
 def templates() -> Environment:
     """The templates of this room. Texts put into one are escaped and `visible`; a name that is missing fails."""
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         finalize=_shown,
@@ -39,6 +44,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["breakable"] = breakable
+    return made
 
 
 def render(template: str, **values: Any) -> Markup:

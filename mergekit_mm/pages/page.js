@@ -9,8 +9,8 @@
     headings.forEach((heading, at) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = heading.textContent;
-      heading.replaceChildren(button);
+      button.append(...heading.childNodes);
+      heading.append(button);
       button.addEventListener("click", () => {
         const numeric = heading.classList.contains("number");
         const first = numeric ? "descending" : "ascending";

@@ -145,7 +145,7 @@
       const name = make("th", models[model].name);
       name.scope = "row";
       const role = models[model].role;
-      if (role) name.append(make("br"), make("span", role, "note"));
+      if (role) name.append(" ", make("span", role, "note"));
       row.append(name, mark(question, model), cell(answer));
       body.append(row);
     });

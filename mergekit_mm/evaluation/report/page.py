@@ -189,10 +189,9 @@ def _strengths(found: Table, several: Sequence[Series]) -> Markup:
             for n, each in enumerate(several)
         ]
         references = [
-            (name, cell.value)
-            for name, one in (("base", found.base), ("best expert", found.best_expert))
-            for row in found.rows
-            if one is not None and row.participant is one and (cell := score(row))
+            (name, max(values))
+            for name, role in (("base", Role.BASE), ("best expert", Role.EXPERT))
+            if (values := [cell.value for row in found.rows if row.participant.role is role and (cell := score(row))])
         ]
         if any(line.points for line in drawn):
             panels.append(LinePanel(heading, [line for line in drawn if line.points], references, key))

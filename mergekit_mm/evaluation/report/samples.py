@@ -21,6 +21,7 @@ from mergekit_mm.evaluation.report.table import Column, Table
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?$")
 _ASKED_IN = ("prompt", "question", "query", "problem")  # keys of documents whose text is the question, in this order
+_FIRST_MARKS = re.compile(r"^\s*(<(image|audio|video)>\s*)+")  # of media, which are shown before the question
 _OPTIONS_IN = ("choices", "options")
 
 
@@ -153,7 +154,7 @@ def _asked(document: Mapping[str, Any], line: Mapping[str, Any]) -> str:
         return prompts[0] if prompts else "(neither document nor prompt was logged)"
     options: list[Any] = next((document[each] for each in _OPTIONS_IN if isinstance(document.get(each), list)), [])
     listed = [] if key == "prompt" else [f"- {option}" for option in options if isinstance(option, (str, int, float))]
-    return "\n".join([document[key].strip(), *listed])
+    return "\n".join([_FIRST_MARKS.sub("", document[key]).strip(), *listed])
 
 
 def _reference(line: Mapping[str, Any], target: str) -> str:
