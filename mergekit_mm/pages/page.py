@@ -47,7 +47,7 @@ class Page:
         """The text of the file: all that the page shows, and nothing that it would have to fetch."""
         styles = [_asset("style.css"), *filter(None, [self.style])]
         scripts = [_asset("page.js"), *filter(None, [self.script])]
-        return render(
+        text = render(
             "page.html",
             page=self,
             policy=_policy(styles, scripts),
@@ -56,6 +56,7 @@ class Page:
             scripts=[Markup(each) for each in scripts],
             is_markup=lambda block: isinstance(block, Markup),
         )
+        return str(text)
 
 
 def _asset(name: str) -> str:
