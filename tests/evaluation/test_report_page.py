@@ -14,6 +14,7 @@ import mllm_runs
 import pytest
 from answered import PICTURES, ROLES, SOUNDS
 from click.testing import CliRunner, Result
+from eval_mirror import TASKS
 from lm_eval.tasks import TaskManager
 
 from mergekit_mm.cli import main
@@ -32,8 +33,9 @@ def results(tmp_path: Path) -> Path:
     return Path(shutil.copytree(answered.results(), tmp_path / "results"))
 
 
-def report(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["report", *map(str, arguments)])
+def report(*arguments: object, include: Path = TASKS) -> Result:
+    """include: without it lm-eval looks through its own 14 000 files for the tasks."""
+    return CliRunner().invoke(main, ["report", *map(str, arguments), "--include-path", str(include)])
 
 
 class Page:
@@ -74,10 +76,10 @@ def test_the_answers_of_all_models_stand_side_by_side(results: Path) -> None:
     page = Page(results, *ROLES)
     assert [each["name"] for each in page.data["models"]] == ["base", "expert", "merge_a", "merge_b"]
     assert page.data["merge"] == 2  # the better one
-    first, second, third = page.questions("ChartQA")
-    assert first["text"] == "How high?\nAnswer the question using a single word or phrase."
-    assert first["reference"] == "20"
-    assert first["answers"] == [("17", "", 0.0), ("20", "", 1.0), ("20", "", 1.0), ("", "", 0.0)]
+    first, second, third = page.questions("GQA")
+    assert first["text"] == "Is it blue?\nAnswer the question using a single word or phrase."
+    assert first["reference"] == "yes"
+    assert first["answers"] == [("17", "", 0.0), ("yes", "", 1.0), ("yes", "", 1.0), ("", "", 0.0)]
     assert [each[2] for each in third["answers"]] == [1.0, 1.0, 0.0, 0.0]
     assert second["answers"][2][0].startswith("</script><script>window.harmed")
     assert "⟨U+202E⟩turned⟨U+202C⟩ ⟨U+0007⟩" in second["answers"][2][0]
@@ -98,7 +100,7 @@ def test_the_page_has_the_numbers_of_the_table(results: Path) -> None:
 def test_pictures_frames_and_sounds_are_found_by_task_and_number(results: Path) -> None:
     page = Page(results, *ROLES)
     assert page.notes() == []
-    assert [[each["kind"] for each in one["media"]] for one in page.questions("ChartQA")] == [["image"]] * 3
+    assert [[each["kind"] for each in one["media"]] for one in page.questions("GQA")] == [["image"]] * 3
     for question in page.questions(SOUNDS):
         video, sound = question["media"]
         assert (video["kind"], len(video["parts"]), video["note"]) == ("video", 4, "4 of its frames")
@@ -107,25 +109,18 @@ def test_pictures_frames_and_sounds_are_found_by_task_and_number(results: Path) 
 
 
 def test_media_have_a_limit_and_those_on_which_models_differ_come_first(results: Path) -> None:
-    folder = results / "org__merge_b"
-    whole = Page(results, *ROLES)
-    answered.rewrite(answered.samples(folder), lambda line: {**line, "score": 1.0})
-    for name in ("base", "merge_a"):
+    for name in ("base", "merge_a", "merge_b"):
         path = answered.samples(results / f"org__{name}")
-        answered.rewrite(path, lambda line: {**line, "score": float(line["doc_id"] != 2)})
-    size = sum(len(part) for each in whole.data["media"] if each["kind"] == "image" for part in each["parts"])
-    page = Page(results, *ROLES, "--tasks", "ChartQA", "--media-mb", (size + 60) / 1e6)
-    assert [bool(each["media"]) for each in page.questions("ChartQA")] == [False, False, True] or size == 0
+        answered.rewrite(path, lambda line: {**line, "score": float(line["doc_id"] != 1)})
+    page = Page(results, *ROLES, "--tasks", "GQA", "--media-mb", 0.0004)
+    assert 200 < len(page.data["media"][0]["parts"][0]) < 400
+    assert [len(each["media"]) for each in page.questions("GQA")] == [0, 1, 0]
+    assert page.notes() == [
+        "Media of 1 of 3 questions are in the page, those on which models differ first (--media-mb 0.0004)."
+    ]
     page = Page(results, *ROLES, "--media-mb", 0)
     assert page.data["media"] == []
     assert page.notes() == []
-
-
-def test_a_limit_is_told(results: Path) -> None:
-    page = Page(results, *ROLES, "--media-mb", 0.0002)
-    assert page.notes() == [
-        "Media of 0 of 5 questions are in the page, those on which models differ first (--media-mb 0.0002 is their limit)."
-    ]
 
 
 def test_without_samples_the_page_shows_scores_and_says_so(results: Path) -> None:
@@ -144,10 +139,10 @@ def test_models_without_samples_are_named(results: Path) -> None:
     answered.samples(results / "org__base", SOUNDS).unlink()
     page = Page(results, *ROLES)
     assert page.notes() == [
-        f"No answers of {SOUNDS} by base: no samples_*.jsonl lie beside the results (--log_samples).",
         "No answers by merge_b: no samples_*.jsonl lie beside the results (--log_samples).",
+        f"No answers of {SOUNDS} by base: no samples_*.jsonl lie beside the results (--log_samples).",
     ]
-    assert [each["answers"][3] for each in page.questions("ChartQA")] == [None] * 3
+    assert [each["answers"][3] for each in page.questions("GQA")] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -180,36 +175,37 @@ def test_documents_that_are_not_logged_are_told(results: Path) -> None:
     for path in results.rglob(f"samples_{PICTURES}_*"):
         answered.rewrite(path, lambda line: {key: line[key] for key in line if key != "doc"})
     page = Page(results, *ROLES)
-    assert page.notes() == ["ChartQA: samples without documents; the question is the prompt as it was sent."]
-    assert page.questions("ChartQA")[0]["text"].startswith("<image>How high?")
+    assert page.notes() == ["GQA: samples without documents; the question is the prompt as it was sent."]
+    assert page.questions("GQA")[0]["text"].startswith("<image>Is it blue?")
 
 
 def test_documents_that_are_others_here_have_no_pictures(results: Path) -> None:
     for path in results.rglob(f"samples_{PICTURES}_*"):
-        answered.rewrite(path, lambda line: {**line, "doc": {**line["doc"], "type": "another"}})
+        answered.rewrite(path, lambda line: {**line, "doc": {**line["doc"], "imageId": "another"}})
     page = Page(results, *ROLES)
     assert page.notes() == [
-        "ChartQA: 3 documents are not those that the data have here, so that they are shown without media. Give "
+        "GQA: 3 documents are not those that the data have here, so that they are shown without media. Give "
         "--metadata and --include-path as for lm_eval."
     ]
-    assert all(each["media"] == [] for each in page.questions("ChartQA"))
+    assert all(each["media"] == [] for each in page.questions("GQA"))
 
 
 def test_models_that_were_asked_other_documents_are_not_taken_together(results: Path) -> None:
     answered.rewrite(answered.samples(results / "org__base"), lambda line: {**line, "target": "another"})
     page = Page(results, *ROLES)
-    asked = page.questions("ChartQA")
+    asked = page.questions("GQA")
     assert len(asked) == 6
     assert sorted(sum(each is not None for each in one["answers"]) for one in asked) == [1, 1, 1, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_found_is_told(results: Path) -> None:
     for path in results.rglob("*.json*"):
         text = path.read_text(encoding="utf-8").replace(PICTURES, "a_task_of_mine")
         path.unlink()
         path.with_name(path.name.replace(PICTURES, "a_task_of_mine")).write_text(text, encoding="utf-8")
     (note,) = Page(results, *ROLES).notes()
-    assert note.startswith("No media of ChartQA: No task of lm-eval is called 'a_task_of_mine'.")
+    assert note.startswith("No media of GQA: No task of lm-eval is called 'a_task_of_mine'.")
     assert note.endswith("Tasks of your own need --include-path, as for lm_eval.")
 
 
@@ -233,26 +229,26 @@ def test_merges_at_several_strengths_are_curves(results: Path) -> None:
     text = Page(results, *ROLES).text
     chart = text[text.index('<figure id="strength-lines"') :]
     titles = re.findall(r"<title>(.*?)</title>", chart[: chart.index("</figure>")])
-    assert "my_sweep, ChartQA, strength 0.5: 33.3 (−32.0 to 98.7)" in titles
-    assert "best expert, ChartQA: 100.0" in titles
+    assert "my_sweep, GQA, strength 0.5: 33.3 (−32.0 to 98.7)" in titles
+    assert "best expert, GQA: 100.0" in titles
 
 
 def test_ten_thousand_questions_are_a_few_megabytes(results: Path) -> None:
     for folder in results.iterdir():
         answered.multiplied(folder, 10_000)
-    page = Page(results, *ROLES, "--tasks", "ChartQA", "--media-mb", 0)
-    assert len(page.questions("ChartQA")) == 10_000
+    page = Page(results, *ROLES, "--tasks", "GQA", "--media-mb", 0)
+    assert len(page.questions("GQA")) == 10_000
     assert page.size < 4e6
 
 
 def test_long_texts_lose_their_middle_where_all_are_too_long(results: Path) -> None:
     for folder in results.iterdir():
         answered.multiplied(folder, 2000, f"{folder.name} {answered.LONG * 2} so the answer is")
-    page = Page(results, *ROLES, "--tasks", "ChartQA", "--media-mb", 0)
+    page = Page(results, *ROLES, "--tasks", "GQA", "--media-mb", 0)
     assert page.size < 8e6
     (note,) = page.notes()
     assert note.endswith(" characters are shown without their middle, to keep the page small.")
-    text = page.questions("ChartQA")[0]["answers"][0][0]
+    text = page.questions("GQA")[0]["answers"][0][0]
     assert re.search(r" \[… \d+ characters …\] .* so the answer is 0 of org__base$", text, re.DOTALL)
 
 

@@ -70,7 +70,7 @@ def find_media(questions: Sequence[Question], sources: Sources) -> tuple[dict[in
     if full:
         notes.append(
             f"Media of {len(found)} of {len(questions)} questions are in the page, those on which models differ first "
-            f"(--media-mb {sources.limit / 1e6:g} is their limit)."
+            f"(--media-mb {sources.limit / 1e6:g})."
         )
     return found, notes
 
