@@ -20,6 +20,7 @@ from mergekit_mm.evaluation.report.results import ReportError
 from mergekit_mm.evaluation.report.samples import Question
 
 if TYPE_CHECKING:
+    from mergekit_mm.evaluation.model.shown import Shown
     from mergekit_mm.evaluation.model.thumbnails import Thumbnail
 
 _EMBEDDED = re.compile(r"data:(image/(webp|jpeg|png)|audio/(mpeg|wav|ogg));base64,[A-Za-z0-9+/]+=*")
@@ -50,8 +51,9 @@ def find_media(questions: Sequence[Question], sources: Sources) -> tuple[dict[in
     if not sources.limit or not questions:
         return {}, []
     stored = _stored(sources.folders)
-    order = sorted(range(len(questions)), key=lambda at: (not _differ(questions[at]), questions[at].document, at))
-    finder = _Finder(sources, [questions[at] for at in order if not _known(questions[at], stored)], len(questions))
+    asked = [at for at, each in enumerate(questions) if each.has_media]
+    order = sorted(asked, key=lambda at: (not _differ(questions[at]), questions[at].document, at))
+    finder = _Finder(sources, [questions[at] for at in order if _known(questions[at], stored) is None], len(order))
     found: dict[int, list[Thumbnail]] = {}
     counted: set[tuple[str, ...]] = set()
     size, full = 0, False
@@ -69,7 +71,7 @@ def find_media(questions: Sequence[Question], sources: Sources) -> tuple[dict[in
     notes = [*finder.notes(), *_told_unreadable(questions, found)]
     if full:
         notes.append(
-            f"Media of {len(found)} of {len(questions)} questions are in the page, those on which models differ first "
+            f"Media of {len(found)} of {len(order)} questions are in the page, those on which models differ first "
             f"(--media-mb {sources.limit / 1e6:g})."
         )
     return found, notes
@@ -92,16 +94,21 @@ class _Finder:
         self._headers = {each.column.task: each.column.header for each in questions}
         share = sources.limit / max(total, 1)
         self._side = next(side for least, side in _SIDES if share >= least)
-        if self._headers:
+        self._shown: Shown | None = None
+        if not self._headers:
+            return
+        try:
             from mergekit_mm.evaluation.model.shown import Shown  # local: it imports torch and transformers
-
-            self._shown = Shown(list(self._headers), sources.include, sources.metadata)
-            self._problems = self._shown.problems
+        except ImportError as error:
+            self._problems = dict.fromkeys(self._headers, f"{error} (pip install 'mergekit-mm[eval]')")
+            return
+        self._shown = Shown(list(self._headers), sources.include, sources.metadata)
+        self._problems = self._shown.problems
 
     def media(self, question: Question) -> list[Thumbnail]:
         """The media of a question; none if its task or its document is not there, or is another one."""
         task = question.column.task
-        if task not in self._headers or task not in self._shown:
+        if self._shown is None or task not in self._shown:
             return []
         document = self._shown.document(task, question.document)
         if document is None or not _same(question, *document):
@@ -112,7 +119,8 @@ class _Finder:
     def notes(self) -> Iterator[str]:
         for reason in dict.fromkeys(self._problems.values()):
             headers = [self._headers[task] for task, each in self._problems.items() if each == reason]
-            yield f"No media of {', '.join(headers)}: {reason} Tasks of your own need --include-path, as for lm_eval."
+            told = f"No media of {', '.join(headers)}: {reason.rstrip('.')}."
+            yield f"{told} Tasks of your own need --include-path, as for lm_eval."
         for task, count in self._unlike.items():
             yield (
                 f"{self._headers[task]}: {count} documents are not those that the data have here, so that they are "

@@ -41,7 +41,8 @@ class Answer:
 class Question:
     """A document of a task with the answers of all models. answers: in the order of the table, None if not asked.
 
-    document: its number. target: as lm-eval logs it; reference: as people read it. fields: texts and numbers of the
+    document: its number. target: as lm-eval logs it; reference: as people read it. has_media: whether the model was
+    given media, as far as the samples tell. fields: texts and numbers of the
     document, by which it is known again. hashes: of the document in the runs, which may differ between them where it
     holds pictures.
     """
@@ -52,6 +53,7 @@ class Question:
     target: str
     reference: str
     answers: list[Answer | None]
+    has_media: bool = False
     fields: Mapping[str, Any] = field(default_factory=dict)
     hashes: set[str] = field(default_factory=set)
 
@@ -143,7 +145,17 @@ def _question(column: Column, line: Mapping[str, Any], models: int) -> Question:
     document = line["doc"] if isinstance(line.get("doc"), dict) else {}
     fields = {key: value for key, value in document.items() if isinstance(value, (str, int, float))}
     asked, target = _asked(document, line), str(line.get("target", ""))
-    return Question(column, line["doc_id"], asked, target, _reference(line, target), [None] * models, fields)
+    reference, media = _reference(line, target), _has_media(line)
+    return Question(column, line["doc_id"], asked, target, reference, [None] * models, media, fields)
+
+
+def _has_media(line: Mapping[str, Any]) -> bool:
+    """Whether a request had media beside its prompt; taken for true where requests are not logged."""
+    arguments = line.get("arguments")
+    if not isinstance(arguments, dict):
+        return True
+    given = [each.get("arg_2") for each in arguments.values() if isinstance(each, dict)]
+    return any(isinstance(media, dict) and any(media.values()) for media in given)
 
 
 def _asked(document: Mapping[str, Any], line: Mapping[str, Any]) -> str:
