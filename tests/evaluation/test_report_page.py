@@ -101,7 +101,8 @@ def test_pictures_frames_and_sounds_are_found_by_task_and_number(results: Path) 
     page = Page(results, *ROLES)
     assert page.notes() == []
     assert [[each["kind"] for each in one["media"]] for one in page.questions("GQA")] == [["image"]] * 3
-    for question in page.questions(SOUNDS):
+    assert len(page.questions("MUSIC-AVQA")) == 2
+    for question in page.questions("MUSIC-AVQA"):
         video, sound = question["media"]
         assert (video["kind"], len(video["parts"]), video["note"]) == ("video", 4, "4 of its frames")
         assert (sound["kind"], len(sound["parts"])) == ("audio", 1)
@@ -140,7 +141,7 @@ def test_models_without_samples_are_named(results: Path) -> None:
     page = Page(results, *ROLES)
     assert page.notes() == [
         "No answers by merge_b: no samples_*.jsonl lie beside the results (--log_samples).",
-        f"No answers of {SOUNDS} by base: no samples_*.jsonl lie beside the results (--log_samples).",
+        "No answers of MUSIC-AVQA by base: no samples_*.jsonl lie beside the results (--log_samples).",
     ]
     assert [each["answers"][3] for each in page.questions("GQA")] == [None] * 3
 
@@ -216,8 +217,8 @@ def test_media_that_cannot_be_read_are_told(results: Path, tmp_path: Path, monke
     monkeypatch.setenv("MLLM_EVAL_DATA", str(broken))
     page = Page(results, *ROLES)
     (note,) = page.notes()
-    assert note.startswith(f"2 media are not shown, for instance {SOUNDS}, document 0: video cannot be read: ")
-    assert [each["kind"] for each in page.questions(SOUNDS)[0]["media"] if each["parts"]] == ["audio"]
+    assert note.startswith("2 media are not shown, for instance MUSIC-AVQA, document 0: video cannot be read: ")
+    assert [each["kind"] for each in page.questions("MUSIC-AVQA")[0]["media"] if each["parts"]] == ["audio"]
 
 
 def test_merges_at_several_strengths_are_curves(results: Path) -> None:
@@ -255,7 +256,7 @@ def test_long_texts_lose_their_middle_where_all_are_too_long(results: Path) -> N
 def test_choices_are_shown_by_their_texts(tmp_path: Path) -> None:
     task = mllm_runs.task([{"prompt": "Which?"}, {"prompt": "And which now?"}], **mllm_runs.CHOICES)
     answered.save(_Likely(), "org/likely", [task], TaskManager(include_defaults=False), tmp_path / "results")
-    first, _ = Page(tmp_path / "results").questions("mine")
+    first, _ = Page(tmp_path / "results").questions("mine (acc)")
     assert first["reference"] == "a"
     assert first["answers"] == [("no b", "", 0.0)]
 

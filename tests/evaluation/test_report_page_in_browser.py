@@ -17,12 +17,24 @@ from eval_mirror import TASKS
 from mergekit_mm.cli import main
 
 BY_FILTER = {  # of the five questions, for the merge `merge_a` compared with any of base and expert
-    "all": ["GQA, document 0", "GQA, document 1", "GQA, document 2", "SOUNDS, document 0", "SOUNDS, document 1"],
-    "lost": ["GQA, document 1", "GQA, document 2", "SOUNDS, document 1"],
+    "all": [
+        "GQA, document 0",
+        "GQA, document 1",
+        "GQA, document 2",
+        "MUSIC-AVQA, document 0",
+        "MUSIC-AVQA, document 1",
+    ],
+    "lost": ["GQA, document 1", "GQA, document 2", "MUSIC-AVQA, document 1"],
     "won": [],
     "wrong": [],
     "right": [],
-    "differ": ["GQA, document 0", "GQA, document 1", "GQA, document 2", "SOUNDS, document 0", "SOUNDS, document 1"],
+    "differ": [
+        "GQA, document 0",
+        "GQA, document 1",
+        "GQA, document 2",
+        "MUSIC-AVQA, document 0",
+        "MUSIC-AVQA, document 1",
+    ],
 }
 
 
@@ -42,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def headings(shown: Opened) -> list[str]:
-    return [each.replace(answered.SOUNDS, "SOUNDS") for each in shown.texts("#answers-list h3")]
+    return shown.texts("#answers-list h3")
 
 
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["wide", "dark", "phone"])
@@ -103,7 +115,7 @@ def test_the_merge_what_it_is_compared_with_and_the_task_are_chosen(browser: Any
         shown.tab.locator("[data-filter=won]").click()
         assert shown.texts("#answers-count") == ["No question is like this."]
         shown.tab.locator("#answers-other").select_option("base (base)")
-        assert headings(shown) == ["GQA, document 0", "SOUNDS, document 0"]
+        assert headings(shown) == ["GQA, document 0", "MUSIC-AVQA, document 0"]
         shown.tab.locator("#answers-task").select_option("GQA")
         assert headings(shown) == ["GQA, document 0"]
         assert shown.texts("#answers-list tr.looked-at th") == ["base base", "merge_a merge"]
@@ -118,9 +130,9 @@ def test_words_are_searched_in_questions_references_and_answers(browser: Any, pa
         search = shown.tab.locator("#answers-search")
         for words, expected in {
             "is it BLUE": ["GQA, document 0"],
-            "acoustic_guitar": ["SOUNDS, document 1"],
+            "acoustic_guitar": ["MUSIC-AVQA, document 1"],
             "文字 colour": ["GQA, document 1"],
-            "<script>": ["GQA, document 1", "GQA, document 2", "SOUNDS, document 1"],
+            "<script>": ["GQA, document 1", "GQA, document 2", "MUSIC-AVQA, document 1"],
             "nowhere": [],
         }.items():
             search.fill(words)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 
 from mergekit_mm.errors import EvaluationError
 from mergekit_mm.evaluation.model.found_tasks import load_tasks, task_manager
 from mergekit_mm.evaluation.model.thumbnails import Thumbnail, thumbnails
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """While open, lm-eval does not advise how a task could be run: it is not run here."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Shown:
@@ -24,17 +39,21 @@ class Shown:
         self.problems: dict[str, str] = {}
         self._tasks: dict[str, ConfigurableTask] = {}
         self._documents: dict[str, Any] = {}
-        manager = task_manager(names, folders, metadata)
-        for name in names:
-            try:
-                task = load_tasks(manager, [name]).get(name)
-            except EvaluationError as error:
-                self.problems[name] = str(error).splitlines()[0]
-                continue
-            if isinstance(task, ConfigurableTask):
-                self._tasks[name], self._documents[name] = task, task.eval_docs
-            else:
-                self.problems[name] = f"{name} is a task written in Python"
+        with _in_silence():
+            manager = task_manager(names, folders, metadata)
+            for name in names:
+                self._load(name, manager)
+
+    def _load(self, name: str, manager: TaskManager) -> None:
+        try:
+            task = load_tasks(manager, [name]).get(name)
+        except EvaluationError as error:
+            self.problems[name] = str(error).splitlines()[0]
+            return
+        if isinstance(task, ConfigurableTask):
+            self._tasks[name], self._documents[name] = task, task.eval_docs
+        else:
+            self.problems[name] = f"{name} is a task written in Python"
 
     def __contains__(self, name: str) -> bool:
         return name in self._tasks
