@@ -4,8 +4,8 @@
 |---|---|
 | `page.py` | `Page` and `Section`; a page as text, and written whole or not at all |
 | `tables.py` | tables that the reader sorts, filters and chooses columns of |
-| `charts.py` | dots with intervals, lines with bands, and heat maps, as SVG with a value behind every mark |
-| `scales.py` | ticks, numbers as text, and what charts share |
+| `charts.py`, `heat_maps.py` | dots with intervals, lines, heat maps, as SVG with a value behind every mark |
+| `figures.py`, `scales.py` | what charts share: drawings, marks, legends; ticks, levels of colour, numbers as text |
 | `markup.py` | HTML and SVG tags, and data as JSON inside of a page |
 | `templates/` | the page, a table and a figure (jinja2) |
 | `style.css`, `page.js` | the style sheet and the script of every page |
@@ -22,7 +22,8 @@ not run.
 This room may import `errors` and libraries, and no other room: what is shown is not its business.
 """
 
-from mergekit_mm.pages.charts import Dot, DotPanel, DotRow, Line, LinePanel, Point, dots, heat_map, lines
+from mergekit_mm.pages.charts import Dot, DotPanel, DotRow, Line, LinePanel, Point, dots, lines
+from mergekit_mm.pages.heat_maps import heat_map
 from mergekit_mm.pages.markup import json_block, tag
 from mergekit_mm.pages.page import Page, Section, write_page
 from mergekit_mm.pages.tables import Cell, Column, table

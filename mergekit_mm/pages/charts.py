@@ -1,4 +1,4 @@
-"""Dots with intervals, lines with bands, and heat maps: SVG whose every mark tells its value to pointer and keyboard.
+"""Dots with intervals and lines with bands: SVG whose every mark tells its value to pointer and keyboard.
 
 A chart is one stop of the tab key; within it the arrow keys go from mark to mark. Shapes and dashes differ as well as
 colours, which are those of the style sheet, so that charts follow light and dark mode and can be told apart in grey.
@@ -7,30 +7,21 @@ Below each chart its values are a table.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mergekit_mm.pages.markup import render, tag
-from mergekit_mm.pages.scales import LEVELS, Scale, as_text, fitted, levels, shortened, width_of
+from mergekit_mm.pages.figures import drawing, figure, legend_mark, shape
+from mergekit_mm.pages.markup import tag
+from mergekit_mm.pages.scales import Scale, as_text, fitted, shortened, width_of
 from mergekit_mm.pages.tables import Cell, Column, table
 
-KINDS = 6  # shapes and colours of marks: k0 to k5 in the style sheet
 _LINE = 22  # pixels from one row of dots to the next
 _NAME = 22  # characters of a row's name
 _PLOT = 150  # pixels that the dots of a panel have
 _CHART = (300, 190)  # pixels of a panel of lines
 _SERIES = 18  # characters of a line's name
-_SHAPES = (
-    "M-4 -4H4V4H-4Z",
-    "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0 -4.5 0Z",
-    "M0 -5.5L5.5 0L0 5.5L-5.5 0Z",
-    "M0 -5L5 4H-5Z",
-    "M0 5L5 -4H-5Z",
-    "M-1.5 -5H1.5V-1.5H5V1.5H1.5V5H-1.5V1.5H-5V-1.5H-1.5Z",
-)
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotRow:
-    """What has a dot in each panel. kind: of its mark, below `KINDS`. key: shared with the row of a table."""
+    """What has a dot in each panel. kind: of its mark, from 0 to 5. key: shared with the row of a table."""
 
     name: str
     kind: int = 1
@@ -77,7 +68,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points from left to right under one name. kind: of its marks and dashes, below `KINDS`."""
+    """Points from left to right under one name. kind: of its marks and dashes, from 0 to 5."""
 
     name: str
     points: Sequence[Point]
@@ -113,7 +104,7 @@ def dots(
         for line, dot in zip(cells, panel.dots, strict=True):
             line.append(Cell("–", "") if dot is None else Cell(_told(dot, form), dot.value))
     values = table(f"{identity}-values", caption, columns, cells, tools=False)
-    return _figure(identity, caption, drawn, values, [(_legend_mark(kind), name) for kind, name in legend])
+    return figure(identity, caption, drawn, values, [(legend_mark(kind), name) for kind, name in legend])
 
 
 def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
@@ -137,14 +128,14 @@ def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
         if dot is not None:
             inside.append(_dot(scale, y, row, panel, dot, form, number))
         parts.append(tag("g", inside, data_row=row.key or None))
-    return _svg(right + 14, bottom + 22, parts, panel.heading, panel.key)
+    return drawing(right + 14, bottom + 22, parts, panel.heading, panel.key)
 
 
 def _dot(scale: Scale, y: float, row: DotRow, panel: DotPanel, dot: Dot, form: str, number: int) -> Markup:
     parts = [tag("title", f"{row.name}, {panel.heading}: {_told(dot, form)}")]
     if dot.low is not None and dot.high is not None:
         parts.append(tag("line", x1=scale(dot.low), x2=scale(dot.high), y1=y, y2=y, class_="interval"))
-    parts.append(_shape(row.kind, scale(dot.value), y, dot.hollow))
+    parts.append(shape(row.kind, scale(dot.value), y, dot.hollow))
     return tag("g", parts, class_=f"mark k{row.kind}", data_r=number)
 
 
@@ -173,7 +164,7 @@ def lines(
     ]
     columns = [Column("chart"), Column("line"), Column(x_name, numeric=True), Column("value", numeric=True)]
     values = table(f"{identity}-values", caption, columns, rows, tools=False)
-    return _figure(identity, caption, drawn, values, [(_legend_mark(kind), name) for name, kind in named.items()])
+    return figure(identity, caption, drawn, values, [(legend_mark(kind), name) for name, kind in named.items()])
 
 
 def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup:
@@ -200,7 +191,7 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
         parts.append(tag("g", [told, rule, label], class_="mark"))
     for number, line in enumerate(panel.lines):
         parts += _line(line, number, panel.heading, x_name, across, upward, form, x_form)
-    return _svg(left + width + 12, top + height + 40, parts, panel.heading, panel.key)
+    return drawing(left + width + 12, top + height + 40, parts, panel.heading, panel.key)
 
 
 def _line(
@@ -218,127 +209,9 @@ def _line(
     for at, point in enumerate(line.points):
         x, y = across(point.x), upward(point.y)
         place = f"{x_name} {as_text(point.x, x_form)}"
-        inside = [tag("title", f"{line.name}, {heading}, {place}: {_told(point, form)}"), _shape(line.kind, x, y)]
+        inside = [tag("title", f"{line.name}, {heading}, {place}: {_told(point, form)}"), shape(line.kind, x, y)]
         if point.low is not None and point.high is not None:
             low, high = upward(point.low), upward(point.high)
             inside.insert(1, tag("line", x1=x, x2=x, y1=low, y2=high, class_="interval"))
         parts.append(tag("g", inside, class_=f"mark k{line.kind}", data_r=number, data_c=at))
     return parts
-
-
-def heat_map(
-    identity: str,
-    caption: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float | None]],
-    centre: float | None = None,
-    form: str = ".3g",
-    notes: Sequence[Sequence[str]] | None = None,
-) -> Markup:
-    """A cell for each row and column, coloured by its value; cells that are wide enough have it printed too.
-
-    values: a row of numbers for each of `rows`; None is an empty cell. centre: a value that means nothing, such as 0 of
-    differences; colours and a stroke tell the two sides of it apart. notes: what a cell tells beside its value.
-    """
-    printed = [["" if each is None else as_text(each, form) for each in row] for row in values]
-    few = len(columns) <= 24
-    widest = max((width_of(text) for row in printed for text in row), default=0.0)
-    width, height = (max(widest + 12, 34), 26) if few else (14, 18)
-    wide = max((width_of(each) for each in columns), default=0)
-    apart = 1 if few or wide > 3 * width else math.ceil((wide + 8) / width)  # short names: every so manieth is written
-    slanted = wide > width * (1.4 if few else 3)
-    left = width_of(shortened(max(rows, key=len, default=""), 34)) + 12
-    longest = width_of(shortened(max(columns, key=len, default=""), 28))
-    top = longest * 0.75 + 16 if slanted else 24.0
-    kind = "q" if centre is None else "d"
-    parts: list[Markup] = [
-        _column_name(name, left + width * (at + 0.5), top - 8, slanted)
-        for at, name in enumerate(columns)
-        if at % apart == 0
-    ]
-    for r, (row, name, found) in enumerate(zip(values, rows, levels(values, centre), strict=True)):
-        y = top + height * r
-        parts.append(tag("text", shortened(name, 34), x=left - 8, y=y + height / 2 + 4, class_="tick end"))
-        for c, (value, level) in enumerate(zip(row, found, strict=True)):
-            if value is None or level is None:
-                continue
-            x = left + width * c
-            note = notes[r][c] if notes else ""
-            told = f"{name}, {columns[c]}: {printed[r][c]}{f' ({note})' if note else ''}"
-            inside = [tag("title", told), tag("rect", x=x, y=y, width=width - 1, height=height - 1)]
-            if centre is not None and value < centre and not few:
-                inside.append(tag("line", x1=x + 3, x2=x + width - 4, y1=y + height - 4, y2=y + 3, class_="negative"))
-            if few:
-                inside.append(tag("text", printed[r][c], x=x + width / 2, y=y + height / 2 + 4, class_="middle"))
-            parts.append(tag("g", inside, class_=f"mark cell {kind}{level}", data_r=r, data_c=c))
-    overhang = longest * 0.75 if slanted else 0
-    drawing = _svg(left + width * len(columns) + overhang + 10, top + height * len(rows) + 6, parts, caption)
-    cells: list[list[Cell | str]] = [
-        [name, *(Cell("–", "") if each is None else Cell(text, each) for each, text in zip(row, texts, strict=True))]
-        for name, row, texts in zip(rows, values, printed, strict=True)
-    ]
-    headings = [Column(""), *(Column(each, numeric=True) for each in columns)]
-    body = table(f"{identity}-values", caption, headings, cells, tools=False)
-    return _figure(identity, caption, [drawing], body, _scale_of_colours(values, centre, form, kind), "wide")
-
-
-def _column_name(name: str, x: float, y: float, slanted: bool) -> Markup:
-    text = shortened(name, 28)
-    if not slanted:
-        return tag("text", text, x=x, y=y, class_="tick middle")
-    return tag("text", text, x=x, y=y, class_="tick", transform=f"rotate(-48 {x:.1f} {y:.1f})")
-
-
-def _scale_of_colours(
-    values: Sequence[Sequence[float | None]], centre: float | None, form: str, kind: str
-) -> list[tuple[Markup, str]]:
-    """The legend of a heat map: its lowest, middle and highest colour with their values."""
-    found = [each for row in values for each in row if each is not None and math.isfinite(each)]
-    if not found:
-        return []
-    reach = 0.0 if centre is None else max(abs(each - centre) for each in found)
-    low, high = (min(found), max(found)) if centre is None else (centre - reach, centre + reach)
-    steps = [0] if high == low else [0, LEVELS // 2, LEVELS - 1]
-    return [(_swatch(f"{kind}{at}"), as_text(low + (high - low) * at / (LEVELS - 1), form)) for at in steps]
-
-
-def _swatch(level: str) -> Markup:
-    square = tag("g", tag("rect", x=1, y=1, width=13, height=13), class_=f"cell {level}")
-    return tag("svg", square, viewBox="0 0 15 15", width=15, height=15, aria_hidden="true")
-
-
-def _legend_mark(kind: int) -> Markup:
-    return tag(
-        "svg", _shape(kind, 8, 8), viewBox="0 0 16 16", width=16, height=16, aria_hidden="true", class_=f"k{kind}"
-    )
-
-
-def _shape(kind: int, x: float, y: float, hollow: bool = False) -> Markup:
-    place = f"translate({x:.1f} {y:.1f})"
-    return tag("path", d=_SHAPES[kind], transform=place, class_="shape hollow" if hollow else "shape")
-
-
-def _svg(width: float, height: float, parts: Sequence[Markup], label: str, key: str = "") -> Markup:
-    size = {"viewBox": f"0 0 {width:.0f} {height:.0f}", "width": round(width), "height": round(height)}
-    told = f"{label}. Arrow keys go from value to value."
-    return tag("svg", parts, **size, tabindex=0, role="group", aria_label=told, class_="chart", data_column=key or None)
-
-
-def _figure(
-    identity: str,
-    caption: str,
-    panels: Sequence[Markup],
-    values: Markup,
-    legend: Sequence[tuple[Markup, str]],
-    arrangement: str = "panels",
-) -> Markup:
-    return render(
-        "figure.html",
-        identity=identity,
-        caption=caption,
-        panels=panels,
-        values=values,
-        legend=legend,
-        arrangement=arrangement,
-    )

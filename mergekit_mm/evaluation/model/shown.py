@@ -60,7 +60,7 @@ class Shown:
 
     def document(self, name: str, number: int) -> tuple[Mapping[str, Any], str] | None:
         """A document of a task and its target as lm-eval logs it; None if there is no such document."""
-        if number >= len(self._documents[name]):
+        if not 0 <= number < len(self._documents[name]):
             return None
         found = self._documents[name][number]
         return found, str(self._tasks[name].doc_to_target(found))
