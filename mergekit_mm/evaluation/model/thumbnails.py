@@ -134,7 +134,7 @@ class Writer:
             if written is None:
                 written = self._written[path] = _documents_in(path)
             document = hash_of(request.doc)
-            if document not in written:
+            if document not in written and any(request.args[2].values()):
                 written.add(document)
                 line = {"doc_hash": document, "media": [asdict(each) for each in thumbnails(request.args[2])]}
                 with path.open("a", encoding="utf-8") as file:
