@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -126,39 +127,57 @@ def _minus(text: str) -> str:
     return "–" if text == "-" else text.replace("-", "−")
 
 
-def _scores(found: Table) -> Markup:
-    rows = [
-        DotRow(row.participant.label, _KINDS[row.participant.role], _row_key(at)) for at, row in enumerate(found.rows)
-    ]
-    panels = [
-        _dot_panel(found, each.header, lambda row, at=at: row.cells[at], each.higher_is_better, _column_key(at))  # type: ignore[misc]
+@dataclass(frozen=True)
+class _Scored:
+    """A column of scores, or the mean: a cell for each row."""
+
+    heading: str
+    key: str
+    cells: Sequence[Score | None]
+    higher_is_better: bool = True
+
+
+def _scored(found: Table) -> list[_Scored]:
+    """The columns of the table, then its mean."""
+    columns = [
+        _Scored(each.header, _column_key(at), [row.cells[at] for row in found.rows], each.higher_is_better)
         for at, each in enumerate(found.columns)
     ]
-    if found.has_mean:
-        panels.append(_dot_panel(found, _MEAN, lambda row: row.mean, True, _MEAN))
-    shown = [
-        (_KINDS[role], role.value)
-        for role in Role
-        if role.value and any(r.participant.role is role for r in found.rows)
+    return columns + ([_Scored(_MEAN, _MEAN, [row.mean for row in found.rows])] if found.has_mean else [])
+
+
+def _scores(found: Table) -> Markup:
+    roles = [row.participant.role for row in found.rows]
+    rows = [
+        DotRow(row.participant.label, _KINDS[role], _row_key(at))
+        for at, (row, role) in enumerate(zip(found.rows, roles, strict=True))
     ]
-    caption = "A panel for each column of the table, each on its own scale. Bars: 95 % intervals."
-    caption += " Dotted: the base." if found.base else ""
-    caption += (
-        " Filled diamonds: the best merge." if sum(r.participant.role is Role.MERGE for r in found.rows) > 1 else ""
-    )
-    return dots("score-dots", caption, rows, panels, shown)
+    marks = [(_KINDS[role], role.value) for role in Role if role.value and role in roles]
+    parts = {
+        "A panel for each column of the table, each on its own scale.": True,
+        "Bars: 95 % intervals.": True,
+        "Dotted: the base.": found.base is not None,
+        "Filled diamonds: the best merge.": roles.count(Role.MERGE) > 1,
+    }
+    caption = " ".join(part for part, holds in parts.items() if holds)
+    return dots("score-dots", caption, rows, [_dot_panel(found, each) for each in _scored(found)], marks)
 
 
-def _dot_panel(found: Table, heading: str, score: Callable[[Row], Score | None], higher: bool, key: str) -> DotPanel:
-    cells = [score(row) for row in found.rows]
-    best = found.best_merges(cells, higher)
+def _dot_panel(found: Table, scored: _Scored) -> DotPanel:
+    best = found.best_merges(scored.cells, scored.higher_is_better)
     dotted = [
         None if cell is None else Dot(cell.value, *_interval(cell), hollow=_is_lesser(found, at, best))
-        for at, cell in enumerate(cells)
+        for at, cell in enumerate(scored.cells)
     ]
-    base = next((cell for row, cell in zip(found.rows, cells, strict=True) if row.participant is found.base), None)
-    title = heading if higher else f"{heading} (lower is better)"
-    return DotPanel(title, dotted, base.value if base else None, key)
+    base = next(iter(_values(found, scored, Role.BASE)), None)
+    heading = scored.heading if scored.higher_is_better else f"{scored.heading} (lower is better)"
+    return DotPanel(heading, dotted, base, scored.key)
+
+
+def _values(found: Table, scored: _Scored, role: Role) -> list[float]:
+    """The scores of the models of a role."""
+    rows = zip(found.rows, scored.cells, strict=True)
+    return [cell.value for row, cell in rows if row.participant.role is role and cell]
 
 
 def _is_lesser(found: Table, at: int, best: set[int]) -> bool:
@@ -172,29 +191,22 @@ def _interval(score: Score) -> tuple[float | None, float | None]:
 
 
 def _strengths(found: Table, several: Sequence[Series]) -> Markup:
-    """A panel for the mean and for each column, with a line for each merge of which there are several strengths."""
+    """A panel for each column and the mean, with a line for each merge of which there are several strengths."""
     panels = []
-    scores: list[tuple[str, str, Callable[[Row], Score | None]]] = []
-    if found.has_mean:
-        scores.append((_MEAN, _MEAN, lambda row: row.mean))
-    for at, each in enumerate(found.columns):
-        scores.append((each.header, _column_key(at), lambda row, at=at: row.cells[at]))  # type: ignore[misc]
-    for heading, key, score in scores:
-        drawn = [
-            Line(
-                each.name,
-                [Point(at, cell.value, *_interval(cell)) for at, row in each.points if (cell := score(row))],
-                1 + n % 5,
-            )
-            for n, each in enumerate(several)
-        ]
+    for scored in _scored(found):
+        of_row = dict(zip(found.rows, scored.cells, strict=True))
+        drawn = []
+        for number, each in enumerate(several):
+            points = [Point(at, cell.value, *_interval(cell)) for at, row in each.points if (cell := of_row[row])]
+            drawn += [Line(each.name, points, 1 + number % 5)] if points else []
+        best = max if scored.higher_is_better else min
         references = [
-            (name, max(values))
+            (name, best(values))
             for name, role in (("base", Role.BASE), ("best expert", Role.EXPERT))
-            if (values := [cell.value for row in found.rows if row.participant.role is role and (cell := score(row))])
+            if (values := _values(found, scored, role))
         ]
-        if any(line.points for line in drawn):
-            panels.append(LinePanel(heading, [line for line in drawn if line.points], references, key))
+        if drawn:
+            panels.append(LinePanel(scored.heading, drawn, references, scored.key))
     caption = "Merges of which several strengths were evaluated (models called scaling_NUMBER). Bands: 95 % intervals."
     return lines("strength-lines", caption, "strength", panels)
 
@@ -221,7 +233,7 @@ def _gains(found: Table) -> list[str]:
     if maps:
         maps.append(
             "A pointer on a cell, or the arrow keys, show its interval: 1.96 standard errors, with both scores taken "
-            "as independent. On the same questions they are not, and the true interval is smaller."
+            "as independent. On the same questions they are not, and the true interval is mostly smaller."
         )
     return maps
 
