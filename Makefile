@@ -17,13 +17,13 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint evidence-check soak clean
+.PHONY: demo test test-fast lint browser evidence-check soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.easy_vqa.run
 	$(BIN)/python -m examples.omni.run --methods optmerge_modality --count 150
 
-test: lint
+test: lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Something of every room of the package, in two minutes on two cores: what to run first and often.
@@ -34,6 +34,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+browser:
+	@.ci/browser
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 14) or sys.exit(f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11")'
