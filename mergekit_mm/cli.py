@@ -12,6 +12,7 @@ import click
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import SEED, logged, numbers, read_config
+from mergekit_mm.commands.inspect import inspect
 from mergekit_mm.commands.tune import tune
 from mergekit_mm.errors import MergeError, system_errors
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(align)
+main.add_command(inspect)
 main.add_command(tune)
 
 
@@ -208,22 +210,6 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
             click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
         else:
             click.echo(plan[tensor] if tensor else plan)
-
-
-@main.command()
-@click.argument("model")
-@click.option("--adapter-base", type=click.Choice(["trust"]), help="Whatever base the adapter names, it fits MODEL.")
-@logged
-def inspect(model: str, adapter_base: str | None) -> None:
-    """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
-
-    MODEL+ADAPTER shows too what a LoRA adapter would change of it. Of models on the hub, headers and small files are
-    downloaded.
-    """
-    from mergekit_mm.plan.inspection import describe_model
-
-    for line in describe_model(model, trusted=adapter_base is not None):
-        click.echo(line)
 
 
 @main.command(context_settings={"show_default": True})
