@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
+from mergekit_mm.analysis.numbers import number, percent
 from mergekit_mm.analysis.outliers import outliers
 from mergekit_mm.analysis.result import Analysis
 
@@ -21,6 +22,7 @@ _SAME = 1 - 1e-6  # cosine above which two task vectors are one but for rounding
 _ALIKE = 0.9  # mark: cosine above which two experts are nearly one
 _ORTHOGONAL = 0.1  # mark: cosine up to which task vectors count as nearly orthogonal
 _OPPOSED = -0.1  # mark: cosine below which they count as opposed
+_LONGER = 2.0  # mark: how many times as long as the others one expert has to be
 _HEAVY = 0.2  # drift; between the two sets of experts of which `_heavy_drift` tells
 _LOW_RANK = 1 / 8  # mark: share of the smaller side within which nearly all of a delta has to be, to be a LoRA's
 _COMMON = 0.5  # mark: share of the leading inputs that is common, where chance has much less
@@ -82,23 +84,21 @@ def _identical(analysis: Analysis) -> Iterator[Advice]:
 
 def _dominating(analysis: Analysis) -> Iterator[Advice]:
     squares = np.square(analysis.merged.norms)
-    total = float(squares.sum())
-    if len(squares) < 2 or total == 0:
+    if len(squares) < 2 or not squares.all():
         return
-    largest = int(squares.argmax())
-    share = float(squares[largest]) / total
-    others = (total - float(squares[largest])) / (len(squares) - 1)
-    if share > len(squares) / (len(squares) + 1) or (len(squares) > 2 and share > 0.5):
+    largest, total = int(squares.argmax()), float(squares.sum())
+    own = float(squares[largest])
+    times = math.sqrt(own * (len(squares) - 1) / (total - own))
+    if times >= _LONGER:
         label = analysis.experts[largest].label
-        times = f"{math.sqrt(float(squares[largest]) / others):.2g} times as long as" if others else "alone against"
         yield Advice(
             "experts",
             f"Look at the norm of {label}: give it less weight in sums, or take a method whose objective divides by "
             "the squared norm (optmerge, wudi).",
-            f"The task vector of {label} has {100 * share:.0f} % of the squared norm of all; it is {times} the others "
-            "(RMS).",
+            f"The task vector of {label} is {number(times)} times as long as the others (RMS), and has "
+            f"{percent(own / total)} of the squared norm of all.",
             "arithmetic: in a sum of nearly orthogonal task vectors that is its share of the result; L in "
-            "docs/how-optmerge-is-solved.md weighs each expert by 1 / norm^2",
+            f"docs/how-optmerge-is-solved.md weighs each expert by 1 / norm^2. {_LONGER:g} times is a mark",
         )
 
 
@@ -118,11 +118,11 @@ def _adapters(analysis: Analysis) -> Iterator[Advice]:
 
 def _merged_adapters(analysis: Analysis) -> Iterator[Advice]:
     found = []
-    for number, expert in enumerate(analysis.experts):
+    for at, expert in enumerate(analysis.experts):
         shares = [
             spectrum.most / min(tensor.shape[-2:])
             for tensor in analysis.merged.tensors
-            if (spectrum := tensor.spectrum(number)) is not None
+            if (spectrum := tensor.spectrum(at)) is not None
         ]
         if expert.form == "full" and shares and float(np.median(shares)) <= _LOW_RANK:
             found.append(f"{expert.label}, {100 * float(np.median(shares)):.0f} %")
@@ -139,8 +139,19 @@ def _merged_adapters(analysis: Analysis) -> Iterator[Advice]:
         )
 
 
+def _modalities(analysis: Analysis) -> Iterator[Advice]:
+    if analysis.is_omni:
+        yield Advice(
+            "method",
+            "Begin with `tsv`, or `optmerge` with `preset: modality`, `scaling: 1.0`.",
+            "The inputs are donors of different modalities.",
+            "published: 67.34 and 67.00, single donors 64.11 at best (arXiv 2505.19892, table 5); on examples/omni "
+            "seventeen merges lie within five points",
+        )
+
+
 def _full(analysis: Analysis) -> Iterator[Advice]:
-    if any(True for _ in _adapters(analysis)) or any(True for _ in _merged_adapters(analysis)):
+    if any(any(True for _ in rule(analysis)) for rule in (_modalities, _adapters, _merged_adapters)):
         return
     if len(analysis.experts) > 1 and all(expert.form == "full" for expert in analysis.experts):
         yield Advice(
@@ -189,7 +200,7 @@ def _directions(analysis: Analysis) -> Iterator[Advice]:
             "method",
             "Compare with `task_arithmetic`, which costs nothing: as whole vectors, the experts are hardly in each "
             "other's way. What they share are directions within matrices (overlap).",
-            f"Nearly orthogonal: cosines from {low:.2f} to {high:.2f}.",
+            f"Nearly orthogonal: cosines from {number(low)} to {number(high)}.",
             "near orthogonality is what task arithmetic's authors offer to explain why sums work (arXiv 2212.04089); "
             f"a cosine says nothing of the answers. {_ORTHOGONAL:g} is a mark",
         )
@@ -201,7 +212,7 @@ def _directions(analysis: Analysis) -> Iterator[Advice]:
 def _heavy_drift(analysis: Analysis) -> Iterator[Advice]:
     """Measured: examples/easy_vqa/results/methods.md, with the drifts that this command tells of these experts."""
     drift = analysis.merged.drift
-    heavy = [f"{e.label} {100 * d:.0f} %" for e, d in zip(analysis.experts, drift, strict=True) if d > _HEAVY]
+    heavy = [f"{e.label} {percent(d)}" for e, d in zip(analysis.experts, drift, strict=True) if d > _HEAVY]
     if heavy:
         yield Advice(
             "strength",
@@ -229,7 +240,7 @@ def _changed_but_kept(analysis: Analysis) -> Iterator[Advice]:
             f"Decide what becomes of what experts learnt in {', '.join(changed)}: a policy such as `{one}: average` "
             "under `parameters:` takes it along.",
             "Tensors are kept as in the base that experts changed. The largest drifts: "
-            f"{', '.join(f'{role} {_percent(drift)}' for role, drift in changed.items())}.",
+            f"{', '.join(f'{role} {percent(drift)}' for role, drift in changed.items())}.",
             "the plan of this merge; `mergekit-mm check --tensor NAME` tells its reason",
         )
 
@@ -250,6 +261,7 @@ def _standing_out(analysis: Analysis) -> Iterator[Advice]:
 _RULES: Sequence[Callable[[Analysis], Iterator[Advice]]] = (
     _unchanged,
     _identical,
+    _modalities,
     _adapters,
     _merged_adapters,
     _full,
@@ -272,10 +284,6 @@ def _pairs(analysis: Analysis, matrix: np.ndarray) -> Iterator[tuple[int, int, f
 def _listed(analysis: Analysis, pairs: Sequence[tuple[int, int, float]]) -> str:
     worst = sorted(pairs, key=lambda pair: pair[2])
     named = [
-        f"{analysis.experts[i].label} and {analysis.experts[j].label} {value:.2f}" for i, j, value in worst[:_PAIRS]
+        f"{analysis.experts[i].label} and {analysis.experts[j].label} {number(value)}" for i, j, value in worst[:_PAIRS]
     ]
     return ", ".join(named) + (f" and {len(worst) - _PAIRS} more pairs" if len(worst) > _PAIRS else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

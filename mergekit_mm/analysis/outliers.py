@@ -1,10 +1,10 @@
-"""Tensors that an expert moved much more, or much less, than the others of their role.
+"""Tensors that an expert moved much more, or much less, than others of their role.
 
 Matrices are compared with those of their role. Vectors (norms, biases) are compared with those of the same part in the
-other layers alone, as their own sizes differ by orders of magnitude. Drifts are compared by their logarithms. A tensor stands out if its modified
-z-score, 0.6745 (x - median) / MAD, is beyond 3.5, the mark that Iglewicz and Hoaglin propose (How to Detect and Handle
-Outliers, 1993), and its drift is at least twice the median, or at most half of it: where all others nearly agree, a
-small difference has a large score.
+other layers alone, as their own sizes differ by orders of magnitude. Drifts are compared by their logarithms. A tensor
+stands out if its modified z-score, 0.6745 (x - median) / MAD, is beyond 3.5, the mark that Iglewicz and Hoaglin propose
+(How to Detect and Handle Outliers, 1993), and its drift is at least twice the median, or at most half of it: where all
+others nearly agree, a small difference has a large score.
 """
 
 from __future__ import annotations

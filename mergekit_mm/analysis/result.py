@@ -34,6 +34,7 @@ class Analysis:
     """
 
     headline: str
+    is_omni: bool  # whether a modality merge is planned, and not one of capabilities
     base: str
     method: str
     experts: Sequence[Expert]
@@ -80,7 +81,7 @@ class Analysis:
 
     @cached_property
     def by_layer(self) -> Mapping[str, Mapping[int, Group]]:
-        """Stack of layers -> layer -> its matrices; beside the weights of norms, which are near 1, these would vanish."""
+        """Stack of layers -> layer -> its matrices: beside the weights of norms, near 1, their changes would vanish."""
         inside = [tensor for tensor in self.tensors if tensor.place.layer is not None and len(tensor.shape) > 1]
         found = self._grouped(inside, lambda tensor: (tensor.place.stack, tensor.place.layer))
         stacks: dict[str, dict[int, Group]] = {}

@@ -21,7 +21,7 @@ from mergekit_mm.analysis.result import Analysis, Expert
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.merge import enough_memory, plan_merge, require_device
 from mergekit_mm.plan.inputs import name_in_config
-from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.executors import run
@@ -113,6 +113,7 @@ def inspect(
     on_files = [] if files is None else [*files.warnings, *files.notes]
     return Analysis(
         headline=plan.report().splitlines()[0],
+        is_omni=isinstance(plan, OmniPlan),
         base=name_in_config(base),
         method=config.merge_method,
         experts=[_expert(plan, model, number) for number, model in enumerate(experts)],

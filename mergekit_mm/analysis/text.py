@@ -12,6 +12,7 @@ import numpy as np
 from mergekit_mm.analysis.advice import advise
 from mergekit_mm.analysis.cost import in_words
 from mergekit_mm.analysis.groups import Figures, Group
+from mergekit_mm.analysis.numbers import number, percent, short
 from mergekit_mm.analysis.outliers import outliers
 from mergekit_mm.analysis.result import Analysis
 from mergekit_mm.checkpoints.roles import Role
@@ -32,7 +33,7 @@ def _head(analysis: Analysis) -> Iterator[str]:
     yield analysis.headline
     matrices = sum(tensor.measures.rank is not None for tensor in analysis.tensors)
     seen = f"  {len(analysis.tensors)} tensors were looked at, {matrices} of them for spectra"
-    yield seen + ("." if analysis.layers is None else f"; {analysis.layers} layers of each stack.")
+    yield seen + ("." if analysis.layers is None else f"; so many layers of each stack: {analysis.layers}.")
     for why, count in analysis.not_measured.items():
         yield f"  {count} tensors were not: {why}."
     if not analysis.has_spectra:
@@ -47,15 +48,15 @@ def _experts(analysis: Analysis) -> Iterator[str]:
     group = analysis.merged if analysis.merged.tensors else analysis.all
     total = float(np.square(group.norms).sum())
     rows = []
-    for number, expert in enumerate(analysis.experts):
-        share = group.norms[number] ** 2 / total if total else math.nan
+    for at, expert in enumerate(analysis.experts):
+        share = group.norms[at] ** 2 / total if total else math.nan
         rows.append(
             [
                 expert.label,
                 expert.form,
-                _number(group.norms[number]),
-                _percent(group.drift[number]),
-                _percent(share),
+                number(group.norms[at]),
+                percent(group.drift[at]),
+                percent(share),
                 expert.name,
             ]
         )
@@ -66,7 +67,7 @@ def _experts(analysis: Analysis) -> Iterator[str]:
 def _roles(analysis: Analysis) -> Iterator[str]:
     yield "Drift by role: the norm of the task vector over that of the base's tensors"
     rows = [
-        [role.value, str(len(group.tensors)), *map(_percent, group.drift), _actions(group)]
+        [role.value, str(len(group.tensors)), *map(percent, group.drift), _actions(group)]
         for role, group in analysis.by_role.items()
     ]
     yield from table(["role", "tensors", *_labels(analysis), "in the merge"], rows, left=(0, len(analysis.experts) + 2))
@@ -99,8 +100,8 @@ def _parts(analysis: Analysis) -> Iterator[str]:
                 part,
                 str(len(tensors)),
                 *_drifts(group),
-                *map(_short, [side, *figures, rank]),
-                _percent(_mean(group.kept)),
+                *map(short, [side, *figures, rank]),
+                percent(_mean(group.kept)),
             ]
         )
     heads = ["part", "tensors", "drift", "side", "effective", "stable", "99 %", "k", "kept by k"]
@@ -119,7 +120,7 @@ def _drifts(group: Group) -> list[str]:
     if not len(known):
         return ["-"]
     low, high = float(known.min()), float(known.max())
-    return [_percent(low) if math.isclose(low, high) else f"{_percent(low)[:-2]} to {_percent(high)}"]
+    return [percent(low) if math.isclose(low, high) else f"{percent(low)[:-2]} to {percent(high)}"]
 
 
 def _layers(analysis: Analysis) -> Iterator[str]:
@@ -134,8 +135,8 @@ def _layers(analysis: Analysis) -> Iterator[str]:
         rows = []
         for layer in listed:
             group = layers[layer]
-            cosine = [_number(_mean(_upper(group.cosine)))] if len(analysis.experts) > 1 else []
-            rows.append([str(layer), *map(_percent, group.drift), *cosine])
+            cosine = [number(_mean(_upper(group.cosine)))] if len(analysis.experts) > 1 else []
+            rows.append([str(layer), *map(percent, group.drift), *cosine])
         yield from table(["layer", *_labels(analysis), *(["mean cosine"] if len(analysis.experts) > 1 else [])], rows)
         if len(listed) < len(layers):
             yield f"  {len(listed)} of {len(layers)} layers; all are in --json"
@@ -150,10 +151,10 @@ def _pairs(analysis: Analysis) -> Iterator[str]:
     rows = []
     for i, j in combinations(range(len(analysis.experts)), 2):
         pair = f"{analysis.experts[i].label} {analysis.experts[j].label}"
-        row = [pair, _number(group.cosine[i, j]), _percent(group.signs[i, j])]
+        row = [pair, number(group.cosine[i, j]), percent(group.signs[i, j])]
         for share, chance in ((outputs, chance_outputs), (inputs, chance_inputs)):
             known = np.isfinite(share[i, j])
-            row.append(f"{_percent(share[i, j])} ({_percent(chance[i, j])})" if known else "-")
+            row.append(f"{percent(share[i, j])} ({percent(chance[i, j])})" if known else "-")
         rows.append(row)
     yield "Pairs of experts, in what is merged (in brackets: what random subspaces have)"
     yield from table(["", "cosine", "equal signs", "common outputs", "common inputs"], rows, left=(0,))
@@ -168,7 +169,7 @@ def _losses(analysis: Analysis) -> Iterator[str]:
     for label, loss in losses.items():
         best = loss.best_strength
         at_best = None if best is None else loss.share_left(best)
-        rows.append([label, _percent(loss.share_left(1.0)), _number(best), _percent(at_best)])
+        rows.append([label, percent(loss.share_left(1.0)), number(best), percent(at_best)])
     yield from table(["method", "as it is", "least at", "there"], rows, left=(0,))
     yield "  least at: so many times what the method makes; no guide to the strength, as it knows nothing of answers"
 
@@ -179,7 +180,7 @@ def _outliers(analysis: Analysis) -> Iterator[str]:
         return
     yield "Tensors whose drift is far from the median of their role"
     rows = [
-        [analysis.experts[each.expert].label, _percent(each.drift), _percent(each.median), each.tensor.name]
+        [analysis.experts[each.expert].label, percent(each.drift), percent(each.median), each.tensor.name]
         for each in found[:_OUTLIERS]
     ]
     yield from table(["", "drift", "median", "tensor"], rows, left=(3,))
@@ -196,8 +197,8 @@ def _files(analysis: Analysis) -> Iterator[str]:
 
 def _advice(analysis: Analysis) -> Iterator[str]:
     yield "Advice"
-    for number, advice in enumerate(advise(analysis), 1):
-        yield from _wrapped(f"{number}. {advice.text}", "  ", "     ")
+    for place, advice in enumerate(advise(analysis), 1):
+        yield from _wrapped(f"{place}. {advice.text}", "  ", "     ")
         yield from _wrapped(f"Reason: {advice.reason}", "     ", "     ")
         yield from _wrapped(f"Source: {advice.source}.", "     ", "     ")
     yield "  Which method is best, validation questions tell: mergekit-mm tune."
@@ -227,24 +228,3 @@ def _mean(values: np.ndarray) -> float:
 
 def _upper(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(matrix[np.triu_indices(len(matrix), 1)])
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 0.1 else f"{value:#.3g}".removesuffix(".")
-
-
-def _short(value: float) -> str:
-    return (
-        "-" if not math.isfinite(value) else f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
-    )
-
-
-def _percent(share: float | None) -> str:
-    """Shares that are 0 or 1 as such, and one decimal of others, or two digits of small ones."""
-    if share is None or not math.isfinite(share):
-        return "-"
-    if share < 1e-9 or share >= 0.9995:
-        return f"{100 * share:.0f} %"
-    return f"{100 * share:.1f} %" if share >= 0.00995 else f"{100 * share:.2g} %"

@@ -52,11 +52,11 @@ class Signs(NamedTuple):
     equal: Tensor
 
 
-def signs(task_vectors: Sequence[TaskVector], most: int = ROWS_OF_SIGNS) -> Signs:
-    """The signs of N deltas of one shape compared, on at most `most` evenly spaced rows, which stand for all rows."""
+def signs(task_vectors: Sequence[TaskVector]) -> Signs:
+    """The signs of N deltas of one shape compared, on at most `ROWS_OF_SIGNS` rows, which stand for all of them."""
     own = [_with_rows(each) for each in task_vectors]
     count = own[0].shape[0]
-    picked = torch.linspace(0, count - 1, min(most, count), device=own[0].device).round().long()
+    picked = torch.linspace(0, count - 1, min(ROWS_OF_SIGNS, count), device=own[0].device).round().long()
     found = torch.stack([each.rows(picked).dense(torch.float32).sign().flatten() for each in own]).double()
     share = len(picked) / count
     changed = found.abs() @ found.abs().T / share
