@@ -5,16 +5,15 @@ Imports are local, so that `--help` is instant.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import SEED, logged, numbers, read_config
 from mergekit_mm.commands.inspect import inspect
+from mergekit_mm.commands.report import report
 from mergekit_mm.commands.tune import tune
-from mergekit_mm.errors import MergeError, system_errors
+from mergekit_mm.errors import MergeError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +28,7 @@ def main() -> None:
 
 main.add_command(align)
 main.add_command(inspect)
+main.add_command(report)
 main.add_command(tune)
 
 
@@ -210,65 +210,3 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
             click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
         else:
             click.echo(plan[tensor] if tensor else plan)
-
-
-@main.command(context_settings={"show_default": True})
-@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--base", metavar="MODEL", help="The base model.")
-@click.option("--expert", "experts", multiple=True, metavar="MODEL", help="An expert; may be given several times.")
-@click.option(
-    "--reference",
-    "references",
-    multiple=True,
-    metavar="MODEL",
-    help="A model to compare with that is neither input nor merge.",
-)
-@click.option("--tasks", metavar="NAME,...", help="Columns: tasks, headings, groups or patterns.  [default: all]")
-@click.option("--metric", metavar="NAME", help="Only tasks that have it.  [default: score, else a task's first]")
-@click.option(
-    "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", help="What is printed."
-)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write report.md, .csv and .png there.")
-@logged
-def report(
-    results: tuple[Path, ...],
-    base: str | None,
-    experts: tuple[str, ...],
-    references: tuple[str, ...],
-    tasks: str | None,
-    metric: str | None,
-    form: str,
-    out: Path | None,
-) -> None:
-    """Compare base, experts and merges by the result files that lm_eval --output_path wrote.
-
-    RESULTS are files, or directories with results_*.json (of lmms-eval: *_results.json) at any depth. Files of one
-    model are united; if several hold the same task, the newest counts.
-
-    MODEL is a model's name as lm-eval had it (pretrained=, or peft=), the last part of that name, or a pattern such as
-    '*-expert-?'. Models that are neither base, expert nor reference are merges. Without these options the roles come
-    from the mergekit_config.yml of merged models on disk; where there is none, the table has no roles and no gains.
-
-    \b
-    mean        plain mean of the columns that every model has
-    vs base     mean minus the base's mean
-    vs expert   mean minus the best mean of an expert
-    normalised  mean over the columns c of  score(c) / score of c's expert(c),
-                the expert being the one with the best score in c
-
-    Scores have intervals of 1.96 standard errors. Differences in how the models were measured (versions, samples,
-    prompts, settings) are listed beneath the table.
-
-    \b
-    mergekit-mm report results --base Qwen/Qwen2-VL-7B \\
-        --expert '*-OCR' --expert '*-Chart' --out report/
-    """
-    from mergekit_mm.evaluation.report import make_report
-
-    with system_errors(out):
-        text, notes = make_report(
-            results, base, experts, references, metric, tasks.split(",") if tasks else (), form, out
-        )
-    click.echo(text)
-    if form == "csv":
-        click.echo("\n".join(notes), err=True)

@@ -105,4 +105,10 @@ def _analyse(
     settings = run.Settings(layers, spectra, losses, methods.split(",") if methods else ())
     options = MergeOptions(cuda=cuda, quiet=quiet or not sys.stderr.isatty())
     analysis = run.inspect(config, source, options, settings, lambda line: click.echo(line, err=True))
+    if html:
+        from mergekit_mm.analysis.page import as_page
+        from mergekit_mm.pages import write_page
+
+        write_page(html, as_page(analysis))
+        click.echo(f"{html} has them as a page.", err=True)
     click.echo(json.dumps(figures_of(analysis), indent=2) if as_json else str(analysis))

@@ -16,6 +16,7 @@
 - `found_tasks`: tasks of lm-eval by their names; `questions`: what their documents ask, without the answers;
   `asked_tasks`: some of their documents asked in this process
 - `decoding`, `images`, `videos`: media as processors take them
+- `thumbnails`: small copies of media, for pages; `shown`: those of a task's documents, by their numbers
 
 The only room that reaches into lm-eval's inside (`lm_eval.models`, private methods of `HFLM`). May import lm-eval and
 transformers; of this package `evaluation.tasks`, `omni`, `checkpoints` and `errors`. Not `evaluation.report`, nor any

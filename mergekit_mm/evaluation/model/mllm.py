@@ -26,6 +26,7 @@ from mergekit_mm.evaluation.model.likelihood import logits_of_answers, tokenize_
 from mergekit_mm.evaluation.model.loading import MultimodalLoader
 from mergekit_mm.evaluation.model.replies import with_image_sizes
 from mergekit_mm.evaluation.model.run import Run, completed_scores, document_of, forget_stand_ins
+from mergekit_mm.evaluation.model.thumbnails import Writer
 from mergekit_mm.evaluation.tasks.missing import check as missing_policy
 
 LOG = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class MLLM(MultimodalLoader):
         (before the run), `skip` or `wrong`; see `evaluation.tasks.missing`.
     think_end_token: the text, or the id of the token, that ends the model's thoughts, which are taken off the answer.
     skip_special_tokens: whether special tokens are left out of answers.
+    thumbnails: a folder into which small copies of all media are written, for `mergekit-mm report --html`.
     device: by default a GPU if there is one. device_map: as in transformers, to split a model over several devices.
     """
 
@@ -73,6 +75,7 @@ class MLLM(MultimodalLoader):
         long_audio: str = "error",
         missing: str = "error",
         skip_special_tokens: bool = True,
+        thumbnails: str | None = None,
         device: str | None = None,
         device_map: Any = None,
         batch_size: int | str | None = 1,
@@ -101,6 +104,7 @@ class MLLM(MultimodalLoader):
         renderer = PromptRenderer(self.processor, self.config, template, system_prompt, self.chat_template_args)
         frames = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
         self.reader = Reader(self.processor, renderer, options, frames, AudioWindow(long_audio))
+        self.thumbnails = Writer(thumbnails, self.rank) if thumbnails else None
         self.run = Run(self)
         self.cache_hook: Any = self.run.answers
 
@@ -136,6 +140,8 @@ class MLLM(MultimodalLoader):
         ]
         self.reader.check((request.task_name, request.args[2]) for request in multimodal)
         stand_ins = self.run.examine(multimodal)
+        if self.thumbnails:
+            self.thumbnails.add(multimodal)
         answers = iter(with_media([one for n, one in enumerate(multimodal) if n not in stand_ins], disable_tqdm))
         of_multimodal = iter([stand_ins[n] if n in stand_ins else next(answers) for n in range(len(multimodal))])
         of_plain = iter(text_only(plain, disable_tqdm) if plain else ())

@@ -19,18 +19,22 @@ NORMAL_95 = 1.959964  # half the width of a 95 % interval in standard errors
 
 
 @dataclass(frozen=True)
-class _Column:
-    """A column of text: heading, one cell a row, and the rows that are the best merges of it."""
+class TextColumn:
+    """A column of text: heading, one cell a row, their numbers, and the rows that are the best merges of it.
+
+    numbers: None where there is none; a column of names has none at all.
+    """
 
     heading: str
     cells: list[str]
+    numbers: list[float | None]
     best: frozenset[int] = frozenset()
     is_name: bool = False
 
 
 def as_text(table: Table, notes: Sequence[str]) -> str:
     """Aligned columns, a blank line between roles, notes beneath; the best merges of a column have a star."""
-    columns = _columns(table)
+    columns = text_columns(table)
     printed = []
     for each in columns:
         blank = " " if each.best else ""
@@ -47,12 +51,12 @@ def as_text(table: Table, notes: Sequence[str]) -> str:
         lines += [""] if at and roles[at] is not roles[at - 1] else []
         lines.append(line.rstrip())
     star = ["* the best merge of the column."] if any(each.best for each in columns) else []
-    return "\n".join([*lines, "", *_legend(table), *star, *notes])
+    return "\n".join([*lines, "", *legend(table), *star, *notes])
 
 
 def as_markdown(table: Table, notes: Sequence[str]) -> str:
     """A pipe table, the best merges of a column in bold, and a list of notes."""
-    columns = _columns(table)
+    columns = text_columns(table)
     cells = [
         [_escaped(each.heading), "---" if each.is_name else "---:"]
         + [f"**{cell}**" if at in each.best else _escaped(cell) for at, cell in enumerate(each.cells)]
@@ -60,7 +64,7 @@ def as_markdown(table: Table, notes: Sequence[str]) -> str:
     ]
     lines = [f"| {' | '.join(line)} |" for line in zip(*cells, strict=True)]
     bold = ["Bold: the best merge of the column."] if any(each.best for each in columns) else []
-    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in [*_legend(table), *bold, *notes])])
+    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in [*legend(table), *bold, *notes])])
 
 
 def as_csv(table: Table) -> str:
@@ -88,20 +92,22 @@ def write_files(directory: Path, table: Table, notes: Sequence[str], figure: Fig
         figure.savefig(directory / "report.png")
 
 
-def _columns(table: Table) -> list[_Column]:
+def text_columns(table: Table) -> list[TextColumn]:
     """Role and model, the scores, their mean, and what the roles allow to be compared."""
-    columns = [_Column("model", [row.participant.label for row in table.rows], is_name=True)]
+    columns = [_names("model", [row.participant.label for row in table.rows])]
     roles = [row.participant.role.value for row in table.rows]
     if any(roles):
-        columns.insert(0, _Column("role", roles, is_name=True))
+        columns.insert(0, _names("role", roles))
 
     def scores(heading: str, cells: Sequence[Score | None], higher_is_better: bool = True) -> None:
         best = frozenset(table.best_merges(cells, higher_is_better))
-        columns.append(_Column(heading, list(map(_cell, cells)), best))
+        values = [cell.value if cell else None for cell in cells]
+        columns.append(TextColumn(heading, list(map(cell_text, cells)), values, best))
 
     def numbers(heading: str, value: Callable[[Row], float | None], sign: str = "") -> None:
-        found = map(value, table.rows)
-        columns.append(_Column(heading, ["-" if n is None else f"{n:{sign}.{DECIMALS}f}" for n in found]))
+        found = [value(row) for row in table.rows]
+        texts = ["-" if n is None else f"{n:{sign}.{DECIMALS}f}" for n in found]
+        columns.append(TextColumn(heading, texts, found))
 
     for at, each in enumerate(table.columns):
         scores(each.header, [row.cells[at] for row in table.rows], each.higher_is_better)
@@ -116,14 +122,20 @@ def _columns(table: Table) -> list[_Column]:
     return columns
 
 
-def _cell(cell: Score | None) -> str:
+def _names(heading: str, names: list[str]) -> TextColumn:
+    return TextColumn(heading, names, [None] * len(names), is_name=True)
+
+
+def cell_text(cell: Score | None) -> str:
+    """A score with its interval, a dash if there is none."""
     if cell is None:
         return "-"
     interval = "" if cell.stderr is None else f" ± {NORMAL_95 * cell.stderr:.{DECIMALS}f}"
     return f"{cell.value:.{DECIMALS}f}{interval}"
 
 
-def _legend(table: Table) -> list[str]:
+def legend(table: Table) -> list[str]:
+    """What the numbers of the table are, and what their intervals."""
     parts = ["Percent"] if any(column.percent for column in table.columns) else []
     if any(cell and cell.stderr is not None for row in table.rows for cell in (*row.cells, row.mean)):
         parts.append("± 1.96 standard errors of the files (of the mean: columns taken as independent)")

@@ -28,7 +28,8 @@ _NO_METRIC = {"alias", "name", "sample_len", "sample_count"}
 _IDENTITY = ("pretrained", "peft", "delta", "model", "path", "engine", "revision")
 # The arguments in which lm-eval looks for a model's name, in its order.
 _NAMES = ("peft", "delta", "pretrained", "model", "model_version", "path", "engine")
-_HARDWARE = ("batch_size", "max_batch_size", "device", "device_map", "parallelize")
+# Those that change no answer, or as little as rounding does.
+_NO_CONDITION = ("batch_size", "max_batch_size", "device", "device_map", "parallelize", "thumbnails")
 # Metrics of files that do not tell which way is better.
 _LOWER_IS_BETTER = (
     "ppl",
@@ -246,7 +247,7 @@ def _conditions(
     }
     if found["dtype"] in _HALF:  # in half precision answers depend on the batch size, by rounding
         found["batch size"] = config.get("batch_size")
-    skipped = (*_IDENTITY, *_HARDWARE, "dtype", *(["chat_template"] if "chat_template" in config else []))
+    skipped = (*_IDENTITY, *_NO_CONDITION, "dtype", *(["chat_template"] if "chat_template" in config else []))
     found |= {f"model argument {key}": value for key, value in arguments.items() if key not in skipped}
     generation = config.get("generation_config") or {}  # the checkpoint's, which `mllm` records
     found |= {f"generation config {key}": generation.get(key) for key in _GREEDY}

@@ -1,0 +1,246 @@
+"""The results as a page: the table, dots, curves of strengths, gains and losses, and the answers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from mergekit_mm.evaluation.report import answers
+from mergekit_mm.evaluation.report.media import Sources, find_media
+from mergekit_mm.evaluation.report.render import NORMAL_95, legend, text_columns
+from mergekit_mm.evaluation.report.results import Score
+from mergekit_mm.evaluation.report.roles import Role
+from mergekit_mm.evaluation.report.samples import collect_questions
+from mergekit_mm.evaluation.report.strengths import Series, series
+from mergekit_mm.evaluation.report.table import Row, Table
+from mergekit_mm.pages import (
+    Cell,
+    Column,
+    Dot,
+    DotPanel,
+    DotRow,
+    Line,
+    LinePanel,
+    Page,
+    Point,
+    Section,
+    dots,
+    heat_map,
+    lines,
+    table,
+    tag,
+    write_page,
+)
+
+_KINDS = {Role.BASE: 0, Role.EXPERT: 1, Role.MERGE: 2, Role.REFERENCE: 4, Role.UNKNOWN: 1}  # of marks
+_MEAN = "mean"
+
+
+def write_report(path: Path, found: Table, notes: Sequence[str], sources: Sources) -> int:
+    """Write the page to `path`, whole or not at all. Returns its size in bytes.
+
+    ReportError: a file of samples or of thumbnails is damaged. MergeError: the file cannot be written.
+    """
+    questions, missing = collect_questions(found)
+    media, about_media = find_media(questions, sources)
+    data, about_texts = answers.data(found, questions, media)
+    sections = [
+        Section("overview", "Overview", [_overview(found), _as_list(legend(found))]),
+        Section("scores", "Scores with intervals", [_scores(found)]),
+    ]
+    if strengths := series(found):
+        sections.append(Section("strengths", "Strengths", [_strengths(found, strengths)]))
+    if gains := _gains(found):
+        sections.append(Section("gains", "Gains and losses", gains))
+    told = [*missing, *about_media, *about_texts]
+    sections.append(
+        Section(
+            "answers",
+            "Answers",
+            [*([_as_list(told)] if told else []), *(answers.elements(questions) if questions else [])],
+        )
+    )
+    sections.append(Section("notes", "Notes", [_as_list(notes)]))
+    page = Page(
+        title=f"{_counted(found.rows, 'model')} on {_counted(found.columns, 'task')}",
+        lead=[_lead(found)],
+        sections=sections,
+        data=[data] if questions else [],
+        script=answers.script() if questions else "",
+        style=answers.style() if questions else "",
+    )
+    return write_page(path, page)
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _lead(found: Table) -> str:
+    roles = [row.participant.role for row in found.rows]
+    counted = [
+        f"{roles.count(role)} {role.value}{'s' * (roles.count(role) > 1)}" for role in Role if role.value in roles
+    ]
+    of = f": {', '.join(counted)}" if any(role.value for role in roles) else ""
+    return f"Results of lm-eval{of}. How they were measured, and what was not measured alike, is in the notes."
+
+
+def _as_list(texts: Sequence[str]) -> Markup:
+    return tag("ul", [tag("li", text) for text in texts])
+
+
+def _column_key(at: int) -> str:
+    return f"task-{at}"
+
+
+def _row_key(at: int) -> str:
+    return f"model-{at}"
+
+
+def _overview(found: Table) -> Markup:
+    """The table of the command line, with the model first, since that names a row."""
+    columns = sorted(text_columns(found), key=lambda each: each.heading != "model" or not each.is_name)
+    keys = [_column_key(at) for at in range(len(found.columns))] + ([_MEAN] if found.has_mean else [])
+    scored = [at for at, each in enumerate(columns) if not each.is_name]
+    named = dict(zip(scored, keys, strict=False))
+    rows = [
+        [
+            each.cells[at] if each.is_name else Cell(_minus(each.cells[at]), _order(each.numbers[at]), at in each.best)
+            for each in columns
+        ]
+        for at in range(len(found.rows))
+    ]
+    headings = [Column(each.heading, not each.is_name, key=named.get(at, "")) for at, each in enumerate(columns)]
+    caption = "All models and tasks. Bold: the best merge of the column."
+    return table("models", caption, headings, rows, [_row_key(at) for at in range(len(found.rows))])
+
+
+def _order(number: float | None) -> float | str:
+    return "" if number is None else number
+
+
+def _minus(text: str) -> str:
+    return "–" if text == "-" else text.replace("-", "−")
+
+
+def _scores(found: Table) -> Markup:
+    rows = [
+        DotRow(row.participant.label, _KINDS[row.participant.role], _row_key(at)) for at, row in enumerate(found.rows)
+    ]
+    panels = [
+        _dot_panel(found, each.header, lambda row, at=at: row.cells[at], each.higher_is_better, _column_key(at))  # type: ignore[misc]
+        for at, each in enumerate(found.columns)
+    ]
+    if found.has_mean:
+        panels.append(_dot_panel(found, _MEAN, lambda row: row.mean, True, _MEAN))
+    shown = [
+        (_KINDS[role], role.value)
+        for role in Role
+        if role.value and any(r.participant.role is role for r in found.rows)
+    ]
+    caption = "A panel for each column of the table, each on its own scale. Bars: 95 % intervals."
+    caption += " Dotted: the base." if found.base else ""
+    caption += (
+        " Filled diamonds: the best merge." if sum(r.participant.role is Role.MERGE for r in found.rows) > 1 else ""
+    )
+    return dots("score-dots", caption, rows, panels, shown)
+
+
+def _dot_panel(found: Table, heading: str, score: Callable[[Row], Score | None], higher: bool, key: str) -> DotPanel:
+    cells = [score(row) for row in found.rows]
+    best = found.best_merges(cells, higher)
+    dotted = [
+        None if cell is None else Dot(cell.value, *_interval(cell), hollow=_is_lesser(found, at, best))
+        for at, cell in enumerate(cells)
+    ]
+    base = next((cell for row, cell in zip(found.rows, cells, strict=True) if row.participant is found.base), None)
+    title = heading if higher else f"{heading} (lower is better)"
+    return DotPanel(title, dotted, base.value if base else None, key)
+
+
+def _is_lesser(found: Table, at: int, best: set[int]) -> bool:
+    return bool(best) and found.rows[at].participant.role is Role.MERGE and at not in best
+
+
+def _interval(score: Score) -> tuple[float | None, float | None]:
+    if score.stderr is None:
+        return None, None
+    return score.value - NORMAL_95 * score.stderr, score.value + NORMAL_95 * score.stderr
+
+
+def _strengths(found: Table, several: Sequence[Series]) -> Markup:
+    """A panel for the mean and for each column, with a line for each merge of which there are several strengths."""
+    panels = []
+    scores: list[tuple[str, str, Callable[[Row], Score | None]]] = []
+    if found.has_mean:
+        scores.append((_MEAN, _MEAN, lambda row: row.mean))
+    for at, each in enumerate(found.columns):
+        scores.append((each.header, _column_key(at), lambda row, at=at: row.cells[at]))  # type: ignore[misc]
+    for heading, key, score in scores:
+        drawn = [
+            Line(
+                each.name,
+                [Point(at, cell.value, *_interval(cell)) for at, row in each.points if (cell := score(row))],
+                1 + n % 5,
+            )
+            for n, each in enumerate(several)
+        ]
+        references = [
+            (name, max(values))
+            for name, role in (("base", Role.BASE), ("best expert", Role.EXPERT))
+            if (values := [cell.value for row in found.rows if row.participant.role is role and (cell := score(row))])
+        ]
+        if any(line.points for line in drawn):
+            panels.append(LinePanel(heading, [line for line in drawn if line.points], references, key))
+    caption = "Merges of which several strengths were evaluated (models called scaling_NUMBER). Bands: 95 % intervals."
+    return lines("strength-lines", caption, "strength", panels)
+
+
+def _gains(found: Table) -> list[str]:
+    """Heat maps of the differences from the base and from the best expert of each column, for merges and references."""
+    compared = [row for row in found.rows if row.participant.role in (Role.MERGE, Role.REFERENCE)]
+    columns = [at for at, each in enumerate(found.columns) if each.percent]
+    experts = [row for row in found.rows if row.participant.role is Role.EXPERT]
+    base = next((row for row in found.rows if row.participant is found.base), None)
+    if not compared or not columns:
+        return []
+    maps: list[str] = []
+    if base is not None:
+        against = {at: base.cells[at] for at in columns}
+        maps.append(_differences(found, "gains-base", "Points above or below the base.", compared, against))
+    if experts:
+        best = {
+            at: max((row.cells[at] for row in experts), key=lambda cell: cell.value if cell else -math.inf)
+            for at in columns
+        }
+        told = "Points above or below the expert that is best at the task."
+        maps.append(_differences(found, "gains-expert", told, compared, best))
+    if maps:
+        maps.append(
+            "A pointer on a cell, or the arrow keys, show its interval: 1.96 standard errors, with both scores taken "
+            "as independent. On the same questions they are not, and the true interval is smaller."
+        )
+    return maps
+
+
+def _differences(
+    found: Table, identity: str, caption: str, compared: Sequence[Row], against: dict[int, Score | None]
+) -> Markup:
+    values: list[list[float | None]] = []
+    notes: list[list[str]] = []
+    for row in compared:
+        pairs = [(row.cells[at], other) for at, other in against.items()]
+        values.append([one.value - other.value if one and other else None for one, other in pairs])
+        notes.append([_uncertainty(one, other) for one, other in pairs])
+    headers = [found.columns[at].header for at in against]
+    names = [row.participant.label for row in compared]
+    return heat_map(identity, caption, names, headers, values, centre=0.0, form="+.1f", notes=notes)
+
+
+def _uncertainty(one: Score | None, other: Score | None) -> str:
+    if not one or not other or one.stderr is None or other.stderr is None:
+        return ""
+    return f"± {NORMAL_95 * math.hypot(one.stderr, other.stderr):.1f}"
