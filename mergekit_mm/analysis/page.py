@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,11 +13,11 @@ from mergekit_mm.analysis.advice import advise
 from mergekit_mm.analysis.groups import Figures, Group
 from mergekit_mm.analysis.numbers import number, percent
 from mergekit_mm.analysis.outliers import outliers
-from mergekit_mm.analysis.result import Analysis
+from mergekit_mm.analysis.result import Analysis, Expert
 from mergekit_mm.pages import Cell, Column, Line, LinePanel, Page, Point, Section, heat_map, lines, table, tag
 
 _KINDS = 6  # of lines, which the pages tell apart
-_STRENGTHS = [at / 20 for at in range(41)]
+_STRENGTHS = [at / 10 for at in range(21)]
 _ACTIONS = {
     "merge": "merged",
     "average": "mean of the experts",
@@ -43,14 +44,14 @@ def _advice(analysis: Analysis) -> Section:
         tag(
             "li",
             [
-                tag("strong", each.text),
-                tag("p", f"Reason: {each.reason}"),
-                tag("p", f"Source: {each.source}."),
+                tag("strong", _with_code(each.text)),
+                tag("p", _with_code(f"Reason: {each.reason}")),
+                tag("p", _with_code(f"Source: {each.source}.")),
             ],
         )
         for each in advise(analysis)
     ]
-    told = "Which method is best, validation questions tell: mergekit-mm tune."
+    told = tag("p", _with_code("Which method is best, validation questions tell: `mergekit-mm tune`."))
     return Section("advice", "Advice", [tag("ol", points), told] if points else [told])
 
 
@@ -69,14 +70,16 @@ def _experts(analysis: Analysis) -> Section:
         for at, expert in enumerate(analysis.experts)
     ]
     columns = [
-        Column(""),
+        Column("letter"),
         Column("expert"),
         Column("form"),
         Column("norm", numeric=True, note="of the task vector, over all that is merged"),
         Column("drift", numeric=True, note="that norm over the norm of the base's tensors"),
         Column("of all norm²", numeric=True, note="the share of the squared norms of all experts"),
     ]
-    return Section("experts", "Experts", [table("experts-table", "The experts, in what is merged", columns, rows)])
+    return Section(
+        "experts", "Experts", [table("experts-table", "The experts, in what is merged", columns, rows, tools=False)]
+    )
 
 
 def _drift(analysis: Analysis) -> Section:
@@ -88,7 +91,7 @@ def _drift(analysis: Analysis) -> Section:
     columns = [Column("role"), Column("tensors", numeric=True), *(Column(each, numeric=True) for each in labels)]
     blocks: list[str] = [
         "Drift is the norm of what an expert changed over the norm of the base's tensors.",
-        table("roles", "Drift by role", [*columns, Column("in the merge")], roles),
+        table("roles", "Drift by role", [*columns, Column("in the merge")], roles, tools=False),
     ]
     panels = [
         LinePanel(
@@ -104,7 +107,7 @@ def _drift(analysis: Analysis) -> Section:
         blocks.append(lines("by-layer", "Drift by layer, in %, of the matrices of each stack", "layer", panels, ".2f"))
     for place, (stack, _layers) in enumerate(_moved(analysis)):
         for at, expert in enumerate(analysis.experts):
-            caption = f"Drift of {expert.label} in %, by part and layer of {stack}"
+            caption = f"Drift of {_short_name(expert)} in %, by part and layer of {stack}"
             blocks += _by_part(analysis, stack, f"drift-{place}-{at}", caption, _drift_of(at), ".1f")
     return Section("drift", "Drift", blocks)
 
@@ -157,12 +160,12 @@ def _spectra(analysis: Analysis) -> Section:
     panels = list(_spectrum_panels(analysis))
     if panels:
         caption = (
-            "Singular values of the task vectors over the largest, on a logarithmic scale to base 10: means over layers. "
-            "k is the rank that OptMerge keeps"
+            "Singular values of the task vectors over the largest, means over layers; both axes are logarithms to base "
+            "10. k is the rank that OptMerge keeps"
         )
         blocks.append(lines("spectrum", caption, "place, logarithm", panels, ".2f", ".2f"))
     figures: Sequence[tuple[str, str, Callable[[Group], float], str]] = (
-        ("effective", "Effective rank", lambda group: _mean(group.mean_of_spectra("effective")), ".0f"),
+        ("effective", "Effective rank", lambda group: _mean(group.mean_of_spectra("effective")), ".1f"),
         ("stable", "Stable rank", lambda group: _mean(group.mean_of_spectra("stable")), ".1f"),
         ("kept", "Squared norm in % that OptMerge's cut keeps", lambda group: 100 * _mean(group.kept), ".1f"),
     )
@@ -188,7 +191,7 @@ def _spectrum_panels(analysis: Analysis) -> Iterator[LinePanel]:
                     heights.setdefault(place, []).append(height)
             points = [Point(math.log10(place), math.log10(_mean(np.array(h)))) for place, h in sorted(heights.items())]
             if points:
-                drawn.append(Line(expert.label, points, _kind(at)))
+                drawn.append(Line(_short_name(expert), points, _kind(at)))
         if drawn:
             yield LinePanel(f"{part} ({min(shape[-2:])} places, k = {tensors[0].measures.rank})", drawn)
 
@@ -221,7 +224,7 @@ def _losses(analysis: Analysis) -> Section:
             "with the rows of task vectors in the place of inputs. It is found from weights, knows nothing of answers, "
             "and is no guide to the strength.",
             lines("loss", caption, "strength", [panel], ".1f"),
-            table("losses-table", "Interaction loss, of the unmerged base's", columns, rows),
+            table("losses-table", "Interaction loss, of the unmerged base's", columns, rows, tools=False),
         ],
     )
 
@@ -300,7 +303,18 @@ def _actions(group: Group) -> str:
 
 
 def _labels(analysis: Analysis) -> list[str]:
-    return [expert.label for expert in analysis.experts]
+    return [_short_name(expert) for expert in analysis.experts]
+
+
+def _short_name(expert: Expert) -> str:
+    """The letter and the last part of the name: `A lora_chart`."""
+    return f"{expert.label} {re.split(r'[/+]', expert.name.rstrip('/'))[-1]}"
+
+
+def _with_code(text: str) -> list[str]:
+    """A sentence whose parts between backticks are code."""
+    parts = text.split("`")
+    return [tag("code", part) if at % 2 else part for at, part in enumerate(parts)]
 
 
 def _kind(at: int) -> int:

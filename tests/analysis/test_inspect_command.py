@@ -61,7 +61,7 @@ def reasons(found: dict[str, str], pattern: str) -> list[str]:
     return [reason for reason in found if re.search(pattern, reason)]
 
 
-# ------------------------------------------------------------------------------------------------------------ the tables
+# ----------------------------------------------------------------------------------------------------------- the tables
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def test_a_directory_is_described_as_before() -> None:
     assert "layers of the language model: model.language_model.layers" in result.output
 
 
-# ------------------------------------------------------------------------------------------------------------ the advice
+# ----------------------------------------------------------------------------------------------------------- the advice
 
 
 def test_equal_experts_and_experts_that_are_the_base() -> None:
