@@ -200,7 +200,8 @@ def _losses(analysis: Analysis) -> Section:
     losses = analysis.merged.losses
     if not losses:
         return Section("losses", "Interaction losses", [])
-    drawn, rows = [], []
+    drawn: list[Line] = []
+    rows: list[list[Cell | str | float | None]] = []
     for at, (label, loss) in enumerate(losses.items()):
         shares = [(strength, loss.share_left(strength)) for strength in _STRENGTHS]
         drawn.append(Line(label, [Point(s, 100 * share) for s, share in shares if share is not None], _kind(at)))
