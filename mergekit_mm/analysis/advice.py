@@ -216,11 +216,13 @@ def _heavy_drift(analysis: Analysis) -> Iterator[Advice]:
     if heavy:
         yield Advice(
             "strength",
-            "Try lower strengths first, 0.1 to 0.5, and a checkpoint of less training if there is one.",
+            "Of methods whose delta is near the sum (wudi, swudi, aswudi, tsv, task_arithmetic) try lower strengths first, "
+            "0.1 to 0.5; and a checkpoint of less training if there is one.",
             f"Experts went far from the base: {', '.join(heavy)} of its norm.",
             "the bound of arXiv 2505.19892 (theorem 3.1) grows with the square of learning rate times steps. On "
             "examples/easy_vqa, LoRA experts with drifts of 26 to 36 % had the best strength of wudi, swudi, aswudi "
-            "and tsv at 0.1 to 0.5, full fine-tunes of 10 to 15 % at 1.0 to 1.5; one set each, so 20 % is a mark",
+            "and tsv at 0.1 to 0.5 (that of optmerge at 1.0), full fine-tunes of 10 to 15 % at 1.0 to 1.5; one set of "
+            "each, so 20 % is a mark",
         )
 
 

@@ -24,7 +24,7 @@ class Expert:
     model_type: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis:
     """What `mergekit-mm inspect` found.
 

@@ -167,8 +167,12 @@ def _is_matrix(tensor: TensorPlan) -> bool:
 
 
 def _is_solved(tensor: TensorPlan) -> bool:
-    """Whether it is a matrix that the merge method merges, for which spectra and losses mean something."""
-    return _is_matrix(tensor) and isinstance(tensor.shared_action, Merge)
+    """Whether it is a matrix that the merge method merges, for which spectra and losses mean something.
+
+    Embeddings and heads are left out: their rows are tokens rather than outputs, and in float64 each takes gigabytes.
+    """
+    is_merged = isinstance(tensor.shared_action, Merge)
+    return is_merged and _is_matrix(tensor) and tensor.info.vocabulary_axis is None
 
 
 def _decided(asked: bool | None, operations: float, what: str, tell: Tell) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from end_to_end import checkpoint, experts, task_arithmetic, with_method
 from peft_adapters import in_memory, pair, plus
+from pretend_device import pretend_devices
 
 from mergekit_mm import api
 from mergekit_mm.analysis.as_json import as_json
@@ -250,3 +251,19 @@ def test_three_experts_one_of_which_lacks_a_tensor_are_compared_where_they_can_b
     assert found.not_measured["the base model does not have them"] > 0
     (pair_of,) = combinations(range(2), 2)
     assert -1 < found.merged.cosine[pair_of] < 1
+
+
+@pytest.mark.parametrize("kind", ["dense", "adapters"])
+def test_figures_are_the_same_on_another_device(kind: str) -> None:
+    base = checkpoint("llava")
+    models = experts("llava")[:2] if kind == "dense" else [plus(base, adapter) for adapter, _ in pair("llava")]
+    config = with_method("optmerge", base, models)
+    with pretend_devices() as operations:
+        there = api.inspect(config, cuda=True, quiet=True)
+    assert operations[torch.device("cuda", 0)] > 100
+    here = api.inspect(config, quiet=True)
+    for one, other in zip(there.tensors, here.tensors, strict=True):
+        np.testing.assert_allclose(one.measures.inner, other.measures.inner, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(there.merged.mean_of_spectra("effective"), here.merged.mean_of_spectra("effective"))
+    for label, found in here.merged.losses.items():
+        assert there.merged.losses[label].share_left(1.0) == pytest.approx(found.share_left(1.0), rel=1e-5)
