@@ -14,11 +14,13 @@ from itertools import combinations
 
 import numpy as np
 
+from mergekit_mm.analysis.groups import Figures
 from mergekit_mm.analysis.numbers import number, percent
 from mergekit_mm.analysis.outliers import outliers
 from mergekit_mm.analysis.result import Analysis
 
 _SAME = 1 - 1e-6  # cosine above which two task vectors are one but for rounding, and perhaps for their length
+_ROUNDED = 0.01  # drift: twice that of the coarsest rounding to bfloat16
 _ALIKE = 0.9  # mark: cosine above which two experts are nearly one
 _ORTHOGONAL = 0.1  # mark: cosine up to which task vectors count as nearly orthogonal
 _OPPOSED = -0.1  # mark: cosine below which they count as opposed
@@ -63,8 +65,8 @@ def _unchanged(analysis: Analysis) -> Iterator[Advice]:
 
 def _identical(analysis: Analysis) -> Iterator[Advice]:
     for i, j, cosine in _pairs(analysis, analysis.all.cosine):
-        first, second = analysis.experts[i].label, analysis.experts[j].label
         if cosine > _SAME:
+            first, second = analysis.experts[i].label, analysis.experts[j].label
             ratio = analysis.all.norms[j] / analysis.all.norms[i]
             times = "" if math.isclose(ratio, 1.0, rel_tol=1e-3) else f", {ratio:.3g} times as long"
             yield Advice(
@@ -73,13 +75,42 @@ def _identical(analysis: Analysis) -> Iterator[Advice]:
                 f"The task vector of {second} is that of {first}{times}.",
                 "arithmetic: one expert counts twice, in sums as in means",
             )
-        elif cosine > _ALIKE:
-            yield Advice(
-                "experts",
-                f"Let {first} and {second} count as one: give each of them half of its weight, or leave one out.",
-                f"The cosine of their task vectors is {cosine:.2f}.",
-                f"arithmetic: their sum is nearly twice either; {_ALIKE:g} is a mark",
-            )
+
+
+def _another_base(analysis: Analysis) -> Iterator[Advice]:
+    if any(cosine > _SAME for _i, _j, cosine in _pairs(analysis, analysis.all.cosine)):
+        return
+    common = [tensor for tensor in analysis.tensors if _is_of_all(tensor, len(analysis.experts))]
+    if common:
+        drift = max(tensor.drift(0) or 0.0 for tensor in common)
+        yield Advice(
+            "experts",
+            "Find the model that these were trained from: the `base_model` of the config seems to be another, and what "
+            "that one differs by is merged once for each expert.",
+            f"In {len(common)} of {len(analysis.tensors)} tensors all experts have the same values and the base has "
+            f"others, with a drift of up to {percent(drift)}.",
+            "arithmetic: models that were trained apart do not arrive at the same values",
+        )
+
+
+def _is_of_all(tensor: Figures, experts: int) -> bool:
+    """Whether all of at least two experts have the same values in a tensor, which the base has not even rounded."""
+    inner, drift = tensor.measures.inner, tensor.drift(0)
+    is_common = 1 < experts == len(tensor.experts) and math.isclose(inner.min(), inner.max(), rel_tol=1e-6)
+    return is_common and drift is not None and drift > _ROUNDED
+
+
+def _alike(analysis: Analysis) -> Iterator[Advice]:
+    if any(True for _ in _another_base(analysis)):
+        return
+    found = [pair for pair in _pairs(analysis, analysis.all.cosine) if _ALIKE < pair[2] <= _SAME]
+    if found:
+        yield Advice(
+            "experts",
+            "Let experts that are nearly one count as one: share one weight among them, or leave some out.",
+            f"Cosines of task vectors near 1: {_listed(analysis, sorted(found, key=lambda pair: -pair[2]))}.",
+            f"arithmetic: the sum of two such is nearly twice either; {_ALIKE:g} is a mark",
+        )
 
 
 def _dominating(analysis: Analysis) -> Iterator[Advice]:
@@ -191,7 +222,7 @@ def _directions(analysis: Analysis) -> Iterator[Advice]:
         yield Advice(
             "method",
             "Expect loss where these meet, and see which layers it is in.",
-            f"Task vectors point away from each other: {_listed(analysis, opposed)}.",
+            f"Task vectors point away from each other: {_listed(analysis, sorted(opposed, key=lambda pair: pair[2]))}.",
             f"arithmetic: in a sum they cancel in part; {_OPPOSED:g} is a mark",
         )
     elif pairs and all(abs(cosine) <= _ORTHOGONAL for _i, _j, cosine in pairs):
@@ -216,8 +247,8 @@ def _heavy_drift(analysis: Analysis) -> Iterator[Advice]:
     if heavy:
         yield Advice(
             "strength",
-            "Of methods whose delta is near the sum (wudi, swudi, aswudi, tsv, task_arithmetic) try lower strengths first, "
-            "0.1 to 0.5; and a checkpoint of less training if there is one.",
+            "Of methods whose delta is near the sum (wudi, swudi, aswudi, tsv, task_arithmetic) try lower strengths "
+            "first, 0.1 to 0.5; and a checkpoint of less training if there is one.",
             f"Experts went far from the base: {', '.join(heavy)} of its norm.",
             "the bound of arXiv 2505.19892 (theorem 3.1) grows with the square of learning rate times steps. On "
             "examples/easy_vqa, LoRA experts with drifts of 26 to 36 % had the best strength of wudi, swudi, aswudi "
@@ -263,6 +294,8 @@ def _standing_out(analysis: Analysis) -> Iterator[Advice]:
 _RULES: Sequence[Callable[[Analysis], Iterator[Advice]]] = (
     _unchanged,
     _identical,
+    _another_base,
+    _alike,
     _modalities,
     _adapters,
     _merged_adapters,
@@ -284,8 +317,7 @@ def _pairs(analysis: Analysis, matrix: np.ndarray) -> Iterator[tuple[int, int, f
 
 
 def _listed(analysis: Analysis, pairs: Sequence[tuple[int, int, float]]) -> str:
-    worst = sorted(pairs, key=lambda pair: pair[2])
     named = [
-        f"{analysis.experts[i].label} and {analysis.experts[j].label} {number(value)}" for i, j, value in worst[:_PAIRS]
+        f"{analysis.experts[i].label} and {analysis.experts[j].label} {number(value)}" for i, j, value in pairs[:_PAIRS]
     ]
-    return ", ".join(named) + (f" and {len(worst) - _PAIRS} more pairs" if len(worst) > _PAIRS else "")
+    return ", ".join(named) + (f" and {len(pairs) - _PAIRS} more pairs" if len(pairs) > _PAIRS else "")

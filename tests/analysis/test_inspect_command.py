@@ -132,6 +132,35 @@ def test_equal_experts_and_experts_that_are_the_base() -> None:
     assert not reasons(found, "Nearly orthogonal")
 
 
+def test_experts_of_another_base_than_the_one_that_is_named() -> None:
+    other = moved(9)
+    apart = [
+        altered(other, lambda found, at=at: {k: v + at * k.endswith(TAIL) for k, v in found.items()}) for at in (1, 2)
+    ]
+    found = advice(*apart)
+    (reason,) = reasons(found, r"In \d\d of 64 tensors all experts have the same values and the base has others")
+    assert "base_model" in found[reason]
+    assert not reasons(found, "near 1")
+    assert not reasons(advice(moved(1), moved(2)), "the same values")
+
+
+def test_experts_that_were_rounded_are_not_of_another_base() -> None:
+    def rounded(found: dict[str, torch.Tensor], at: float) -> dict[str, torch.Tensor]:
+        return {k: v.to(torch.bfloat16).to(v.dtype) + at * k.endswith(TAIL) for k, v in found.items()}
+
+    experts_of = [altered(checkpoint("llava"), lambda found, at=at: rounded(found, at)) for at in (0.1, -0.2)]
+    assert not reasons(advice(*experts_of), "the same values")
+
+
+def noise(like: torch.Tensor) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(5))
+
+
+def test_experts_that_are_nearly_one() -> None:
+    near = altered(moved(1), lambda found: {k: v + 0.002 * noise(v) for k, v in found.items()})
+    assert reasons(advice(moved(1), near, moved(2)), "near 1: A and B 0.98")
+
+
 def test_an_expert_that_went_farther_than_the_others() -> None:
     found = advice(moved(1), moved(2), moved(3, size=0.05))
     (reason,) = reasons(found, "task vector of C is .* times as long")
