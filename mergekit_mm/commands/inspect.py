@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mergekit_mm.commands.common import logged, read_config
+
+if TYPE_CHECKING:
+    from mergekit_mm.analysis.result import Analysis
 
 
 @click.command()
@@ -65,13 +69,30 @@ def inspect(
         "--cuda": cuda or None,
     }
     if not Path(target).is_file():
+        if Path(target).suffix in (".yaml", ".yml"):
+            raise click.UsageError(f"{target} does not exist.")
         if given := [name for name, value in of_configs.items() if value is not None]:
             raise click.UsageError(f"{given[0]} is for the file of a merge config, and {target} is none.")
         _describe(target, adapter_base is not None)
         return
     if adapter_base:
         raise click.UsageError("--adapter-base is for a model: in a config, write `adapter_base: trust`.")
-    _analyse(target, layers, spectra, losses, methods, as_json, html, cuda, quiet)
+    if methods and losses is False:
+        raise click.UsageError("--methods are those whose losses are wanted: leave out --no-losses.")
+    import json
+
+    from mergekit.options import MergeOptions
+
+    from mergekit_mm.analysis import run
+    from mergekit_mm.analysis.as_json import as_json as figures
+
+    source, config = read_config(target)
+    settings = run.Settings(layers, spectra, losses, methods.split(",") if methods else ())
+    options = MergeOptions(cuda=cuda, quiet=quiet or not sys.stderr.isatty())
+    analysis = run.inspect(config, source, options, settings, lambda line: click.echo(line, err=True))
+    if html:
+        _write_page(html, analysis)
+    click.echo(json.dumps(figures(analysis), indent=2) if as_json else analysis)
 
 
 def _describe(model: str, trusted: bool) -> None:
@@ -81,34 +102,9 @@ def _describe(model: str, trusted: bool) -> None:
         click.echo(line)
 
 
-def _analyse(
-    path: str,
-    layers: int | None,
-    spectra: bool | None,
-    losses: bool | None,
-    methods: str | None,
-    as_json: bool,
-    html: Path | None,
-    cuda: bool,
-    quiet: bool,
-) -> None:
-    import json
+def _write_page(path: Path, analysis: Analysis) -> None:
+    from mergekit_mm.analysis.page import as_page
+    from mergekit_mm.pages import write_page
 
-    from mergekit.options import MergeOptions
-
-    from mergekit_mm.analysis import run
-    from mergekit_mm.analysis.as_json import as_json as figures_of
-
-    if methods and losses is False:
-        raise click.UsageError("--methods are those whose losses are wanted: leave out --no-losses.")
-    source, config = read_config(path)
-    settings = run.Settings(layers, spectra, losses, methods.split(",") if methods else ())
-    options = MergeOptions(cuda=cuda, quiet=quiet or not sys.stderr.isatty())
-    analysis = run.inspect(config, source, options, settings, lambda line: click.echo(line, err=True))
-    if html:
-        from mergekit_mm.analysis.page import as_page
-        from mergekit_mm.pages import write_page
-
-        write_page(html, as_page(analysis))
-        click.echo(f"{html} has them as a page.", err=True)
-    click.echo(json.dumps(figures_of(analysis), indent=2) if as_json else str(analysis))
+    write_page(path, as_page(analysis))
+    click.echo(f"{path} has them as a page.", err=True)

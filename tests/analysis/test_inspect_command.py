@@ -301,6 +301,12 @@ def test_options_of_configs_are_refused_for_models() -> None:
     assert "--json is for the file of a merge config" in result.output
 
 
+def test_a_config_that_is_not_there() -> None:
+    result = plugin("inspect", "nowhere.yaml")
+    assert result.exit_code == 2
+    assert "nowhere.yaml does not exist" in result.output
+
+
 def test_values_that_are_no_numbers_are_refused() -> None:
     broken = altered(
         experts("llava")[0], lambda found: {k: v * float("nan") if k.endswith(TAIL) else v for k, v in found.items()}
