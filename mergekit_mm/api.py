@@ -1,4 +1,4 @@
-"""What other programs and notebooks import: plan, look at, run and align a merge; write a merge method of one's own.
+"""What other programs and notebooks import: look at experts, plan, run and align a merge; write a method of one's own.
 
     from mergekit_mm.api import merge, plan
 
@@ -12,7 +12,7 @@ These names stay; everything else in the package may move between versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,6 +22,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from pydantic import ValidationError
 
+from mergekit_mm.analysis.result import Analysis
 from mergekit_mm.errors import MergeError, UserError
 from mergekit_mm.execution.settings import from_environment
 from mergekit_mm.hosts.registration import register_methods
@@ -34,6 +35,7 @@ from mergekit_mm.plan.scope import is_planned_here
 from mergekit_mm.plan.tensor_plan import TensorPlan
 
 __all__ = [
+    "Analysis",
     "MergeError",
     "MergePlan",
     "TaskVector",
@@ -42,6 +44,7 @@ __all__ = [
     "UserError",
     "align",
     "check",
+    "inspect",
     "merge",
     "plan",
     "task_vector_method",
@@ -88,6 +91,37 @@ def merge(
     else:
         run_merge(parsed, str(out), _options(options), source)
     return Path(out)
+
+
+def inspect(
+    config: Config,
+    layers: int | None = None,
+    spectra: bool | None = None,
+    losses: bool | None = None,
+    methods: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Analysis:
+    """What can be said of the experts before the merge, from their weights, as `mergekit-mm inspect` does.
+
+    `print` shows it as the command does; `mergekit_mm.analysis.as_json.as_json` makes data of it.
+
+    Args:
+        config, options: as of `merge`. The config has a base model.
+        layers: look at so many of each stack, evenly spaced; by default at all.
+        spectra, losses: whether to find these; by default, if they cost no more than some minutes.
+        methods: whose losses, each as `METHOD[:PARAMETER=VALUE]...`.
+        tell: takes a line on what is left out, with its cost.
+
+    Raises:
+        MergeError: the merge would be refused, or it has no base model or no expert.
+    """
+    from mergekit_mm.analysis.run import Settings
+    from mergekit_mm.analysis.run import inspect as run_inspect
+
+    parsed, source = _read(config)
+    settings = Settings(layers, spectra, losses, tuple(methods))
+    return run_inspect(parsed, source, _options(options), settings, tell or (lambda line: None))
 
 
 def align(

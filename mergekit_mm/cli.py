@@ -10,9 +10,10 @@ import click
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import SEED, executed, logged, numbers, read_config
+from mergekit_mm.commands.inspect import inspect
 from mergekit_mm.commands.report import report
 from mergekit_mm.commands.tune import tune
-from mergekit_mm.errors import MergeError, system_errors
+from mergekit_mm.errors import MergeError
 from mergekit_mm.execution.settings import Settings, from_environment, in_environment
 
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(align)
+main.add_command(inspect)
 main.add_command(report)
 main.add_command(tune)
 
@@ -229,19 +231,3 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
             click.echo(plan[tensor] if tensor else plan)
             if not tensor:
                 click.echo("\n".join(before_the_merge(plan, from_environment().workers)))
-
-
-@main.command()
-@click.argument("model")
-@click.option("--adapter-base", type=click.Choice(["trust"]), help="Whatever base the adapter names, it fits MODEL.")
-@logged
-def inspect(model: str, adapter_base: str | None) -> None:
-    """Show the tensors of MODEL (a directory or a hub id) by role, and how they are named on disk.
-
-    MODEL+ADAPTER shows too what a LoRA adapter would change of it. Of models on the hub, headers and small files are
-    downloaded.
-    """
-    from mergekit_mm.plan.inspection import describe_model
-
-    for line in describe_model(model, trusted=adapter_base is not None):
-        click.echo(line)

@@ -7,6 +7,8 @@ polar          singular triplets and polar factors that are aware of the numeric
 filters        functions of a symmetric matrix: what a descent or a spectral filter does to a quadratic
 rank_rules     how many leading eigenvalues to keep
 interference   the quadratic L(x) of WUDI and OptMerge, assembled from the experts' task vectors
+interaction    L of merged deltas at every strength
+relations      how task vectors lie to each other: inner products, signs, spectra, subspaces
 descent        OptMerge and WUDI by steps on L: SGD solved as a filter, Adam as a loop
 calibration    a merged delta's singular values re-scaled by the experts' responses (SVC)
 core_space     coordinates in which adapters are merged entry by entry

@@ -52,16 +52,25 @@ def _participation(x: Tensor) -> float:
     return float(x.sum().square() / x.square().sum())
 
 
-def _entropy(lam: Tensor) -> float:
-    share = lam / lam.sum()
+def effective_rank(values: Tensor) -> float:
+    """exp H(values / sum), with H the entropy, of positive values (r,): r if all are equal, 1 if one is all.
+
+    Of the singular values of a matrix it is Roy and Vetterli's effective rank (EUSIPCO 2007).
+    """
+    share = values / values.sum()
     return float(torch.special.entr(share).sum().exp())
+
+
+def stable_rank(values: Tensor) -> float:
+    """sum v^2 / v_1^2 of positive values (r,), descending; of singular values it is || x ||_F^2 / || x ||_2^2."""
+    return float((values / values[0]).square().sum())
 
 
 _RULES: dict[str, Callable[[Tensor], float]] = {
     "participation_sqrt": lambda lam: _participation(lam.sqrt()),
     "participation": _participation,
-    "entropy": _entropy,
-    "stable_rank": lambda lam: float((lam / lam[0]).square().sum()),
+    "entropy": effective_rank,
+    "stable_rank": stable_rank,
     "none": lambda lam: float(lam.numel()),
 }
 

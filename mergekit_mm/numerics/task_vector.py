@@ -101,6 +101,10 @@ class TaskVector:
             right, base = (None if part is None else part[index] for part in (self.right, self.base))
             yield TaskVector(left, right, base)
 
+    def rows(self, rows: slice | Tensor) -> TaskVector:
+        """The delta of some rows, by their places along the first axis, of a matrix or of a delta without factors."""
+        return TaskVector(self.left[rows], self.right, None if self.base is None else self.base[rows])
+
     def to(self, device: torch.device | str) -> TaskVector:
         """The same task vector with all its parts on `device`."""
         right = None if self.right is None else self.right.to(device)

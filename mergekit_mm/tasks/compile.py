@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,7 @@ from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, KeptDelta, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.loading import Reader
+from mergekit_mm.tasks.measuring import MeasureDeltas
 from mergekit_mm.tasks.merging import MergeTensors
 from mergekit_mm.tasks.rows import UniteRows
 from mergekit_mm.tasks.solutions import Solutions
@@ -276,6 +277,25 @@ class Compiler:
             experts=delta.experts,
             merged=delta if merged else None,
             dtype=dtype,
+        )
+
+    def measured(
+        self, tensor: TensorPlan, measure: Callable[[torch.Tensor, Sequence[TaskVector]], Any]
+    ) -> MeasureDeltas:
+        """The task that gives what `measure` makes of the base's tensor and of the task vectors of `tensor.experts`.
+
+        Whatever the action is: also what a merge keeps at the base may have been changed by experts. The base has to
+        have the tensor.
+        """
+        assert tensor.base is not None
+        experts = tuple(tensor.experts)
+        return MeasureDeltas(
+            base=self._one(tensor, tensor.base),
+            tensors=self._together(tensor, experts, None, self._adapters_of(tensor, tensor.base)),
+            experts=experts,
+            base_model=tensor.base,
+            name=tensor.name,
+            measure=measure,
         )
 
     # ---------------------------------------------------------------------------------------------- deltas

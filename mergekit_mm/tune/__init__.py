@@ -10,6 +10,6 @@
 - `report`, `figure`: the table, the figure, and what can be said about the choice
 - `run`: all steps in order, from a merge config to the directory with the best config
 
-May import the rooms that plan and run merges, `align` for its divergence, and of `evaluation` the model `mllm`. No
-other room but the commands imports it.
+May import the rooms that plan and run merges, `align` for its divergence, and of `evaluation` the model `mllm`. Beside
+the commands, `analysis` imports the candidates.
 """

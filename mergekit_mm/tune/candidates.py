@@ -113,7 +113,7 @@ def _source(tree: Mapping[str, Any], variant: Variant, name: str | None, strengt
     made["merge_method"] = variant.method
     parameters = {**(made.get("parameters") or {}), **variant.parameters}
     if not is_own_method(variant.method):
-        for each, value in _if_not_said(variant.method).items():
+        for each, value in if_not_said(variant.method).items():
             if each not in parameters and not any(each in (part.get("parameters") or {}) for part in _inputs(made)):
                 parameters[each] = value
     if name is not None and strength is not None:
@@ -122,7 +122,7 @@ def _source(tree: Mapping[str, Any], variant: Variant, name: str | None, strengt
     return yaml.safe_dump(made, sort_keys=False)
 
 
-def _if_not_said(method: str) -> dict[str, Any]:
+def if_not_said(method: str) -> dict[str, Any]:
     """The parameters of a method of mergekit that a candidate gets if the config does not have them."""
     needed = {each.name for each in merge_methods.get(method).spec.parameters if each.required}
     return {**({"weight": 1.0} if "weight" in needed else {}), **_IF_NOT_SAID.get(method, {})}
