@@ -12,6 +12,7 @@ import click
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import SEED, logged, numbers, read_config
+from mergekit_mm.commands.push import Share, push, pushes
 from mergekit_mm.commands.tune import tune
 from mergekit_mm.errors import MergeError, system_errors
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(align)
+main.add_command(push)
 main.add_command(tune)
 
 
@@ -69,19 +71,23 @@ def doctor() -> None:
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool) -> None:
+@pushes
+def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, share: Share | None) -> None:
     """Run mergekit-yaml with the plugin: CONFIG OUT [OPTIONS].
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
     `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
-    --debug are its -v and -vv.
+    --debug are its -v and -vv. --push ORG/NAME uploads the output to the hub, with the options of `mergekit-mm push`.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
     level = ["-vv"] if debug else ["-v"] if verbose else []
-    mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
+    with mergekit_yaml.make_context("mergekit-mm yaml", [*arguments, *level]) as context:
+        mergekit_yaml.invoke(context)
+        if share:
+            share(context.params["out_path"], context.params["quiet"])
 
 
 @main.command(context_settings={"show_default": True})
@@ -133,6 +139,7 @@ def sweep(
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
 @logged
+@pushes
 def lora(
     config: str,
     out: str,
@@ -142,6 +149,7 @@ def lora(
     cuda: bool,
     random_seed: int | None,
     quiet: bool,
+    share: Share | None,
 ) -> None:
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
@@ -173,6 +181,8 @@ def lora(
             click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
     if result.saved or result.biases:
         click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
+    if share:
+        share(out, quiet)
 
 
 @main.command()

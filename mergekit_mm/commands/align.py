@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mergekit_mm.commands.common import SEED, json_object, logged, of_expert, read_config, read_samples
+from mergekit_mm.commands.push import Share, pushes
 from mergekit_mm.errors import system_errors
 
 
@@ -148,6 +149,7 @@ def _parts_of_names(context: click.Context, option: click.Parameter, value: str 
 )
 @click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the outcome.")
 @logged
+@pushes
 def align(
     config: str,
     out: Path,
@@ -164,6 +166,7 @@ def align(
     cuda: bool,
     work: Path | None,
     quiet: bool,
+    share: Share | None,
     **settings: Any,
 ) -> None:
     """Merge, and improve the merge by a few unlabelled samples for each expert.
@@ -226,3 +229,5 @@ def align(
         partial,
     )
     click.echo(f"{out}: {result}")
+    if share:
+        share(out, quiet)
