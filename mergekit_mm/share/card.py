@@ -32,6 +32,14 @@ _BARE = """# {name}
 A merge of models, made with [mergekit](https://github.com/arcee-ai/mergekit).
 """
 
+_RECIPE = """
+## Configuration
+
+```yaml
+{recipe}
+```
+"""
+
 
 def uploaded_card(out: Path, repo: str, results: str) -> tuple[str, list[str]]:
     """The card of the output `out` under the name of its repository, and what its owner should know of it.
@@ -46,7 +54,7 @@ def uploaded_card(out: Path, repo: str, results: str) -> tuple[str, list[str]]:
         told = (huggingface_hub.metadata_load(file) if file.is_file() else None) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise MergeError(f"The metadata at the top of {file} cannot be read: {error}") from error
-    body = _FRONT_MATTER.sub("", file.read_text(encoding="utf-8")) if file.is_file() else _BARE.format(name=out.name)
+    body = _FRONT_MATTER.sub("", file.read_text(encoding="utf-8")) if file.is_file() else _bare(out)
     body = body.replace(f"# {out.resolve().name}\n", f"# {repo.rpartition('/')[2]}\n", 1)
     parents = _parents(out)
     library = "transformers" if (out / "config.json").is_file() else "peft"
@@ -59,6 +67,14 @@ def uploaded_card(out: Path, repo: str, results: str) -> tuple[str, list[str]]:
     if results:
         text += f"\n## Results\n\n{results.strip()}\n"
     return text, _notes(out, parents, made)
+
+
+def _bare(out: Path) -> str:
+    """The text of a card for an output without one."""
+    text = _BARE.format(name=out.resolve().name)
+    if (out / RECIPE).is_file():
+        text += _RECIPE.format(recipe=(out / RECIPE).read_text(encoding="utf-8").rstrip())
+    return text
 
 
 def _notes(out: Path, parents: Sequence[Parent], made: Mapping[str, Any]) -> list[str]:
@@ -105,15 +121,17 @@ def _parent(path: ModelPath) -> Parent:
     return Parent.of(path.path, True, Path(cached).parent if isinstance(cached, str) else None)
 
 
-def results_of(report: Path) -> tuple[str, dict[str, Path]]:
-    """The section on the results of a report in a folder, and the files that it shows, by their names.
+def results_of(report: Path, out: Path) -> tuple[str, dict[str, Path]]:
+    """The section on the results of a report in a folder, and the files that it shows, by their paths in the upload.
 
     Raises:
         MergeError: the folder holds no report.
     """
-    table = report / "report.md"
+    table, figure = report / "report.md", report / "report.png"
     if not table.is_file():
         raise MergeError(f"{report} holds no report.md: `mergekit-mm report RESULTS --out {report}` writes it.")
-    figure = report / "report.png"
-    shown = f"![scores of base, experts and merges with their intervals]({figure.name})\n\n" if figure.is_file() else ""
-    return shown + table.read_text(encoding="utf-8"), {figure.name: figure} if shown else {}
+    text = table.read_text(encoding="utf-8")
+    if not figure.is_file():
+        return text, {}
+    path = figure.relative_to(out).as_posix() if figure.is_relative_to(out) else figure.name
+    return f"![scores of base, experts and merges with their intervals]({path})\n\n{text}", {path: figure}

@@ -32,7 +32,7 @@ class Upload:
 def require_finished(out: Path, report: Path | None = None) -> None:
     """MergeError unless a directory holds a whole model, or an adapter, and the folder of a report one."""
     if report:
-        results_of(report)
+        results_of(report, out)
     if not out.is_dir():
         raise MergeError(f"{out} is no directory: name the output of a merge.")
     if holds_adapter(out) and not (out / "config.json").is_file():
@@ -54,7 +54,7 @@ def uploaded(out: Path, repo: str, report: Path | None) -> Iterator[tuple[Upload
     require_finished(out, report)
     if report is None:
         report = next((each for each in (out, out / "report") if (each / "report.md").is_file()), None)
-    results, shown = results_of(report) if report else ("", {})
+    results, shown = results_of(report, out) if report else ("", {})
     text, notes = uploaded_card(out, repo, results)
     with tempfile.TemporaryDirectory(prefix="mergekit-mm-") as name:
         card = Path(name) / CARD

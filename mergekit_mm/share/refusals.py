@@ -41,8 +41,9 @@ def _told(error: Exception, repo: str, what: str, then: str) -> str:
             f"The token may not write to {repo} ({said.removesuffix('.')}). It takes one with write access there: "
             f"{tokens_page()}"
         )
-    if status and status < 500:
-        return f"{what} to {repo} was refused by the hub: {said}"
+    if status:
+        asks = then if status >= 500 else ""
+        return f"{what} to {repo} was refused by the hub with status {status}: {said} {asks}".rstrip()
     endpoint = huggingface_hub.constants.ENDPOINT
     reasons = dict.fromkeys(_in_a_line(str(each) or type(each).__name__).removesuffix(".") for each in causes)
     return f"{what} to {repo} failed, as {endpoint} cannot be reached ({': '.join(reasons)}). {then}".rstrip()

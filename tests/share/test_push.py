@@ -24,6 +24,8 @@ from hub_uploads import Account, Files, UploadHub, taking_uploads
 from peft_adapters import factors, plus, written_adapter
 from safetensors.torch import load, save_file
 
+from mergekit_mm.api import MergeError, push
+
 pytestmark = pytest.mark.slow
 
 OWNER, OTHER = "lab", "elsewhere"
@@ -94,7 +96,7 @@ def adapters() -> dict[str, Any]:
 
 
 def in_shards() -> Path:
-    """A model of two files of weights, with a report, and with files that are no part of it."""
+    """A model of two files of weights, with a report in a folder, and with files that are no part of it."""
     path = fresh("sharded_merge")
     path.mkdir()
     (path / "config.json").write_bytes((checkpoint("llava") / "config.json").read_bytes())
@@ -134,6 +136,7 @@ def world() -> Iterator[World]:
     hub.unavailable.add("lab/later")
     foreign = fresh("foreign")
     shutil.copytree(checkpoint("llava"), foreign)
+    reported = fresh("report")
     with taking_uploads(hub):
         found = World(
             hub,
@@ -144,6 +147,8 @@ def world() -> Iterator[World]:
             as_stock_mergekit_leaves_it(),
             foreign,
         )
+        shutil.copytree(found.shards / "report", reported)
+        (reported / "report.png").write_bytes(b"another figure")
         config, of_adapters = written(recipe()), written(adapters())
         yaml_never = ["mergekit-mm", "yaml", config, found.never, "--push"]
         push = ["mergekit-mm", "push"]
@@ -169,8 +174,8 @@ def world() -> Iterator[World]:
                 "public too": [*push, found.stock, "lab/seen", "--public"],
                 "branch": [*push, found.stock, "lab/versions", "--revision", "second", "--quiet"],
                 "flaky": [*push, found.shards, "lab/flaky"],
-                "down": [*push, found.shards, "lab/later", "--report", found.shards / "report"],
-                "resumed": [*push, found.shards, "lab/later", "--report", found.shards / "report"],
+                "down": [*push, found.shards, "lab/later", "--report", reported],
+                "resumed": [*push, found.shards, "lab/later", "--report", reported],
                 "no report": [*push, found.shards, "lab/x", "--report", found.out],
                 "without push": ["mergekit-mm", "yaml", config, found.never, "--public"],
                 "foreign": [*push, found.foreign, "lab/foreign"],
@@ -288,6 +293,8 @@ def test_offline() -> None:
     assert result.exit_code == 1
     assert "Nothing can be uploaded to lab/x while HF_HUB_OFFLINE is set" in result.output
     assert len(result.output.splitlines()) == 1
+    with pytest.raises(MergeError, match="HF_HUB_OFFLINE"):
+        push(checkpoint("llava"), "lab/x")
 
 
 # ------------------------------------------------------------------------------------------------ what is there already
@@ -340,8 +347,10 @@ def test_the_report_is_shown_by_the_card(world: World) -> None:
     section = body[body.index("## Results") :]
     assert "](report.png)" in section
     assert "| merge | 81.1 |" in section
-    assert world.hub.files("lab/later")["report.png"] == b"a figure"
-    assert world.card("lab/flaky") == (metadata, body.replace("# later", "# flaky"))  # found in the output's own folder
+    assert world.hub.files("lab/later")["report.png"] == b"another figure"
+    assert "merge_method: task_arithmetic" in body
+    in_output = body.replace("# later", "# flaky").replace("](report.png)", "](report/report.png)")
+    assert world.card("lab/flaky") == (metadata, in_output)  # it is found there by itself
     assert "holds no report.md" in world.error("no report")
 
 
