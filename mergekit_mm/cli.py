@@ -11,9 +11,10 @@ import click
 
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
-from mergekit_mm.commands.common import SEED, logged, numbers, read_config
+from mergekit_mm.commands.common import LOG_FILE_OPTION, SEED, logged, numbers, read_config, reported
 from mergekit_mm.commands.push import Share, push, pushes
 from mergekit_mm.commands.tune import tune
+from mergekit_mm.console import show
 from mergekit_mm.errors import MergeError, system_errors
 
 
@@ -50,18 +51,20 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
 
 @main.command()
 @logged
-def doctor() -> None:
+def doctor(quiet: bool) -> None:
     """Tell what is installed and active.
 
     Versions, start-up hook, methods, with advice where something is amiss. Starts a fresh interpreter and imports
-    mergekit there, which takes some seconds. Exits with 1 when something is broken.
+    mergekit there, which takes some seconds. Exits with 1 when something is broken. With --quiet only what is amiss is
+    told.
     """
     from mergekit_mm.hosts.doctor import examine
 
     broken = False
     for finding in examine():
         broken |= finding.state == "BROKEN"
-        click.echo(str(finding))
+        if not quiet or finding.state != "ok":
+            show(str(finding))
     if broken:
         raise SystemExit(1)
 
@@ -70,21 +73,26 @@ def doctor() -> None:
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
+@LOG_FILE_OPTION
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @pushes
-def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, share: Share | None) -> None:
+def yaml_command(
+    arguments: tuple[str, ...], verbose: bool, debug: bool, log_file: Path | None, share: Share | None
+) -> None:
     """Run mergekit-yaml with the plugin: CONFIG OUT [OPTIONS].
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
     `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
-    --debug are its -v and -vv. --push ORG/NAME uploads the output to the hub, with the options of `mergekit-mm push`.
+    --debug are its -v and -vv. --log-file FILE appends all that is told to a file. --push ORG/NAME uploads the output
+    to the hub, with the options of `mergekit-mm push`.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
     level = ["-vv"] if debug else ["-v"] if verbose else []
-    with mergekit_yaml.make_context("mergekit-mm yaml", [*arguments, *level]) as context:
+    context = mergekit_yaml.make_context("mergekit-mm yaml", [*arguments, *level])
+    with context, reported(context.params["verbosity"], log_file):
         mergekit_yaml.invoke(context)
         if share:
             share(context.params["out_path"], context.params["quiet"])
@@ -104,7 +112,6 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, share: 
 )
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
-@click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
 @logged
 def sweep(
     config: str, out: str, scaling: list[float], out_shard_size: int, cuda: bool, random_seed: int | None, quiet: bool
@@ -121,7 +128,7 @@ def sweep(
     options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = read_config(config)
     for path in run_sweep(parsed, out, options, scaling, source):
-        click.echo(path)
+        show(str(path))
 
 
 @main.command(context_settings={"show_default": True})
@@ -137,7 +144,6 @@ def sweep(
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
-@click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
 @logged
 @pushes
 def lora(
@@ -170,17 +176,15 @@ def lora(
     result = merge_to_adapter(parsed, out, options, rank, getattr(torch, dtype), source, rank_mode == "shared")
     if not quiet:
         for module in result.modules:
-            click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
+            show(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
     if ranks := [module.rank for module in result.modules]:
         worst = min(module.energy for module in result.modules)
-        click.echo(
-            f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}"
-        )
+        show(f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}")
     for key, whole in (("modules_to_save", result.saved), ("bias: all", result.biases)):
         if whole:
-            click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
+            show(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
     if result.saved or result.biases:
-        click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
+        show("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
     if share:
         share(out, quiet)
 
@@ -190,11 +194,12 @@ def lora(
 @click.option("--json", "as_json", is_flag=True, help="Write the whole plan as JSON, every tensor of it.")
 @click.option("--tensor", metavar="NAME", help="Tell what is done with this one tensor, from which inputs, and why.")
 @logged
-def check(config: str, as_json: bool, tensor: str | None) -> None:
+def check(config: str, as_json: bool, tensor: str | None, quiet: bool) -> None:
     """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
     Of models on the hub, headers and small files are downloaded. Exits with 1 and the reasons if mergekit-yaml would
-    refuse the merge. The names of tensors are those that the output has on disk or in memory.
+    refuse the merge. The names of tensors are those that the output has on disk or in memory. With --quiet, nothing but
+    errors, warnings and what --json or --tensor ask for is printed.
     """
     import json
 
@@ -210,14 +215,17 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
         told = "Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself."
         if as_json or tensor:
             raise MergeError(told)
-        click.echo(told)
+        if not quiet:
+            show(told)
         return
     with headers_only() as options:
         plan = plan_merge(parsed, options, source)
         if as_json:
             click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
-        else:
-            click.echo(plan[tensor] if tensor else plan)
+        elif tensor:
+            show(str(plan[tensor]))
+        elif not quiet:
+            show(str(plan))
 
 
 @main.command()
@@ -233,7 +241,7 @@ def inspect(model: str, adapter_base: str | None) -> None:
     from mergekit_mm.plan.inspection import describe_model
 
     for line in describe_model(model, trusted=adapter_base is not None):
-        click.echo(line)
+        show(line)
 
 
 @main.command(context_settings={"show_default": True})

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import click
 import torch
 import transformers
 from mergekit.config import MergeConfiguration
@@ -14,6 +13,7 @@ from mergekit.options import MergeOptions
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
+from mergekit_mm.console import teller
 from mergekit_mm.errors import MergeError, refused_by, system_errors
 from mergekit_mm.output.card import hash_inputs, model_card
 from mergekit_mm.output.directory import check_output, check_room, staged
@@ -76,6 +76,7 @@ def _run(
 
     outputs: strength of the merged delta -> directory. A plain merge, which is no sweep, has the one strength None.
     """
+    tell = teller(options.quiet)
     require_device(options)
     if options.random_seed is not None:
         transformers.trainer_utils.set_seed(options.random_seed)
@@ -97,8 +98,7 @@ def _run(
         verify_planned(plan, planned_rows(plan, compiler.vocabulary, options))
         check_room(next(iter(staging.values())), (plan.output_bytes + plan.side_files.nbytes) * len(outputs))
         not_used = plan.not_used()
-        if not options.quiet:
-            click.echo(f"{plan.report()}\n{not_used}", err=True)
+        tell(f"{plan.report()}\n{not_used}")
         built = write_models(targets, options)
         for scale, path in staging.items():
             finish_model(plan, path, built, templated, options)
@@ -110,8 +110,7 @@ def _run(
                 card = model_card(plan, outputs[scale].resolve().name, recipe, hashes)
                 (path / "README.md").write_text(card, encoding="utf-8")
                 (path / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-    if not options.quiet:
-        click.echo("\n".join([*compiler.found_scalings.lines(), not_used]), err=True)
+    tell("\n".join([*compiler.found_scalings.lines(), not_used]))
 
 
 def require_device(options: MergeOptions) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import torch
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
@@ -16,6 +15,7 @@ from mergekit_mm.checkpoints.adapters.whole import module_paths, saved_modules, 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.listing import indented
 from mergekit_mm.checkpoints.side_files.inventory import take_inventory
+from mergekit_mm.console import teller
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.merge import enough_memory, require_device
 from mergekit_mm.methods import is_own_method, method_named
@@ -91,9 +91,9 @@ def merge_to_adapter(
             )
         compiler = Compiler(plan, options, shared_rank=rank if shares_bases else None)
         tasks = compiler.to_deltas()
-        if not options.quiet:
-            files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
-            click.echo(f"{plan.report()}\n{plan.not_used(files_of_base)}", err=True)
+        tell = teller(options.quiet)
+        files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
+        tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
         with staged(out) as staging:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)
@@ -108,8 +108,8 @@ def merge_to_adapter(
                 and not name.startswith(saved_prefixes)
             }
             factors = dict(_factorised({name: tasks[name] for name in to_factorise}, to_factorise, rank, options))
-            if not options.quiet and (found := list(compiler.found_scalings.lines())):
-                click.echo("\n".join(found), err=True)
+            if found := list(compiler.found_scalings.lines()):
+                tell("\n".join(found))
             if not factors and not whole:
                 advice = "" if config.base_model else " Name the base by `base_model:`, if that is another model."
                 raise MergeError(

@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "mergekit_mm"
 INPUTS = "checkpoints checkpoints.adapters checkpoints.side_files"
 PLANS = "plan plan.omni"
 EVALUATION = "evaluation.tasks evaluation.model evaluation.report"
-MERGE = f"{INPUTS} {PLANS} tasks output methods numerics omni errors"
+MERGE = f"{INPUTS} {PLANS} tasks output methods numerics omni console errors"
 ROOMS = {
-    "errors": "",
+    "console": "",
+    "errors": "console",
     "numerics": "",
     "methods": "numerics errors",
     "omni": "",  # it is copied into checkpoints, where this package may be absent
@@ -26,8 +27,8 @@ ROOMS = {
     "checkpoints.side_files": "checkpoints errors",
     "plan": f"{INPUTS} plan.omni methods omni errors",
     "plan.omni": f"{INPUTS} plan methods omni errors",
-    "tasks": f"{INPUTS} {PLANS} methods numerics errors",
-    "output": f"{INPUTS} {PLANS} numerics omni errors",
+    "tasks": f"{INPUTS} {PLANS} methods numerics console errors",
+    "output": f"{INPUTS} {PLANS} numerics omni console errors",
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
     "share": f"{INPUTS} {PLANS} output errors",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_mm.commands.common import logged
-from mergekit_mm.errors import bugs_reported
+from mergekit_mm.console import show, teller
 
 if TYPE_CHECKING:
     from mergekit_mm.share.destination import Destination
@@ -41,9 +41,8 @@ def pushes(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, share=None, **kwargs)
         from mergekit_mm.share.destination import prepare
 
-        with bugs_reported():
-            destination = prepare(push, revision, public, overwrite)
-            destination.require_free(None)
+        destination = prepare(push, revision, public, overwrite)
+        destination.require_free(None)
         return command(*args, share=functools.partial(_share, destination), **kwargs)
 
     return run
@@ -53,12 +52,7 @@ def _share(destination: Destination, out: str | Path, quiet: bool, report: Path 
     """Upload an output, and print where it is."""
     from mergekit_mm.share.upload import upload
 
-    def tell(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
-
-    with bugs_reported():
-        click.echo(upload(Path(out), destination, report, quiet, tell))
+    show(upload(Path(out), destination, report, quiet, teller(quiet)))
 
 
 @click.command(context_settings={"show_default": True})
@@ -72,7 +66,6 @@ def _share(destination: Destination, out: str | Path, quiet: bool, report: Path 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder of `mergekit-mm report --out`: table and figure go into the card.  [default: OUT, OUT/report]",
 )
-@click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the address.")
 @logged
 def push(
     out: Path, repo: str, public: bool, revision: str | None, overwrite: bool, report: Path | None, quiet: bool

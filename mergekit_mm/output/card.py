@@ -19,6 +19,7 @@ from mergekit_mm.checkpoints.hub import local_path
 from mergekit_mm.checkpoints.model_cards import Parent, licences_told, shared_licence
 from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.checkpoints.transformers_private import media_model_types
+from mergekit_mm.console import bar
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 
@@ -138,19 +139,19 @@ def hash_inputs(plan: MergePlan, quiet: bool) -> dict[tuple[str, str], str]:
     for model, adaptation in plan.inputs.adaptations.items():
         files |= {(str(model.lora), file.name): file for file in adaptation.adapter.files}
     total = sum(path.stat().st_size for path in files.values())
-    with tqdm(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as bar:
-        return {key: _sha256(path, bar) for key, path in sorted(files.items())}
+    with bar(total=total, desc="Hashing inputs", unit="B", unit_scale=True, disable=quiet) as shown:
+        return {key: _sha256(path, shown) for key, path in sorted(files.items())}
 
 
-def _sha256(path: Path, bar: tqdm) -> str:
+def _sha256(path: Path, shown: tqdm[Any]) -> str:
     """The SHA-256 of a file in hexadecimal. The cache of the hub has links to files whose names are their hashes."""
     target = os.path.basename(os.path.realpath(path))
     if re.fullmatch(r"[0-9a-f]{64}", target):
-        bar.update(path.stat().st_size)
+        shown.update(path.stat().st_size)
         return target
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
-            bar.update(len(block))
+            shown.update(len(block))
     return digest.hexdigest()

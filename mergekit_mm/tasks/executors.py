@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
-import tqdm
 from mergekit.graph import Executor, Task, TaskHandle
 from mergekit.multigpu_executor import MultiGPUExecutor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mergekit_mm import console
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -74,7 +75,7 @@ class DevicesExecutor(MultiGPUExecutor):
         main = self.storage_device or torch.device("cpu")
         stop = threading.Event()
         with (
-            tqdm.tqdm(total=len(self.serial_schedule.tasks), disable=quiet, desc="Executing graph") as bar,
+            console.bar(total=len(self.serial_schedule.tasks), disable=quiet, desc="Executing graph") as bar,
             ThreadPoolExecutor(max_workers=max(1, len(self.gpu_assignments))) as threads,
         ):
             values = self._executed(self.leading_main_handles, main, {}, bar, stop)
@@ -97,7 +98,7 @@ class DevicesExecutor(MultiGPUExecutor):
         tasks: Sequence[TaskHandle],
         device: torch.device,
         earlier: Mapping[TaskHandle, Any],
-        bar: tqdm.tqdm[Any],
+        bar: tqdm[Any],
         stop: threading.Event,
     ) -> dict[TaskHandle, Any]:
         """Results of the given tasks that are targets, or that other threads need.
