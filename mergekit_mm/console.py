@@ -30,6 +30,7 @@ _EVERY = 30.0  # seconds between two lines on progress where there is no termina
 _told = logging.getLogger("mergekit_mm.told")
 _told.propagate = False
 _told.setLevel(logging.INFO)
+_told.addHandler(logging.NullHandler())  # without any handler, logging itself would print errors once more
 
 _YELLOW, _RED = {"fg": "yellow"}, {"fg": "red", "bold": True}
 # The start of a line -> the style of what the group `mark` matches.

@@ -74,7 +74,9 @@ def test_a_real_terminal_gets_colours_and_a_bar() -> None:
     code = (
         "import time; from mergekit_mm import console\n"
         "console.tell('note: x')\n"
-        "with console.bar(total=2, desc='Work') as bar: bar.update(2)"
+        "with console.bar(total=2, desc='Work') as bar: bar.update(2)\n"
+        "console.tell_error('this is over', ValueError())\n"
+        "console.log_error('a bug', ValueError())"
     )
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # rows, columns
@@ -87,7 +89,7 @@ def test_a_real_terminal_gets_colours_and_a_bar() -> None:
     assert click.style("note:", fg="yellow") in seen
     assert "Work: 100%" in seen
     piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert piped.stderr == "note: x\n"  # two steps of work are no long work
+    assert piped.stderr == "note: x\nError: this is over\n"  # two steps of work are no long work
 
 
 def test_long_work_is_told_in_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
