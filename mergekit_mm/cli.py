@@ -69,6 +69,14 @@ def doctor(quiet: bool) -> None:
         raise SystemExit(1)
 
 
+def _show_options(context: click.Context) -> None:
+    """Show the options that `mergekit-mm yaml` has beside those of mergekit, whose help does not know them."""
+    formatter = context.make_formatter()
+    with formatter.section("Options of mergekit-mm"):
+        formatter.write_dl([record for each in context.command.params if (record := each.get_help_record(context))])
+    click.echo(formatter.getvalue())
+
+
 # The options are those of mergekit-yaml, `--help` among them, so they pass through unread.
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
@@ -90,6 +98,8 @@ def yaml_command(
 
     import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
+    if "--help" in arguments:
+        _show_options(click.get_current_context())
     level = ["-vv"] if debug else ["-v"] if verbose else []
     context = mergekit_yaml.make_context("mergekit-mm yaml", [*arguments, *level])
     with context, reported(context.params["verbosity"], log_file):

@@ -3,7 +3,7 @@
 On a terminal the marks of lines have colours: `note:`, `Error:`, the states of `mergekit-mm doctor`. Where NO_COLOR is
 set (https://no-color.org), where TERM is `dumb`, and in pipes and files, the same lines are plain. What programs read
 (JSON, CSV, addresses) is never coloured. Bars are drawn on terminals; elsewhere a line now and then tells how far the
-work is.
+work is. click and tqdm, which are needed anyway, are enough for that.
 
 A log file gets everything that is told, what modules log, and tracebacks, each with its time.
 """

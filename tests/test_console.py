@@ -112,6 +112,12 @@ def test_every_command_has_the_same_options(name: str) -> None:
     assert [known.count(option) for option in shared] == [1] * len(shared)
 
 
+def test_the_help_of_yaml_has_its_own_options_and_mergekit_s() -> None:
+    result = plugin("yaml", "--help")
+    assert result.exit_code == 0
+    assert all(option in result.output for option in ("--push ORG/NAME", "--log-file FILE", "--out-shard-size"))
+
+
 def test_quiet_leaves_errors() -> None:
     assert plugin("check", written(config()), "--quiet").output == ""
     result = plugin("check", written(refused()), "-q")
