@@ -13,7 +13,6 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub import ModelCardData
 from mergekit.common import ModelPath
 from mergekit.config import MergeConfiguration
 
@@ -55,7 +54,8 @@ def uploaded_card(out: Path, repo: str, results: str) -> tuple[str, list[str]]:
     except (ValueError, yaml.YAMLError) as error:
         raise MergeError(f"The metadata at the top of {file} cannot be read: {error}") from error
     body = _FRONT_MATTER.sub("", file.read_text(encoding="utf-8")) if file.is_file() else _bare(out)
-    body = body.replace(f"# {out.resolve().name}\n", f"# {repo.rpartition('/')[2]}\n", 1)
+    title = re.compile(rf"^# {re.escape(out.resolve().name)}$", re.MULTILINE)
+    body = title.sub(lambda _: f"# {repo.rpartition('/')[2]}", body, count=1)
     parents = _parents(out)
     library = "transformers" if (out / "config.json").is_file() else "peft"
     if parents:
@@ -63,7 +63,7 @@ def uploaded_card(out: Path, repo: str, results: str) -> tuple[str, list[str]]:
     else:
         known = {"library_name": library}
     made: dict[str, Any] = {**known, "tags": ["mergekit", "merge"], **told}
-    text = f"---\n{ModelCardData(**made).to_yaml()}\n---\n{body.strip()}\n"
+    text = f"---\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}---\n{body.strip()}\n"
     if results:
         text += f"\n## Results\n\n{results.strip()}\n"
     return text, _notes(out, parents, made)

@@ -121,7 +121,8 @@ def as_stock_mergekit_leaves_it() -> Path:
     config = task_arithmetic(Path("org/base"), [Path("org/expert"), Path("org/base+org/adapter")])
     (path / "mergekit_config.yml").write_text(yaml.safe_dump(config))
     (path / "README.md").write_text(
-        "---\nbase_model:\n- org/expert\ntags:\n- mergekit\n---\n# stock_merge\n\nMade by hand."
+        "---\nbase_model:\n- org/expert\ntags:\n- mergekit\nmodel-index:\n- name: mine\n---\n# stock_merge\n\n"
+        "Made by hand.\n\n## stock_merge\n"
     )
     return path
 
@@ -360,7 +361,8 @@ def test_the_card_of_stock_mergekit_is_completed(world: World) -> None:
     assert metadata["base_model_relation"] == "merge"
     assert metadata["library_name"] == "transformers"
     assert metadata["tags"] == ["mergekit"]
-    assert "Made by hand." in body
+    assert metadata["model-index"] == [{"name": "mine"}]
+    assert body.strip() == "# seen\n\nMade by hand.\n\n## stock_merge"
     assert "org/adapter" in world.said("public too")  # of whose licence nothing is known
 
 
