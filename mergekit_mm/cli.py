@@ -14,7 +14,7 @@ from mergekit_mm.commands.align import align
 from mergekit_mm.commands.common import LOG_FILE_OPTION, SEED, logged, numbers, read_config, reported
 from mergekit_mm.commands.push import Share, push, pushes
 from mergekit_mm.commands.tune import tune
-from mergekit_mm.console import show
+from mergekit_mm.console import columns, show
 from mergekit_mm.errors import MergeError, system_errors
 
 
@@ -60,11 +60,11 @@ def doctor(quiet: bool) -> None:
     """
     from mergekit_mm.hosts.doctor import examine
 
-    broken = False
+    broken, wide = False, columns()
     for finding in examine():
         broken |= finding.state == "BROKEN"
         if not quiet or finding.state != "ok":
-            show(str(finding))
+            show(finding.in_columns(wide) if wide else str(finding))
     if broken:
         raise SystemExit(1)
 

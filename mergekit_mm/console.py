@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,11 @@ def show(text: str) -> None:
     """Show people the result of a command, on the standard output."""
     _told.info(text)
     _echo(text, None, err=False)
+
+
+def columns() -> int | None:
+    """How many characters a line of the standard output has; None where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def tell_error(message: str, error: BaseException, file: IO[Any] | None = None) -> None:

@@ -22,6 +22,7 @@ from end_to_end import altered, checkpoint, experts, fresh, merge, plugin, run, 
 
 from mergekit_mm import console
 from mergekit_mm.cli import main
+from mergekit_mm.hosts.doctor import Finding
 
 ESCAPE = "\x1b["
 
@@ -100,6 +101,15 @@ def test_long_work_is_told_in_lines_where_there_is_no_terminal(capsys: pytest.Ca
     assert [line.partition(",")[0] for line in lines][-1] == "Hashing: 4 of 4 (100 %)"
     assert len(lines) == 5
     assert not [line for line in lines if "\r" in line]
+
+
+def test_findings_of_doctor_fit_a_terminal() -> None:
+    finding = Finding("note", "mergekit-yaml", "is not in this environment: " + "install it, " * 12)
+    lines = finding.in_columns(100).splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 100
+    assert " ".join(" ".join(lines).split()) == " ".join(str(finding).split())
+    assert lines[0].startswith("note   mergekit-yaml ")
 
 
 # ------------------------------------------------------------------------------------------------ options
