@@ -40,8 +40,14 @@ class Finding:
 
     def in_columns(self, columns: int) -> str:
         """The finding in lines of at most so many characters, unless a word is longer."""
-        indents = {"initial_indent": self._start, "subsequent_indent": " " * 9}
-        return textwrap.fill(self.text, columns, break_long_words=False, break_on_hyphens=False, **indents)
+        return textwrap.fill(
+            self.text,
+            columns,
+            initial_indent=self._start,
+            subsequent_indent=" " * 9,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 def examine() -> Iterator[Finding]:
