@@ -11,13 +11,13 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 # --no-compile: Python compiles the few modules it uses at their first import; all of torch and transformers
 # would take most of a minute.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
-SOURCES := mergekit_mm tests examples
+SOURCES := mergekit_mm tests examples hatch_build.py
 
 export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint browser evidence-check soak clean
+.PHONY: demo test test-fast lint browser evidence-check soak dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.easy_vqa.run
@@ -63,6 +63,14 @@ evidence-check: $(VENV)/.test
 soak: $(VENV)/.test
 	MERGEKIT_MM_SOAK=$${MERGEKIT_MM_SOAK:-50} MERGEKIT_MM_SOAK_SEED=$${MERGEKIT_MM_SOAK_SEED:-$$(date +%s)} \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/execution/test_soak.py
+
+# A release, see docs/releasing.md. OWNER stands for the repository's address until that is known.
+dist: $(VENV)/.test
+	@! grep -rn --exclude releasing.md github.com/OWNER README.md CONTRIBUTING.md pyproject.toml docs || { echo "put the repository's owner in the place of OWNER first: docs/releasing.md" >&2; exit 1; }
+	$(PIP) build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""What other programs and notebooks import: look at experts, plan, run and align a merge; write a method of one's own.
+"""What other programs and notebooks import: look at experts, plan, run, align and share a merge; write a method.
 
     from mergekit_mm.api import merge, plan
 
@@ -47,6 +47,7 @@ __all__ = [
     "inspect",
     "merge",
     "plan",
+    "push",
     "task_vector_method",
 ]
 
@@ -164,6 +165,45 @@ def align(
         tell or (lambda line: None),
     )
     return Path(out)
+
+
+def push(
+    out: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    report: str | Path | None = None,
+    quiet: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> str:
+    """Upload an output to the hub, as `mergekit-mm push` does; the token is the one of `huggingface_hub`.
+
+    Args:
+        out: a merged model or adapter.
+        repo: `ORG/NAME`, which is made if it is not there: private, unless `public`.
+        revision: the branch; one that is not there is made.
+        overwrite: whether to replace what the repository holds.
+        report: a folder that `mergekit-mm report --out` wrote, whose table and figure the card gets.
+        quiet: show no progress.
+        tell: takes the lines that tell what is done.
+
+    Returns:
+        The address of the model.
+
+    Raises:
+        MergeError: `out` is not finished, the token may not write, the repository holds something else, or the hub
+            cannot be reached.
+    """
+    from mergekit_mm.share.destination import prepare
+    from mergekit_mm.share.folder import require_finished
+    from mergekit_mm.share.upload import upload
+
+    out, report = Path(out), None if report is None else Path(report)
+    require_finished(out, report)
+    destination = prepare(repo, revision, public, overwrite)
+    return upload(out, destination, report, quiet, tell or (lambda line: None))
 
 
 def _read(config: Config) -> tuple[MergeConfiguration, str]:

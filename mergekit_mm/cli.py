@@ -5,14 +5,18 @@ Imports are local, so that `--help` is instant.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
-from mergekit_mm.commands.common import SEED, executed, logged, numbers, read_config
+from mergekit_mm.commands.common import LOG_FILE_OPTION, SEED, executed, logged, numbers, read_config, reported
 from mergekit_mm.commands.inspect import inspect
+from mergekit_mm.commands.push import Share, push, pushes
 from mergekit_mm.commands.report import report
 from mergekit_mm.commands.tune import tune
+from mergekit_mm.console import columns, show
 from mergekit_mm.errors import MergeError
 from mergekit_mm.execution.settings import Settings, from_environment, in_environment
 
@@ -29,6 +33,7 @@ def main() -> None:
 
 main.add_command(align)
 main.add_command(inspect)
+main.add_command(push)
 main.add_command(report)
 main.add_command(tune)
 
@@ -52,44 +57,69 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
 @main.command()
 @click.argument("directories", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @logged
-def doctor(directories: tuple[Path, ...]) -> None:
+def doctor(directories: tuple[Path, ...], quiet: bool) -> None:
     """Tell what is installed and active, and what interrupted merges have left.
 
     Versions, start-up hook, methods, with advice where something is amiss. Starts a fresh interpreter and imports
     mergekit there, which takes some seconds. Exits with 1 when something is broken. Unfinished merges are looked for
-    in DIRECTORIES, and in the directories in them; without any, in the working directory.
+    in DIRECTORIES, and in the directories in them; without any, in the working directory. With --quiet only what is
+    amiss is told.
     """
     from mergekit_mm.hosts.doctor import examine
 
-    broken = False
+    broken, wide = False, columns()
     for finding in examine(directories or [Path()]):
         broken |= finding.state == "BROKEN"
-        click.echo(str(finding))
+        if not quiet or finding.state != "ok":
+            show(finding.in_columns(wide) if wide else str(finding))
     if broken:
         raise SystemExit(1)
+
+
+def _show_options(context: click.Context) -> None:
+    """Show the options that `mergekit-mm yaml` has beside those of mergekit, whose help does not know them."""
+    formatter = context.make_formatter()
+    with formatter.section("Options of mergekit-mm"):
+        formatter.write_dl([record for each in context.command.params if (record := each.get_help_record(context))])
+    click.echo(formatter.getvalue())
 
 
 # The options are those of mergekit-yaml, `--help` among them, so they pass through unread.
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
+@LOG_FILE_OPTION
 @executed
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, settings: Settings) -> None:
+@pushes
+def yaml_command(
+    arguments: tuple[str, ...],
+    verbose: bool,
+    debug: bool,
+    log_file: Path | None,
+    settings: Settings,
+    share: Share | None,
+) -> None:
     """Run mergekit-yaml with the plugin: CONFIG OUT [OPTIONS].
 
     The same command as the stock one, for environments that its start-up hook does not reach (PYTHONPATH,
     `pip --target`, `python -S`). Takes every option of mergekit-yaml, see `mergekit-mm yaml --help`; --verbose and
-    --debug are its -v and -vv. --workers N, --restart and --progress json are what MERGEKIT_MM_WORKERS=N,
-    MERGEKIT_MM_RESTART=1 and MERGEKIT_MM_PROGRESS=json are for the stock command.
+    --debug are its -v and -vv. --log-file FILE appends all that is told to a file. --workers N, --restart and
+    --progress json are what MERGEKIT_MM_WORKERS=N, MERGEKIT_MM_RESTART=1 and MERGEKIT_MM_PROGRESS=json are for the
+    stock command. --push ORG/NAME uploads the output to the hub, with the options of `mergekit-mm push`.
     """
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     import mergekit_mm.register  # noqa: F401  # plugs in without the start-up hook
 
+    if "--help" in arguments:
+        _show_options(click.get_current_context())
     level = ["-vv"] if debug else ["-v"] if verbose else []
-    with in_environment(settings):
-        mergekit_yaml.main(args=[*arguments, *level], prog_name="mergekit-mm yaml")
+    context = mergekit_yaml.make_context("mergekit-mm yaml", [*arguments, *level])
+    with context, reported(context.params["verbosity"], log_file), in_environment(settings):
+        mergekit_yaml.invoke(context)
+        if share:
+            share(context.params["out_path"], context.params["quiet"])
 
 
 @main.command(context_settings={"show_default": True})
@@ -106,7 +136,6 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, setting
 )
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
-@click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
 @executed
 @logged
 def sweep(
@@ -131,7 +160,7 @@ def sweep(
     options = MergeOptions(out_shard_size=out_shard_size, cuda=cuda, quiet=quiet, random_seed=random_seed)
     source, parsed = read_config(config)
     for path in run_sweep(parsed, out, options, scaling, source, settings):
-        click.echo(path)
+        show(str(path))
 
 
 @main.command(context_settings={"show_default": True})
@@ -147,9 +176,9 @@ def sweep(
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the file.")
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
-@click.option("--quiet/--no-quiet", default=False, help="No progress bar, and no line per module.")
 @executed
 @logged
+@pushes
 def lora(
     config: str,
     out: str,
@@ -160,6 +189,7 @@ def lora(
     random_seed: int | None,
     quiet: bool,
     settings: Settings,
+    share: Share | None,
 ) -> None:
     """Merge to one PEFT adapter: OUT holds what CONFIG changes of its base.
 
@@ -182,17 +212,17 @@ def lora(
     )
     if not quiet:
         for module in result.modules:
-            click.echo(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
+            show(f"{module.path}  rank {module.rank}  energy {module.energy:.6f}")
     if ranks := [module.rank for module in result.modules]:
         worst = min(module.energy for module in result.modules)
-        click.echo(
-            f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}"
-        )
+        show(f"{out}: {len(ranks)} modules of rank {min(ranks)} to {max(ranks)}; energy kept at least {worst:.6f}")
     for key, whole in (("modules_to_save", result.saved), ("bias: all", result.biases)):
         if whole:
-            click.echo(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
+            show(f"{out}: whole, as no factors can hold them ({key}): {', '.join(whole)}")
     if result.saved or result.biases:
-        click.echo("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
+        show("PEFT loads such an adapter; servers that take factors alone, as vLLM, refuse it.")
+    if share:
+        share(out, quiet)
 
 
 @main.command()
@@ -200,11 +230,12 @@ def lora(
 @click.option("--json", "as_json", is_flag=True, help="Write the whole plan as JSON, every tensor of it.")
 @click.option("--tensor", metavar="NAME", help="Tell what is done with this one tensor, from which inputs, and why.")
 @logged
-def check(config: str, as_json: bool, tensor: str | None) -> None:
+def check(config: str, as_json: bool, tensor: str | None, quiet: bool) -> None:
     """Tell whether the merge in CONFIG will work, and what it will do, reading headers, small files and samples.
 
     Of models on the hub, headers and small files are downloaded. Exits with 1 and the reasons if mergekit-yaml would
-    refuse the merge. The names of tensors are those that the output has on disk or in memory.
+    refuse the merge. The names of tensors are those that the output has on disk or in memory. With --quiet, nothing but
+    errors, warnings and what --json or --tensor ask for is printed.
     """
     import json
 
@@ -221,13 +252,15 @@ def check(config: str, as_json: bool, tensor: str | None) -> None:
         told = "Text-only models, and no adapter for a method of the plugin: mergekit runs this merge by itself."
         if as_json or tensor:
             raise MergeError(told)
-        click.echo(told)
+        if not quiet:
+            show(told)
         return
     with headers_only() as options:
         plan = plan_merge(parsed, options, source)
         if as_json:
             click.echo(json.dumps(plan_as_json.as_json(plan), indent=2))
-        else:
-            click.echo(plan[tensor] if tensor else plan)
-            if not tensor:
-                click.echo("\n".join(before_the_merge(plan, from_environment().workers)))
+        elif tensor:
+            show(str(plan[tensor]))
+        elif not quiet:
+            show(str(plan))
+            show("\n".join(before_the_merge(plan, from_environment().workers)))

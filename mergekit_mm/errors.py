@@ -19,6 +19,7 @@ from typing import IO, Any
 import click
 
 from mergekit_mm import __version__
+from mergekit_mm.console import log_error, tell_error
 
 _BUG = "This is a bug of mergekit-mm"
 _HOSTS = ("mergekit", "torch", "transformers", "peft")  # packages whose versions a bug report should have
@@ -47,7 +48,7 @@ class UserError(click.ClickException, ValueError):
     def show(self, file: IO[Any] | None = None) -> None:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             click.echo("".join(traceback.format_exception(type(self), self, self.__traceback__)), file=file, err=True)
-        super().show(file)
+        tell_error(self.format_message(), self, file)
 
 
 class MergeError(UserError):
@@ -127,6 +128,7 @@ def bugs_reported() -> Iterator[None]:
         raise
     except Exception as error:
         _ask_for_report(error)
+        log_error("a bug", error)
         raise
 
 

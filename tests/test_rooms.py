@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "mergekit_mm"
 INPUTS = "checkpoints checkpoints.adapters checkpoints.side_files"
 PLANS = "plan plan.omni"
 EVALUATION = "evaluation.tasks evaluation.model evaluation.report"
-MERGE = f"{INPUTS} {PLANS} tasks execution output methods numerics omni errors"
+MERGE = f"{INPUTS} {PLANS} tasks execution output methods numerics omni console errors"
 ROOMS = {
-    "errors": "",
+    "console": "",
+    "errors": "console",
     "numerics": "",
     "methods": "numerics errors",
     "omni": "",  # it is copied into checkpoints, where this package may be absent
@@ -28,9 +29,10 @@ ROOMS = {
     "plan.omni": f"{INPUTS} plan methods omni errors",
     "tasks": f"{INPUTS} {PLANS} methods numerics errors",
     "output": f"{INPUTS} {PLANS} numerics omni errors",
-    "execution": f"{INPUTS} {PLANS} tasks output methods errors",
+    "execution": f"{INPUTS} {PLANS} tasks output methods console errors",
     "merge": MERGE,
     "merge_adapter": f"{MERGE} merge",
+    "share": f"{INPUTS} {PLANS} output errors",
     "align": f"{MERGE} merge evaluation.tasks evaluation.model",
     "tune": f"{MERGE} merge align evaluation.model",
     "evaluation.tasks": "omni errors",
@@ -39,10 +41,10 @@ ROOMS = {
     "analysis": f"{MERGE} merge tune pages",
     "evaluation.report": "errors pages evaluation.model",
     "hosts": f"{MERGE} merge {EVALUATION} _autoload",
-    "api": f"{MERGE} merge align analysis hosts",
+    "api": f"{MERGE} merge align analysis share hosts",
     "register": "hosts",
     "_autoload": "",
-    "commands": f"{MERGE} merge align tune analysis {EVALUATION} pages hosts",
+    "commands": f"{MERGE} merge align tune share analysis {EVALUATION} pages hosts",
     "cli": f"{MERGE} merge merge_adapter commands api {EVALUATION} hosts register",
     "__main__": "cli",
     "": "",  # mergekit_mm/__init__.py, which every start of the interpreter imports

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from mergekit_mm.commands.common import SEED, json_object, logged, of_expert, read_config, read_samples
+from mergekit_mm.commands.push import Share, pushes
+from mergekit_mm.console import show, teller
 from mergekit_mm.errors import system_errors
 
 
@@ -152,8 +154,8 @@ def _parts_of_names(context: click.Context, option: click.Parameter, value: str 
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the start, the answers and the training's state here.  [default: beside OUT, until it is done]",
 )
-@click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the outcome.")
 @logged
+@pushes
 def align(
     config: str,
     out: Path,
@@ -170,6 +172,7 @@ def align(
     cuda: bool,
     work: Path | None,
     quiet: bool,
+    share: Share | None,
     **settings: Any,
 ) -> None:
     """Merge, and improve the merge by a few unlabelled samples for each expert.
@@ -205,10 +208,7 @@ def align(
     from mergekit_mm.evaluation.model.questions import questions
     from mergekit_mm.hosts import lm_eval_tasks
 
-    def tell(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
-
+    tell = teller(quiet)
     source, parsed = read_config(config)
     given = {name: value for name, value in settings.items() if value is not None}
     read = read_samples(samples)
@@ -231,4 +231,6 @@ def align(
         tell,
         partial,
     )
-    click.echo(f"{out}: {result}")
+    show(f"{out}: {result}")
+    if share:
+        share(out, quiet)

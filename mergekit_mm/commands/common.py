@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit_mm.errors import MergeError, bugs_reported, refused_by, system_errors
+from mergekit_mm.console import LOG_FILE, logging_shown
+from mergekit_mm.errors import MergeError, UserError, bugs_reported, refused_by, system_errors
 from mergekit_mm.execution.settings import PROGRESS, WAYS, WORKERS, from_environment
 
 if TYPE_CHECKING:
@@ -22,18 +25,48 @@ if TYPE_CHECKING:
 SEED = click.IntRange(0, 2**32 - 1)
 
 
+LOG_FILE_OPTION = click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar=LOG_FILE,
+    help=f"Append all that is told, with times and tracebacks; or {LOG_FILE} in the environment.",
+)
+
+
+@contextmanager
+def reported(verbosity: int, log_file: Path | None) -> Iterator[None]:
+    """A context in which modules' logs are shown, a log file is written, and errors get into both.
+
+    verbosity: 0 shows warnings, 1 what is being done, 2 all details.
+
+    Raises:
+        click.exceptions.Exit: after the message of an error that the user can mend.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    with logging_shown(level, log_file):
+        try:
+            with bugs_reported():
+                yield
+        except UserError as error:
+            error.show()
+            raise click.exceptions.Exit(error.exit_code) from error
+
+
 def logged(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --verbose and --debug, and ask for a report of an exception that is a bug."""
+    """Give a command --verbose, --debug, --quiet and --log-file, and ask for a report of an exception that is a bug.
+
+    `quiet` is an argument of commands that have a parameter of that name. Warnings are shown in any case.
+    """
+    takes_quiet = "quiet" in inspect.signature(command).parameters
 
     @click.option("-v", "--verbose", count=True, show_default=False, help="Tell what is being done; -vv is --debug.")
     @click.option("--debug", is_flag=True, help="Tell all details, and the full traceback of every error.")
+    @click.option("-q", "--quiet/--no-quiet", default=False, help="Tell the result, warnings and errors alone.")
+    @LOG_FILE_OPTION
     @functools.wraps(command)
-    def run(*args: Any, verbose: int, debug: bool, **kwargs: Any) -> None:
-        if debug or verbose:
-            logging.basicConfig()
-            logging.getLogger().setLevel(logging.DEBUG if debug or verbose > 1 else logging.INFO)
-        with bugs_reported():
-            command(*args, **kwargs)
+    def run(*args: Any, verbose: int, debug: bool, quiet: bool, log_file: Path | None, **kwargs: Any) -> None:
+        with reported(2 if debug else verbose, log_file):
+            command(*args, **({"quiet": quiet} if takes_quiet else {}), **kwargs)
 
     return run
 

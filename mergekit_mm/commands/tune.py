@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mergekit_mm.commands.common import SEED, json_object, logged, numbers, of_expert, read_config, read_samples
+from mergekit_mm.console import show, teller
 
 
 def _grids(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[float]]:
@@ -88,7 +89,6 @@ def _grids(context: click.Context, option: click.Parameter, values: tuple[str, .
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep solved merges, the model and the answers' values here.  [default: beside OUT, until it is done]",
 )
-@click.option("--quiet/--no-quiet", default=False, help="Tell nothing but the outcome.")
 @logged
 def tune(
     config: str,
@@ -158,9 +158,5 @@ def tune(
     )
     options = MergeOptions(cuda=cuda, random_seed=random_seed, quiet=quiet or not sys.stderr.isatty())
 
-    def tell(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
-
-    for sentence in run_tune(parsed, source, out, options, settings, measured, work, tell):
-        click.echo(sentence)
+    for sentence in run_tune(parsed, source, out, options, settings, measured, work, teller(quiet)):
+        show(sentence)

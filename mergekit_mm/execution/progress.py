@@ -12,6 +12,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from mergekit_mm import console
+
 _EVERY = 1.0  # seconds between two events of one bar
 
 
@@ -66,6 +68,7 @@ class Progress:
 
     def __init__(self, quiet: bool, as_json: bool = False) -> None:
         self._is_quiet, self._as_json = quiet, as_json
+        self._tell = console.teller(quiet)
 
     @property
     def is_silent(self) -> bool:
@@ -76,8 +79,8 @@ class Progress:
         """Tell a line."""
         if self._as_json:
             _write({"event": "told", "text": line})
-        elif not self._is_quiet:
-            click.echo(line, err=True)
+        else:
+            self._tell(line)
 
     @contextmanager
     def bar(
@@ -90,7 +93,8 @@ class Progress:
             bar.tell()
             return
         sizes = {"total": nbytes, "initial": bytes_done, "unit": "B"} if nbytes else {"total": total, "initial": done}
-        with tqdm(**sizes, desc=what, unit_scale=bool(nbytes), disable=self._is_quiet or done == total) as shown:
+        hidden = self._is_quiet or done == total
+        with console.bar(**sizes, desc=what, unit_scale=bool(nbytes), disable=hidden) as shown:
             yield Bar(what, total, done, unit, nbytes, bytes_done, shown)
 
 

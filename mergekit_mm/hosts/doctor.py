@@ -10,6 +10,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,22 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.state:7}{self.subject:46}{self.text}"
+        return self._start + self.text
+
+    @property
+    def _start(self) -> str:
+        return f"{self.state:7}{self.subject:46}"
+
+    def in_columns(self, columns: int) -> str:
+        """The finding in lines of at most so many characters, unless a word is longer."""
+        return textwrap.fill(
+            self.text,
+            columns,
+            initial_indent=self._start,
+            subsequent_indent=" " * 9,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 def examine(directories: Iterable[Path] = ()) -> Iterator[Finding]:

@@ -16,9 +16,15 @@ def install() -> None:
 
 
 def _execute(original: Any, *arguments: Any, **options: Any) -> Any:
+    import click
+
+    from mergekit_mm.console import log_by_environment, log_error
     from mergekit_mm.errors import EvaluationError
 
     try:
+        log_by_environment()
         return original(*arguments, **options)
-    except EvaluationError as error:
-        sys.exit(f"Error: {error}")
+    except (EvaluationError, click.FileError) as error:  # the second if the log file cannot be written
+        message = error.format_message()
+        log_error(message, error)
+        sys.exit(f"Error: {message}")

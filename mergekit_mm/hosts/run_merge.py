@@ -27,12 +27,14 @@ def install() -> None:
 
 
 def _run_merge(original: Any, *arguments: Any, **options: Any) -> Any:
+    from mergekit_mm.console import log_by_environment
     from mergekit_mm.errors import bugs_reported
     from mergekit_mm.hosts.wrapping import bound
     from mergekit_mm.plan.scope import is_planned_here
 
     given = bound(original, *arguments, **options).arguments
     config, merge_options = given["merge_config"], given["options"]
+    log_by_environment()
     with bugs_reported():
         if is_planned_here(config, merge_options.transformers_cache):
             from mergekit_mm.merge import run_multimodal_merge

@@ -13,7 +13,7 @@ from mergekit_mm.checkpoints.side_files.model_files import PROCESSOR, TOKENIZER,
 from mergekit_mm.errors import MergeError, SystemRefusal
 
 # Files of an earlier model that a loader would take for a part of the new one. Other files are the user's.
-_OLD_WEIGHTS = (
+OLD_FILES = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
     *("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"),
@@ -87,7 +87,7 @@ def clear_earlier(out: Path, new: Path) -> None:
     """
     (out / "config.json").unlink(missing_ok=True)
     has_tokenizer = any(is_of_tokenizer(path.name) for path in new.iterdir())
-    for pattern in _OLD_WEIGHTS + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
+    for pattern in OLD_FILES + (TOKENIZER + PROCESSOR if has_tokenizer else ()):
         for old in out.glob(pattern):
             if not old.is_dir():
                 old.unlink()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from end_to_end import (
     altered,
     assert_same_bytes,
@@ -271,6 +272,12 @@ def test_merge_of_models_of_the_hub(world: World) -> None:
     local = {"org/expert@v2": experts(FAMILY)[1], **world.local}
     expected = merge(_replaced(_merged(), local)).tensors
     assert_same_bytes(tensors(world.merged), expected)
+
+
+def test_the_card_of_a_merge_names_the_models_of_the_hub(world: World) -> None:
+    metadata = yaml.safe_load((world.merged / "README.md").read_text().split("---\n")[1])
+    assert metadata["base_model"] == ["org/base", "org/adapter", "org/expert", "org/flaky"]
+    assert metadata["base_model_relation"] == "merge"
 
 
 def test_what_no_merge_reads_is_not_downloaded(world: World) -> None:

@@ -55,7 +55,7 @@ MODELS = {  # what the documents call a model -> a small one that can stand ther
     "llava-hf/llava-1.5-7b-hf": OMNI / "image",
     "LanguageBind/Video-LLaVA-7B-hf": OMNI / "video",
 }
-OTHERS = {"pip", "pipx", "uv", "git", "cd", "export", "get", "get()", "hf", "curl", "md5sum"}  # not ours to test
+OTHERS = {"pip", "pipx", "uv", "uvx", "git", "cd", "export", "get", "get()", "hf", "curl", "md5sum"}  # not ours to test
 
 
 class Block(NamedTuple):
@@ -171,6 +171,8 @@ def flaw(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     used = {each.partition("=")[0] for each in arguments if each.startswith("-")}
     if program == "mergekit-mm":
         assert isinstance(main, Group)
+        if arguments[0].startswith("-"):
+            return str(used - options(main) or "")
         if arguments[0] not in main.commands:
             return f"no command {arguments[0]}"
         known = options(main.commands[arguments[0]])

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+from email import message_from_string
 from pathlib import Path
 from types import ModuleType
 
@@ -108,13 +109,29 @@ def test_wheel_and_hook_agree_on_the_mergekit_versions(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_links_of_the_readme_lead_somewhere_from_a_package_index(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        metadata = message_from_string(archive.read(name).decode())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(targets) == len(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())) > 20
+    assert not [target for target in targets if not target.startswith("https://")]
+    inside = re.findall(rf"/(blob|raw)/v{mergekit_mm.__version__}/([^)#\s]+)", text)
+    assert {kind for kind, _ in inside} == {"blob", "raw"}
+    assert not [path for _, path in inside if not (ROOT / path).exists()]
+
+
+@pytest.mark.slow
 def test_sdist_has_what_the_wheel_is_made_of_and_no_more(wheel: Path, tmp_path: Path) -> None:
     build = f"import hatchling.build; hatchling.build.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
     (sdist,) = tmp_path.iterdir()
     with tarfile.open(sdist) as archive:
         top = {name.split("/")[1] for name in archive.getnames()}
-    assert top == {"mergekit_mm", "eval_tasks", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
+    built_by = {"pyproject.toml", "hatch_build.py", "README.md"}
+    assert top == {"mergekit_mm", "eval_tasks", *built_by, "LICENSE", "PKG-INFO", ".gitignore"}
     again = fresh_venvs.wheel(sdist)
     with zipfile.ZipFile(wheel) as from_checkout, zipfile.ZipFile(again) as from_sdist:
         assert {each.filename: each.CRC for each in from_sdist.infolist()} == {
