@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from string import ascii_uppercase
@@ -75,28 +75,58 @@ def inspect(
     with_spectra = _decided(settings.spectra, cost.spectra, "spectra", tell)
     asks = True if settings.methods and settings.losses is None else settings.losses
     losses = methods if _decided(asks, cost.losses, "losses", tell) else []
+    found = _measured(plan, wanted, options, with_spectra, losses)
+    if len(found) < len(wanted):
+        not_measured["no numbers that a merge changes"] += len(wanted) - len(found)
+    files = plan.side_files
+    on_files = [] if files is None else [*files.warnings, *files.notes]
+    return Analysis(
+        headline=plan.report().splitlines()[0],
+        is_omni=isinstance(plan, OmniPlan),
+        base=name_in_config(base),
+        method=config.merge_method,
+        experts=[_expert(plan, model, number) for number, model in enumerate(experts)],
+        tensors=_figures(wanted, found, experts),
+        not_measured=dict(not_measured),
+        layers=settings.layers,
+        cost=cost,
+        has_spectra=with_spectra,
+        methods=[method.label for method in losses],
+        side_files=on_files,
+        notes=[note for note in dict.fromkeys(plan.notes) if note not in on_files],
+    )
+
+
+def _measured(
+    plan: MergePlan,
+    tensors: Sequence[TensorPlan],
+    options: MergeOptions,
+    with_spectra: bool,
+    methods: Sequence[Method],
+) -> dict[str, Measures]:
+    """What was measured of each tensor; those that hold no numbers that a merge changes are left out."""
     compiler = Compiler(plan, options)
-    tasks = {
-        tensor.name: compiler.measured(
+    tasks = {}
+    for tensor in tensors:
+        is_solved = _is_solved(tensor)
+        tasks[tensor.name] = compiler.measured(
             tensor,
             partial(
                 measure,
                 is_matrix=_is_matrix(tensor),
-                with_spectra=with_spectra and _is_solved(tensor),
-                methods=losses if _is_solved(tensor) else (),
+                with_spectra=with_spectra and is_solved,
+                methods=methods if is_solved else (),
             ),
         )
-        for tensor in wanted
-    }
-    found: dict[str, Measures] = {}
     with system_errors(), enough_memory(options.device):
-        for name, measures in values(compiler, tasks):
-            if measures is None:
-                not_measured["no numbers that a merge changes"] += 1
-            else:
-                found[name] = measures
+        return {name: measures for name, measures in values(compiler, tasks) if measures is not None}
+
+
+def _figures(
+    tensors: Sequence[TensorPlan], found: Mapping[str, Measures], experts: Sequence[ModelReference]
+) -> list[Figures]:
     places = {model: number for number, model in enumerate(experts)}
-    tensors = [
+    return [
         Figures(
             name=tensor.name,
             role=tensor.info.role,
@@ -106,26 +136,9 @@ def inspect(
             experts=tuple(places[model] for model in tensor.experts),
             measures=found[tensor.name],
         )
-        for tensor in wanted
+        for tensor in tensors
         if tensor.name in found
     ]
-    files = plan.side_files
-    on_files = [] if files is None else [*files.warnings, *files.notes]
-    return Analysis(
-        headline=plan.report().splitlines()[0],
-        is_omni=isinstance(plan, OmniPlan),
-        base=name_in_config(base),
-        method=config.merge_method,
-        experts=[_expert(plan, model, number) for number, model in enumerate(experts)],
-        tensors=tensors,
-        not_measured=dict(not_measured),
-        layers=settings.layers,
-        cost=cost,
-        has_spectra=with_spectra,
-        methods=[method.label for method in losses],
-        side_files=on_files,
-        notes=[note for note in dict.fromkeys(plan.notes) if note not in on_files],
-    )
 
 
 def _wanted(plan: MergePlan, layers: int | None) -> tuple[list[TensorPlan], Counter[str]]:
@@ -138,8 +151,10 @@ def _wanted(plan: MergePlan, layers: int | None) -> tuple[list[TensorPlan], Coun
         if place.layer is not None:
             last[place.stack] = max(place.layer, last.get(place.stack, 0))
     for tensor in plan.merged_tensors:
-        if tensor.base is None or tensor.base not in tensor.inputs:
+        if tensor.base not in tensor.inputs:
             left_out["the base model does not have them"] += 1
+        elif tensor.base != plan.config.base_model:
+            left_out["the config names another base for them"] += 1
         elif not tensor.experts:
             left_out["no expert has them"] += 1
         elif not tensor.info.dtype.is_floating_point or 0 in tensor.info.shape:
