@@ -125,16 +125,17 @@ print(*sorted(path.name for path in merged.iterdir()))
 # %% [markdown]
 # ## 6. Ask
 #
-# A model that transformers loads, like any other. Put your own picture and question here.
+# A model that transformers loads, like any other. The picture has a colour that the base was never trained on, and one
+# expert was. Put your own picture and questions here.
 
 # %%
 import easy_vqa
 from PIL import Image
 
 texts, answers, pictures = easy_vqa.get_test_questions()
-number = pictures[0]
+number = pictures[answers.index("teal")]
 PICTURE = Image.open(easy_vqa.get_test_image_paths()[number]).convert("RGB")
-QUESTIONS = [text for text, of in zip(texts, pictures, strict=True) if of == number][:3]
+QUESTIONS = [text for text, of in zip(texts, pictures, strict=True) if of == number][:4]
 show(PICTURE.resize((256, 256)))
 
 # %%

@@ -52,7 +52,7 @@ def test_the_script_runs(tmp_path: Path) -> None:
     assert "merged by optmerge" in done.stdout
     assert (out / "merged/model.safetensors").is_file()
     (answers,) = [line for line in done.stdout.splitlines() if line.startswith("merged ")]
-    assert answers.count("|") == 3
+    assert answers.count("|") == 4
     assert (out / "report/report.md").is_file()
     assert "easy_vqa" in done.stdout[done.stdout.index("$ mergekit-mm report") :]
     for page in ("experts.html", "answers.html"):

@@ -37,6 +37,7 @@ from mergekit import merge_methods
 from mergekit.merge_methods import InputContract, TensorGroup, merge_method
 
 import mergekit_mm
+from mergekit_mm.commands.common import reported
 from mergekit_mm.methods.apply import task_vector_method
 
 BUG = "This is a bug of mergekit-mm or of a package that it uses"
@@ -229,14 +230,6 @@ def test_an_output_path_that_no_file_system_takes() -> None:
 # ------------------------------------------------------------------------------------------- --verbose and --debug
 
 
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    before = root.level
-    yield root
-    root.setLevel(before)
-
-
 COMMANDS = ["check", "doctor", "inspect", "lora", "report", "sweep"]
 
 
@@ -247,7 +240,8 @@ def test_every_command_has_the_same_two_options(command: str) -> None:
     assert "--debug" in told
 
 
-def test_debug_shows_the_traceback_of_a_refusal_and_its_cause(root_logger: logging.Logger) -> None:
+def test_debug_shows_the_traceback_of_a_refusal_and_its_cause() -> None:
+    level = logging.getLogger().level
     damaged = altered(checkpoint("llava"))
     (damaged / "config.json").write_text("{")
     plain = plugin("inspect", damaged)
@@ -255,19 +249,26 @@ def test_debug_shows_the_traceback_of_a_refusal_and_its_cause(root_logger: loggi
     assert "Traceback" not in plain.output
     detailed = plugin("inspect", damaged, "--debug")
     assert detailed.exit_code == 1
-    assert root_logger.level == logging.DEBUG
+    assert logging.getLogger().level == level, "the next command of this process tells no more than it is asked"
     assert "JSONDecodeError" in detailed.output
     assert "direct cause" in detailed.output
     assert detailed.output.rstrip().endswith(plain.output.rstrip()), "the one line stands last"
 
 
-def test_verbose_is_the_level_of_information(root_logger: logging.Logger) -> None:
-    assert plugin("inspect", checkpoint("llava"), "-v").exit_code == 0
-    assert root_logger.level == logging.INFO
+@pytest.mark.parametrize(("verbosity", "levels"), [(0, "warning"), (1, "warning info"), (2, "warning info debug")])
+def test_verbose_is_the_level_of_information(verbosity: int, levels: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = logging.getLogger("a.module")
+    with reported(verbosity, None):
+        module.debug("debug")
+        module.info("info")
+        module.warning("warning")
+    shown = capsys.readouterr().err.splitlines()
+    assert {line.rpartition(" ")[2] for line in shown} == set(levels.split())
+    assert shown[-1] == "warning: warning"
 
 
 @pytest.mark.slow
-def test_the_stock_command_shows_it_at_vv(root_logger: logging.Logger) -> None:
+def test_the_stock_command_shows_it_at_vv() -> None:
     damaged = altered(checkpoint("llava"))
     (damaged / "config.json").write_text("{")
     script = Path(sys.executable).with_name("mergekit-yaml")
