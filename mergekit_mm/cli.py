@@ -11,7 +11,7 @@ import click
 
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
-from mergekit_mm.commands.common import SEED, executed, logged, numbers, read_config
+from mergekit_mm.commands.common import SEED, executed, logged, numbers, on_a_cluster, read_config
 from mergekit_mm.commands.tune import tune
 from mergekit_mm.errors import MergeError, system_errors
 from mergekit_mm.execution.settings import Settings, from_environment, in_environment
@@ -71,6 +71,7 @@ def doctor(directories: tuple[Path, ...]) -> None:
 @main.command("yaml", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
+@on_a_cluster
 @executed
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, settings: Settings) -> None:
@@ -105,6 +106,7 @@ def yaml_command(arguments: tuple[str, ...], verbose: bool, debug: bool, setting
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
 @click.option("--quiet/--no-quiet", default=False, help="No progress bars.")
+@on_a_cluster
 @executed
 @logged
 def sweep(
