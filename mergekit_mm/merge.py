@@ -114,7 +114,7 @@ def _run(
         strengths = [1.0 if scale is None else scale for scale in outputs]
         more = {"scaling": [str(scale) for scale in outputs], "tokenizer": built and digest_of(built.tokenizer)}
         key = key_of(plan, options, **more)
-        with staging(place, list(outputs.values()), key, settings.restart, tell) as found:
+        with staging(place, list(outputs.values()), key, settings, tell) as found:
             not_used = plan.not_used()
             if found.is_finished:
                 tell("continuing: all tensors are done, and the output is moved into place")

@@ -21,13 +21,15 @@ class Settings:
 
     workers: processes that make tensors at the same time; None to choose by cores, memory and work. restart: whether
     what an interrupted run of the same merge has left is thrown away. progress: how it is told, one of `WAYS`. ray:
-    the address of the Ray cluster that merges, None for this machine.
+    the address of the Ray cluster that merges, None for this machine. keeps: whether what is done stays after an
+    interruption, which is of no use where the output's own directory does not.
     """
 
     workers: int | None = None
     restart: bool = False
     progress: str = "text"
     ray: str | None = None
+    keeps: bool = True
 
 
 def from_environment(

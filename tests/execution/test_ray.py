@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,14 +31,26 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
-    node = {"num_cpus": 1, "memory": 4 << 30}
-    started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    started.add_node(**node)
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "300000"}
+    started = Cluster(initialize_head=True, head_node_args={**node(), "include_dashboard": False})
+    started.add_node(**node())
     try:
         yield started
     finally:
         started.shutdown()
+
+
+def node() -> dict[str, Any]:
+    """The arguments of a node of one core. Its ports are given, as it waits no more than seconds to be told of them."""
+    agents = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port")
+    sizes = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
+    return {**sizes, **{name: free_port() for name in agents}}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @pytest.fixture
@@ -56,7 +71,6 @@ def alone() -> dict[str, bytes]:
 
 def meanwhile(out: Path, tensors_made: int, act: Callable[[], None]) -> Any:
     """A merge on the cluster, and something that happens once so many tensors are made."""
-    import threading
 
     def wait() -> None:
         end = time.monotonic() + 300
@@ -102,8 +116,8 @@ def _is_ours(process: psutil.Process) -> bool:
 
 
 def test_a_node_that_is_lost(on_ray: Any) -> None:
-    node, out = on_ray.add_node(num_cpus=1, memory=4 << 30), fresh("merged")
-    meanwhile(out, 3, lambda: on_ray.remove_node(node, allow_graceful=False))
+    third, out = on_ray.add_node(**node()), fresh("merged")
+    meanwhile(out, 3, lambda: on_ray.remove_node(third, allow_graceful=False))
     assert contents(out) == alone()
 
 
@@ -129,5 +143,5 @@ def test_a_cluster_that_is_not_there() -> None:
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RAY, "auto")
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     refused(config(), "pip install 'mergekit-mm[ray]'")
