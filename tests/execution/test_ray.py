@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from end_to_end import checkpoint, experts, fresh, linear, merge, plugin, refused, run, with_method, written
-from interruptions import contents, killed, made
+from interruptions import contents, made
 
 RAY = "MERGEKIT_MM_RAY"
 SHARDS = ("--out-shard-size", "20K")
@@ -99,10 +100,12 @@ def test_the_same_bytes_as_in_one_process(on_ray: Any) -> None:
 
 def test_a_worker_that_is_killed(on_ray: Any) -> None:
     def kill() -> None:
-        for process in psutil.process_iter(["cmdline"]):
-            if (process.info["cmdline"] or [""])[0].startswith("ray::make") and _is_ours(process):
-                process.kill()
-                return
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            for process in psutil.process_iter(["cmdline"]):
+                if (process.info["cmdline"] or [""])[0].startswith("ray::make") and _is_ours(process):
+                    process.kill()
+                    return
 
     out = fresh("merged")
     outcome = meanwhile(out, 3, kill)
@@ -123,7 +126,15 @@ def test_a_node_that_is_lost(on_ray: Any) -> None:
 
 def test_the_merge_itself_is_killed_and_goes_on(on_ray: Any) -> None:
     out = fresh("merged")
-    done = killed(config(), *SHARDS, out=out, after=5)
+    command = [sys.executable, "-m", "mergekit_mm", "yaml", str(written(config())), str(out), *SHARDS]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while made(out) < 5:
+        assert process.poll() is None, "it has come to its end before"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = made(out)
+    assert not out.exists()
     assert f"continuing: {done} of " in merge(config(), *SHARDS, out=out).console
     assert contents(out) == alone()
 
