@@ -199,7 +199,7 @@ def _whole_tensors(
     dense = [name for name, _ in results.of("adapted modules", {name: tasks[name] for name in factored}, if_dense)]
     candidates = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
     comparisons = {
-        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name]))
+        name: Changed(merged=compiler.written(plan[name]), base=compiler.reads.base_tensor(plan[name]))
         for name in tasks
         if name in candidates
     }
