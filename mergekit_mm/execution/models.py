@@ -57,7 +57,8 @@ def write_models(
     plan, options = compiler.plan, compiler.options
     files = [WeightFiles(staging.content(number), layout) for number in range(len(scales))]
     groups = smallest_units(plan)
-    require_memory(groups)
+    if job is None:  # else other machines need it
+        require_memory(groups)
     for each in files:
         each.create()
     claimed, scalings = _claimed(staging)
