@@ -59,10 +59,12 @@ evidence-check: $(VENV)/.test
 	$(BIN)/python -m examples.minibench --quick --out $(EVIDENCE)
 	$(BIN)/python -m examples.minibench.evidence.check $(EVIDENCE)/report-quick $(COMMITTED)
 
-# Merges that are killed at fifty random moments, over nothing and over an earlier output, drawn anew each time.
+# Merges that are killed at fifty random moments, over nothing and over an earlier output, drawn anew each time; and ten
+# thousand configs.
 soak: $(VENV)/.test
 	MERGEKIT_MM_SOAK=$${MERGEKIT_MM_SOAK:-50} MERGEKIT_MM_SOAK_SEED=$${MERGEKIT_MM_SOAK_SEED:-$$(date +%s)} \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/execution/test_soak.py
+	MERGEKIT_MM_CONFIGS=$${MERGEKIT_MM_CONFIGS:-10000} \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/execution/test_soak.py tests/plan/test_any_config.py
 
 # A release, see docs/releasing.md. OWNER stands for the repository's address until that is known.
 dist: $(VENV)/.test

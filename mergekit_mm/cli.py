@@ -11,7 +11,16 @@ import click
 
 from mergekit_mm import __version__
 from mergekit_mm.commands.align import align
-from mergekit_mm.commands.common import LOG_FILE_OPTION, SEED, executed, logged, numbers, read_config, reported
+from mergekit_mm.commands.common import (
+    LOG_FILE_OPTION,
+    SEED,
+    executed,
+    logged,
+    numbers,
+    on_a_cluster,
+    read_config,
+    reported,
+)
 from mergekit_mm.commands.inspect import inspect
 from mergekit_mm.commands.push import Share, push, pushes
 from mergekit_mm.commands.report import report
@@ -89,6 +98,7 @@ def _show_options(context: click.Context) -> None:
 @click.option("--verbose", is_flag=True)
 @click.option("--debug", is_flag=True)
 @LOG_FILE_OPTION
+@on_a_cluster
 @executed
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @pushes
@@ -136,6 +146,7 @@ def yaml_command(
 )
 @click.option("--cuda/--no-cuda", default=False, help="Merge on a GPU.")
 @click.option("--random-seed", type=SEED, help="For methods that draw (dare_linear, dare_ties).")
+@on_a_cluster
 @executed
 @logged
 def sweep(

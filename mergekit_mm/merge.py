@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mergekit_mm.checkpoints.tokenizer import load_tokenizer
 from mergekit_mm.errors import MergeError, SystemRefusal, refused_by, system_errors
+from mergekit_mm.execution.elsewhere import job_of
 from mergekit_mm.execution.files import WeightFiles, to_pickles
 from mergekit_mm.execution.input_hashes import InputHashes
 from mergekit_mm.execution.key import digest_of, key_of
-from mergekit_mm.execution.layout import Layout, in_order, lay_out
+from mergekit_mm.execution.layout import Layout
 from mergekit_mm.execution.models import clear_others, write_models
+from mergekit_mm.execution.preparing import prepared
 from mergekit_mm.execution.progress import Progress
 from mergekit_mm.execution.settings import Settings, from_environment
 from mergekit_mm.execution.staging import Staging, staging
@@ -27,14 +29,12 @@ from mergekit_mm.output.card import model_card
 from mergekit_mm.output.directory import check_output, check_room
 from mergekit_mm.output.finish import carry_own_adapter, finish_model
 from mergekit_mm.output.side_files import linked_tokenizer
-from mergekit_mm.output.verify import planned_tensors, verify_planned
 from mergekit_mm.plan.build import build_plan, with_side_files
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.chat_template import set_chat_template
-from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.found_scalings import FoundScalings
 from mergekit_mm.tasks.solutions import Solutions
-from mergekit_mm.tasks.tokenizer import planned_rows, tokenizer_directory
+from mergekit_mm.tasks.tokenizer import tokenizer_directory
 
 
 def run_multimodal_merge(
@@ -109,16 +109,12 @@ def _run(
             sources = [*plan.side_files.sources, *tokenizer_directory(tokenizer)]
             check_output(out, [*plan.inputs.directories, *sources])
         templated = _templated_tokenizer(plan, options)
-        compiler = Compiler(plan, options, sweep=None not in outputs, solutions=solutions)
+        compiler, layout = prepared(plan, options, sweep=None not in outputs, solutions=solutions)
         built = compiler.new_vocabulary
-        rows = planned_rows(plan, built, options)
-        tensors = planned_tensors(plan, rows)
-        verify_planned(plan, tensors, rows)
-        layout = lay_out(in_order(plan, tensors), options.out_shard_size)
         strengths = [1.0 if scale is None else scale for scale in outputs]
         more = {"scaling": [str(scale) for scale in outputs], "tokenizer": built and digest_of(built.tokenizer)}
         key = key_of(plan, options, **more)
-        with staging(place, list(outputs.values()), key, settings.restart, tell) as found:
+        with staging(place, list(outputs.values()), key, settings, tell) as found:
             not_used = plan.not_used()
             if found.is_finished:
                 tell("continuing: all tensors are done, and the output is moved into place")
@@ -130,7 +126,11 @@ def _run(
                     hashes = InputHashes(plan, found.done, journal) if options.write_model_card else None
                     if hashes is not None:
                         beside.enter_context(hashes)
-                    scalings.values.update(write_models(compiler, strengths, layout, found, journal, settings, tell))
+                    contents = [found.content(number) for number in range(len(strengths))]
+                    job = job_of(config, config_source, compiler, strengths, contents) if settings.ray else None
+                    scalings.values.update(
+                        write_models(compiler, strengths, layout, found, journal, settings, tell, job)
+                    )
                     clear_others(found, layout)
                     card_hashes = hashes.result(tell) if hashes else None
                 for number, (scale, out) in enumerate(outputs.items()):
@@ -207,10 +207,8 @@ def plan_merge(config: MergeConfiguration, options: MergeOptions, config_source:
     with system_errors():
         plan = with_side_files(build_plan(config, options, config_source), options)
         _templated_tokenizer(plan, options)
-        compiler = Compiler(plan, options)
+        compiler, _ = prepared(plan, options)
         compiler.to_model()
-        rows = planned_rows(plan, compiler.new_vocabulary, options)
-        verify_planned(plan, planned_tensors(plan, rows), rows)
         return plan
 
 

@@ -105,7 +105,7 @@ def merge_to_adapter(
             files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
             tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
         key = key_of(plan, options, rank=rank, dtype=str(dtype), shares_bases=shares_bases, output="adapter")
-        with staging(out, [out], key, settings.restart, tell) as found:
+        with staging(out, [out], key, settings, tell) as found:
             base = plan.inputs.base_checkpoint
             linear, embeddings = _adaptable(base)
             with ExitStack() as beside:
@@ -199,7 +199,7 @@ def _whole_tensors(
     dense = [name for name, _ in results.of("adapted modules", {name: tasks[name] for name in factored}, if_dense)]
     candidates = {n for n in tasks if n.removesuffix(".weight") not in adaptable} | {*replaced} - {*factored} | {*dense}
     comparisons = {
-        name: Changed(merged=compiler.written(plan[name]), base=compiler.base_tensor(plan[name]))
+        name: Changed(merged=compiler.written(plan[name]), base=compiler.reads.base_tensor(plan[name]))
         for name in tasks
         if name in candidates
     }

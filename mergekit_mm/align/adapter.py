@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mergekit_mm.align.inputs import in_model
 from mergekit_mm.align.job import FOLDER, Job
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.mllm import MLLM
+from mergekit_mm.execution.settings import from_environment
 from mergekit_mm.merge import run_multimodal_merge
 
 
@@ -124,4 +125,5 @@ def fold(start: Path, adapter: Path, out: Path, options: MergeOptions) -> None:
         "models": [{"model": f"{start}+{adapter}", "parameters": {"weight": 1.0}}],
     }
     quiet = options.model_copy(update={"write_model_card": False})
-    run_multimodal_merge(MergeConfiguration.model_validate(config), str(out), quiet, None)
+    settings = replace(from_environment(), keeps=False)
+    run_multimodal_merge(MergeConfiguration.model_validate(config), str(out), quiet, None, settings)

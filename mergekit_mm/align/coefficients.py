@@ -15,7 +15,7 @@ that gradient is then let go. The directions lie on disk, and one of them at a t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from mergekit_mm.align.job import Job
 from mergekit_mm.align.recipe import recipe, require_meant
 from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.mllm import MLLM
+from mergekit_mm.execution.settings import from_environment
 from mergekit_mm.merge import plan_merge, run_multimodal_merge
 from mergekit_mm.plan.config import read_config
 
@@ -143,4 +144,4 @@ class Coefficients:
         text = recipe(job.plan, job.source, self.scalings, self.values)
         config = read_config(text, "the config with coefficients")
         require_meant(plan_merge(config, job.options, text), self.scalings, self.values)
-        run_multimodal_merge(config, str(out), job.quiet, text)
+        run_multimodal_merge(config, str(out), job.quiet, text, replace(from_environment(), keeps=False))

@@ -15,7 +15,7 @@ import click
 
 from mergekit_mm.console import LOG_FILE, logging_shown
 from mergekit_mm.errors import MergeError, UserError, bugs_reported, refused_by, system_errors
-from mergekit_mm.execution.settings import PROGRESS, WAYS, WORKERS, from_environment
+from mergekit_mm.execution.settings import PROGRESS, RAY, WAYS, WORKERS, from_environment
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -86,10 +86,21 @@ def executed(command: Callable[..., None]) -> Callable[..., None]:
         help=f"Bars, or a JSON object a line on stderr; or {PROGRESS} in the environment.  [default: {WAYS[0]}]",
     )
     @functools.wraps(command)
-    def run(*args: Any, workers: int | None, restart: bool, progress: str | None, **kwargs: Any) -> None:
-        command(*args, settings=from_environment(workers, restart, progress), **kwargs)
+    def run(
+        *args: Any, workers: int | None, restart: bool, progress: str | None, ray: str | None = None, **kwargs: Any
+    ) -> None:
+        command(*args, settings=from_environment(workers, restart, progress, ray), **kwargs)
 
     return run
+
+
+def on_a_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command of `executed` --ray."""
+    return click.option(
+        "--ray",
+        metavar="ADDRESS",
+        help=f"Merge on a Ray cluster: its address, or auto for that of this machine; or {RAY} in the environment.",
+    )(command)
 
 
 def read_config(path: str) -> tuple[str, MergeConfiguration]:

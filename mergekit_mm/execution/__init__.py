@@ -4,7 +4,9 @@
 - `files`: these files on disk, at their full size from the start, and tensors written into their ranges
 - `units`: the tensors that are made in one go, from the plan alone
 - `prefetch`: the inputs of the next unit, asked for in advance
-- `workers`: units done in this process, in several, or by several GPUs
+- `making`: how a unit is made; `workers`: units made in this process, in several, or by several GPUs
+- `preparing`: from a plan to where work can begin; `elsewhere`: units made by processes that plan the merge by
+  themselves; `ray_cluster`, which sends units to these
 - `journal`: what is done, so that it need not be done again; `key`: what a journal is about
 - `staging`: the directory in which an output is made, its lock, and the move into place; `leftovers`, what
   interrupted merges have left

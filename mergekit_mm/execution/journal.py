@@ -96,8 +96,7 @@ class Journal:
 
 def append_entries(path: Path, entries: Iterable[Entry], files: Iterable[Path] = ()) -> None:
     """Add entries to a journal, after the data of some files is on the disk, and wait until they are on it too."""
-    for file in files:
-        _sync(file, os.O_WRONLY)
+    sync_files(files)
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -105,6 +104,12 @@ def append_entries(path: Path, entries: Iterable[Entry], files: Iterable[Path] =
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_files(files: Iterable[Path]) -> None:
+    """Wait until the data of some files is on the disk."""
+    for file in files:
+        _sync(file, os.O_WRONLY)
 
 
 def sync_tree(directory: Path) -> None:

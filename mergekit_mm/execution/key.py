@@ -43,10 +43,21 @@ def key_of(plan: MergePlan, options: MergeOptions, **more: Any) -> dict[str, Any
     return {
         "config": plan.config.to_yaml(),
         "options": {name: value for name, value in kept.items() if name not in _WITHOUT_EFFECT} | more,
-        "software": {name: version_of(name) for name in _SOFTWARE} | {"mergekit-mm": _numerics(plan)},
+        "software": software(plan),
         "inputs": {str(path): _file(path) for path in sorted(inputs_of(plan))},
         "plan": digest(plan),
     }
+
+
+def software(plan: MergePlan) -> dict[str, str]:
+    """The versions of what computes, and the digest of the code of this package that does."""
+    return {name: version_of(name) for name in _SOFTWARE} | {"mergekit-mm": _numerics(plan)}
+
+
+def inputs_digest(plan: MergePlan) -> str:
+    """A digest of the inputs that is the same on another machine: without the places and the times of files."""
+    files = sorted([path.name, *_file(path)[0:3:2]] for path in inputs_of(plan))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def digest_of(tokenizer: PreTrainedTokenizerBase) -> str:

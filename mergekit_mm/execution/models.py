@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 
-import torch
-
+from mergekit_mm.errors import SystemRefusal
+from mergekit_mm.execution.elsewhere import Job
 from mergekit_mm.execution.estimate import estimate, measured_speed, pickled_bytes, require_memory
 from mergekit_mm.execution.files import INDEX, WeightFiles
 from mergekit_mm.execution.journal import Journal
-from mergekit_mm.execution.key import inputs_of
 from mergekit_mm.execution.layout import Layout
 from mergekit_mm.execution.machine import can_fork, choose_workers, cores
+from mergekit_mm.execution.making import Made, Maker
 from mergekit_mm.execution.prefetch import reading_ahead
 from mergekit_mm.execution.progress import Progress
+from mergekit_mm.execution.ray_cluster import RayCluster
 from mergekit_mm.execution.settings import Settings
 from mergekit_mm.execution.staging import Staging
-from mergekit_mm.execution.unchanged import Unchanged
 from mergekit_mm.execution.units import Unit, batches, smallest_units, without
 from mergekit_mm.execution.workers import done_by_devices, done_by_processes, done_here
 from mergekit_mm.tasks.compile import Compiler
-from mergekit_mm.tasks.executors import devices, run_tasks
+from mergekit_mm.tasks.executors import devices
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What a worker tells of a unit."""
-
-    digests: Mapping[str, str]  # `<number of the output>/<tensor>` -> SHA-256
-    scalings: Mapping[str, float]  # those that `scaling: auto` came to
-    seconds: float
-
-
-class _Maker:
-    """Makes units: runs their tasks, and writes each tensor into its place in every output."""
-
-    def __init__(self, compiler: Compiler, scales: Sequence[float], files: Sequence[WeightFiles]) -> None:
-        self._compiler, self._files = compiler, files
-        self._tasks = [compiler.to_model(scale) for scale in scales]
-        self._devices = devices(compiler.options)
-        self.inputs = Unchanged(inputs_of(compiler.plan))
-
-    def __call__(self, unit: Unit, device: torch.device | None = None) -> _Made:
-        start = time.monotonic()
-        self.inputs.require()
-        digests: dict[str, str] = {}
-        compiler = self._compiler
-        goals = {(number, name): tasks[name] for number, tasks in enumerate(self._tasks) for name in unit.names}
-        for (number, name), tensor in run_tasks(goals, compiler.options, device or self._devices[0], compiler.given):
-            digests[f"{number}/{name}"] = self._files[number].write(name, tensor)
-            del tensor
-        return _Made(digests, compiler.found_scalings.take(), time.monotonic() - start)
-
-    def made(self, units: Sequence[Unit], workers: int, tell: Progress) -> Iterator[tuple[Unit, _Made]]:
-        """Each unit as soon as it is made."""
-        if len(self._devices) > 1:
-            yield from done_by_devices(units, self, self._devices)
-            return
-        with reading_ahead(self._compiler.plan, units) as taken:
-            yield from done_by_processes(taken, self, workers, tell) if workers > 1 else done_here(taken, self)
+def _made(maker: Maker, units: Sequence[Unit], workers: int, tell: Progress) -> Iterator[tuple[Unit, Made]]:
+    """Each unit as soon as it is made on this machine."""
+    if len(maker.devices) > 1:
+        yield from done_by_devices(units, maker, maker.devices)
+        return
+    with reading_ahead(maker.compiler.plan, units) as taken:
+        yield from done_by_processes(taken, maker, workers, tell) if workers > 1 else done_here(taken, maker)
 
 
 def write_models(
@@ -73,6 +43,7 @@ def write_models(
     journal: Journal,
     settings: Settings,
     tell: Progress,
+    job: Job | None = None,
 ) -> dict[str, float]:
     """Write the tensors of a plan's models that are not written yet; returns what `scaling: auto` came to.
 
@@ -81,33 +52,54 @@ def write_models(
         layout: of every output.
         staging: gets the files. journal: of this directory, opened.
         tell: tells how it goes.
+        job: the merge as it is sent to the cluster of the settings, if they name one.
     """
     plan, options = compiler.plan, compiler.options
     files = [WeightFiles(staging.content(number), layout) for number in range(len(scales))]
     groups = smallest_units(plan)
-    require_memory(groups)
+    if job is None:  # else other machines need it
+        require_memory(groups)
     for each in files:
         each.create()
-    done, scalings = _verified(staging, files, tell)
+    claimed, scalings = _claimed(staging)
+    done = _held(claimed, files, tell)
     if done:
         tell(f"continuing: {len(done)} of {len(layout.places)} tensors are done")
     left = without(groups, done)
-    count = workers_for(left, compiler, settings, tell)
-    if left and not tell.is_silent:
-        tell("\n".join(estimate(plan, left, count, _computes_here(compiler), measured_speed(plan), len(scales))))
-    maker = _Maker(compiler, scales, files)
-    nbytes = {name: place.nbytes * len(scales) for name, place in layout.places.items()}
-    units = batches(left, count, nbytes, options.out_shard_size)
-    bytes_done = sum(nbytes[name] for name in done)
-    with tell.bar("Merging", len(nbytes), len(done), nbytes=sum(nbytes.values()), bytes_done=bytes_done) as bar:
-        for unit, made in maker.made(units, count, tell):
-            paths = {each.path_of(name) for each in files for name in unit.names}
-            entry = {"tensors": made.digests, "seconds": round(made.seconds, 3)}
-            journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
-            scalings |= made.scalings
-            bar.update(len({*unit.names} - done), sum(nbytes[name] for name in unit.names if name not in done))
-    maker.inputs.require()
+    with _cluster(job, compiler, settings) as cluster:
+        count = cluster.width if cluster else workers_for(left, compiler, settings, tell)
+        if left and not tell.is_silent:
+            tell("\n".join(estimate(plan, left, count, _computes_here(compiler), measured_speed(plan), len(scales))))
+        maker = Maker(compiler, scales, files)
+        nbytes = {name: place.nbytes * len(scales) for name, place in layout.places.items()}
+        units = batches(left, count, nbytes, options.out_shard_size)
+        bytes_done = sum(nbytes[name] for name in done)
+        with tell.bar("Merging", len(nbytes), len(done), nbytes=sum(nbytes.values()), bytes_done=bytes_done) as bar:
+            made_of = cluster.made(units, job, tell) if cluster and job else _made(maker, units, count, tell)
+            for unit, made in made_of:
+                paths = {each.path_of(name) for each in files for name in unit.names}
+                entry = {"tensors": made.digests, "seconds": round(made.seconds, 3)}
+                journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
+                claimed |= made.digests
+                scalings |= made.scalings
+                bar.update(len({*unit.names} - done), sum(nbytes[name] for name in unit.names if name not in done))
+        maker.inputs.require()
+    if cluster and len(held := _held(claimed, files, tell)) < len(nbytes):
+        raise SystemRefusal(
+            f"{len(nbytes) - len(held)} tensors are not in {staging.directory} as the cluster says that it wrote them: "
+            "the output has to be on a file system that all nodes share. The same command makes them again."
+        )
     return scalings
+
+
+@contextmanager
+def _cluster(job: Job | None, compiler: Compiler, settings: Settings) -> Iterator[RayCluster | None]:
+    """The cluster that the settings name, connected, for a merge that can be sent; else None."""
+    if job is None or settings.ray is None:
+        yield None
+        return
+    with RayCluster(settings.ray, not _computes_here(compiler)) as cluster:
+        yield cluster
 
 
 def clear_others(staging: Staging, layout: Layout) -> None:
@@ -121,18 +113,22 @@ def clear_others(staging: Staging, layout: Layout) -> None:
                 path.unlink()
 
 
-def _verified(staging: Staging, files: Sequence[WeightFiles], tell: Progress) -> tuple[set[str], dict[str, float]]:
-    """The tensors that an interrupted run has written to all outputs, by their hashes; and the scalings it found."""
+def _claimed(staging: Staging) -> tuple[dict[str, str], dict[str, float]]:
+    """What the journal of an interrupted run says: the hash of each tensor of each output; and scalings."""
     claimed: dict[str, str] = {}
     scalings: dict[str, float] = {}
     for entry in staging.done:
         claimed |= entry.get("tensors", {})
         scalings |= entry.get("scalings", {})
-    names = [name for name in files[0].layout.places if all(f"{n}/{name}" in claimed for n in range(len(files)))]
+    return claimed, scalings
 
+
+def _held(claimed: Mapping[str, str], files: Sequence[WeightFiles], tell: Progress) -> set[str]:
+    """The tensors that all outputs hold as it is claimed, by their hashes."""
+    names = [name for name in files[0].layout.places if all(f"{n}/{name}" in claimed for n in range(len(files)))]
     held: set[str] = set()
     if not names:
-        return held, scalings
+        return held
 
     def holds(name: str) -> bool:
         return all(each.holds(name, claimed[f"{number}/{name}"]) for number, each in enumerate(files))
@@ -144,7 +140,7 @@ def _verified(staging: Staging, files: Sequence[WeightFiles], tell: Progress) ->
         for name, is_held in zip(names, threads.map(holds, names), strict=True):
             held |= {name} if is_held else set()
             bar.update(1)
-    return held, scalings
+    return held
 
 
 def _computes_here(compiler: Compiler) -> bool:

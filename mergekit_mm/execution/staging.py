@@ -20,6 +20,7 @@ from mergekit_mm.errors import MergeError, SystemRefusal
 from mergekit_mm.execution.journal import NAME, Journal, append_entries, read_journal, sync_tree
 from mergekit_mm.execution.key import Key, changes
 from mergekit_mm.execution.leftovers import LOCK, lock, staging_directory
+from mergekit_mm.execution.settings import Settings
 from mergekit_mm.output.directory import clear_earlier, move_contents
 
 _PATIENCE = 1.0  # seconds
@@ -76,7 +77,7 @@ class Staging:
 
 @contextmanager
 def staging(
-    out: Path, outputs: Sequence[Path], key: Key, restart: bool, tell: Callable[[str], None]
+    out: Path, outputs: Sequence[Path], key: Key, settings: Settings, tell: Callable[[str], None]
 ) -> Iterator[Staging]:
     """The staging directory of a merge, for as long as the block lasts.
 
@@ -87,7 +88,7 @@ def staging(
         out: the output, or the directory of all outputs of a sweep.
         outputs: the outputs, in the order of their numbers.
         key: what the merge depends on. What an interrupted merge with another key has left here is removed.
-        restart: whether what the same merge has left is removed too.
+        settings: whether what the same merge has left is removed too, and whether anything stays.
         tell: prints a line.
 
     Raises:
@@ -103,8 +104,8 @@ def staging(
         gone = any("finished" in entry for entry in done) and not all(
             path.exists() or (directory / str(number)).is_dir() for number, path in enumerate(outputs)
         )
-        if done and (changed or restart or gone):
-            if changed and not restart:
+        if done and (changed or settings.restart or gone):
+            if changed and not settings.restart:
                 tell(f"starting afresh: {_listed(changed)} changed since this merge was interrupted")
             _empty(directory)
             done = []
@@ -115,7 +116,7 @@ def staging(
         try:
             yield found
         except BaseException as error:
-            if _stays(directory, error):
+            if settings.keeps and _stays(directory, error):
                 click.echo(f"What is done of this merge is kept in {directory}: the same command goes on.", err=True)
             else:
                 found.remove()

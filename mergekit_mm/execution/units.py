@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 from mergekit.common import ModelReference
 
@@ -30,8 +30,8 @@ class Takes:
     """About what some work takes.
 
     read, written: bytes. operations: of floating-point arithmetic. memory: bytes at the peak. least: bytes that no
-    method does without: the result in float32, a temporary of its size, and what is written. Inputs are not among
-    them, since they are mapped from their files.
+    method does without: the largest result in float32, and rounded to 16 bits. Inputs are not among them, since they
+    are mapped from their files.
     """
 
     read: int = 0
@@ -42,12 +42,17 @@ class Takes:
 
     def __add__(self, other: Takes) -> Takes:
         """What both take together, with what each has in memory there at the same time."""
-        return Takes(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
+        return Takes(
+            self.read + other.read,
+            self.written + other.written,
+            self.operations + other.operations,
+            self.memory + other.memory,
+            max(self.least, other.least),
+        )
 
     def then(self, other: Takes) -> Takes:
         """What the two take one after the other."""
-        peaks = {"memory": max(self.memory, other.memory), "least": max(self.least, other.least)}
-        return replace(self + other, **peaks)
+        return replace(self + other, memory=max(self.memory, other.memory))
 
     def seconds(self, speed: float = NOMINAL) -> float:
         """Of one core. speed: operations a second."""
@@ -152,7 +157,7 @@ def made_from(plan: MergePlan, output: OutputTensor) -> list[TensorPlan]:
 def _unit(plan: MergePlan, outputs: Sequence[OutputTensor]) -> Unit:
     tensors = {tensor.name: tensor for output in outputs for tensor in made_from(plan, output)}
     written = sum(plan.written_bytes(output.like) for output in outputs)
-    takes = sum((takes_of(plan, tensor) for tensor in tensors.values()), Takes(written=written, least=written))
+    takes = sum((takes_of(plan, tensor) for tensor in tensors.values()), Takes(written=written))
     return Unit(tuple(output.name for output in outputs), takes)
 
 
@@ -169,10 +174,10 @@ def takes_of(plan: MergePlan, tensor: TensorPlan) -> Takes:
     is_own, experts = is_own_method(method), len(tensor.experts)
     if ranks is not None and makes_factors_of_factors(method, tensor.parameters):
         arithmetic = operations(method, tensor.parameters, info.shape, experts, ranks)
-        return Takes(read=read, operations=arithmetic, memory=3 * 4 * values + 3 * read, least=8 * values)
+        return Takes(read=read, operations=arithmetic, memory=3 * 4 * values + 3 * read, least=6 * values)
     arithmetic = operations(method, tensor.parameters, info.shape, experts)
     memory = 4 * values * (len(tensor.inputs) + 3) * (2 if is_own and len(info.shape) > 1 else 1)
-    return Takes(read=read, operations=arithmetic, memory=memory, least=8 * values)
+    return Takes(read=read, operations=arithmetic, memory=memory, least=6 * values)
 
 
 def _read(plan: MergePlan, tensor: TensorPlan, models: Iterable[ModelReference]) -> tuple[int, list[int] | None]:

@@ -1,7 +1,8 @@
 """A plan as work: the tasks of mergekit's graph, and their execution. The one room that reaches into mergekit's inside.
 
 - `compile`: `Compiler`, from a plan to the tasks that write a model at any strength, or give its deltas over the base
-- `sources`, `loading`: open inputs, and the tasks that read a tensor, or an adapter's change of it
+- `reading`: the tasks that read what planned tensors are made of, one input or several together; from `sources` and
+  `loading`: open inputs, and the tasks that read a tensor, or an adapter's change of it
 - `rows`, `tokenizer`: the tasks that move rows of embeddings and heads to another vocabulary
 - `deltas`: from inputs to task vectors to base plus delta, for the plugin's methods and sums of adapters; `damc`: the
   factors of owners; `solutions`: merged deltas in files, for merges that differ in strength alone

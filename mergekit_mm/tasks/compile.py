@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.graph import Task
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import TokenizerInfo
-from mergekit.tokenizer.truncate import TruncatedVocabulary
 
-from mergekit_mm.checkpoints.roles import Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods import is_own_method
 from mergekit_mm.methods.apply import AUTO, OWN_DELTA
@@ -27,13 +24,10 @@ from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
 from mergekit_mm.tasks.deltas import AddDelta, Difference, Directions, KeptDelta, MergeDelta, RescaleDelta
 from mergekit_mm.tasks.found_scalings import FoundScalings
-from mergekit_mm.tasks.loading import Reader
 from mergekit_mm.tasks.measuring import MeasureDeltas
 from mergekit_mm.tasks.merging import MergeTensors
-from mergekit_mm.tasks.rows import UniteRows
+from mergekit_mm.tasks.reading import InputTasks
 from mergekit_mm.tasks.solutions import Solutions
-from mergekit_mm.tasks.sources import open_sources
-from mergekit_mm.tasks.tokenizer import PermuteRows, vocabulary_builder
 from mergekit_mm.tasks.writing import CastTensor, ConvertToDisk, PickTensor
 
 
@@ -57,21 +51,19 @@ class Compiler:
         self.plan, self.options, self.sweep, self.shared_rank = plan, options, sweep, shared_rank
         self.solutions = solutions
         self.inputs, self.config = plan.inputs, plan.config
-        sources = open_sources(plan.inputs, options.lazy_unpickle)
-        self.read = Reader(sources, options.device if options.read_to_gpu else None)
-        self.vocabulary = vocabulary_builder(plan.config, sources, options.trust_remote_code)
+        self.reads = InputTasks(plan, options, sweep)
         self.found_scalings = FoundScalings()  # of tensors with `scaling: auto`, filled when tasks are run
         self._tasks: dict[tuple[str, float], Task] = {}  # (output tensor, strength) -> the task that makes it
 
     @cached_property
     def new_vocabulary(self) -> TokenizerInfo | None:
         """The vocabulary of the config's tokenizer section, built when first asked for; None without such a section."""
-        return self.vocabulary.execute() if self.vocabulary else None
+        return self.reads.vocabulary.execute() if self.reads.vocabulary else None
 
     @property
     def given(self) -> dict[Task, Any]:
         """Results that are there before any task is run."""
-        return {self.vocabulary: self.new_vocabulary} if self.vocabulary else {}
+        return {self.reads.vocabulary: self.new_vocabulary} if self.reads.vocabulary else {}
 
     # ------------------------------------------------------------------------------------------ to a model
 
@@ -132,7 +124,7 @@ class Compiler:
                 return self._add(tensor, self._common_base(tensor), scale)
         match tensor.shared_action:
             case Keep(model):
-                return self._one(tensor, model)
+                return self.reads.one(tensor, model)
             case Average():
                 return self._average(tensor)
             case _:
@@ -144,21 +136,21 @@ class Compiler:
         A sum of adapters by a method of mergekit is also added as a delta, one pair of factors: then no adapted copy of
         the base's tensor is made.
         """
-        dtype = self._dtype(tensor, tensor.inputs)
+        dtype = self.reads.dtype(tensor, tensor.inputs)
         is_sum = self.config.merge_method in WEIGHTED_SUMS and merges_deltas(self.config.merge_method)
         adapters = self._adapters_of(tensor, tensor.base)
         if is_own_method(self.config.merge_method) or (is_sum and adapters and len(adapters) == len(tensor.experts)):
             assert tensor.base is not None
-            return self._add(tensor, self._one(tensor, tensor.base, dtype), scale)
+            return self._add(tensor, self.reads.one(tensor, tensor.base, dtype), scale)
         action = tensor.shared_action
         if isinstance(action, Merge) and action.in_core:
             assert tensor.base is not None
-            base = self._one(tensor, tensor.base, dtype)
+            base = self.reads.one(tensor, tensor.base, dtype)
             return AddDelta(base=base, delta=self._delta_in_core(tensor), scale=scale)
-        merged = self._by_host(tensor, self._together(tensor, tensor.inputs, dtype))
+        merged = self._by_host(tensor, self.reads.together(tensor, tensor.inputs, dtype))
         if not self.sweep or tensor.base is None or tensor.base not in tensor.inputs:
             return merged
-        return RescaleDelta(base=self._one(tensor, tensor.base, dtype), merged=merged, scale=scale)
+        return RescaleDelta(base=self.reads.one(tensor, tensor.base, dtype), merged=merged, scale=scale)
 
     def _by_host(self, tensor: TensorPlan, gather: Task) -> MergeTensors:
         """The task of a method of mergekit, on the tensors that `gather` gives."""
@@ -169,7 +161,7 @@ class Compiler:
             parameters=tensor.parameters,
             input_parameters=tensor.input_parameters,
             base_model=tensor.base,
-            output_weight=self._weight(tensor),
+            output_weight=self.reads.weight(tensor),
             seed=self._seed,
         )
 
@@ -177,7 +169,7 @@ class Compiler:
         """The task that makes the merged delta of adapters in their joint core."""
         assert tensor.base is not None
         experts = tuple(tensor.experts)
-        gather = self._together(tensor, experts, None, experts)
+        gather = self.reads.together(tensor, experts, None, experts)
         return MergeInCore(
             tensors=gather,
             merging=self._by_host(tensor, gather),
@@ -210,12 +202,12 @@ class Compiler:
         experts = tensor.experts
         return MergeTensors(
             method_name="linear",
-            gather_tensors=self._together(tensor, experts, self._dtype(tensor, experts)),
+            gather_tensors=self.reads.together(tensor, experts, self.reads.dtype(tensor, experts)),
             model_order=tuple(experts),
             parameters={"normalize": True},
             input_parameters={model: {"weight": 1.0} for model in experts},
             base_model=None,
-            output_weight=self._weight(tensor),
+            output_weight=self.reads.weight(tensor),
         )
 
     # ------------------------------------------------------------------------------------------- to deltas
@@ -230,7 +222,7 @@ class Compiler:
             raise MergeError(
                 "These inputs make an omni model, and no adapter can hold towers: write it by mergekit-yaml."
             )
-        if self.vocabulary is not None:
+        if self.reads.vocabulary is not None:
             raise MergeError("An adapter cannot change a vocabulary: leave the tokenizer section out.")
         if self.plan.layers is not None:
             raise MergeError(
@@ -239,24 +231,19 @@ class Compiler:
         tasks = {tensor.name: self._delta_over_layout(tensor) for tensor in self.plan.merged_tensors}
         return {name: task for name, task in tasks.items() if task is not None}
 
-    def base_tensor(self, tensor: TensorPlan) -> Task[torch.Tensor]:
-        """The task that reads the tensor under the deltas: that of the layout's model, without its adapter."""
-        layout = self.inputs.base
-        return self.read.plain(layout, self.inputs.names[layout][tensor.info.name], self._label(tensor))
-
     def _delta_over_layout(self, tensor: TensorPlan) -> Task[TaskVector | None] | None:
-        """The task that gives the delta of a tensor over that of `base_tensor`; None if that is not changed."""
+        """The task that gives the delta of a tensor over the layout's; None if that is not changed."""
         over, action = self.inputs.plain(self.inputs.base), tensor.shared_action
         if isinstance(action, Keep) and self.inputs.plain(action.model) == over:
             own = tensor.inputs[action.model]
             changes = self.inputs.adapts(action.model, own)
-            return self.read.delta(action.model, own, self._label(tensor)) if changes else None
+            return self.reads.reader.delta(action.model, own, self.reads.label(tensor)) if changes else None
         if isinstance(action, Merge) and action.in_core:
             return self._delta_in_core(tensor)
         is_sum = isinstance(action, Average) or self.config.merge_method in WEIGHTED_SUMS
         if isinstance(action, Keep) or not (is_sum or merges_deltas(self.config.merge_method)):
             # The tensor comes from another model, or its method looks at more than deltas.
-            return Difference(merged=self._tensor(tensor, 1.0), base=self.base_tensor(tensor))
+            return Difference(merged=self._tensor(tensor, 1.0), base=self.reads.base_tensor(tensor))
         return self._delta(tensor, over, _scaling(tensor))
 
     def directions(self, tensor: TensorPlan, dtype: str, merged: bool) -> Directions:
@@ -272,7 +259,7 @@ class Compiler:
             raise MergeError(f"The deltas of a merge over {tensor.base}, a model with an adapter, are not to be had.")
         delta = self._delta(tensor, tensor.base, _scaling(tensor))
         return Directions(
-            base=self._one(tensor, tensor.base),
+            base=self.reads.one(tensor, tensor.base),
             tensors=delta.tensors,
             experts=delta.experts,
             merged=delta if merged else None,
@@ -290,8 +277,8 @@ class Compiler:
         assert tensor.base is not None
         experts = tuple(tensor.experts)
         return MeasureDeltas(
-            base=self._one(tensor, tensor.base),
-            tensors=self._together(tensor, experts, None, self._adapters_of(tensor, tensor.base)),
+            base=self.reads.one(tensor, tensor.base),
+            tensors=self.reads.together(tensor, experts, None, self._adapters_of(tensor, tensor.base)),
             experts=experts,
             base_model=tensor.base,
             name=tensor.name,
@@ -313,7 +300,7 @@ class Compiler:
         # The tensor of `over` is read only where some input is more than an adapter of it.
         reads_over = over in experts or any(model not in adapters for model in inputs if model != over)
         reads = [model for model in inputs if model in adapters or reads_over]
-        tensors = self._together(tensor, reads, None, adapters, over if reads_over and over not in reads else None)
+        tensors = self.reads.together(tensor, reads, None, adapters, over if reads_over and over not in reads else None)
         is_own = is_own_method(self.config.merge_method) and not averages
         parameters = {name: value for name, value in tensor.parameters.items() if name != "scaling"}
         return MergeDelta(
@@ -354,7 +341,7 @@ class Compiler:
 
     def _adapters_of(self, tensor: TensorPlan, over: ModelReference | None) -> tuple[ModelReference, ...]:
         """The inputs whose delta over a model is that of an adapter, read without a subtraction; none for integers."""
-        if over is None or over.lora or self._rows_move(tensor) or not tensor.info.dtype.is_floating_point:
+        if over is None or over.lora or self.reads.rows_move(tensor) or not tensor.info.dtype.is_floating_point:
             return ()
         if isinstance(tensor.action, Route) and tensor.action.rank is not None:
             return tuple(tensor.experts)  # Their models have the tensor of the base, which `_common_base` checks.
@@ -365,9 +352,10 @@ class Compiler:
     def _common_base(self, tensor: TensorPlan) -> SameTensor:
         """The task that reads the base's tensor, and checks that the models under all adapters have the same."""
         assert tensor.base is not None
-        dtype, label = self._dtype(tensor, tensor.inputs), self._label(tensor)
+        dtype, label = self.reads.dtype(tensor, tensor.inputs), self.reads.label(tensor)
         base, *others = (
-            self.read.plain(model, tensor.inputs[model], label, dtype) for model in (tensor.base, *tensor.experts)
+            self.reads.reader.plain(model, tensor.inputs[model], label, dtype)
+            for model in (tensor.base, *tensor.experts)
         )
         return SameTensor(base=base, others=tuple(zip(map(str, tensor.experts), others, strict=True)))
 
@@ -377,93 +365,17 @@ class Compiler:
             return self._tensor(tensor, scale)
         merges = isinstance(tensor.action.shared, Merge)
         donor = dict(tensor.action.owners)[owner]
-        return self._one(tensor, donor, self._dtype(tensor, tensor.inputs) if merges else None)
+        return self.reads.one(tensor, donor, self.reads.dtype(tensor, tensor.inputs) if merges else None)
 
     def _factors(self, tensor: TensorPlan, scale: float) -> SharedFactors:
         """The factors of all owners of a matrix, which are computed together."""
         assert isinstance(tensor.action, Route)
         assert tensor.base is not None
-        experts, label = tensor.experts, self._label(tensor)
-        deltas = tuple(self.read.delta(model, tensor.inputs[model], label) for model in experts)
+        experts, label = tensor.experts, self.reads.label(tensor)
+        deltas = tuple(self.reads.reader.delta(model, tensor.inputs[model], label) for model in experts)
         owners = tuple((o, experts.index(d) if d in experts else -1) for o, d in tensor.action.owners)
         merged, own_scale = self._unscaled(tensor)
         return SharedFactors(merged=merged, experts=deltas, owners=owners, scale=own_scale * scale)
-
-    # -------------------------------------------------------------------------------------- reading inputs
-
-    def _one(self, tensor: TensorPlan, model: ModelReference, dtype: str | None = None) -> Task:
-        """The tensor of one input, with its rows moved if token ids index them and the merge moves rows."""
-        if self._rows_move(tensor):
-            return PickTensor(group=self._together(tensor, tensor.inputs, dtype), key=model)
-        return self.read.tensor(model, tensor.inputs[model], self._label(tensor), dtype)
-
-    def _together(
-        self,
-        tensor: TensorPlan,
-        models: Iterable[ModelReference],
-        dtype: str | None,
-        deltas: Sequence[ModelReference] = (),
-        layout: ModelReference | None = None,
-    ) -> Task:
-        """The tensors of several inputs together, with their rows moved as by `_one`.
-
-        deltas: inputs for which the change by their adapter is read instead of the tensor. layout: the key under which
-        the result has the tensor of `base_tensor` too; None to leave it out.
-        """
-        models, label, axis = tuple(models), self._label(tensor), tensor.info.vocabulary_axis
-        rows = self.inputs.row_donors(tensor.info.name) if axis is not None else {}
-        names = rows or {model: tensor.inputs[model] for model in models}
-        tasks: dict[ModelReference, Task] = {
-            model: self.read.delta(model, own, label) if model in deltas else self.read.tensor(model, own, label, dtype)
-            for model, own in names.items()
-        }
-        if layout is not None:
-            tasks[layout] = self.base_tensor(tensor)
-        gather = self.read.gather(names, tasks, label, axis)
-        if not self._rows_move(tensor):
-            return gather
-        if isinstance(self.plan, OmniPlan):
-            omni = self.plan.inputs.composition
-            return UniteRows(
-                vocabulary=omni.vocabulary,
-                tensors=gather,
-                models=models,
-                directories=tuple((model, str(self.inputs.checkpoints[model].directory)) for model in names),
-                boundary_tokens=omni.boundary_tokens if tensor.info.role is Role.EMBEDDINGS else (),
-            )
-        if self.vocabulary is None:
-            return TruncatedVocabulary(gather_tensors=gather, weight_info=self._weight(tensor))
-        section = self.config.tokenizer
-        return PermuteRows(
-            gather_tensors=gather,
-            tokenizer_task=self.vocabulary,
-            tokens=(section.tokens if section else None) or {},
-            pad_to_multiple_of=section.pad_to_multiple_of if section else None,
-            base_model=self.config.base_model,
-            vocabulary_axis=axis,
-        )
-
-    def _rows_move(self, tensor: TensorPlan) -> bool:
-        return self.plan.moves_rows and tensor.info.vocabulary_axis is not None
-
-    def _dtype(self, tensor: TensorPlan, models: Iterable[ModelReference]) -> str | None:
-        """The dtype in which inputs are read: None, which is the stored one, for the plugin's methods.
-
-        mergekit's methods compute in the dtype that they get. With adapters, and in a sweep, that is float32, as 16
-        bits would drop much of the deltas.
-        """
-        if is_own_method(self.config.merge_method) and not isinstance(tensor.shared_action, Average):
-            return None
-        is_wide = self.sweep or any(self.inputs.is_widened(model, tensor.inputs[model]) for model in models)
-        return "float32" if is_wide and self.config.dtype != "float64" else self.config.dtype
-
-    def _label(self, tensor: TensorPlan) -> str:
-        """The base's name on disk for a tensor, which is the label of its tasks: mergekit runs them in that order."""
-        group = self.inputs.base_checkpoint.group_of.get(tensor.info.name)
-        return group.disk[0] if group else tensor.info.name
-
-    def _weight(self, tensor: TensorPlan) -> WeightInfo:
-        return WeightInfo(name=tensor.name, vocabulary_axis=tensor.info.vocabulary_axis)
 
     @property
     def _seed(self) -> int:

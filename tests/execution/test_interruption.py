@@ -37,7 +37,12 @@ from interruptions import (
     slow_method,
     staging_of,
 )
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
 from peft_adapters import pair, plus
+
+from mergekit_mm.execution.settings import Settings
+from mergekit_mm.merge import run_multimodal_merge
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -121,6 +126,15 @@ def test_other_interruptions(by: signal.Signals) -> None:
     assert done >= 5
     assert f"continuing: {done} of" in merge(CONFIG(), *SHARDS, out=out).console
     assert contents(out) == undisturbed()
+
+
+def test_nothing_stays_where_the_output_is_a_part_of_something_that_does_not() -> None:
+    """As where an alignment writes its result."""
+    out, parsed = fresh("merged"), MergeConfiguration.model_validate(CONFIG())
+    options = MergeOptions(quiet=True, out_shard_size=20_000)
+    work = lambda: run_multimodal_merge(parsed, str(out), options, None, Settings(keeps=False))  # noqa: E731
+    interrupted(work, out, lambda: made(out) >= 5, signal.SIGINT)
+    assert not list(out.parent.iterdir())
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be trusted

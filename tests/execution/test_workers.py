@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import time
@@ -109,6 +110,11 @@ def deadly(times: int, how: str, counter: Path) -> Any:
         if counter.stat().st_size <= times:
             if how == "memory":
                 raise MemoryError("of no use")
+            if how == "limit":
+                used = re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())
+                assert used is not None
+                resource.setrlimit(resource.RLIMIT_AS, (int(used[1]) * 1024 + (64 << 20), resource.RLIM_INFINITY))
+                torch.zeros(1 << 28)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.01)
         return half_of_the_sum(task_vectors)
@@ -117,7 +123,12 @@ def deadly(times: int, how: str, counter: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("how", "told"), [("signal", "A worker was ended by SIGKILL"), ("memory", "A worker had too little memory")]
+    ("how", "told"),
+    [
+        ("signal", "A worker was ended by SIGKILL"),
+        ("memory", "A worker had too little memory"),
+        ("limit", "A worker had too little memory"),
+    ],
 )
 def test_a_worker_that_dies_is_told_and_its_work_is_done_by_others(
     how: str, told: str, monkeypatch: pytest.MonkeyPatch
