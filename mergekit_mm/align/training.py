@@ -101,12 +101,11 @@ class Result:
         ended = f"; {self.why}" if self.why else ""
         if self.best:
             return f"divergence on the samples held back: {before:.4f} -> {after:.4f} at step {self.best}{ended}"
-        told = f"on the samples held back the divergence did not fall below {before:.4f}"
-        if self.fell:
-            fell, error = self.fell
-            told = f"on the samples held back the divergence of {before:.4f} fell by {fell:.4f}, with a standard error "
-            told += f"of {error:.4f}, which may be chance (more samples tell more)"
-        return f"{told}: the start is kept{ended}"
+        if not self.fell:
+            return f"on the samples held back the divergence did not fall below {before:.4f}: the start is kept{ended}"
+        fell, error = self.fell
+        told = f"on the samples held back the divergence of {before:.4f} fell by {fell:.4f}, with a standard error of"
+        return f"{told} {error:.4f}, which may be chance (more samples tell more): the start is kept{ended}"
 
 
 def train(
