@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergekit_mm.commands.common import logged, read_config
+from mergekit_mm.console import show, teller
 
 if TYPE_CHECKING:
     from mergekit_mm.analysis.result import Analysis
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Write all figures as JSON.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for browsers there.")
 @click.option("--cuda/--no-cuda", default=False, help="Compute on a GPU.")
-@click.option("--quiet/--no-quiet", default=False, help="No progress bar.")
 @logged
 def inspect(
     target: str,
@@ -89,17 +89,21 @@ def inspect(
     source, config = read_config(target)
     settings = run.Settings(layers, spectra, losses, methods.split(",") if methods else ())
     options = MergeOptions(cuda=cuda, quiet=quiet or not sys.stderr.isatty())
-    analysis = run.inspect(config, source, options, settings, lambda line: click.echo(line, err=True))
+    analysis = run.inspect(config, source, options, settings, teller(quiet))
     if html:
         _write_page(html, analysis)
-    click.echo(json.dumps(figures(analysis), indent=2) if as_json else analysis)
+        teller(quiet)(f"{html} has them as a page.")
+    if as_json:
+        click.echo(json.dumps(figures(analysis), indent=2))
+    else:
+        show(str(analysis))
 
 
 def _describe(model: str, trusted: bool) -> None:
     from mergekit_mm.plan.inspection import describe_model
 
     for line in describe_model(model, trusted=trusted):
-        click.echo(line)
+        show(line)
 
 
 def _write_page(path: Path, analysis: Analysis) -> None:
@@ -107,4 +111,3 @@ def _write_page(path: Path, analysis: Analysis) -> None:
     from mergekit_mm.pages import write_page
 
     write_page(path, as_page(analysis))
-    click.echo(f"{path} has them as a page.", err=True)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mergekit_mm.commands.common import json_object, logged
+from mergekit_mm.console import show, tell
 from mergekit_mm.errors import system_errors
 
 
@@ -101,10 +102,10 @@ def report(
     if out:
         with system_errors(out):
             made.write(out)
-    click.echo(made.text(form))
+    (show if form == "text" else click.echo)(made.text(form))
     if form == "csv":
-        click.echo("\n".join(made.notes), err=True)
+        tell("\n".join(made.notes))
     if html:
         folders = [path if path.is_dir() else path.parent for path in results]
         size = made.write_page(html, Sources(folders, include_path, metadata, round(media_mb * 1e6)))
-        click.echo(f"{html}: {size / 1e6:.1f} MB", err=True)
+        tell(f"{html}: {size / 1e6:.1f} MB")
