@@ -74,7 +74,7 @@ class RayCluster:
                 try:
                     made: Made = ray.get(ended[0])
                 except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
+                    raise (error.cause or error) from error
                 except ray.exceptions.RayError as error:
                     lost[unit] += 1
                     reason = str(error).strip().splitlines()[0]

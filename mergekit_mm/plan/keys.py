@@ -68,8 +68,7 @@ def _existing(config: Any, path: list[int | str]) -> tuple[int | str, ...]:
     """A path of pydantic's without its names for the types that a value can have."""
     part, steps = config, list[int | str]()
     for step in path:
-        if isinstance(part, dict) and step not in part:
-            continue
-        part = part[step]
-        steps.append(step)
+        if step in part if isinstance(part, dict) else isinstance(part, list) and isinstance(step, int):
+            part = part[step]
+            steps.append(step)
     return tuple(steps)

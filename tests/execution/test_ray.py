@@ -22,8 +22,9 @@ SHARDS = ("--out-shard-size", "20K")
 
 
 def config() -> dict[str, Any]:
-    """A merge of many small units, which the nodes can make: by a method that they know."""
-    return with_method("optmerge", checkpoint("llava"), experts("llava")[:2], parameters={"preset": "full"})
+    """A merge of many units that take some tenths of a second, by a method that the nodes know."""
+    slow = {"preset": "full", "iterations": 2000}
+    return with_method("optmerge", checkpoint("llava"), experts("llava")[:2], parameters=slow)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,12 @@ def alone() -> dict[str, bytes]:
             os.environ[RAY] = before
 
 
-def meanwhile(out: Path, tensors_made: int, act: Callable[[], None]) -> Any:
-    """A merge on the cluster, and something that happens once so many tensors are made."""
+def meanwhile(out: Path, act: Callable[[], None]) -> Any:
+    """A merge on the cluster, and something that happens once three of its tensors are made."""
+    is_over = threading.Event()
 
     def wait() -> None:
-        end = time.monotonic() + 300
-        while made(out) < tensors_made and time.monotonic() < end:
+        while made(out) < 3 and not is_over.is_set():
             time.sleep(0.005)
         act()
 
@@ -84,6 +85,7 @@ def meanwhile(out: Path, tensors_made: int, act: Callable[[], None]) -> Any:
     try:
         return merge(config(), *SHARDS, out=out)
     finally:
+        is_over.set()
         thread.join()
 
 
@@ -98,17 +100,17 @@ def test_the_same_bytes_as_in_one_process(on_ray: Any) -> None:
     assert contents(out) == contents(whole)
 
 
-def test_a_worker_that_is_killed(on_ray: Any) -> None:
+def test_workers_that_are_killed(on_ray: Any) -> None:
+    """All that there are at some moment."""
+
     def kill() -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            for process in psutil.process_iter(["cmdline"]):
-                if (process.info["cmdline"] or [""])[0].startswith("ray::make") and _is_ours(process):
-                    process.kill()
-                    return
+        for process in psutil.process_iter(["cmdline"]):
+            name = (process.info["cmdline"] or [""])[0]
+            if name.startswith(("ray::make", "ray::IDLE")) and _is_ours(process):
+                process.kill()
 
     out = fresh("merged")
-    outcome = meanwhile(out, 3, kill)
+    outcome = meanwhile(out, kill)
     assert "was lost" in outcome.console
     assert contents(out) == alone()
 
@@ -120,7 +122,7 @@ def _is_ours(process: psutil.Process) -> bool:
 
 def test_a_node_that_is_lost(on_ray: Any) -> None:
     third, out = on_ray.add_node(**node()), fresh("merged")
-    meanwhile(out, 3, lambda: on_ray.remove_node(third, allow_graceful=False))
+    meanwhile(out, lambda: on_ray.remove_node(third, allow_graceful=False))
     assert contents(out) == alone()
 
 

@@ -148,6 +148,12 @@ def expect_a_plan_or_one_error(text: str) -> str:
     return result.output
 
 
+def test_an_unknown_key_within_the_value_of_a_parameter() -> None:
+    scaling = [{"filter": "self_attn", "value": 0.3, "other": None}, {"value": 1}]
+    config = with_method("optmerge", checkpoint("llava"), experts("llava")[:2], parameters={"scaling": scaling})
+    assert "Unknown key 'other' of parameters.scaling.0" in expect_a_plan_or_one_error(yaml.safe_dump(config))
+
+
 # Each line is nine of the line before: a few hundred bytes that stand for 9^9 words.
 LAUGHS = "\n".join(["a0: &a0 [lol]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))])
 
