@@ -273,5 +273,5 @@ def check(config: str, as_json: bool, tensor: str | None, quiet: bool) -> None:
         elif tensor:
             show(str(plan[tensor]))
         elif not quiet:
-            show(str(plan))
-            show("\n".join(before_the_merge(plan, from_environment().workers)))
+            takes = before_the_merge(plan, from_environment().workers)
+            show("\n".join([plan.report(), f"  output: {plan.size}", *takes, plan.not_used()]))

@@ -101,9 +101,8 @@ def merge_to_adapter(
             )
         compiler = Compiler(plan, options, shared_rank=rank if shares_bases else None)
         tasks = compiler.to_deltas()
-        if not tell.is_silent:
-            files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
-            tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
+        files_of_base = take_inventory(plan.inputs.base_checkpoint.directory).files  # An adapter goes with these.
+        tell(f"{plan.report()}\n{plan.not_used(files_of_base)}")
         key = key_of(plan, options, rank=rank, dtype=str(dtype), shares_bases=shares_bases, output="adapter")
         with staging(out, [out], key, settings, tell) as found:
             base = plan.inputs.base_checkpoint

@@ -68,7 +68,7 @@ def write_models(
     left = without(groups, done)
     with _cluster(job, compiler, settings) as cluster:
         count = cluster.width if cluster else workers_for(left, compiler, settings, tell)
-        if left and not tell.is_silent:
+        if left:
             tell("\n".join(estimate(plan, left, count, _computes_here(compiler), measured_speed(plan), len(scales))))
         maker = Maker(compiler, scales, files)
         nbytes = {name: place.nbytes * len(scales) for name, place in layout.places.items()}

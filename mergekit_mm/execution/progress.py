@@ -70,11 +70,6 @@ class Progress:
         self._is_quiet, self._as_json = quiet, as_json
         self._tell = console.teller(quiet)
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing is told."""
-        return self._is_quiet and not self._as_json
-
     def __call__(self, line: str) -> None:
         """Tell a line."""
         if self._as_json:

@@ -46,7 +46,7 @@ class Scale:
         raw = (self.high - self.low) / max(about, 1)
         power = 10 ** math.floor(math.log10(raw))
         step = next(multiple * power for multiple in (1, 2, 2.5, 5, 10) if multiple * power >= raw * 0.999)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        first, last = math.ceil(round(self.low / step, 9)), math.floor(round(self.high / step, 9))
         return [round(at * step, 12) for at in range(first, last + 1)]
 
 

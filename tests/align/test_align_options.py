@@ -355,7 +355,7 @@ def test_programs_align_by_the_same_settings() -> None:
     assert (out / "model.safetensors").read_bytes() == (adapted() / "model.safetensors").read_bytes()
 
 
-QUICK_SETTINGS = {"steps": 2, "check": 1, "answer_tokens": 2, "rate": 0.0003}
+QUICK_SETTINGS = {"steps": 2, "check": 1, "answer_tokens": 2, "rate": 0.0003, "gate": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def _signal(process: BaseProcess, number: signal.Signals) -> None:
 
 
 def _quietly(work: Callable[[], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
     with open(os.devnull, "w") as nothing:
         sys.stdout = sys.stderr = nothing
         work()

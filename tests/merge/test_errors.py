@@ -122,9 +122,9 @@ def test_what_is_printed_of_a_bug() -> None:
     """The traceback, and below it the one line, from the console script's own interpreter."""
     config = written(with_method("optmerge", checkpoint("llava"), experts("llava")))
     script = (
-        "import sys, mergekit_mm.register, mergekit_mm.tasks.compile as module\n"
+        "import sys, mergekit_mm.register, mergekit_mm.tasks.reading as module\n"
         "from mergekit.scripts.run_yaml import main\n"
-        "module.Compiler._one = lambda *args: list(zip([1], [], strict=True))\n"
+        "module.InputTasks.one = lambda *args: list(zip([1], [], strict=True))\n"
         f"main([{str(config)!r}, {str(fresh('out'))!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
