@@ -117,20 +117,18 @@ def make_expert(
         lessons = {name: read_lessons(material, features, name) for name in CAPABILITIES}
         loss = mixed_loss(model, encoder, lessons, stage.batch, random.Random(label))
     else:
-        own, known = (
-            read_lessons(material, features, capability),
-            _known_of_others(material, features, capability, plan),
-        )
+        others = [name for name in plan.base_kinds if name != capability and plan.rehearsed]
+        known = [_known(material, features, each, plan) for each in others]
+        own = read_lessons(material, features, capability)
         loss = rehearsing_loss(model, encoder, own, known, plan.rehearsed, stage.batch, random.Random(label))
     trained = with_lora(model, rank) if rank else model
     _write_course(optimise(model.parameters(), stage, label, loss), folder)
     save(trained, folder, *([] if rank else [processor]))
 
 
-def _known_of_others(material: Path, features: Path, capability: str, plan: Plan) -> list[Lessons]:
-    """What a base has learned of all other capabilities; nothing if experts do not rehearse it."""
-    others = {name: kinds for name, kinds in plan.base_kinds.items() if name != capability and plan.rehearsed}
-    return [read_lessons(material, features, name, kinds, plan.rare) for name, kinds in others.items()]
+def _known(material: Path, features: Path, capability: str, plan: Plan) -> Lessons:
+    """What a base learns of a capability."""
+    return read_lessons(material, features, capability, plan.base_kinds[capability], plan.rare)
 
 
 def read_lessons(
