@@ -58,7 +58,7 @@ class Plan:
 
 
 FULL = Plan(
-    counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
+    counts={"train": 4000, "validation": 100, "test": 600, "calibration": 64},
     # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
     base_kinds={
         "vqa": ("what", "exists"),
@@ -72,9 +72,9 @@ FULL = Plan(
     tower=Stage(2600, 66, 3e-3),
     tower_parts={"vqa": 1, "chart": 1, "ocr": 2, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
-    base=Stage(350, 60, 2e-3),
-    full=Stage(200, 48, 1.5e-3),
-    lora=Stage(200, 48, 5e-3),
+    base=Stage(700, 60, 2e-3),
+    full=Stage(400, 48, 1.5e-3),
+    lora=Stage(400, 48, 5e-3),
     rank=8,
     rehearsed=0.5,
     bases=2,
