@@ -79,3 +79,31 @@ def mixed_loss(
         return torch.stack(parts).mean()
 
     return loss
+
+
+def rehearsing_loss(
+    model: Any,
+    encoder: Encoder,
+    own: Lessons,
+    known: Sequence[Lessons],
+    share: float,
+    size: int,
+    rng: random.Random,
+) -> Callable[[], torch.Tensor]:
+    """The loss of a new batch of `size` conversations at each call, of what is new and of what the base knows.
+
+    own: what an expert learns. known: what its base has learned of each other capability. share: of the conversations
+    that are about one of these, a new one at each call. The parts count by their sizes.
+    """
+    old = round(share * size)
+
+    def loss() -> torch.Tensor:
+        drawn = rng.choices(own.conversations, k=size - old)
+        found = (size - old) / size * answering_loss(model, encoder, own, drawn, rng)
+        if old:
+            other = rng.choice(known)
+            drawn = rng.choices(other.conversations, k=old)
+            found = found + old / size * answering_loss(model, encoder, other, drawn, rng)
+        return found
+
+    return loss

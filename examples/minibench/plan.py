@@ -29,7 +29,7 @@ STAGES = ("material", "tower", "base", "experts", "validation", "choice", "test"
 WAYS = ("full", "lora")
 MIXTURE = "mixture"  # an expert for all capabilities: the upper reference
 # To be raised when the code of a stage makes something else from the same settings.
-VERSIONS = {"material": "3", "tower": "1", "base": "1", "expert": "1"}
+VERSIONS = {"material": "3", "tower": "1", "base": "1", "expert": "2"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Plan:
     full: Stage
     lora: Stage
     rank: int
+    rehearsed: float  # share of what an expert learns from that its base has learned of other capabilities
     bases: int
     seeds: int  # of experts on the first base; any other base has experts of one seed
     asked: int  # validation questions of each capability
@@ -57,7 +58,7 @@ class Plan:
 
 
 FULL = Plan(
-    counts={"train": 4000, "validation": 100, "test": 300, "calibration": 64},
+    counts={"train": 4000, "validation": 100, "test": 600, "calibration": 64},
     # Experts find something to add: kinds of question that a base has hardly seen, and that are learned fast.
     base_kinds={
         "vqa": ("what", "exists"),
@@ -71,10 +72,11 @@ FULL = Plan(
     tower=Stage(2600, 66, 3e-3),
     tower_parts={"vqa": 1, "chart": 1, "ocr": 2, "geometry": 1, "grounding": 1},  # letters are hardest to learn
     alignment=Stage(1200, 60, 3e-3),
-    base=Stage(350, 60, 2e-3),
-    full=Stage(200, 48, 1.5e-3),
-    lora=Stage(200, 48, 5e-3),
+    base=Stage(700, 60, 2e-3),
+    full=Stage(400, 48, 1.5e-3),
+    lora=Stage(400, 48, 5e-3),
     rank=8,
+    rehearsed=0.5,
     bases=2,
     seeds=3,
     asked=100,
@@ -112,7 +114,11 @@ class Products:
         every: dict[str, Callable[[], list[Product]]] = {
             "material": lambda: [self.material()],
             "tower": lambda: [self.tower()],
-            "base": lambda: [make(seed) for seed in range(self.plan.bases) for make in (self.aligned, self.base)],
+            "base": lambda: [
+                *(self.aligned(seed) for seed in range(self.plan.bases)),
+                self.features(),
+                *(self.base(seed) for seed in range(self.plan.bases)),
+            ],
             "experts": self.experts,
             "validation": lambda: self.asked("validation"),
             "choice": lambda: [
@@ -161,17 +167,29 @@ class Products:
 
         return Product(f"aligned-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, tower))
 
+    def features(self) -> Product:
+        """What the tower makes of the training pictures, which is the same for all bases."""
+        source, aligned = self.material(), self.aligned(0)
+
+        def make(folder: Path) -> None:
+            from examples.minibench.training import make_features
+
+            make_features(source.folder(self.out) / "minibench", aligned.folder(self.out), folder)
+
+        return Product("features", VERSIONS["base"], {}, make, (source, aligned))
+
     def base(self, seed: int) -> Product:
         """The model that all experts of a base start from."""
-        plan, source, aligned = self.plan, self.material(), self.aligned(seed)
+        plan, source, aligned, features = self.plan, self.material(), self.aligned(seed), self.features()
 
         def make(folder: Path) -> None:
             from examples.minibench.training import make_base
 
-            make_base(source.folder(self.out) / "minibench", aligned.folder(self.out), plan, seed, folder)
+            folders = [part.folder(self.out) for part in (features, aligned)]
+            make_base(source.folder(self.out) / "minibench", *folders, plan, seed, folder)
 
         settings = {name: _json(getattr(plan, name)) for name in ("base_kinds", "rare", "base")}
-        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, aligned))
+        return Product(f"base-{seed}", VERSIONS["base"], {**settings, "seed": seed}, make, (source, aligned, features))
 
     def _trained(self) -> list[tuple[int, str, int]]:
         """Base, way and seed of all experts."""
@@ -191,22 +209,25 @@ class Products:
         ]
 
     def expert(self, base: int, capability: str, way: str, seed: int) -> Product:
-        """One expert; `MIXTURE` learns all capabilities, in as many steps as all the experts together."""
-        plan, start, source = self.plan, self.base(base), self.material()
+        """One expert; `MIXTURE` learns as much of all capabilities as the experts learn of their own."""
+        plan, start, source, features = self.plan, self.base(base), self.material(), self.features()
         stage = getattr(plan, way)
         if capability == MIXTURE:
-            stage = replace(stage, steps=stage.steps * len(CAPABILITIES))
+            stage = replace(stage, steps=round(stage.steps * (1 - plan.rehearsed) * len(CAPABILITIES)))
         settings = {"stage": _json(stage), "seed": seed, **({"rank": plan.rank} if way == "lora" else {})}
+        if capability != MIXTURE:
+            settings["rehearsed"] = plan.rehearsed
 
         def make(folder: Path) -> None:
             from examples.minibench.training import make_expert
 
-            chosen = CAPABILITIES if capability == MIXTURE else (capability,)
             rank = plan.rank if way == "lora" else None
-            parts = (source.folder(self.out) / "minibench", start.folder(self.out))
-            make_expert(*parts, chosen, stage, rank, seed, folder)
+            parts = (source.folder(self.out) / "minibench", features.folder(self.out), start.folder(self.out))
+            make_expert(*parts, None if capability == MIXTURE else capability, plan, stage, rank, seed, folder)
 
-        return Product(f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source))
+        return Product(
+            f"expert-{base}-{capability}-{way}-{seed}", VERSIONS["expert"], settings, make, (start, source, features)
+        )
 
     def sets(self) -> list[ExpertSet]:
         """What merges are made of: for each base, way and seed the experts of all capabilities."""

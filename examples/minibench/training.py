@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLVisionModel
 
 from examples.common.training import DEVICE, LINEAR_LAYERS, Stage, optimise, save, with_lora
 from examples.minibench.alignment import queries
-from examples.minibench.learn import Lessons, frozen_features, mixed_loss
+from examples.minibench.learn import Lessons, frozen_features, mixed_loss, rehearsing_loss
 from examples.minibench.material import CAPABILITIES
 from examples.minibench.model import make_model, make_processor, make_tokenizer, make_tower
 from examples.minibench.plan import Plan
 from examples.minibench.tower import train_tower
-from examples.minibench.turns import Encoder, asked, read, read_regions
+from examples.minibench.turns import Encoder, asked, read_conversations, read_pictures, read_regions
 
+_SEEN = "features.safetensors"
 _QUERIES = 10  # of a conversation that are learned from in one step of the alignment
 
 
@@ -30,7 +33,7 @@ def make_trained_tower(material: Path, plan: Plan, seed: int, folder: Path) -> N
     tower = make_tower(plan.size).to(DEVICE)
     shares = []
     for name, parts in plan.tower_parts.items():
-        shares += parts * [(read(material, name, "train")[0], read_regions(material, name, "train"))]
+        shares += parts * [(read_pictures(material, name, "train"), read_regions(material, name, "train"))]
     _write_course(train_tower(tower, shares, plan.tower, seed), folder)
     tower.save_pretrained(folder)
 
@@ -50,19 +53,28 @@ def make_aligned(material: Path, tower: Path, plan: Plan, seed: int, folder: Pat
     model.model.vision_tower.load_state_dict(trained.state_dict())
     model.model.vision_tower.requires_grad_(False)
     lessons = {
-        name: Lessons(frozen_features(model, read(material, name, "train")[0]), each, _QUERIES)
+        name: Lessons(frozen_features(model, read_pictures(material, name, "train")), each, _QUERIES)
         for name, each in drawn.items()
     }
     _train(model, processor, lessons, plan.alignment, f"alignment {seed}", folder)
     save(model, folder, processor)
 
 
-def make_base(material: Path, aligned: Path, plan: Plan, seed: int, folder: Path) -> None:
+def make_features(material: Path, aligned: Path, folder: Path) -> None:
+    """Write what the tower, which does not learn any more, makes of the training pictures of all capabilities."""
+    model, _ = _load(aligned)
+    seen = {name: frozen_features(model, read_pictures(material, name, "train")) for name in CAPABILITIES}
+    save_file(seen, folder / _SEEN)
+
+
+def make_base(material: Path, features: Path, aligned: Path, plan: Plan, seed: int, folder: Path) -> None:
     """Train projector and language model to answer questions of all capabilities, of some kinds rarely."""
     torch.manual_seed(seed)
     model, processor = _load(aligned)
     model.model.vision_tower.requires_grad_(False)
-    lessons = {name: read_lessons(model, material, name, kinds, plan.rare) for name, kinds in plan.base_kinds.items()}
+    lessons = {
+        name: read_lessons(material, features, name, kinds, plan.rare) for name, kinds in plan.base_kinds.items()
+    }
     _train(model, processor, lessons, plan.base, f"base {seed}", folder)
     save(model, folder, processor)
 
@@ -76,8 +88,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 def make_expert(
     material: Path,
+    features: Path,
     base: Path,
-    capabilities: Sequence[str],
+    capability: str | None,
+    plan: Plan,
     stage: Stage,
     rank: int | None,
     seed: int,
@@ -85,9 +99,12 @@ def make_expert(
 ) -> None:
     """Train the linear layers of a base's language model, by LoRA if there is a rank; all else stays as it is.
 
-    Embeddings, norms, head and projector are frozen, so that full fine-tunes and adapters differ from the base in the
-    same matrices, which every merge method merges. rank: of LoRA; None for a full fine-tune. seed: of the adapter and
-    of the order of what is learned.
+    An expert learns all kinds of question of its capability, and rehearses of the others what the base has learned, as
+    experts that are trained on a mixture with general data do. Embeddings, norms, head and projector are frozen, so
+    that full fine-tunes and adapters differ from the base in the same matrices, which every merge method merges.
+
+    capability: None stands for all, which a mixture learns. rank: of LoRA; None for a full fine-tune. seed: of the
+    adapter and of the order of what is learned.
     """
     torch.manual_seed(seed)
     model, processor = _load(base)
@@ -95,18 +112,31 @@ def make_expert(
     if rank is None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.fullmatch(LINEAR_LAYERS + ".weight", name) is not None)
-    lessons = {name: read_lessons(model, material, name) for name in capabilities}
+    label, encoder = f"expert {capability} {seed}", Encoder(processor)
+    if capability is None:
+        lessons = {name: read_lessons(material, features, name) for name in CAPABILITIES}
+        loss = mixed_loss(model, encoder, lessons, stage.batch, random.Random(label))
+    else:
+        others = [name for name in plan.base_kinds if name != capability and plan.rehearsed]
+        known = [_known(material, features, each, plan) for each in others]
+        own = read_lessons(material, features, capability)
+        loss = rehearsing_loss(model, encoder, own, known, plan.rehearsed, stage.batch, random.Random(label))
     trained = with_lora(model, rank) if rank else model
-    _train(model, processor, lessons, stage, f"expert {' '.join(capabilities)} {seed}", folder)
+    _write_course(optimise(model.parameters(), stage, label, loss), folder)
     save(trained, folder, *([] if rank else [processor]))
 
 
+def _known(material: Path, features: Path, capability: str, plan: Plan) -> Lessons:
+    """What a base learns of a capability."""
+    return read_lessons(material, features, capability, plan.base_kinds[capability], plan.rare)
+
+
 def read_lessons(
-    model: Any, material: Path, capability: str, kinds: Collection[str] | None = None, rare: float = 0.0
+    material: Path, features: Path, capability: str, kinds: Collection[str] | None = None, rare: float = 0.0
 ) -> Lessons:
-    """What `read` reads of the training share, with features of the model's tower in the place of the pictures."""
-    pictures, conversations = read(material, capability, "train", kinds, rare)
-    return Lessons(frozen_features(model, pictures), conversations)
+    """What `read_conversations` reads of the training share, with what `make_features` has made of the pictures."""
+    with safe_open(features / _SEEN, framework="pt") as file:
+        return Lessons(file.get_tensor(capability), read_conversations(material, capability, "train", kinds, rare))
 
 
 def _train(model: Any, processor: Any, lessons: dict[str, Lessons], stage: Stage, label: str, folder: Path) -> None:

@@ -49,34 +49,49 @@ def asked(folder: Path, capability: str, split: str) -> list[tuple[str, str]]:
     return [(prompt.removeprefix(PLACEHOLDER), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def read(
+def read_pictures(folder: Path, capability: str, split: str) -> torch.Tensor:
+    """A split's pictures (n, 3, side, side) in uint8, in the order of the rows."""
+    stored = _pictures_of_rows(folder, capability, split)
+    new = [image for at, image in enumerate(stored) if at == 0 or image != stored[at - 1]]
+    pixels = [np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1) for image in new]
+    return torch.from_numpy(np.stack(pixels))
+
+
+def read_conversations(
     folder: Path, capability: str, split: str, kinds: Collection[str] | None = None, rare: float = 0.0
-) -> tuple[torch.Tensor, list[Conversation]]:
-    """A split's pictures (n, 3, side, side) in uint8, and their conversations in the order of the pictures.
+) -> list[Conversation]:
+    """A split's conversations, in the order of their pictures.
 
     kinds: the kinds of question to read; None stands for all. rare: the share of the pictures, the first ones, of which
     questions of all kinds are read nevertheless. Conversations without a question are left out.
     """
-    columns = parquet.read_table(folder / capability / f"{split}.parquet", columns=[image_column(capability), "kind"])
-    stored, found = (column.to_pylist() for column in columns.columns)
-    pixels: list[np.ndarray] = []
+    stored = _pictures_of_rows(folder, capability, split)
+    found = parquet.read_table(folder / capability / f"{split}.parquet", columns=["kind"])["kind"].to_pylist()
     conversations: list[Conversation] = []
     kinds_of: list[list[str]] = []  # the questions of each conversation
     for at, (turn, image, kind) in enumerate(zip(asked(folder, capability, split), stored, found, strict=True)):
         if at == 0 or image != stored[at - 1]:
-            conversations.append(Conversation(len(pixels)))
+            conversations.append(Conversation(len(conversations)))
             kinds_of.append([])
-            pixels.append(np.asarray(open_image(image).convert("RGB")).transpose(2, 0, 1))
         conversations[-1].turns.append(turn)
         kinds_of[-1].append(kind)
     whole = round(rare * len(conversations))
     for each, those in zip(conversations[whole:], kinds_of[whole:], strict=True):
         each.turns = [turn for turn, kind in zip(each.turns, those, strict=True) if kinds is None or kind in kinds]
-    return torch.from_numpy(np.stack(pixels)), [each for each in conversations if each.turns]
+    return [each for each in conversations if each.turns]
+
+
+def _pictures_of_rows(folder: Path, capability: str, split: str) -> list[Any]:
+    """The stored picture of each row; rows about one picture follow each other."""
+    column = image_column(capability)
+    stored: list[Any] = parquet.read_table(folder / capability / f"{split}.parquet", columns=[column])[
+        column
+    ].to_pylist()
+    return stored
 
 
 def read_regions(folder: Path, capability: str, split: str) -> list[list[Region]]:
-    """The regions of each picture that `read` returns."""
+    """The regions of each picture that `read_pictures` returns."""
     file = folder / capability / f"{split}.parquet"
     columns = parquet.read_table(file, columns=[image_column(capability), "regions"])
     stored, drawn = (column.to_pylist() for column in columns.columns)

@@ -31,7 +31,7 @@ from examples.minibench.rows import SIDE, Box, Row
 from examples.minibench.scores import GROUP, TASK_FOLDER
 from examples.minibench.splits import SPLITS, share
 from examples.minibench.tables import series
-from examples.minibench.turns import read, read_regions
+from examples.minibench.turns import read_conversations, read_pictures, read_regions
 
 GENERATORS = {"vqa": vqa, "chart": chart, "ocr": ocr, "geometry": geometry, "grounding": grounding}
 
@@ -425,7 +425,7 @@ def evaluate(material: Path, reply: Any) -> dict[str, float]:
 
 def test_what_models_are_taught_to_say_is_right_and_anything_else_wrong(material: Path) -> None:
     taught = {
-        name: [reply for each in read(material, name, "validation")[1] for _, reply in each.turns]
+        name: [reply for each in read_conversations(material, name, "validation") for _, reply in each.turns]
         for name in CAPABILITIES
     }
 
@@ -452,7 +452,8 @@ def test_written_files_are_kept_when_writing_goes_on(material: Path) -> None:
 
 
 def test_pictures_are_read_as_they_were_drawn(material: Path) -> None:
-    shown, conversations = read(material, "vqa", "validation")
+    shown = read_pictures(material, "vqa", "validation")
+    conversations = read_conversations(material, "vqa", "validation")
     drawn = list(made.rows("vqa", "validation", 30, 0))
     asked = [turn for each in conversations for turn in each.turns]
     assert [prompt.split("\n")[0] for prompt, _ in asked] == [row.question for row in drawn]
@@ -463,8 +464,9 @@ def test_pictures_are_read_as_they_were_drawn(material: Path) -> None:
 
 def test_some_kinds_of_question_are_read_of_the_first_pictures_only(tmp_path: Path) -> None:
     write(tmp_path, {"train": 10}, seed=0, capabilities=["chart"])
-    _, every = read(tmp_path, "chart", "train")
-    shown, some = read(tmp_path, "chart", "train", {"value"}, 0.2)
+    every = read_conversations(tmp_path, "chart", "train")
+    shown = read_pictures(tmp_path, "chart", "train")
+    some = read_conversations(tmp_path, "chart", "train", {"value"}, 0.2)
     assert len(shown) == 10
     assert some[:2] == every[:2]
     asked_for = [turn for each in some[2:] for turn in each.turns]

@@ -15,15 +15,14 @@ import torch
 from examples.common.commands import ROOT
 from examples.common.models import LONGEST
 from examples.common.training import Stage
-from examples.minibench.learn import Lessons, answering_loss, frozen_features, mixed_loss, pixel_values
+from examples.minibench.learn import Lessons, answering_loss, frozen_features, mixed_loss, pixel_values, rehearsing_loss
 from examples.minibench.material import CAPABILITIES, write
 from examples.minibench.model import Size, make_model, make_processor, make_tokenizer
 from examples.minibench.plan import QUICK, Products
 from examples.minibench.products import Product
 from examples.minibench.results import read_results
 from examples.minibench.scores import table
-from examples.minibench.training import read_lessons
-from examples.minibench.turns import IGNORED, Conversation, Encoder, asked, batch, read
+from examples.minibench.turns import IGNORED, Conversation, Encoder, asked, batch, read_conversations, read_pictures
 
 
 def counted(made: list[str], name: str = "model", steps: int = 3, version: str = "1", *needs: Product) -> Product:
@@ -177,7 +176,12 @@ def test_a_model_learns_the_material(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer, size = make_tokenizer(prompts), Size(width=64, layers=2, mlp=128, vision_width=64, vision_layers=1)
     model = make_model(tokenizer, size)
-    lessons = {name: read_lessons(model, tmp_path, name) for name in CAPABILITIES}
+    lessons = {
+        name: Lessons(
+            frozen_features(model, read_pictures(tmp_path, name, "train")), read_conversations(tmp_path, name, "train")
+        )
+        for name in CAPABILITIES
+    }
     loss = mixed_loss(model, Encoder(make_processor(tokenizer, size)), lessons, 10, random.Random(0))
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     course = []
@@ -190,13 +194,44 @@ def test_a_model_learns_the_material(tmp_path: Path) -> None:
     assert sum(course[-5:]) / 5 < 0.7 * course[0]
 
 
+def test_an_expert_rehearses_what_its_base_knows(tmp_path: Path) -> None:
+    """By the share of a batch that is said, about one other capability at a time."""
+    write(tmp_path, {"train": 6}, seed=0)
+    torch.manual_seed(0)
+    prompts = [prompt for name in CAPABILITIES for prompt, _ in asked(tmp_path, name, "train")]
+    tokenizer, size = make_tokenizer(prompts), Size(width=64, layers=2, mlp=128, vision_width=64, vision_layers=1)
+    model, encoder = make_model(tokenizer, size).eval(), Encoder(make_processor(tokenizer, size))
+    own, *known = (
+        Lessons(
+            frozen_features(model, read_pictures(tmp_path, name, "train")),
+            read_conversations(tmp_path, name, "train")[:1],
+            most=1,
+        )
+        for name in CAPABILITIES[:3]
+    )
+    for each in (own, *known):
+        each.conversations[0].turns[1:] = []  # one question, so that what is drawn does not matter
+
+    def of(lessons: Lessons) -> float:
+        return answering_loss(model, encoder, lessons, lessons.conversations, random.Random(0)).item()
+
+    loss = rehearsing_loss(model, encoder, own, known, 0.25, 8, random.Random(0))
+    expected = [0.75 * of(own) + 0.25 * of(other) for other in known]
+    found = [loss().item() for _ in range(8)]
+    assert all(min(abs(value - each) for each in expected) < 1e-4 for value in found)
+    assert len({round(value, 3) for value in found}) == len(known)
+    alone = rehearsing_loss(model, encoder, own, [], 0.0, 8, random.Random(0))
+    assert alone().item() == pytest.approx(of(own), abs=1e-4)
+
+
 def test_the_loss_is_that_of_the_model(tmp_path: Path) -> None:
     """Of the replies alone, as transformers computes it from pixels and labels."""
     write(tmp_path, {"train": 3}, seed=0, capabilities=["vqa"])
     torch.manual_seed(0)
     tokenizer = make_tokenizer([prompt for prompt, _ in asked(tmp_path, "vqa", "train")])
     model, encoder = make_model(tokenizer, TINY.size), Encoder(make_processor(tokenizer, TINY.size))
-    pictures, conversations = read(tmp_path, "vqa", "train")
+    pictures = read_pictures(tmp_path, "vqa", "train")
+    conversations = read_conversations(tmp_path, "vqa", "train")
     lessons = Lessons(frozen_features(model, pictures), conversations)
     ids, mask, labels = batch(encoder, conversations, lessons.most, random.Random(7))
     with torch.no_grad():

@@ -28,7 +28,7 @@ from examples.minibench.plan import QUICK
 from examples.minibench.rows import SIDE, Box, Region
 from examples.minibench.scores import GROUP, TASK_FOLDER
 from examples.minibench.tower import patch_targets, train_tower
-from examples.minibench.turns import Conversation, Encoder, read, read_regions
+from examples.minibench.turns import Conversation, Encoder, read_conversations, read_pictures, read_regions
 from mergekit_mm.evaluation.model.mllm import MLLM
 
 SIZE = Size(width=32, layers=1, mlp=32, vision_width=32, vision_layers=1)
@@ -41,14 +41,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `material`, a `tower`, a `base` on it, and a `full` and a `lora` expert of it."""
     folder = tmp_path_factory.mktemp("training")
     write(folder / "material", {"train": 8}, seed=0)
-    for name in ("tower", "aligned", "base", "full", "lora"):
+    for name in ("tower", "aligned", "features", "base", "full", "lora"):
         (folder / name).mkdir()
     material, base = folder / "material", folder / "base"
     training.make_trained_tower(material, PLAN, 0, folder / "tower")
     training.make_aligned(material, folder / "tower", PLAN, 0, folder / "aligned")
-    training.make_base(material, folder / "aligned", PLAN, 0, base)
+    training.make_features(material, folder / "aligned", folder / "features")
+    training.make_base(material, folder / "features", folder / "aligned", PLAN, 0, base)
     for name, rank in (("full", None), ("lora", PLAN.rank)):
-        training.make_expert(material, base, ["ocr"], Stage(3, 4, 1e-2), rank, 0, folder / name)
+        training.make_expert(
+            material, folder / "features", base, "ocr", PLAN, Stage(3, 4, 1e-2), rank, 0, folder / name
+        )
     return folder
 
 
@@ -98,7 +101,9 @@ def test_patches_have_the_targets_of_the_last_region_that_they_show(drawn: list[
 
 def test_a_tower_learns_what_is_drawn_where(tmp_path: Path) -> None:
     write(tmp_path, {"train": 4}, seed=0, capabilities=["vqa", "geometry"])
-    shares = [(read(tmp_path, name, "train")[0], read_regions(tmp_path, name, "train")) for name in ("vqa", "geometry")]
+    shares = [
+        (read_pictures(tmp_path, name, "train"), read_regions(tmp_path, name, "train")) for name in ("vqa", "geometry")
+    ]
     torch.manual_seed(0)
     course = train_tower(make_tower(SIZE), shares, Stage(41, 8, 1e-2), 0)
     assert [step for step, _ in course] == [0, 20, 40]
@@ -160,14 +165,14 @@ def test_queries_are_answered_by_the_regions(models: Path, capability: str) -> N
 
 
 def test_the_processor_prepares_pictures_as_training_does(models: Path) -> None:
-    pictures, _ = read(models / "material", "vqa", "train")
+    pictures = read_pictures(models / "material", "vqa", "train")
     processor = AutoProcessor.from_pretrained(models / "base")
     prepared = processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(prepared, pixel_values(pictures), atol=1e-6, rtol=0)
 
 
 def test_frozen_features_are_those_of_the_model(models: Path) -> None:
-    pictures, _ = read(models / "material", "vqa", "train")
+    pictures = read_pictures(models / "material", "vqa", "train")
     model = AutoModelForImageTextToText.from_pretrained(models / "base", dtype=torch.float32)
     with torch.no_grad():
         seen = frozen_features(model, pictures)
@@ -215,7 +220,8 @@ def test_a_saved_base_says_through_lm_eval_what_it_says_in_training(models: Path
     asked = MLLM(pretrained=str(tmp_path), dtype="float32", device="cpu", batch_size=4)
     name = f"{GROUP}_vqa"
     found = simple_evaluate(asked, tasks=[name], task_manager=manager, bootstrap_iters=0, limit=12)["samples"][name]
-    pictures, conversations = read(models / "material", "vqa", "train")
+    pictures = read_pictures(models / "material", "vqa", "train")
+    conversations = read_conversations(models / "material", "vqa", "train")
     seen, encoder = frozen_features(model, pictures), Encoder(processor)
     told = [
         greedy(model, encoder, Conversation(each.picture, [turn]), seen, 4)
