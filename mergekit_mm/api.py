@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from mergekit_mm.analysis.result import Analysis
 from mergekit_mm.errors import MergeError, UserError
+from mergekit_mm.execution.estimate import plan_in_words
 from mergekit_mm.execution.settings import from_environment
 from mergekit_mm.hosts.registration import register_methods
 from mergekit_mm.merge import plan_merge, run_multimodal_merge
@@ -71,7 +72,7 @@ def plan(config: Config, **options: Any) -> MergePlan:
 
 def check(config: Config, **options: Any) -> str:
     """The plan as text, as `mergekit-mm check` prints it. Arguments and errors are those of `plan`."""
-    return str(plan(config, **options))
+    return plan_in_words(plan(config, **options), from_environment().workers)
 
 
 def merge(

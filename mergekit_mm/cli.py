@@ -251,7 +251,7 @@ def check(config: str, as_json: bool, tensor: str | None, quiet: bool) -> None:
     import json
 
     from mergekit_mm.checkpoints.remote import headers_only
-    from mergekit_mm.execution.estimate import before_the_merge
+    from mergekit_mm.execution.estimate import plan_in_words
     from mergekit_mm.merge import plan_merge
     from mergekit_mm.plan import as_json as plan_as_json
     from mergekit_mm.plan.scope import is_planned_here
@@ -273,5 +273,4 @@ def check(config: str, as_json: bool, tensor: str | None, quiet: bool) -> None:
         elif tensor:
             show(str(plan[tensor]))
         elif not quiet:
-            takes = before_the_merge(plan, from_environment().workers)
-            show("\n".join([plan.report(), f"  output: {plan.size}", *takes, plan.not_used()]))
+            show(plan_in_words(plan, from_environment().workers))

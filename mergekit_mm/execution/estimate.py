@@ -76,14 +76,15 @@ def estimate(
     return [*lines, *(f"  {line}" for line in _by_shape(plan, units, speed))]
 
 
-def before_the_merge(plan: MergePlan, workers: int | None) -> list[str]:
-    """What the whole of a plan will take on the CPU of this machine.
+def plan_in_words(plan: MergePlan, workers: int | None) -> str:
+    """A plan, the size of its output, and what the whole of it will take on the CPU of this machine.
 
     workers: None for as many as a merge would choose.
     """
     units = smallest_units(plan)
     count = workers or choose_workers(units, pickled_bytes(plan.inputs))[0]
-    return estimate(plan, units, count, True, measured_speed(plan))
+    takes = estimate(plan, units, count, True, measured_speed(plan))
+    return "\n".join([plan.report(), f"  output: {plan.size}", *takes, plan.not_used()])
 
 
 def pickled_bytes(inputs: Inputs) -> int:

@@ -227,7 +227,7 @@ def test_what_is_costly_is_left_out_and_its_cost_told(monkeypatch: pytest.Monkey
     from mergekit_mm.analysis import run
 
     monkeypatch.setattr(run, "UNASKED", 1.0)
-    left_out = inspect(recipe(), "--quiet").output
+    left_out = inspect(recipe()).output
     assert re.search(r"No spectra: about \de\+\d\d operations in float64. `--spectra`", left_out)
     assert "Spectra of what is merged" not in left_out
     assert "  optmerge " not in left_out

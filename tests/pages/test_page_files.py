@@ -162,7 +162,8 @@ def test_ticks_are_a_few_round_numbers_within_the_values(one: float, other: floa
         return
     ticks = Scale(low, high, 0, 100).ticks(5)
     assert 1 <= len(ticks) <= 6
-    assert all(low - 1e-6 <= each <= high + 1e-6 for each in ticks)
+    rounding = 1e-9 * (high - low) + 1e-6
+    assert all(low - rounding <= each <= high + rounding for each in ticks)
     assert ticks == sorted(set(ticks))
 
 
