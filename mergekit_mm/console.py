@@ -17,11 +17,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_FILE = "MERGEKIT_MM_LOG_FILE"  # in the environment, for the stock commands and for ours
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -88,7 +91,7 @@ def _echo(text: str, file: IO[Any] | None, err: bool) -> None:
 def styled(text: str) -> str:
     """A text with the marks of its lines in colour."""
     for pattern, style in _MARKS:
-        text = pattern.sub(lambda found, style=style: _coloured(found, style), text)  # type: ignore[misc]
+        text = pattern.sub(partial(_coloured, style=style), text)
     return text
 
 
@@ -99,6 +102,8 @@ def _coloured(found: re.Match[str], style: dict[str, Any]) -> str:
 
 def bar(**options: Any) -> tqdm[Any]:
     """tqdm with these options: a bar on a terminal; elsewhere, of work that takes long, a line twice a minute."""
+    from tqdm import tqdm  # local: most commands draw no bar, and `--help` is to be instant
+
     if sys.stderr.isatty():
         return tqdm(dynamic_ncols=True, **options)
     form = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {elapsed} so far, {remaining} left"

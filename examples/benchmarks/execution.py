@@ -158,6 +158,7 @@ def main() -> None:
             for folder, layers, width in (("tiny text", 1, 64), ("large", of_large, args.width)):
                 make(root / folder, layers, width, args.experts, text_only=True)
             base = merged(recipe(root / "tiny text", "linear", args.experts), root / "out", 1)
+            linear = recipe(root / "large", "linear", args.experts)
             row("stock mergekit, linear, text-only models", merged(linear, root / "out", 1), base)
 
 

@@ -61,7 +61,7 @@ class Group:
             sums["inner"][at] += own.inner
             sums["changed"][at] += own.changed
             sums["equal"][at] += own.equal
-            sums["one"][at] += squares[:, None]  # of the tensors that both of a pair have
+            sums["one"][at] += squares[:, None]  # The norms count the tensors that both of a pair have.
             sums["other"][at] += squares[None, :]
             sums["base"][list(tensor.experts)] += own.base
         return sums

@@ -16,7 +16,7 @@ from mergekit_mm.analysis.outliers import outliers
 from mergekit_mm.analysis.result import Analysis, Expert
 from mergekit_mm.pages import Cell, Column, Line, LinePanel, Page, Point, Section, heat_map, lines, table, tag
 
-_KINDS = 6  # of lines, which the pages tell apart
+_KINDS = 6  # Pages tell so many kinds of lines apart.
 _STRENGTHS = [at / 10 for at in range(21)]
 _ACTIONS = {
     "merge": "merged",

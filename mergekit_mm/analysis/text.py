@@ -17,7 +17,7 @@ from mergekit_mm.analysis.outliers import outliers
 from mergekit_mm.analysis.result import Analysis
 from mergekit_mm.checkpoints.roles import Role
 
-_LAYERS = 12  # of a stack that are listed
+_LAYERS = 12  # At most so many layers of a stack are listed.
 _OUTLIERS = 8
 _PARTS = 16
 _WIDTH = 100

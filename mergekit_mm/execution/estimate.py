@@ -20,7 +20,7 @@ from mergekit_mm.plan.inputs import Inputs
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Merge
 
-_SIDE, _TIMES = 512, 12  # of the matrices whose product is timed, of which the fastest counts: others were interrupted
+_SIDE, _TIMES = 512, 12  # A product of matrices of this side is timed so often; the fastest counts.
 _READ = 1 << 26  # bytes that are read to time the disk
 _SHAPES = 5  # lines on single shapes
 

@@ -85,7 +85,7 @@ class WeightFiles:
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, without a copy if it lies on the CPU in one piece."""
     on_cpu = tensor.detach().cpu().contiguous()
-    return memoryview(on_cpu.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy is a buffer
+    return on_cpu.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write(handle: int, values: memoryview, offset: int) -> None:

@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = {
 }
 _SOFTWARE = ("mergekit", "torch", "transformers", "numpy", "scipy", "safetensors")
 _NUMERICS = ("checkpoints", "methods", "numerics", "tasks")  # the rooms whose code makes the values
-_HEADER = 1 << 27  # of a file at most so much is taken for its header
+_HEADER = 1 << 27  # At most so many bytes of a file are taken for its header.
 
 
 def key_of(plan: MergePlan, options: MergeOptions, **more: Any) -> dict[str, Any]:

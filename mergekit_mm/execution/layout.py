@@ -15,7 +15,7 @@ from mergekit_mm.checkpoints.disk import DiskTensor, dtype_name
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Copy
 
-_ALIGNMENT = 8  # of the header's length, by the format
+_ALIGNMENT = 8  # The format wants a header whose length is a multiple of it.
 # The dtypes in the order in which safetensors writes tensors: the widest first, so that each is aligned.
 _ORDER = [
     "U64",
@@ -65,7 +65,7 @@ class Layout:
     """The weight files of one model."""
 
     files: tuple[PlannedFile, ...]
-    places: Mapping[str, Place]  # by the tensors' names on disk, in the order in which they are written
+    places: Mapping[str, Place]  # The keys are names on disk, in the order of writing.
 
     @property
     def nbytes(self) -> int:

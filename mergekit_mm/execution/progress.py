@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from mergekit_mm import console
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _EVERY = 1.0  # seconds between two events of one bar
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -32,8 +33,14 @@ class RayCluster:
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             try:
+                _connect_once(address)
                 self._ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+                SystemExit,
+            ) as error:  # Ray ends the process where nothing answers
                 reason = str(error).strip().splitlines()[0]
                 raise MergeError(
                     f"No Ray cluster answers at {address} ({reason}). `ray start --head` starts one here."
@@ -97,6 +104,13 @@ class RayCluster:
                 f"{largest} takes {size_of(largest.memory + PER_PROCESS)} of memory, and the largest node of the "
                 f"cluster offers {size_of(int(most))}."
             )
+
+
+def _connect_once(address: str) -> None:
+    """OSError if nothing listens at HOST:PORT, for which Ray itself would wait for two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _imported() -> Any:

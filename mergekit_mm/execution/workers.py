@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
-import scipy.linalg  # noqa: F401  # brings a BLAS of its own, which has to be there before threads are limited
+import scipy.linalg  # noqa: F401  # It brings a BLAS of its own, which has to be there before threads are limited.
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from mergekit_mm.errors import SystemRefusal
 from mergekit_mm.execution.units import Unit

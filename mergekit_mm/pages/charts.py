@@ -179,7 +179,7 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
         y = upward(value)
         parts.append(tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="grid"))
         parts.append(tag("text", as_text(value), x=left - 6, y=y + 4, class_="tick end"))
-    for value in across.ticks(7):
+    for value in across.ticks(7, whole=all(float(point.x).is_integer() for point in points)):
         parts.append(tag("text", as_text(value), x=across(value), y=top + height + 15, class_="tick middle"))
     parts.append(tag("text", x_name, x=left + width / 2, y=top + height + 32, class_="tick middle"))
     for number, (name, at) in enumerate(panel.references):

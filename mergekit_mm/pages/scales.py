@@ -41,11 +41,14 @@ class Scale:
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, about: int = 4) -> list[float]:
-        """Round numbers within the values, about so many, and rather fewer."""
+    def ticks(self, about: int = 4, whole: bool = False) -> list[float]:
+        """Round numbers within the values, about so many, and rather fewer. whole: of things that are counted."""
         raw = (self.high - self.low) / max(about, 1)
+        if whole:
+            raw = max(raw, 1.0)
         power = 10 ** math.floor(math.log10(raw))
-        step = next(multiple * power for multiple in (1, 2, 2.5, 5, 10) if multiple * power >= raw * 0.999)
+        multiples = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+        step = next(multiple * power for multiple in multiples if multiple * power >= raw * 0.999)
         first, last = math.ceil(round(self.low / step, 9)), math.floor(round(self.high / step, 9))
         return [round(at * step, 12) for at in range(first, last + 1)]
 

@@ -62,8 +62,8 @@ def test_bytes_are_those_of_the_files() -> None:
 def test_adapters_are_read_as_factors() -> None:
     base = checkpoint("llava")
     config = with_method("optmerge", base, [plus(base, adapter) for adapter, _ in pair("llava")])
-    read = float(re.search(r"takes: (\S+) kB to read", checked(config))[1])  # type: ignore[index]
-    assert size(base) / 1e3 < read < 2 * size(base) / 1e3
+    (read,) = re.findall(r"takes: (\S+) kB to read", checked(config))
+    assert size(base) / 1e3 < float(read) < 2 * size(base) / 1e3
 
 
 def test_arithmetic_is_told_by_method_and_shape() -> None:

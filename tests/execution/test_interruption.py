@@ -132,7 +132,7 @@ def test_nothing_stays_where_the_output_is_a_part_of_something_that_does_not() -
     """As where an alignment writes its result."""
     out, parsed = fresh("merged"), MergeConfiguration.model_validate(CONFIG())
     options = MergeOptions(quiet=True, out_shard_size=20_000)
-    work = lambda: run_multimodal_merge(parsed, str(out), options, None, Settings(keeps=False))  # noqa: E731
+    work = functools.partial(run_multimodal_merge, parsed, str(out), options, None, Settings(keeps=False))
     interrupted(work, out, lambda: made(out) >= 5, signal.SIGINT)
     assert not list(out.parent.iterdir())
 
@@ -261,7 +261,7 @@ def test_an_adapter() -> None:
     config["models"] = [{"model": str(plus(base, adapter))} for adapter, _ in pair("llava")]
     recipe, out, whole = written(config), fresh("adapter"), fresh("adapter")
     assert plugin("lora", recipe, whole, "--rank", 4).exit_code == 0
-    work = lambda: plugin("lora", recipe, out, "--rank", 4, "--workers", 2)  # noqa: E731
+    work = functools.partial(plugin, "lora", recipe, out, "--rank", 4, "--workers", 2)
     code = interrupted(work, out, lambda: sum("results" in entry for entry in journal_of(out)) >= 2)
     assert code == -signal.SIGKILL
     result = plugin("lora", recipe, out, "--rank", 4)

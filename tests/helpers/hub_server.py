@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from local_hub import Handler, running
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,16 @@ def is_of_model(file: str) -> bool:
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """The server, at `hub.url`, while the block runs."""
-    handler = functools.partial(_Handler, hub)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(hub, _Handler):
+        yield hub
 
 
 class _Refused(Exception):
     """An answer of the hub that is no content: status and error code."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, hub: Hub, *args: Any) -> None:
-        self.hub = hub
-        super().__init__(*args)
-
-    def log_message(self, *_args: object) -> None:
-        """Nothing is printed."""
+class _Handler(Handler):
+    hub: Hub
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -6,16 +6,16 @@ Large files go by git-lfs, as from a machine without `hf_xet`. Connections can b
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from local_hub import Handler, running
 
 Files = dict[str, bytes]  # path -> content
 ATTRIBUTES = {".gitattributes": b"*.safetensors filter=lfs\n"}
@@ -64,16 +64,8 @@ class UploadHub:
 @contextmanager
 def taking_uploads(hub: UploadHub) -> Iterator[UploadHub]:
     """The server, at `hub.url`, while the block runs."""
-    handler = functools.partial(_Handler, hub)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(hub, _Handler):
+        yield hub
 
 
 def is_large(path: str) -> bool:
@@ -95,15 +87,8 @@ class _CutError(Exception):
     """No answer at all."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, hub: UploadHub, *args: Any) -> None:
-        self.hub = hub
-        super().__init__(*args)
-
-    def log_message(self, *_args: object) -> None:
-        """Nothing is printed."""
+class _Handler(Handler):
+    hub: UploadHub
 
     def do_GET(self) -> None:
         self._answer()

@@ -165,6 +165,7 @@ def test_ticks_are_a_few_round_numbers_within_the_values(one: float, other: floa
     rounding = 1e-9 * (high - low) + 1e-6
     assert all(low - rounding <= each <= high + rounding for each in ticks)
     assert ticks == sorted(set(ticks))
+    assert all(float(each).is_integer() for each in Scale(low, high, 0, 100).ticks(5, whole=True))
 
 
 @given(st.lists(st.lists(st.one_of(NUMBERS, st.none(), st.just(float("nan"))), min_size=2, max_size=2), min_size=1))

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from mergekit_mm.checkpoints.adapters.binding import bind_adapter
 from mergekit_mm.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergekit_mm.checkpoints.roles import Role
+from mergekit_mm.numerics.relations import Overlap, inner_products, overlap, singular
 from mergekit_mm.numerics.task_vector import TaskVector
 
 
@@ -51,20 +52,26 @@ def relations(way: str, base: Path, experts: Mapping[str, Path]) -> list[Relatio
     ]
     values = _values(checkpoint, names)
     size = float(np.sqrt(sum(float(value.double().square().sum()) for value in values.values())))
-    deltas = {each: _deltas(folder, checkpoint, values) for each, folder in experts.items()}
-    products = {pair: _inner(deltas[pair[0]], deltas[pair[1]]) for pair in _pairs(experts)}
-    norms = {each: float(np.sqrt(_inner(own, own))) for each, own in deltas.items()}
-    leading = {
-        each: {name: _leading(delta, len(experts)) for name, delta in own.items()} for each, own in deltas.items()
-    }
+    names_of, deltas = list(experts), [_deltas(folder, checkpoint, values) for folder in experts.values()]
+    products = np.zeros((len(deltas), len(deltas)))
+    shares: dict[tuple[int, int], list[Overlap]] = {pair: [] for pair in combinations(range(len(deltas)), 2)}
+    for name, value in values.items():
+        present = [number for number, own in enumerate(deltas) if name in own]
+        if present:
+            products[np.ix_(present, present)] += inner_products([deltas[at][name] for at in present]).numpy()
+        count = max(1, min(value.shape) // len(deltas))
+        leading = {at: singular(deltas[at][name], count).left for at in present}
+        for one, other in combinations(present, 2):
+            if share := overlap(leading[one], leading[other]):
+                shares[one, other].append(share)
+    norms = np.sqrt(np.diag(products))
     found = []
-    for one, other in _pairs(experts):
-        matrices = (_share(leading[one][name], leading[other][name]) for name in values)
-        shares = [share for share in matrices if share]
-        overlap, chance = np.mean(shares, axis=0) if shares else (0.0, 0.0)
-        cosine = products[one, other] / (norms[one] * norms[other]) if norms[one] * norms[other] else 0.0
-        drift = (norms[one] / size, norms[other] / size)
-        found.append(Relation(way, (one, other), cosine, float(overlap), float(chance), drift))
+    for (one, other), own in shares.items():
+        share, chance = np.mean(own, axis=0).tolist() if own else (0.0, 0.0)
+        both = float(norms[one] * norms[other])
+        cosine = float(products[one, other]) / both if both else 0.0
+        drift = (float(norms[one]) / size, float(norms[other]) / size)
+        found.append(Relation(way, (names_of[one], names_of[other]), cosine, share, chance, drift))
     return found
 
 
@@ -80,10 +87,6 @@ def averaged(runs: Sequence[Sequence[Relation]]) -> list[Relation]:
     return found
 
 
-def _pairs(experts: Mapping[str, object]) -> list[tuple[str, str]]:
-    return list(combinations(experts, 2))
-
-
 def _values(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Weights of a checkpoint by their names in memory, which here are stored one by one under a single name."""
     on_disk = {checkpoint.group_of[name].disk[0]: name for name in names}
@@ -94,35 +97,11 @@ def _values(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, torch.Ten
     return {name: found[name] for name in names}
 
 
-def _deltas(folder: Path, base: Checkpoint, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The changes of the weights, in float32; zeros where an adapter changes nothing."""
+def _deltas(folder: Path, base: Checkpoint, values: Mapping[str, torch.Tensor]) -> dict[str, TaskVector]:
+    """The changes of the weights, in float32 or as factors; none for what an adapter leaves alone."""
     if (folder / "adapter_config.json").exists():
         reference = ModelReference.parse(f"{base.directory}+{folder}")
         adaptation = bind_adapter(reference, folder, base, trusted=True)
-        changes = {
-            name: adaptation.task_vector(name, value) for name, value in values.items() if adaptation.changes(name)
-        }
-    else:
-        own = _values(open_checkpoint(str(folder), folder), list(values))
-        changes = {name: TaskVector.between(own[name], value) for name, value in values.items()}
-    zeros = {name: torch.zeros(value.shape) for name, value in values.items() if name not in changes}
-    return {**zeros, **{name: each.dense(torch.float32) for name, each in changes.items()}}
-
-
-def _inner(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    return sum(float((delta.double() * other[name].double()).sum()) for name, delta in one.items())
-
-
-def _leading(delta: torch.Tensor, experts: int) -> torch.Tensor:
-    """The leading left singular vectors (out, rank) of a task vector (out, in)."""
-    left, values, _ = torch.linalg.svd(delta.double(), full_matrices=False)
-    own = int((values > 1e-6 * values[0]).sum()) if values[0] > 0 else 0
-    return left[:, : min(max(1, min(delta.shape) // experts), own)]
-
-
-def _share(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float] | None:
-    """How much of the smaller subspace lies in the larger one, and what is expected of random ones."""
-    smaller, larger = sorted((one.shape[1], other.shape[1]))
-    if not smaller:
-        return None
-    return float((one.T @ other).square().sum()) / smaller, larger / one.shape[0]
+        return {name: adaptation.task_vector(name, value) for name, value in values.items() if adaptation.changes(name)}
+    own = _values(open_checkpoint(str(folder), folder), list(values))
+    return {name: TaskVector.between(own[name], value) for name, value in values.items()}

@@ -92,7 +92,7 @@ def _encoded(samples: decoding.Samples) -> str:
 
         soundfile.write(encoded, samples, _RATE, format="MP3", compression_level=0.9)
         return _uri("audio/mpeg", encoded.getvalue())
-    except (ImportError, RuntimeError, TypeError):  # not there, or of a version that writes no MP3
+    except (ImportError, RuntimeError, TypeError):  # soundfile is missing, or too old to write MP3.
         encoded = io.BytesIO()
     with wave.open(encoded, "wb") as file:
         file.setnchannels(1)

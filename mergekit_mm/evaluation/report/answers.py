@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mergekit_mm.evaluation.model.thumbnails import Thumbnail
 
 TEXT_LIMIT = 6_000_000  # characters of all texts
-RIGHT = 0.5  # of a metric from 0 to 1: what is at least this counts as right
+RIGHT = 0.5  # An answer is right if its metric, from 0 to 1, is at least this.
 _SHORTEST = 160  # characters that a text keeps in any case
 _FILTERS = (
     ("all", "All"),

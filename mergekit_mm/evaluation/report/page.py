@@ -36,7 +36,7 @@ from mergekit_mm.pages import (
     write_page,
 )
 
-_KINDS = {Role.BASE: 0, Role.EXPERT: 1, Role.MERGE: 2, Role.REFERENCE: 4, Role.UNKNOWN: 1}  # of marks
+_KINDS = {Role.BASE: 0, Role.EXPERT: 1, Role.MERGE: 2, Role.REFERENCE: 4, Role.UNKNOWN: 1}  # the mark of each role
 _MEAN = "mean"
 
 

@@ -21,7 +21,8 @@ from mergekit_mm.evaluation.report.table import Column, Table
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?$")
 _ASKED_IN = ("prompt", "question", "query", "problem")  # keys of documents whose text is the question, in this order
-_FIRST_MARKS = re.compile(r"^\s*((\w+: *)?<(image|audio|video)>\s*)+")  # of media, which are shown before the question
+# Marks of media at the beginning of a question; the page shows the media there.
+_FIRST_MARKS = re.compile(r"^\s*((\w+: *)?<(image|audio|video)>\s*)+")
 _OPTIONS_IN = ("choices", "options")
 
 
