@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,13 @@ def test_a_forked_command_does_what_the_console_script_does(models: Path, tmp_pa
     results, samples = lm_eval(model, GROUP, TASK_FOLDER, tmp_path / "of_script", **asked)
     same, as_well = lm_eval(model, GROUP, TASK_FOLDER, tmp_path / "of_forked", **asked, start=forked.run)
     assert results["results"] == same["results"]
-    assert samples == as_well
+    assert {task: without_pictures(each) for task, each in samples.items()} == as_well
+
+
+def without_pictures(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples of the script as a forked command writes them, which does not hash pictures."""
+    told = [re.sub(r'"[0-9a-f]{64}"', '"not hashed"', json.dumps(each["arguments"])) for each in samples]
+    return [{**each, "arguments": json.loads(words)} for each, words in zip(samples, told, strict=True)]
 
 
 def test_a_forked_command_that_fails_is_shown(tmp_path: Path) -> None:

@@ -41,7 +41,12 @@ class LazyImage(Image.Image):
         return self._size
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As PIL's `save`, but without keeping the pixels: lm-eval saves the images of all requests to hash them."""
+        """As PIL's `save`, but without keeping the pixels: lm-eval saves the images of all requests to hash them.
+
+        A PNG is compressed at the fastest level, as the usual one takes longer than reading and answering may.
+        """
+        if format == "PNG":
+            params.setdefault("compress_level", 1)
         self.make().save(fp, format, **params)
 
 
