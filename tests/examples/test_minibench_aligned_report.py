@@ -112,7 +112,8 @@ def test_what_is_forgotten_is_found(board: Board) -> None:
 
 
 def test_sentences_claim_no_more_than_the_intervals(board: Board, results: list[Result]) -> None:
-    adapter, coefficients = aligned_sentences([(board, draws_of(board, results))])
+    (told,) = aligned_sentences([(board, draws_of(board, results))])
+    adapter, coefficients = told.split(" For LoRA experts, `coefficients`")
     assert "For LoRA experts, `adapter` with 64 unlabelled samples for each expert is" in adapter
     assert "points (" in adapter.split("above its start")[0]
     assert "above the best method without data on test questions" in adapter

@@ -42,9 +42,9 @@ def aligned_section(folder: Path, boards: Sequence[WithDraws], claims: Sequence[
 
 
 def aligned_sentences(boards: Sequence[WithDraws]) -> Iterator[str]:
-    """For each way of training and row what most samples gave, what fewer did, and what became of one without."""
+    """For each way of training, by row, what most samples gave, what fewer did, and what became of one without."""
     for board, draws in boards:
-        start = start_of(board)
+        start, rows = start_of(board), []
         for row in (each for each in rows_of(board) if each not in BASELINES):
             cases = usual(board, row)
             if not start or not cases:
@@ -55,10 +55,12 @@ def aligned_sentences(boards: Sequence[WithDraws]) -> Iterator[str]:
                 best = max(others, key=lambda each: board.mean(each).value)
                 above = board.above_all(model, others)
                 told.append(compared(above, f"the best method without data on test questions, `{best.name}`"))
-            yield (
+            rows.append(
                 f"For {board.title}, `{row}` with {samples} unlabelled samples for each expert is "
                 f"{', and '.join(told)}{_fewer(board, row, draws)}{_worst_left(board, row)}."
             )
+        if rows:
+            yield " ".join(rows)
 
 
 def _fewer(board: Board, row: str, draws: Mapping[Model, Draws]) -> str:

@@ -19,7 +19,7 @@ from examples.minibench.evidence.claims import Claim, claims
 from examples.minibench.evidence.figure_experts import gains, task_vectors
 from examples.minibench.evidence.preconditions import Precondition, preconditions
 from examples.minibench.evidence.record import SCORES, write_record
-from examples.minibench.evidence.sentences import Pair, sentences, warning
+from examples.minibench.evidence.sentences import Pair, resolution, sentences, warning
 from examples.minibench.evidence.statistics import RESAMPLES
 from examples.minibench.evidence.style import save
 from examples.minibench.evidence.tables import (
@@ -120,6 +120,8 @@ def _first_page(
     lines += [loud] if loud else []
     lines += ["## What to do", "\n".join(f"{at}. {each}" for at, each in enumerate(told, 1))]
     lines += ["In brackets: 95 % intervals over questions and seeds. What they can and cannot tell is said at the end."]
+    if told_apart := resolution([board for board, _ in pairs]):
+        lines[-1] += f" {told_apart}"
     if single := [board.title for board, _ in pairs if len(board.runs) == 1]:
         lines[-1] += f" **There is one run of {' and one of '.join(single)}: {ONE_RUN}**"
     lines += ["## The claims of the paper", CLAIMS]

@@ -37,17 +37,31 @@ def warning(rows: Sequence[Precondition]) -> str | None:
 
 
 def sentences(pairs: Sequence[Pair], claims: Sequence[Claim]) -> list[str]:
-    """About ten sentences, from all ways of training."""
+    """What to do with each way of training, and what holds for all: fewer than ten points, most of one sentence."""
     found: list[str] = []
     for board, validation in pairs:
         if best := best_on_validation(board, validation):
-            found += [_start(board, best), *_references(board, best), *_cheapest(board, best)]
+            found.append(" ".join([_start(board, best), *_references(board, best), *_cheapest(board, best)]))
         else:
             found.append(f"No method is recommended for {board.title}, as no merges were asked validation questions.")
     found += _published([board for board, _ in pairs])
     found += _strength_or_method([validation for _, validation in pairs if validation])
-    found += [*_parts(claims), *_two_modalities(claims)]
-    return [*found, *_resolution([board for board, _ in pairs])]
+    return [*found, *_parts(claims), *_two_modalities(claims)]
+
+
+def resolution(boards: Sequence[Board]) -> str:
+    """How far two merges must be apart to be told apart. Empty: there are no two."""
+    told = []
+    for board in boards:
+        halves, runs = [board.difference(*pair).half for pair in combinations(board.main(), 2)], len(board.runs)
+        if halves:
+            half = np.median(halves)
+            count = sum(each.shape[2] for each in board.scores)
+            seeds = f"{runs} {'run' if runs == 1 else 'runs'}"
+            told.append(f"{100 * half:.1f} points for {board.title} ({seeds}, {count} questions)")
+    return f"Two merges are told apart if they differ by about {', '.join(told)}; smaller differences are open." * bool(
+        told
+    )
 
 
 def compared(gap: Interval, other: str) -> str:
@@ -80,7 +94,7 @@ def _references(board: Board, best: Model) -> Iterator[str]:
         if other := board.one(kind):
             told.append(compared(board.difference(best, other), name))
     if told:
-        yield f"For {board.title} `{best.name}` is, on average over the columns, {', and '.join(told)}."
+        yield f"`{best.name}` is, on average over the columns, {', and '.join(told)}."
 
 
 def _cheapest(board: Board, best: Model) -> Iterator[str]:
@@ -90,8 +104,8 @@ def _cheapest(board: Board, best: Model) -> Iterator[str]:
     level = [each for each in known if each == best or board.difference(best, each).sign <= 0]
     if best in known and known[cheapest := min(level, key=lambda each: known[each])] <= known[best] / 2:
         yield (
-            f"For {board.title} `{cheapest.name}` takes {known[cheapest]:.1f} s where `{best.name}` takes "
-            f"{known[best]:.1f} s, and `{best.name}` is {compared(board.difference(best, cheapest), 'it')}."
+            f"`{cheapest.name}` takes {known[cheapest]:.1f} s where `{best.name}` takes {known[best]:.1f} s, and "
+            f"`{best.name}` is {compared(board.difference(best, cheapest), 'it')}."
         )
 
 
@@ -144,16 +158,19 @@ def _by_method(board: Board) -> list[list[Model]]:
 
 
 def _parts(claims: Sequence[Claim]) -> Iterator[str]:
+    told = []
     for verdict, (begins, word) in FOUND.items():
         where: dict[str, list[str]] = {}
         for each in (each for each in claims if each.topic == "part" and each.verdict == verdict):
             where.setdefault(each.statement, []).append(f"{WAYS.get(each.way, each.way)} ({_told(each.here)})")
         if where:
-            told = (
+            each_told = (
                 f"{word} {statement.removeprefix('in OptMerge, ')} for {' and '.join(found)}"
                 for statement, found in where.items()
             )
-            yield f"Within OptMerge it is {begins} {'; '.join(told)}."
+            told.append(f"it is {begins} {'; '.join(each_told)}")
+    if told:
+        yield f"Within OptMerge {'; '.join(told)}."
 
 
 def _two_modalities(claims: Sequence[Claim]) -> Iterator[str]:
@@ -164,19 +181,6 @@ def _two_modalities(claims: Sequence[Claim]) -> Iterator[str]:
             for each in rows
         )
         yield f"On questions about two modalities {'; '.join(told)}."
-
-
-def _resolution(boards: Sequence[Board]) -> Iterator[str]:
-    told = []
-    for board in boards:
-        halves, runs = [board.difference(*pair).half for pair in combinations(board.main(), 2)], len(board.runs)
-        if halves:
-            half = np.median(halves)
-            count = sum(each.shape[2] for each in board.scores)
-            seeds = f"{runs} {'run' if runs == 1 else 'runs'}"
-            told.append(f"{100 * half:.1f} points for {board.title} ({seeds}, {count} questions)")
-    if told:
-        yield f"Two merges are told apart if they differ by about {', '.join(told)}; smaller differences are open."
 
 
 def _told(gap: Interval) -> str:
