@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mergekit_mm.pages.figures import drawing, figure, legend_mark, shape
+from mergekit_mm.pages.figures import drawing, figure, legend_mark, movable_rows, shape
 from mergekit_mm.pages.markup import tag
 from mergekit_mm.pages.scales import Scale, as_text, fitted, shortened, width_of
 from mergekit_mm.pages.tables import Cell, Column, table
@@ -98,12 +98,12 @@ def dots(
     legend: kinds of marks and what they mean. form: of numbers, as of `format`.
     """
     drawn = [_dot_panel(rows, each, form) for each in panels]
-    columns = [Column(""), *(Column(each.heading, numeric=True) for each in panels)]
+    columns = [Column(""), *(Column(each.heading, numeric=True, key=each.key) for each in panels)]
     cells: list[list[Cell | str]] = [[row.name] for row in rows]
     for panel in panels:
         for line, dot in zip(cells, panel.dots, strict=True):
             line.append(Cell("–", "") if dot is None else Cell(_told(dot, form), dot.value))
-    values = table(f"{identity}-values", caption, columns, cells, tools=False)
+    values = table(f"{identity}-values", caption, columns, cells, [row.key for row in rows], tools=False)
     return figure(identity, caption, drawn, values, [(legend_mark(kind), name) for kind, name in legend])
 
 
@@ -113,30 +113,28 @@ def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
     bottom = top + _LINE * len(rows)
     ends = [each for dot in panel.dots if dot for each in (dot.value, dot.low, dot.high) if each is not None]
     scale = fitted(ends if panel.reference is None else [*ends, panel.reference], left, right)
-    parts = [tag("text", shortened(panel.heading, 32), x=2, y=14, class_="title")]
-    for value in scale.ticks(4):
-        at = scale(value)
-        parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid"))
-        parts.append(tag("text", as_text(value), x=at, y=bottom + 15, class_="tick middle"))
+    ticks = [(scale(value), as_text(value)) for value in scale.ticks(4)]
+    upright = [tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid") for at, _ in ticks]
     if panel.reference is not None:
         at = scale(panel.reference)
-        parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="reference"))
-    for number, (row, dot) in enumerate(zip(rows, panel.dots, strict=True)):
-        y = top + _LINE * (number + 0.5)
-        name = tag("text", shortened(row.name, _NAME), x=left - 8, y=y + 4, class_="tick end")
-        inside = [name, tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid")]
-        if dot is not None:
-            inside.append(_dot(scale, y, row, panel, dot, form, number))
-        parts.append(tag("g", inside, data_row=row.key or None))
+        upright.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="reference"))
+    drawn = []
+    for row, dot in zip(rows, panel.dots, strict=True):
+        name = tag("text", shortened(row.name, _NAME), x=left - 8, y=4, class_="tick end")
+        inside = [name, tag("line", x1=left, x2=right, y1=0, y2=0, class_="grid")]
+        drawn.append((row.key, inside if dot is None else [*inside, _dot(scale, row, panel, dot, form)]))
+    foot = [tag("text", text, x=at, y=15, class_="tick middle") for at, text in ticks]
+    title = tag("text", shortened(panel.heading, 32), x=2, y=14, class_="title")
+    parts = [title, *movable_rows(drawn, top, _LINE, upright, foot)]
     return drawing(right + 14, bottom + 22, parts, panel.heading, panel.key)
 
 
-def _dot(scale: Scale, y: float, row: DotRow, panel: DotPanel, dot: Dot, form: str, number: int) -> Markup:
+def _dot(scale: Scale, row: DotRow, panel: DotPanel, dot: Dot, form: str) -> Markup:
     parts = [tag("title", f"{row.name}, {panel.heading}: {_told(dot, form)}")]
     if dot.low is not None and dot.high is not None:
-        parts.append(tag("line", x1=scale(dot.low), x2=scale(dot.high), y1=y, y2=y, class_="interval"))
-    parts.append(shape(row.kind, scale(dot.value), y, dot.hollow))
-    return tag("g", parts, class_=f"mark k{row.kind}", data_r=number)
+        parts.append(tag("line", x1=scale(dot.low), x2=scale(dot.high), y1=0, y2=0, class_="interval"))
+    parts.append(shape(row.kind, scale(dot.value), 0, dot.hollow))
+    return tag("g", parts, class_=f"mark k{row.kind}")
 
 
 def _told(dot: Dot | Point, form: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, opened
+from browser import PHONE, Opened, opened
 
 from mergekit_mm.pages import (
     Cell,
@@ -55,6 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Section("maps", "Maps", [
             heat_map("wide", "Wide", ["a", "b", "c"], list(map(str, range(60))), grid, centre=0.0),
             heat_map("all", "All levels", ["up"], letters, [rising], form=".0f"),
+            heat_map("keyed", "Of two", ["base", "merge 9"], ["a", "b"], [[1, 2], [3, 4]], keys=[keys[0], keys[3]]),
             heat_map("signed", "Signed", ["up"], letters, [[at - 4 for at in rising]], centre=0.0, form=".0f"),
         ]),
     ]  # fmt: skip
@@ -97,16 +98,72 @@ def test_tables_are_sorted_by_numbers_and_by_names(browser: Any, page: Path) -> 
         assert shown.tab.locator("#models [aria-sort]").count() == 1
 
 
-def test_a_filter_takes_rows_away_and_fades_them_in_charts(browser: Any, page: Path) -> None:
+def _drawn(shown: Opened, chart: str) -> list[str]:
+    """The names of the rows of a drawing from top to bottom, as they are painted."""
+    names = [each for each in shown.tab.locator(f"{chart} .rows > g > text").all() if each.is_visible()]
+    return [each.text_content() for each in sorted(names, key=lambda each: each.bounding_box()["y"])]
+
+
+def _told_by_keys(shown: Opened, chart: str) -> list[str]:
+    """What the arrow keys tell of a drawing, from the first mark to the last."""
+    shown.tab.locator(chart).focus()
+    told: list[str] = []
+    while not told or told[-1] != shown.texts("#tip"):
+        told.append(shown.texts("#tip"))
+        shown.tab.keyboard.press("ArrowRight")
+    return [text for (text,) in told[1:]]
+
+
+def test_charts_are_in_the_order_of_the_table(browser: Any, page: Path) -> None:
+    with opened(browser, page) as shown:
+        long = "a_long_name…many_parts"
+        assert _drawn(shown, "#points [data-column=x]") == ["base", long, "merge 10", "merge 9"]
+        assert shown.texts("#points .order") == []
+        before = shown.tab.locator("#points svg[data-column=x]").bounding_box()
+        shown.tab.locator("#models th[data-column=x] button").press("Enter")
+        for panel in ("x", "y"):
+            assert _drawn(shown, f"#points [data-column={panel}]") == [long, "merge 9", "base", "merge 10"]
+        assert _drawn(shown, "#keyed") == ["merge 9", "base"]
+        assert shown.tab.locator("#points svg[data-column=x]").bounding_box()["height"] == before["height"]
+        shown.tab.locator("#points .values summary").click()
+        assert shown.texts("#points tbody th") == [NAMES[1], NAMES[3], NAMES[0], NAMES[2]]
+        assert shown.texts("#points .order") == ["As in the table: by x, descending."]
+
+
+def test_keys_and_screen_readers_go_through_a_chart_in_the_order_of_the_table(browser: Any, page: Path) -> None:
+    with opened(browser, page) as shown:
+        shown.tab.locator("#models th[data-column=x] button").press("Enter")
+        shown.tab.locator("#models .filter").fill("e")  # which all names have
+        panel = "#points svg[data-column=x]"
+        told = [f"{NAMES[1]}, x: 10.0", "merge 9, x: 9.0", "base, x: 2.0 (1.9 to 2.1)", "merge 10, x: −3.0"]
+        assert _told_by_keys(shown, panel) == told
+        shown.tab.locator("#models .filter").fill("merge")
+        assert shown.texts("#tip") == []  # of a mark that may be gone
+        assert _told_by_keys(shown, panel) == [told[1], told[3]]
+        described = shown.tab.locator(panel).get_attribute("aria-describedby")
+        assert shown.texts(f"#{described}") == ["As in the table: by x, descending; 2 of 4 shown."]
+        shown.tab.locator("#keyed svg.chart").focus()
+        for key, text in {"Home": "merge 9, a: 3", "ArrowRight": "merge 9, b: 4", "ArrowDown": "merge 9, b: 4"}.items():
+            shown.tab.keyboard.press(key)
+            assert shown.texts("#tip") == [text]
+
+
+def test_a_filter_takes_rows_away_also_from_charts(browser: Any, page: Path) -> None:
     with opened(browser, page) as shown:
         shown.tab.locator("#models .filter").fill("MERGE 9.0")
         assert shown.texts("#models tbody th") == []
         shown.tab.locator("#models .filter").fill("MERGE 9")
         assert shown.texts("#models tbody th") == ["merge 9"]
         assert shown.texts("#models .count") == ["1 of 4 rows"]
-        assert shown.tab.locator("#points g.faded").count() == 6  # three rows in two panels
+        assert _drawn(shown, "#points [data-column=x]") == ["merge 9"]
+        assert _drawn(shown, "#keyed") == ["merge 9"]
+        assert shown.texts("#points .order") == ["As in the table: 1 of 4 shown."]
+        axis = shown.tab.locator("#points [data-column=x] .foot text").first
+        row = shown.tab.locator("#points [data-column=x] .rows > :not([hidden])")
+        assert 0 < axis.bounding_box()["y"] - row.bounding_box()["y"] < 40  # right beneath the row that is left
         shown.tab.locator("#models .filter").fill("")
-        assert shown.tab.locator("#points g.faded").count() == 0
+        assert len(_drawn(shown, "#points [data-column=x]")) == 4
+        assert shown.texts("#points .order") == []
         assert shown.texts("#models tbody th") == NAMES
 
 
@@ -116,6 +173,8 @@ def test_columns_are_chosen_with_their_charts(browser: Any, page: Path) -> None:
         shown.tab.locator("#models [data-shows=y]").uncheck()
         assert [each.split()[0] for each in shown.texts("#models thead th")] == ["model", "x"]
         assert shown.tab.locator("#points svg:visible").count() == shown.tab.locator("#points .legend svg").count() + 1
+        shown.tab.locator("#points .values summary").click()
+        assert shown.texts("#points thead th") == ["", "x"]
         shown.tab.locator("#models [data-shows=y]").check()
         assert len(shown.texts("#models thead th")) == 3
 

@@ -249,7 +249,8 @@ def _differences(
         notes.append([_uncertainty(one, other) for one, other in pairs])
     headers = [found.columns[at].header for at in against]
     names = [row.participant.label for row in compared]
-    return heat_map(identity, caption, names, headers, values, centre=0.0, form="+.1f", notes=notes)
+    keys = [_row_key(found.rows.index(row)) for row in compared]
+    return heat_map(identity, caption, names, headers, values, centre=0.0, form="+.1f", notes=notes, keys=keys)
 
 
 def _uncertainty(one: Score | None, other: Score | None) -> str:
