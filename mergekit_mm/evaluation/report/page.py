@@ -86,7 +86,9 @@ def _lead(found: Table) -> str:
         f"{roles.count(role)} {role.value}{'s' * (roles.count(role) > 1)}" for role in Role if role.value in roles
     ]
     of = f": {', '.join(counted)}" if any(role.value for role in roles) else ""
-    return f"Results of lm-eval{of}. How they were measured, and what was not measured alike, is in the notes."
+    evaluators = {task.settings["evaluator"] for row in found.rows for task in row.participant.model.tasks.values()}
+    by = " and ".join(sorted(evaluators))
+    return f"Results of {by}{of}. How they were measured, and what was not measured alike, is in the notes."
 
 
 def _as_list(texts: Sequence[str]) -> Markup:
