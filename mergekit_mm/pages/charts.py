@@ -22,6 +22,8 @@ _NAME = 22  # characters of a row's name
 _PLOT = 150  # pixels that the dots of a panel have
 _CHART = (300, 190)  # pixels of a panel of lines
 _SERIES = 18  # characters of a line's name
+_LABEL = 16  # pixels that the name of a dotted line takes above it
+_BOLDER = 1.12  # width of a title over that of a label
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,10 @@ def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
         inside = [name, tag("line", x1=left, x2=right, y1=0, y2=0, class_="grid")]
         drawn.append((row.key, inside if dot is None else [*inside, _dot(scale, row, panel, dot, form)]))
     foot = [tag("text", text, x=at, y=15, class_="tick middle") for at, text in ticks]
-    title = tag("text", shortened(panel.heading, 32), x=2, y=14, class_="title")
-    parts = [title, *movable_rows(drawn, top, _LINE, upright, foot)]
-    return drawing(right + 14, bottom + 22, parts, panel.heading, panel.key)
+    title = shortened(panel.heading, 32)
+    parts = [tag("text", title, x=2, y=14, class_="title"), *movable_rows(drawn, top, _LINE, upright, foot)]
+    width = max(right + 14, _BOLDER * width_of(title) + 4)
+    return drawing(width, bottom + 22, parts, panel.heading, panel.key)
 
 
 def _dot(scale: Scale, row: DotRow, panel: DotPanel, dot: Dot, form: str) -> Markup:
@@ -172,7 +175,7 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
     left, top = 46.0, 26.0
     across = fitted((point.x for point in points), left, left + width)
     upward = fitted([*ends, *(at for _, at in panel.references)], top + height, top)
-    parts = [tag("text", shortened(panel.heading, 50), x=2, y=14, class_="title")]
+    parts = [tag("text", shortened(panel.heading, 44), x=2, y=14, class_="title")]
     for value in upward.ticks(6):
         y = upward(value)
         parts.append(tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="grid"))
@@ -184,8 +187,14 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
         y, ends_there = upward(at), number % 2 == 1  # names at both ends in turn, as two values may be close
         told = tag("title", f"{name}, {panel.heading}: {as_text(at, form)}")
         rule = tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="reference")
-        place = {"x": left + width, "class_": "tick end"} if ends_there else {"x": left + 2, "class_": "tick"}
-        label = tag("text", shortened(name, _SERIES), y=y - 4, **place)
+        is_beneath = any(0 < y - upward(other) < _LABEL for _, other in panel.references)
+        label = tag(
+            "text",
+            shortened(name, _SERIES),
+            x=left + width if ends_there else left + 2,
+            y=y + 13 if is_beneath else y - 4,
+            class_="tick on-lines end" if ends_there else "tick on-lines",
+        )
         parts.append(tag("g", [told, rule, label], class_="mark"))
     for number, line in enumerate(panel.lines):
         parts += _line(line, number, panel.heading, x_name, across, upward, form, x_form)

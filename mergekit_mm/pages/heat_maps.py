@@ -94,7 +94,7 @@ class _Grid:
         self._width = max(widest + 12, 34.0) if self._few else 14.0
         self._height = 26 if self._few else 18
         longest = max(map(width_of, self._columns), default=0.0)
-        self._slanted = longest > self._width * (1.4 if self._few else 3)
+        self._slanted = longest > self._width * (1.05 if self._few else 3)
         self._apart = 1 if self._few or self._slanted else math.ceil((longest + 8) / self._width)
         self._rise = longest * 0.75 if self._slanted else 0.0  # of slanted names, upward and to the right
         self._left = max(map(width_of, self._rows), default=0.0) + 12

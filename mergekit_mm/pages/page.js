@@ -45,7 +45,8 @@
     const sorted = table.querySelector("[aria-sort]");
     if (sorted) told.push(`by ${sorted.textContent.trim()}, ${sorted.getAttribute("aria-sort")}`);
     if (rows.some((row) => row.hidden)) told.push(`${rows.filter((row) => !row.hidden).length} of ${rows.length} shown`);
-    for (const holder of document.querySelectorAll("figure :is(.rows, tbody)")) {
+    const keyed = [...document.querySelectorAll("figure [data-row]")];
+    for (const holder of new Set(keyed.map((each) => each.parentElement))) {
       const held = new Map([...holder.children].map((each) => [each.dataset.row, each]));
       const moved = rows.filter((row) => held.has(row.dataset.row));
       if (!moved.length) continue;
@@ -75,7 +76,7 @@
     svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${height}`);
   }
 
-  // Tells beneath a figure's caption, and to those who come to its drawings by keyboard, which rows it has in which order.
+  // Tells beneath a caption, and to those who come to the drawings by keyboard, which rows there are in which order.
   function tellOrder(figure, text) {
     let note = figure.querySelector(".order");
     if (!note) {

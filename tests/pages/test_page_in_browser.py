@@ -231,3 +231,42 @@ def test_a_page_is_printed_in_black_on_white(browser: Any, page: Path) -> None:
         shown.tab.emulate_media(media="print", color_scheme="dark")
         assert shown.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert shown.texts("nav") == []
+
+
+LONG = "a heading that has many more characters than there is room for in a chart"
+
+
+def test_titles_of_charts_are_not_cut_off(browser: Any, tmp_path: Path) -> None:
+    charts = [
+        dots("points", "Dots", [DotRow("a")], [DotPanel(LONG, [Dot(1.0)])]),
+        lines("curves", "Lines", "x", [LinePanel(LONG, [Line("a", [Point(0.0, 1.0), Point(1.0, 2.0)])])]),
+    ]
+    write_page(tmp_path / "page.html", Page("A page", [Section("charts", "Charts", charts)]))
+    with opened(browser, tmp_path / "page.html") as shown:
+        for svg in shown.tab.locator("svg.chart").all():
+            title, chart = svg.locator(".title").bounding_box(), svg.bounding_box()
+            assert title["x"] + title["width"] <= chart["x"] + chart["width"]
+
+
+def test_names_of_dotted_lines_that_are_close_are_not_struck_through(browser: Any, tmp_path: Path) -> None:
+    curve = Line("a", [Point(0.0, 0.0), Point(1.0, 100.0)])
+    panels = [LinePanel(str(gap), [curve], [("base", 50.0), ("best expert", 50.0 + gap)]) for gap in (-4, 4, 40)]
+    page = Page("A page", [Section("charts", "Charts", [lines("curves", "Lines", "x", panels)])])
+    write_page(tmp_path / "page.html", page)
+    with opened(browser, tmp_path / "page.html") as shown:
+        for svg in shown.tab.locator("svg.chart").all():
+            rules = [each.bounding_box()["y"] for each in svg.locator(".reference").all()]
+            names = [each.bounding_box() for each in svg.locator(".on-lines").all()]
+            assert len(rules) == len(names) == 2
+            inks = [(box["y"] + 4, box["y"] + box["height"] - 4) for box in names]  # without the air round letters
+            assert not [rule for rule in rules for top, bottom in inks if top < rule < bottom]
+
+
+def test_rows_are_not_tall_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    columns = [Column("role"), *(Column(f"expert {at}", True) for at in range(5)), Column("in the merge")]
+    rows = [["language_model", *[0.5] * 5, "kept as in the base"], ["norms", *[0.5] * 5, "mean of the experts"]]
+    page = Page("A page", [Section("table", "Table", [table("roles", "Roles", columns, rows, tools=False)])])
+    write_page(tmp_path / "page.html", page)
+    with opened(browser, tmp_path / "page.html", **PHONE) as shown:
+        assert [each.bounding_box()["height"] < 60 for each in shown.tab.locator("tbody tr").all()] == [True, True]
+        assert not shown.is_wider_than_its_window()
