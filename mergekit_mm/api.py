@@ -3,7 +3,7 @@
     from mergekit_mm.api import merge, plan
 
     planned = plan("merge_yamls/qwen2_vl_7b_optmerge.yaml")
-    print(planned)                                                   # The text of `mergekit-mm check`.
+    print(planned)  # The text of `mergekit-mm check`, without what the merge will take.
     print(planned["model.language_model.layers.0.mlp.up_proj.weight"])  # The plan of one tensor, with its reason.
     merge("merge_yamls/qwen2_vl_7b_optmerge.yaml", "out")
 

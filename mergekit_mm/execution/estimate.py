@@ -77,14 +77,13 @@ def estimate(
 
 
 def plan_in_words(plan: MergePlan, workers: int | None) -> str:
-    """A plan, the size of its output, and what the whole of it will take on the CPU of this machine.
+    """The words of a plan, with what the whole of it will take on the CPU of this machine.
 
     workers: None for as many as a merge would choose.
     """
     units = smallest_units(plan)
     count = workers or choose_workers(units, pickled_bytes(plan.inputs))[0]
-    takes = estimate(plan, units, count, True, measured_speed(plan))
-    return "\n".join([plan.report(), f"  output: {plan.size}", *takes, plan.not_used()])
+    return plan.in_words(estimate(plan, units, count, True, measured_speed(plan)))
 
 
 def pickled_bytes(inputs: Inputs) -> int:

@@ -11,7 +11,7 @@
 | `style.css`, `page.js` | the style sheet and the script of every page |
 
 Charts are SVG made here, and not those of a library: plotly.js adds 4.8 MB to each page and Vega-Lite with Vega 0.8 MB,
-which would have to be kept here and followed by hand; the style sheet and the script of this room are 14 kB. What it
+which would have to be kept here and followed by hand; the style sheet and the script of this room are 16 kB. What it
 lacks of them (zooming, other kinds of charts) its pages do not use.
 
 Every text is escaped, by jinja2 and MarkupSafe, by `json_block` for data, and in scripts, which set `textContent` and

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mergekit_mm.pages.figures import drawing, figure, legend_mark, shape
+from mergekit_mm.pages.figures import drawing, figure, legend_mark, movable_rows, shape
 from mergekit_mm.pages.markup import tag
 from mergekit_mm.pages.scales import Scale, as_text, fitted, shortened, width_of
 from mergekit_mm.pages.tables import Cell, Column, table
@@ -22,6 +22,8 @@ _NAME = 22  # characters of a row's name
 _PLOT = 150  # pixels that the dots of a panel have
 _CHART = (300, 190)  # pixels of a panel of lines
 _SERIES = 18  # characters of a line's name
+_LABEL = 16  # pixels that the name of a dotted line takes above it
+_BOLDER = 1.12  # width of a title over that of a label
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ def dots(
     legend: kinds of marks and what they mean. form: of numbers, as of `format`.
     """
     drawn = [_dot_panel(rows, each, form) for each in panels]
-    columns = [Column(""), *(Column(each.heading, numeric=True) for each in panels)]
+    columns = [Column(""), *(Column(each.heading, numeric=True, key=each.key) for each in panels)]
     cells: list[list[Cell | str]] = [[row.name] for row in rows]
     for panel in panels:
         for line, dot in zip(cells, panel.dots, strict=True):
             line.append(Cell("–", "") if dot is None else Cell(_told(dot, form), dot.value))
-    values = table(f"{identity}-values", caption, columns, cells, tools=False)
+    values = table(f"{identity}-values", caption, columns, cells, [row.key for row in rows], tools=False)
     return figure(identity, caption, drawn, values, [(legend_mark(kind), name) for kind, name in legend])
 
 
@@ -113,30 +115,29 @@ def _dot_panel(rows: Sequence[DotRow], panel: DotPanel, form: str) -> Markup:
     bottom = top + _LINE * len(rows)
     ends = [each for dot in panel.dots if dot for each in (dot.value, dot.low, dot.high) if each is not None]
     scale = fitted(ends if panel.reference is None else [*ends, panel.reference], left, right)
-    parts = [tag("text", shortened(panel.heading, 32), x=2, y=14, class_="title")]
-    for value in scale.ticks(4):
-        at = scale(value)
-        parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid"))
-        parts.append(tag("text", as_text(value), x=at, y=bottom + 15, class_="tick middle"))
+    ticks = [(scale(value), as_text(value)) for value in scale.ticks(4)]
+    upright = [tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid") for at, _ in ticks]
     if panel.reference is not None:
         at = scale(panel.reference)
-        parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="reference"))
-    for number, (row, dot) in enumerate(zip(rows, panel.dots, strict=True)):
-        y = top + _LINE * (number + 0.5)
-        name = tag("text", shortened(row.name, _NAME), x=left - 8, y=y + 4, class_="tick end")
-        inside = [name, tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid")]
-        if dot is not None:
-            inside.append(_dot(scale, y, row, panel, dot, form, number))
-        parts.append(tag("g", inside, data_row=row.key or None))
-    return drawing(right + 14, bottom + 22, parts, panel.heading, panel.key)
+        upright.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="reference"))
+    drawn = []
+    for row, dot in zip(rows, panel.dots, strict=True):
+        name = tag("text", shortened(row.name, _NAME), x=left - 8, y=4, class_="tick end")
+        inside = [name, tag("line", x1=left, x2=right, y1=0, y2=0, class_="grid")]
+        drawn.append((row.key, inside if dot is None else [*inside, _dot(scale, row, panel, dot, form)]))
+    foot = [tag("text", text, x=at, y=15, class_="tick middle") for at, text in ticks]
+    title = shortened(panel.heading, 32)
+    parts = [tag("text", title, x=2, y=14, class_="title"), *movable_rows(drawn, top, _LINE, upright, foot)]
+    width = max(right + 14, _BOLDER * width_of(title) + 4)
+    return drawing(width, bottom + 22, parts, panel.heading, panel.key)
 
 
-def _dot(scale: Scale, y: float, row: DotRow, panel: DotPanel, dot: Dot, form: str, number: int) -> Markup:
+def _dot(scale: Scale, row: DotRow, panel: DotPanel, dot: Dot, form: str) -> Markup:
     parts = [tag("title", f"{row.name}, {panel.heading}: {_told(dot, form)}")]
     if dot.low is not None and dot.high is not None:
-        parts.append(tag("line", x1=scale(dot.low), x2=scale(dot.high), y1=y, y2=y, class_="interval"))
-    parts.append(shape(row.kind, scale(dot.value), y, dot.hollow))
-    return tag("g", parts, class_=f"mark k{row.kind}", data_r=number)
+        parts.append(tag("line", x1=scale(dot.low), x2=scale(dot.high), y1=0, y2=0, class_="interval"))
+    parts.append(shape(row.kind, scale(dot.value), 0, dot.hollow))
+    return tag("g", parts, class_=f"mark k{row.kind}")
 
 
 def _told(dot: Dot | Point, form: str) -> str:
@@ -174,7 +175,7 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
     left, top = 46.0, 26.0
     across = fitted((point.x for point in points), left, left + width)
     upward = fitted([*ends, *(at for _, at in panel.references)], top + height, top)
-    parts = [tag("text", shortened(panel.heading, 50), x=2, y=14, class_="title")]
+    parts = [tag("text", shortened(panel.heading, 44), x=2, y=14, class_="title")]
     for value in upward.ticks(6):
         y = upward(value)
         parts.append(tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="grid"))
@@ -186,8 +187,14 @@ def _line_panel(panel: LinePanel, x_name: str, form: str, x_form: str) -> Markup
         y, ends_there = upward(at), number % 2 == 1  # names at both ends in turn, as two values may be close
         told = tag("title", f"{name}, {panel.heading}: {as_text(at, form)}")
         rule = tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="reference")
-        place = {"x": left + width, "class_": "tick end"} if ends_there else {"x": left + 2, "class_": "tick"}
-        label = tag("text", shortened(name, _SERIES), y=y - 4, **place)
+        is_beneath = any(0 < y - upward(other) < _LABEL for _, other in panel.references)
+        label = tag(
+            "text",
+            shortened(name, _SERIES),
+            x=left + width if ends_there else left + 2,
+            y=y + 13 if is_beneath else y - 4,
+            class_="tick on-lines end" if ends_there else "tick on-lines",
+        )
         parts.append(tag("g", [told, rule, label], class_="mark"))
     for number, line in enumerate(panel.lines):
         parts += _line(line, number, panel.heading, x_name, across, upward, form, x_form)

@@ -38,6 +38,30 @@ def drawing(width: float, height: float, parts: Sequence[Markup], label: str, ke
     return tag("svg", parts, **size, tabindex=0, role="group", aria_label=told, class_="chart", data_column=key or None)
 
 
+def movable_rows(
+    rows: Sequence[tuple[str, Sequence[Markup]]],
+    top: float,
+    pitch: float,
+    upright: Sequence[Markup] = (),
+    foot: Sequence[Markup] = (),
+) -> list[Markup]:
+    """Rows of a drawing one below the other, which the script brings into the order of a table that shares their keys.
+
+    rows: a key, or "", and the parts of each row, drawn about y = 0. top: where the first row begins, in pixels.
+    pitch: of the rows. upright: lines from `top` to the last row. foot: what is beneath the rows, drawn from y = 0 on.
+    """
+    placed = [
+        tag("g", parts, transform=f"translate(0 {top + pitch * (at + 0.5):.1f})", data_row=key or None)
+        for at, (key, parts) in enumerate(rows)
+    ]
+    end = f"translate(0 {top + pitch * len(rows):.1f})"
+    return [
+        tag("g", upright, class_="upright"),
+        tag("g", placed, class_="rows", data_top=top, data_pitch=pitch),
+        tag("g", foot, class_="foot", transform=end),
+    ]
+
+
 def figure(
     identity: str,
     caption: str,

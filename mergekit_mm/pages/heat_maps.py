@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
 
 from markupsafe import Markup
 
-from mergekit_mm.pages.figures import drawing, figure, swatch
+from mergekit_mm.pages.figures import drawing, figure, movable_rows, swatch
 from mergekit_mm.pages.markup import tag
 from mergekit_mm.pages.scales import LEVELS, as_text, levels, shortened, width_of
 from mergekit_mm.pages.tables import Cell, Column, table
@@ -26,33 +25,38 @@ def heat_map(
     centre: float | None = None,
     form: str = ".3g",
     notes: Sequence[Sequence[str]] | None = None,
+    keys: Sequence[str] = (),
 ) -> Markup:
     """A cell for each row and column, coloured by its value; cells that are wide enough have it printed too.
 
     values: a row of numbers for each of `rows`; None is an empty cell. centre: a value that means nothing, such as 0 of
     differences; colours and a stroke tell the two sides of it apart. notes: what a cell tells beside its value.
+    keys: of the rows, shared with the rows of a table.
     """
     printed = [["" if each is None else as_text(each, form) for each in row] for row in values]
     grid = _Grid(rows, columns, printed)
     found = levels(values, centre)
     kind = "q" if centre is None else "d"
-    parts = [*grid.column_names(), *grid.row_names()]
-    for r, c in product(range(len(rows)), range(len(columns))):
-        value, level = values[r][c], found[r][c]
-        if value is None or level is None:
-            continue
-        note = f" ({notes[r][c]})" if notes and notes[r][c] else ""
-        inside = [
-            tag("title", f"{rows[r]}, {columns[c]}: {printed[r][c]}{note}"),
-            *grid.cell(r, c, printed[r][c], centre is not None and value < centre),
-        ]
-        parts.append(tag("g", inside, class_=f"mark cell {kind}{level}", data_r=r, data_c=c))
+    keyed = keys or [""] * len(rows)
+    drawn: list[tuple[str, list[Markup]]] = []
+    for r, row in enumerate(rows):
+        cells = [grid.row_name(r)]
+        for c, (column, value, level) in enumerate(zip(columns, values[r], found[r], strict=True)):
+            if value is None or level is None:
+                continue
+            note = f" ({notes[r][c]})" if notes and notes[r][c] else ""
+            inside = [
+                tag("title", f"{row}, {column}: {printed[r][c]}{note}"),
+                *grid.cell(c, printed[r][c], centre is not None and value < centre),
+            ]
+            cells.append(tag("g", inside, class_=f"mark cell {kind}{level}", data_r=r, data_c=c))
+        drawn.append((keyed[r], cells))
     legend = _scale_of_colours(values, centre, form, kind)
     return figure(
         identity,
         caption,
-        [grid.drawn(parts, caption)],
-        _table(identity, caption, rows, columns, values, printed),
+        [grid.drawn(drawn, caption)],
+        _table(identity, caption, rows, columns, values, printed, keys),
         legend,
         "wide",
     )
@@ -65,13 +69,14 @@ def _table(
     columns: Sequence[str],
     values: Sequence[Sequence[float | None]],
     printed: Sequence[Sequence[str]],
+    keys: Sequence[str],
 ) -> Markup:
     cells: list[list[Cell | str]] = [
         [name, *(Cell("–", "") if each is None else Cell(text, each) for each, text in zip(row, texts, strict=True))]
         for name, row, texts in zip(rows, values, printed, strict=True)
     ]
     headings = [Column(""), *(Column(each, numeric=True) for each in columns)]
-    return table(f"{identity}-values", caption, headings, cells, tools=False)
+    return table(f"{identity}-values", caption, headings, cells, keys, tools=False)
 
 
 class _Grid:
@@ -89,7 +94,7 @@ class _Grid:
         self._width = max(widest + 12, 34.0) if self._few else 14.0
         self._height = 26 if self._few else 18
         longest = max(map(width_of, self._columns), default=0.0)
-        self._slanted = longest > self._width * (1.4 if self._few else 3)
+        self._slanted = longest > self._width * (1.05 if self._few else 3)
         self._apart = 1 if self._few or self._slanted else math.ceil((longest + 8) / self._width)
         self._rise = longest * 0.75 if self._slanted else 0.0  # of slanted names, upward and to the right
         self._left = max(map(width_of, self._rows), default=0.0) + 12
@@ -101,14 +106,12 @@ class _Grid:
             turned = {"class_": "tick", "transform": f"rotate(-48 {x:.1f} {y:.1f})"}
             yield tag("text", self._columns[at], x=x, y=y, **(turned if self._slanted else {"class_": "tick middle"}))
 
-    def row_names(self) -> Iterator[Markup]:
-        for at, name in enumerate(self._rows):
-            y = self._top + self._height * (at + 0.5) + 4
-            yield tag("text", name, x=self._left - 8, y=y, class_="tick end")
+    def row_name(self, row: int) -> Markup:
+        return tag("text", self._rows[row], x=self._left - 8, y=4, class_="tick end")
 
-    def cell(self, row: int, column: int, text: str, is_below: bool) -> Iterator[Markup]:
+    def cell(self, column: int, text: str, is_below: bool) -> Iterator[Markup]:
         """A cell with its number, or, where that has no room, with a stroke in print if it is below the centre."""
-        x, y = self._left + self._width * column, self._top + self._height * row
+        x, y = self._left + self._width * column, -self._height / 2
         right, bottom = x + self._width - 1, y + self._height - 1
         yield tag("rect", x=x, y=y, width=self._width - 1, height=self._height - 1)
         if self._few:
@@ -116,7 +119,8 @@ class _Grid:
         elif is_below:
             yield tag("line", x1=x + 3, x2=right - 3, y1=bottom - 3, y2=y + 3, class_="negative")
 
-    def drawn(self, parts: Sequence[Markup], label: str) -> Markup:
+    def drawn(self, rows: Sequence[tuple[str, Sequence[Markup]]], label: str) -> Markup:
+        parts = [*self.column_names(), *movable_rows(rows, self._top, self._height)]
         width = self._left + self._width * len(self._columns) + self._rise + 10
         return drawing(width, self._top + self._height * len(self._rows) + 6, parts, label)
 

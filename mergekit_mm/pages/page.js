@@ -34,6 +34,60 @@
       return sign * (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true }));
     });
     body.append(...keyed.map(([, row]) => row));
+    lead(table);
+  }
+
+  // Brings charts, and tables of values, whose rows are also rows of a table, into its order, without those it hides.
+  function lead(table) {
+    const rows = [...table.tBodies[0].rows].filter((row) => row.dataset.row);
+    if (!rows.length) return;
+    const told = [];
+    const sorted = table.querySelector("[aria-sort]");
+    if (sorted) told.push(`by ${sorted.textContent.trim()}, ${sorted.getAttribute("aria-sort")}`);
+    if (rows.some((row) => row.hidden)) told.push(`${rows.filter((row) => !row.hidden).length} of ${rows.length} shown`);
+    const keyed = [...document.querySelectorAll("figure [data-row]")];
+    for (const holder of new Set(keyed.map((each) => each.parentElement))) {
+      const held = new Map([...holder.children].map((each) => [each.dataset.row, each]));
+      const moved = rows.filter((row) => held.has(row.dataset.row));
+      if (!moved.length) continue;
+      for (const row of moved) {
+        const following = held.get(row.dataset.row);
+        following.toggleAttribute("hidden", row.hidden);
+        holder.append(following);
+      }
+      if (holder.tagName === "g") arrange(holder);
+      tellOrder(holder.closest("figure"), told.length ? `As in the table: ${told.join("; ")}.` : "");
+    }
+    show(null);
+  }
+
+  // Places the rows of a drawing that are shown one below the other, and ends the drawing beneath them.
+  function arrange(holder) {
+    const svg = holder.ownerSVGElement;
+    const [top, pitch] = [Number(holder.dataset.top), Number(holder.dataset.pitch)];
+    const shown = [...holder.children].filter((row) => !row.hasAttribute("hidden"));
+    shown.forEach((row, at) => row.setAttribute("transform", `translate(0 ${top + pitch * (at + 0.5)})`));
+    const bottom = top + pitch * shown.length;
+    svg.querySelectorAll(".upright line").forEach((line) => line.setAttribute("y2", bottom));
+    svg.querySelector(".foot").setAttribute("transform", `translate(0 ${bottom})`);
+    svg.dataset.height ??= svg.getAttribute("height");
+    const height = Number(svg.dataset.height) - pitch * (holder.children.length - shown.length);
+    svg.setAttribute("height", height);
+    svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${height}`);
+  }
+
+  // Tells beneath a caption, and to those who come to the drawings by keyboard, which rows there are in which order.
+  function tellOrder(figure, text) {
+    let note = figure.querySelector(".order");
+    if (!note) {
+      note = document.createElement("p");
+      note.className = "note order";
+      note.id = `${figure.id}-order`;
+      figure.querySelector("figcaption").after(note);
+      figure.querySelectorAll("svg.chart").forEach((svg) => svg.setAttribute("aria-describedby", note.id));
+    }
+    note.textContent = text;
+    note.hidden = !text;
   }
 
   function filterable(box) {
@@ -42,15 +96,11 @@
     const rows = [...box.querySelectorAll("tbody tr")];
     const filter = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const faded = {};
       for (const row of rows) {
         const text = row.textContent.toLowerCase();
         row.hidden = !words.every((word) => text.includes(word));
-        if (row.dataset.row) faded[row.dataset.row] = row.hidden;
       }
-      for (const each of document.querySelectorAll("svg [data-row]")) {
-        if (each.dataset.row in faded) each.classList.toggle("faded", faded[each.dataset.row]);
-      }
+      lead(box.querySelector("table"));
       const shown = rows.filter((row) => !row.hidden).length;
       count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
     };
@@ -82,8 +132,7 @@
   }
 
   function chart(svg) {
-    const marks = [...svg.querySelectorAll(".mark")];
-    for (const mark of marks) {
+    for (const mark of svg.querySelectorAll(".mark")) {
       const title = mark.querySelector("title");
       mark.dataset.tip = title.textContent;
       title.remove();
@@ -95,6 +144,7 @@
     svg.addEventListener("pointerleave", () => show(null));
     svg.addEventListener("blur", () => show(null));
     svg.addEventListener("keydown", (event) => {
+      const marks = [...svg.querySelectorAll(":not([hidden]) > .mark")];
       const at = marks.indexOf(current);
       const next = event.key === "Escape" ? null : neighbour(marks, at, event.key);
       if (next === undefined) return;

@@ -47,7 +47,8 @@ def table(
     """A table as HTML. The first column names the rows.
 
     identity: of the element, unique in the page. rows: a cell each; a number is written with four digits, None as a
-    dash. keys: of the rows, which rows of charts may share, so that they fade when the filter takes the row away.
+    dash. keys: of the rows, which rows of charts may share, so that they are in the order of the table, and gone where
+    the filter takes them away.
     tools: whether it can be sorted and filtered.
     """
     named = [

@@ -87,8 +87,14 @@ class MergePlan:
     # ------------------------------------------------------------------------------------------------------ for people
 
     def __str__(self) -> str:
-        lines = [self.report(), f"  output: {self.size}"]
-        return "\n".join([*lines, self.not_used()])
+        return self.in_words()
+
+    def in_words(self, takes: Sequence[str] = ()) -> str:
+        """The report, the size of the output, and what is not used.
+
+        takes: lines on what the merge will take, which stand behind the size; see `execution/estimate.py`.
+        """
+        return "\n".join([self.report(), f"  output: {self.size}", *takes, self.not_used()])
 
     @property
     def size(self) -> str:

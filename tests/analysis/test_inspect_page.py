@@ -50,7 +50,7 @@ def test_the_page_holds_figures_and_no_tag_of_a_name() -> None:
     (roles,) = re.findall(r'id="roles-table".*?</table>', text.replace("<wbr>", ""), re.DOTALL)
     rows = re.findall(r"<tr>.*?</tr>", roles, re.DOTALL)[1:]
     for row, (role, group) in zip(rows, found.by_role.items(), strict=True):
-        assert f">{role.value}</th>" in row
+        assert f">{role.value}</span></th>" in row
         assert all(f">{percent(drift)}</td>" in row for drift in group.drift)
 
 

@@ -130,7 +130,7 @@ def test_without_samples_the_page_shows_scores_and_says_so(results: Path) -> Non
     page = Page(results, *ROLES)
     assert page.data == {}
     assert page.notes() == [
-        "No answers are shown, as no samples_*.jsonl lie beside the results: lm_eval --log_samples writes them."
+        "No answers are shown, as no sample files lie beside the results: --log_samples writes them."
     ]
 
 
@@ -140,8 +140,8 @@ def test_models_without_samples_are_named(results: Path) -> None:
     answered.samples(results / "org__base", SOUNDS).unlink()
     page = Page(results, *ROLES)
     assert page.notes() == [
-        "No answers by merge_b: no samples_*.jsonl lie beside the results (--log_samples).",
-        "No answers of MUSIC-AVQA by base: no samples_*.jsonl lie beside the results (--log_samples).",
+        "No answers by merge_b: no sample files lie beside the results (--log_samples).",
+        "No answers of MUSIC-AVQA by base: no sample files lie beside the results (--log_samples).",
     ]
     assert [each["answers"][3] for each in page.questions("GQA")] == [None] * 3
 

@@ -35,6 +35,7 @@ from peft_adapters import pair, plus
 from safetensors.torch import load_file
 from sparse_checkpoints import sparse_checkpoint
 
+from mergekit_mm.api import plan
 from mergekit_mm.checkpoints.listing import size_of
 from mergekit_mm.methods import catalogue
 from mergekit_mm.methods.costs import operations
@@ -57,6 +58,15 @@ def test_bytes_are_those_of_the_files() -> None:
     assert f"takes: {size_of(size(*models))} to read, {size_of(size(models[0]))} to write" in told
     assert re.search(r"1 worker with .* of memory each; about \d+ s", told)
     assert f"takes: {size_of(size(*models))} to read" in merge(linear(*models)).console
+
+
+def test_a_plan_says_all_that_check_says_but_what_it_will_take() -> None:
+    config = linear(*experts("llava")[:2])
+    told = checked(config).splitlines()
+    first = next(at for at, line in enumerate(told) if line.startswith("takes: "))
+    assert told[first - 1].startswith("  output: ")
+    last = next(at for at, line in enumerate(told[first:], first) if line == "Every tensor of every input is used.")
+    assert str(plan(written(config))).splitlines() == told[:first] + told[last:]
 
 
 def test_adapters_are_read_as_factors() -> None:

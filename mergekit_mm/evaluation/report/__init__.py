@@ -8,7 +8,7 @@
 | `notes.py` | sentences beneath the table: definitions, and what was not measured alike |
 | `render.py` | the table as text, Markdown and CSV |
 | `figure.py` | the table as a figure |
-| `samples.py` | sample files of lm-eval, read into questions with the answers of all models |
+| `samples.py` | sample files of lm-eval and lmms-eval, read into questions with the answers of all models |
 | `media.py` | pictures, sounds and frames of questions, within a number of bytes |
 | `strengths.py` | merges of which there are several strengths |
 | `answers.py`, `answers.js`, `answers.css` | the answers side by side, as a section of a page |

@@ -10,7 +10,10 @@
   const [merge, other, task, search] = ["merge", "other", "task", "search"].map((each) => element(`answers-${each}`));
   const [list, count, more] = ["list", "count", "more"].map((each) => element(`answers-${each}`));
   const buttons = [...document.querySelectorAll("[data-filter]")];
+  const filters = buttons.map((button) => button.dataset.filter);
   const inputs = models.flatMap((model, at) => (model.role === "base" || model.role === "expert" ? [at] : []));
+  const others = inputs.length ? inputs : models.map((_, at) => at);
+  let lowered; // the texts in small letters, once something is searched for
   let chosen = "all";
   let matches = [];
   let laidOut = 0;
@@ -31,19 +34,25 @@
     select.value = first;
   }
 
-  // Whether a model is right: true, false, or null where it was not asked or its task's values are no such measure.
-  function right(question, model) {
-    const answer = question[4][model];
-    return answer && answer[2] !== null && tasks[question[0]].judged ? answer[2] >= data.right : null;
+  // Whether each model is right: true, false, or null where it was not asked or its task's values are no such measure.
+  // It is found once for each question and kept behind its other parts, as each choice asks it of all questions.
+  function verdicts([at, , , , answers]) {
+    const value = (answer) => (answer && tasks[at].judged ? answer[2] : null);
+    return answers.map((answer) => (value(answer) === null ? null : value(answer) >= data.right));
   }
+
+  const right = (question, model) => question[6][model];
 
   // Whether what the merge is compared with is right: one model, or any of the base and the experts.
   function rightOfOther(question, merged, compared) {
     if (compared !== ANY) return right(question, compared);
-    const found = (inputs.length ? inputs : models.map((_, at) => at).filter((at) => at !== merged))
-      .map((at) => right(question, at))
-      .filter((each) => each !== null);
-    return found.length ? found.some(Boolean) : null;
+    let found = null;
+    for (const at of others) {
+      if (at === merged && !inputs.length) continue;
+      if (right(question, at)) return true;
+      if (right(question, at) === false) found = false;
+    }
+    return found;
   }
 
   const tests = {
@@ -54,18 +63,24 @@
       right(question, merged) === true && rightOfOther(question, merged, compared) === false,
     wrong: (question) => every(question, false),
     right: (question) => every(question, true),
-    differ: (question) => new Set(question[4].filter(Boolean).map((answer) => texts[answer[0]].trim())).size > 1,
+    differ,
   };
 
   function every(question, wanted) {
-    const found = models.map((_, at) => right(question, at)).filter((each) => each !== null);
-    return found.length > 0 && found.every((each) => each === wanted);
+    return question[6].includes(wanted) && !question[6].includes(!wanted);
+  }
+
+  function differ([, , , , answers]) {
+    const first = answers.find(Boolean)[0];
+    return answers.some((each) => each && each[0] !== first && texts[each[0]].trim() !== texts[first].trim());
   }
 
   // For each word that is searched for, the texts that have it; a question has it if one of its texts does.
   function searched() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const having = words.map((word) => texts.map((text) => text.toLowerCase().includes(word)));
+    if (!words.length) return () => true;
+    lowered ??= texts.map((text) => text.toLowerCase());
+    const having = words.map((word) => lowered.map((text) => text.includes(word)));
     return ([, , text, reference, answers]) =>
       having.every((has) => has[text] || has[reference] || answers.some((each) => each && (has[each[0]] || has[each[1]])));
   }
@@ -73,13 +88,20 @@
   function update() {
     const [merged, compared, wanted] = [merge, other, task].map((each) => Number(each.value));
     const found = searched();
-    const within = questions.filter((question) => (wanted === ANY || question[0] === wanted) && found(question));
-    for (const button of buttons) {
-      const passing = within.filter((question) => tests[button.dataset.filter](question, merged, compared));
-      button.querySelector(".number-of").textContent = `(${passing.length})`;
-      button.setAttribute("aria-pressed", String(button.dataset.filter === chosen));
-      if (button.dataset.filter === chosen) matches = passing;
+    const counts = filters.map(() => 0);
+    matches = [];
+    for (const question of questions) {
+      if ((wanted !== ANY && question[0] !== wanted) || !found(question)) continue;
+      filters.forEach((filter, at) => {
+        if (!tests[filter](question, merged, compared)) return;
+        counts[at] += 1;
+        if (filter === chosen) matches.push(question);
+      });
     }
+    buttons.forEach((button, at) => {
+      button.querySelector(".number-of").textContent = `(${counts[at]})`;
+      button.setAttribute("aria-pressed", String(button.dataset.filter === chosen));
+    });
     list.replaceChildren();
     laidOut = 0;
     layOut();
@@ -94,7 +116,8 @@
     count.textContent = matches.length ? `${laidOut} of ${matches.length} questions shown` : "No question is like this.";
   }
 
-  function article([at, document_, text, reference, answers, pictures], merged, compared) {
+  function article(question, merged, compared) {
+    const [at, document_, text, reference, , pictures] = question;
     const made = make("article");
     made.append(make("h3", `${tasks[at].name}, document ${document_}`));
     if (pictures.length) {
@@ -110,7 +133,7 @@
     const wanted = make("p", undefined, "reference");
     const told = make("bdi", texts[reference], "text");
     wanted.append(make("span", "Reference: "), told);
-    words.append(asked, wanted, table([at, document_, text, reference, answers], merged, compared));
+    words.append(asked, wanted, table(question, merged, compared));
     made.append(words);
     return made;
   }
@@ -214,5 +237,6 @@
   new IntersectionObserver((seen) => {
     if (seen.some((each) => each.isIntersecting) && laidOut < matches.length) layOut();
   }, { rootMargin: "300px" }).observe(more);
+  for (const question of questions) question.push(verdicts(question));
   update();
 })();

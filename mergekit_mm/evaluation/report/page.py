@@ -86,7 +86,9 @@ def _lead(found: Table) -> str:
         f"{roles.count(role)} {role.value}{'s' * (roles.count(role) > 1)}" for role in Role if role.value in roles
     ]
     of = f": {', '.join(counted)}" if any(role.value for role in roles) else ""
-    return f"Results of lm-eval{of}. How they were measured, and what was not measured alike, is in the notes."
+    evaluators = {task.settings["evaluator"] for row in found.rows for task in row.participant.model.tasks.values()}
+    by = " and ".join(sorted(evaluators))
+    return f"Results of {by}{of}. How they were measured, and what was not measured alike, is in the notes."
 
 
 def _as_list(texts: Sequence[str]) -> Markup:
@@ -249,7 +251,8 @@ def _differences(
         notes.append([_uncertainty(one, other) for one, other in pairs])
     headers = [found.columns[at].header for at in against]
     names = [row.participant.label for row in compared]
-    return heat_map(identity, caption, names, headers, values, centre=0.0, form="+.1f", notes=notes)
+    keys = [_row_key(found.rows.index(row)) for row in compared]
+    return heat_map(identity, caption, names, headers, values, centre=0.0, form="+.1f", notes=notes, keys=keys)
 
 
 def _uncertainty(one: Score | None, other: Score | None) -> str:

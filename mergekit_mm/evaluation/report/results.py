@@ -79,6 +79,7 @@ class Task:
     paper_column: str | None
     samples: tuple[int, int] | None  # samples evaluated, samples in the split
     settings: Mapping[str, str]  # conditions of the run and of the task, which are compared between models
+    filters: tuple[str, ...]  # names of the task's filters in their order; `none` is what a task without any has
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +282,14 @@ def _task(data: Mapping[str, Any], name: str, conditions: Mapping[str, str], arg
         paper_column=column,
         samples=samples,
         settings={**conditions, **{key: _text(each) for key, each in settings.items() if each not in (None, "")}},
+        filters=_filters(config.get("filter_list")),
     )
+
+
+def _filters(given: Any) -> tuple[str, ...]:
+    """The names in a task's list of filters."""
+    listed = given if isinstance(given, list) else []
+    return tuple(str(each["name"]) for each in listed if isinstance(each, dict) and "name" in each) or ("none",)
 
 
 def _metadata(given: Any) -> dict[str, Any]:
