@@ -1,7 +1,9 @@
 """What holds for all tests: no look-ups on the network, no threads that spin while they wait; what is slow."""
 
+import functools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if parameters.get("family", "llava") not in FAST_FAMILIES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _machine() -> None:
+    """lm-eval's results describe the machine, for which it starts pip and compilers each time: here once a process."""
+    if "lm_eval" in sys.modules:
+        from torch.utils import collect_env
+
+        collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
 
 
 @pytest.fixture(scope="session")
