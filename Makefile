@@ -6,8 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes of one thread each, one test file in each at a time.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+# Two processes of one thread each, one test file in each at a time, in the order of tests/conftest.py.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # --no-compile: Python compiles the few modules it uses at their first import; all of torch and transformers
 # would take most of a minute.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt

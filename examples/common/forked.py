@@ -72,7 +72,7 @@ def _known_machine() -> str:
     return collect_env.get_pretty_env_info()
 
 
-def _use_known() -> None:
+def use_known() -> None:
     """Let lm-eval in this child take from the parent what is the same at every start.
 
     Task files in directories that `--include_path` names are still read by the child. The log of samples has no hash of
@@ -124,7 +124,7 @@ def _called(command: Sequence[str], environment: dict[str, str], output: int) ->
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 # until the exit
         one_thread()
-        _use_known()
+        use_known()
         os.chdir(ROOT)
         os.environ.update({"OMP_NUM_THREADS": "1", **environment})
         sys.argv = list(command)

@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 
 # stock mergekit cannot apply an adapter to any of the first four; the others have other layouts, towers and heads
 FAMILIES = ["llava", "internvl", "qwen2_vl", "qwen2_audio", "qwen2_5_vl", "gemma3", "smolvlm", "paligemma"]
-METHODS = ["linear", "task_arithmetic", "ties", "optmerge"]
+METHODS = [*(pytest.param(each, marks=pytest.mark.slow) for each in ("linear", "task_arithmetic", "ties")), "optmerge"]
 
 Adapt = Callable[[Any], Any]
 
@@ -64,6 +64,7 @@ def test_adapters_merge_as_the_models_that_peft_makes_of_them(family: str, metho
     assert differs(got, tensors(base)), "nothing was merged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
@@ -95,6 +96,7 @@ LLAMA = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "intermediate_size": 64, "n
 GPT2 = {"vocab_size": zoo.VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4}  # layers are (in, out): `fan_in_fan_out`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "suffix"),
     [
@@ -277,6 +279,7 @@ def trained_name(name: str) -> str:
     return f"base_model.model.{module}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "chart"])
 def test_names_of_older_versions_are_understood(name: str) -> None:
     """LLaVA's language model was `language_model.model.layers` before transformers 4.52; the adapter's name, mostly
@@ -388,6 +391,7 @@ def test_what_cannot_be_merged_exactly_is_refused(what: str, method: str) -> Non
     refused(with_method(method, base, [plus(base, change(adapter)), plus(base, adapter)]), *expected)
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_on_another_local_model_is_refused() -> None:
     """Same architecture, same shapes, other weights: the adapter says so. On its own model it is an expert like any."""
     base, other = checkpoint("llava"), checkpoint("llava", tag="expert_0")
@@ -396,6 +400,7 @@ def test_an_adapter_trained_on_another_local_model_is_refused() -> None:
     assert "the two together are one expert" in merge(with_method("optmerge", base, [plus(other, adapter)])).said
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_base_is_the_base() -> None:
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     copy = altered(base)
@@ -403,6 +408,7 @@ def test_a_copy_of_the_base_is_the_base() -> None:
     assert_same_bytes(got.tensors, merge(with_method("optmerge", base, [plus(base, adapter)])).tensors)
 
 
+@pytest.mark.slow
 def test_a_base_is_the_same_however_its_path_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or its adapters would lose their factors, and with them speed and the last digits."""
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")

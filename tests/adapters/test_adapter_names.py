@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from end_to_end import (
+    Outcome,
     altered,
     assert_close,
     assert_same_bytes,
@@ -102,6 +104,7 @@ OTHER_NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", list(OTHER_NAMES))
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_prefixes_that_trainers_add_or_drop(family: str, names: str) -> None:
@@ -113,6 +116,7 @@ def test_prefixes_that_trainers_add_or_drop(family: str, names: str) -> None:
     assert_same_bytes(other, merge(applied(base, adapter)).tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "old"),
     [
@@ -167,6 +171,13 @@ def base() -> Path:
     return path.rename(path.parent / NAME)
 
 
+@functools.cache
+def on_its_own(base: Path) -> Outcome:
+    """The merge of an adapter that names the base on which it is put."""
+    return merge(applied(base, written_adapter(base, factors(MODULES))))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "said",
     [
@@ -215,11 +226,12 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", OTHERS)
 def test_another_base_is_refused_until_it_is_trusted(base: Path, said: str) -> None:
     adapter = written_adapter(said, factors(MODULES))
     refused(applied(base, adapter), said, "adapter_base: trust")
-    expected = merge(applied(base, written_adapter(base, factors(MODULES)))).tensors
+    expected = on_its_own(base).tensors
     everywhere, here = applied(base, adapter, parameters={"adapter_base": "trust"}), applied(base, adapter)
     here["models"][0]["parameters"]["adapter_base"] = "trust"
     for config in (everywhere, here):
@@ -270,6 +282,7 @@ def test_inspect_takes_the_same_word_for_it(base: Path) -> None:
     assert "was trained on someone/else" in done.output
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_text_only_llm_goes_on_a_model_around_that_llm_if_it_is_trusted() -> None:
     """PEFT applies it to whatever has modules of these names; here the user has to say so. Over its own base the
     adapter is an input like any other text-only LLM."""

@@ -44,7 +44,9 @@ def on_base(base: Path, family: str, adapter: Path) -> Any:
     return peft.PeftModel.from_pretrained(cls.from_pretrained(base), str(adapter)).eval()
 
 
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "optmerge"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("linear", "task_arithmetic")), "optmerge"]
+)
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_audio", "paligemma"])
 def test_the_adapter_on_the_base_is_the_merged_model(family: str, method: str) -> None:
     """Bit-level arithmetic differs, so the answers agree to float32; generation then agrees to the token."""
@@ -64,6 +66,7 @@ def test_the_adapter_on_the_base_is_the_merged_model(family: str, method: str) -
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_peft_and_this_package_read_the_written_adapter_alike() -> None:
     base, both = checkpoint("llava"), pair("llava")
     config = with_method("optmerge", base, [plus(base, adapter) for adapter, _ in both])
@@ -77,6 +80,7 @@ def test_peft_and_this_package_read_the_written_adapter_alike() -> None:
     assert torch.equal(logits(alone, inputs), logits(on_base(base, "llava", adapter), inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
 def test_an_adapter_of_the_base_is_part_of_the_result(method: str) -> None:
     """With `base_model: base+adapter` deltas are over both, and the written adapter is over the base alone."""
@@ -85,6 +89,7 @@ def test_an_adapter_of_the_base_is_part_of_the_result(method: str) -> None:
     assert_close(merge(applied(base, adapter_of(config))).tensors, merge(config).tensors, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "parameters"), [("slerp", {"t": 0.3}), ("karcher", {}), ("dare_ties", {"weight": 0.5, "density": 0.5})]
 )
@@ -97,6 +102,7 @@ def test_methods_that_look_at_more_than_deltas(method: str, parameters: dict[str
     assert_close(merge(applied(base, written)).tensors, merge(config, "--random-seed", "5").tensors, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_in_the_place_of_an_adapter_is_a_model() -> None:
     base, both = checkpoint("llava"), pair("llava")
     config = with_method("tsv", base, [plus(base, adapter) for adapter, _ in both])
@@ -153,6 +159,7 @@ def test_equal_to_pefts_own_sum_of_adapters() -> None:
     assert checked
 
 
+@pytest.mark.slow
 def test_rank_and_energy_are_told_and_kept() -> None:
     base, both = checkpoint("llava"), pair("llava")
     config = with_method("task_arithmetic", base, [plus(base, adapter) for adapter, _ in both])
@@ -176,6 +183,7 @@ def test_rank_and_energy_are_told_and_kept() -> None:
         assert torch.allclose(kept.square().sum() / delta.square().sum(), best, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_full_fine_tunes_are_cut_to_the_rank_that_is_asked_for() -> None:
     base = checkpoint("llava")
     config = {**with_method("optmerge", base, experts("llava")), "parameters": {"preset": "lora"}}
@@ -250,6 +258,7 @@ def test_factors_are_the_best_of_their_rank(
     assert abs(found.energy - (1 - lost / float(s.square().sum()))) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [("tsv", {}), ("wudi", {}), ("ties", {"space": "core"}), ("task_arithmetic", {})],

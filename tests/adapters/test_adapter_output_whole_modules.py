@@ -70,6 +70,7 @@ def assert_is_the_merge(family: str, config: dict[str, Any], adapter: Path, tole
 # ------------------------------------------------------------------------------------------------ adapter_config.json
 
 
+@pytest.mark.slow
 def test_the_config_says_all_that_readers_need_at_pefts_defaults_too() -> None:
     base = checkpoint("llava")
     both = [adapted("llava", seed, r=4)[0] for seed in (31, 32)]
@@ -85,6 +86,7 @@ def test_the_config_says_all_that_readers_need_at_pefts_defaults_too() -> None:
     assert_close(again, merge(task_arithmetic(base, [plus(base, adapter) for adapter in both])).tensors, 1e-6)
 
 
+@pytest.mark.slow
 def test_rank_and_alpha_that_a_config_leaves_out_are_pefts_defaults() -> None:
     base = checkpoint("llava")
     adapter, whole = adapted("llava", 33, r=8, lora_alpha=8)
@@ -191,6 +193,7 @@ def test_a_module_of_another_model() -> None:
     assert torch.allclose(b @ a, change, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_whole_tensors_keep_their_own_dtype() -> None:
     """--dtype is that of the factors; whole modules are what the merge would write."""
     base = checkpoint("llava")

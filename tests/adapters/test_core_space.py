@@ -72,6 +72,7 @@ def test_the_core_holds_every_adapter_whole() -> None:
     assert torch.allclose(joint.left.T @ joint.left, torch.eye(8).double(), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ties_in_the_core_is_ties_of_the_coordinates() -> None:
     base = checkpoint("llava")
     adapters, found = two(base)
@@ -85,6 +86,7 @@ def test_ties_in_the_core_is_ties_of_the_coordinates() -> None:
     assert changed == {name, f"{LAYER}.{ALONE}.weight"}
 
 
+@pytest.mark.slow
 def test_the_adapter_is_the_model_and_needs_no_rank() -> None:
     base = checkpoint("llava")
     recipe = config("ties", base, two(base)[0])

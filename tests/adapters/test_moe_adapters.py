@@ -129,6 +129,7 @@ def test_adapters_on_bare_parameters_are_applied_as_peft_applies_them(family: st
     assert changed == {"gate_up_proj", "down_proj"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", ["gate_up_proj", "down_proj"])
 def test_one_bare_parameter_beside_ordinary_layers(one: str) -> None:
     base = checkpoint("qwen3_vl_moe")

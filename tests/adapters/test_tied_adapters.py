@@ -27,6 +27,7 @@ def with_whole(held: dict[str, torch.Tensor], seed: int = 1) -> tuple[Path, Path
     return adapter, whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[EMBEDDINGS], [HEAD], [EMBEDDINGS, HEAD]])
 def test_copies_of_the_models_own_values_change_nothing(names: list[str]) -> None:
     base, (_, value) = checkpoint(FAMILY), embeddings()

@@ -30,6 +30,8 @@ from mergekit_mm.errors import MergeError
 from mergekit_mm.evaluation.model.likelihood import logits_of_answers
 from mergekit_mm.plan.config import read_config
 
+pytestmark = pytest.mark.long
+
 TRAINED = ("--steps", "10", "--check", "10", "--rate", "0.003", "--per-step", "24")
 
 
@@ -115,6 +117,7 @@ def test_the_merge_comes_closer_to_its_experts() -> None:
     assert mean(best) < mean(first)
 
 
+@pytest.mark.slow
 def test_the_model_is_the_merge_with_the_adapter_that_lies_beside_it() -> None:
     start = c.merge(yaml.safe_load((trained() / "mergekit_config.yml").read_text()))
     model = AutoModelForImageTextToText.from_pretrained(start.out, dtype=torch.float32)
@@ -148,6 +151,7 @@ def test_what_is_worse_on_the_samples_held_back_is_not_taken() -> None:
     assert all(torch.equal(tensor, start.tensors[name]) for name, tensor in c.tensors(out).items())
 
 
+@pytest.mark.slow
 def test_what_may_be_chance_is_not_taken() -> None:
     found = report(trained())
     first, best = found["history"][0], next(h for h in found["history"] if h["step"] == found["best"])
@@ -191,6 +195,7 @@ def test_an_interrupted_alignment_goes_on_to_the_same_bytes() -> None:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adapter", "coefficients"])
 def test_nothing_is_asked_of_an_expert_without_samples(way: str, tmp_path: Path) -> None:
     """The samples of the others decide alone."""
@@ -251,6 +256,7 @@ def test_the_derivative_by_a_coefficient_is_the_product_with_its_direction(
     assert layer.weight.grad is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", ["expert", "lora"])
 def test_mergekit_makes_the_model_with_coefficients_from_its_config(experts: str) -> None:
     config, read = easy_vqa_merge(), samples()

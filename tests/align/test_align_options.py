@@ -39,7 +39,7 @@ from mergekit_mm.cli import main
 from mergekit_mm.errors import MergeError
 from mergekit_mm.merge import enough_memory
 
-pytestmark = pytest.mark.slow  # each test aligns a model
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # each test aligns a model
 COEFFICIENTS = ("--way", "coefficients")
 
 

@@ -115,6 +115,7 @@ def test_experts_are_named_or_told_by_names_and_what_is_taken_is_told() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_another_split_than_that_of_the_task() -> None:
     told: list[str] = []
     found = read("mllm_chart", split="val", told=told)

@@ -100,6 +100,7 @@ def test_a_fine_tune_with_an_adapter_beside_it(method: str) -> None:
     assert_close(got, wide(merge(with_method(method, base, [whole, other])).tensors), 2e-5)
 
 
+@pytest.mark.slow
 def test_over_the_bases_own_weights_it_keeps_its_factors() -> None:
     base, ((adapter, _), (second, _)) = checkpoint("llava"), pair("llava")
     embedded = [beside(base, adapter), beside(base, second)]
@@ -109,6 +110,7 @@ def test_over_the_bases_own_weights_it_keeps_its_factors() -> None:
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.slow
 def test_such_a_directory_as_the_base() -> None:
     base, ((adapter, whole), _) = checkpoint("llava"), pair("llava")
     expert = checkpoint("llava", tag="expert_0")
@@ -121,6 +123,7 @@ def test_such_a_directory_as_the_base() -> None:
     assert "holds an adapter of its own" in done.output
 
 
+@pytest.mark.slow
 def test_an_adapter_is_not_applied_twice() -> None:
     base, ((adapter, _), (other, _)) = checkpoint("llava"), pair("llava")
     both = beside(base, adapter)
@@ -130,6 +133,7 @@ def test_an_adapter_is_not_applied_twice() -> None:
     refused(task_arithmetic(base, [plus(both, other)]), "holds an adapter of its own", str(other))
 
 
+@pytest.mark.slow
 def test_an_adapter_named_alone_is_put_on_its_base() -> None:
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")
     expected = merge(task_arithmetic(base, [plus(base, adapter)])).tensors
@@ -306,6 +310,7 @@ def test_parts_without_any_adapter() -> None:
     assert_close(got, {n: t + 1 if n in names else t for n, t in wide(tensors(base)).items()})
 
 
+@pytest.mark.slow
 def test_names_of_llavas_own_code() -> None:
     """Its layers, its projector and its tower are called otherwise than in transformers; its head is not."""
     base, (adapter, _) = checkpoint("llava"), adapted("llava", 7, target_modules=r".*language_model.*q_proj")
@@ -421,6 +426,7 @@ def test_the_state_of_a_training_is_no_part_of_an_adapter() -> None:
 # ------------------------------------------------------------------------------------------ what nothing would load
 
 
+@pytest.mark.slow
 def test_every_other_file_of_weights_is_named() -> None:
     base, expert = checkpoint("llava"), altered(checkpoint("llava", tag="expert_0"))
     value_head = {"v_head.summary.weight": torch.ones(1, 64)}
@@ -440,6 +446,7 @@ def test_every_other_file_of_weights_is_named() -> None:
         assert all(name in each for each in told)
 
 
+@pytest.mark.slow
 def test_the_last_word_is_what_was_not_used() -> None:
     base, expert = checkpoint("llava"), checkpoint("llava", tag="expert_0")
     output = plugin("check", written(task_arithmetic(base, [expert]))).output
@@ -451,6 +458,7 @@ def test_the_last_word_is_what_was_not_used() -> None:
     assert merge(with_method("optmerge", base, [expert])).console.rstrip().endswith(lines[-1].strip())
 
 
+@pytest.mark.slow
 def test_beside_whole_weights_only_the_adapter_is_read() -> None:
     """Such a directory is a model; a projector of an earlier stage that was left in it would be older than its own."""
     base, ((adapter, _), _) = checkpoint("llava"), pair("llava")

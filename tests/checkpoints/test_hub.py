@@ -36,7 +36,7 @@ from peft_adapters import factors, written_adapter
 from safetensors.torch import save_file
 from test_unmerged_factors import unmerged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FAMILY = "llava"
 VOCODER = "vocoder/model.safetensors"

@@ -127,6 +127,7 @@ def test_a_tower_of_another_shape_that_nobody_merges() -> None:
 # ---------------------------------------------------------------------------------------- what only an expert has
 
 
+@pytest.mark.slow
 def test_a_base_whose_tower_is_loaded_from_elsewhere() -> None:
     base, others = own_code("base", drop=TOWER), [own_code(f"expert_{i}") for i in (0, 1)]
     outcome = merge(with_method("optmerge", base, others))
@@ -184,6 +185,7 @@ def adapter_with(base: Path, **more: torch.Tensor) -> tuple[Path, Path]:
     return adapter, whole
 
 
+@pytest.mark.slow
 def test_heads_of_training_in_adapters_and_beside_them_are_left_out() -> None:
     base = checkpoint(FAMILY)
     adapter, whole = adapter_with(base, **{"score.weight": torch.ones(1, 64)})
@@ -195,6 +197,7 @@ def test_heads_of_training_in_adapters_and_beside_them_are_left_out() -> None:
     assert "not used: score.weight, v_head.summary.weight" in plugin("inspect", plus(base, adapter)).output
 
 
+@pytest.mark.slow
 def test_what_is_named_is_left_out_of_adapters() -> None:
     base = checkpoint(FAMILY)
     extra = {"mystery.lora_A.weight": torch.ones(4, 64), "mystery.lora_B.weight": torch.ones(64, 4)}
@@ -258,6 +261,7 @@ def with_ties(source: Path, ties: bool, head: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [True, False])
 def test_a_head_that_equals_its_embeddings_is_tied(ties: bool) -> None:
     base, expert = with_ties(checkpoint("llava"), True, "none"), experts("llava")[0]
@@ -267,6 +271,7 @@ def test_a_head_that_equals_its_embeddings_is_tied(ties: bool) -> None:
     load(outcome.out, "LlavaForConditionalGeneration")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [True, False])
 def test_a_head_that_differs_from_the_embeddings_is_not(ties: bool) -> None:
     """transformers loads such a model untied, whatever its config says."""
@@ -277,6 +282,7 @@ def test_a_head_that_differs_from_the_embeddings_is_not(ties: bool) -> None:
     assert_same_bytes(named.tensors, tied.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dare_linear", "task_arithmetic"])
 @pytest.mark.parametrize("head", ["none", "equal"])
 def test_both_of_a_tied_pair_on_disk_stay_equal(method: str, head: str) -> None:
@@ -317,6 +323,7 @@ def test_a_fine_tune_with_an_adapter_is_one_expert_over_the_common_base(method: 
     assert "the two together are one expert" in outcome.said
 
 
+@pytest.mark.slow
 def test_adapters_on_two_fine_tunes_over_an_adapted_base() -> None:
     first, whole = tuned()
     adapter, other_whole = adapted("llava", 6, path=experts("llava")[1], r=2)
@@ -327,6 +334,7 @@ def test_adapters_on_two_fine_tunes_over_an_adapted_base() -> None:
     assert_close(wide(got), wide(expected), 1e-6)
 
 
+@pytest.mark.slow
 def test_the_adapter_that_is_written_holds_the_whole_delta() -> None:
     """What the fine-tune has beyond the base is part of it, at full rank here; an adapter cannot hold towers."""
     base, (expert, _) = checkpoint("llava"), tuned()

@@ -147,6 +147,7 @@ def foreign_checkpoint(style: str, seed: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_remote_code_of_other_styles(style: str) -> None:
     base, others = foreign_checkpoint(style, 0), [foreign_checkpoint(style, seed) for seed in (1, 2, 3)]

@@ -148,6 +148,7 @@ def test_such_a_base_gives_a_model_with_plain_names() -> None:
     assert not (outcome.out / "adapter_config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_delta_is_not_rounded_to_the_stored_dtype_before_it_is_merged() -> None:
     path, _ = unmerged("qwen2_vl", 3)
     half = altered(path, lambda found: {n: t.bfloat16() if t.is_floating_point() else t for n, t in found.items()})
@@ -171,6 +172,7 @@ def test_the_scaling_has_to_be_known() -> None:
     assert "unmerged LoRA factors" in plugin("inspect", path).output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["config", "nested config", "metadata", "tensors"])
 def test_the_scaling_may_be_told_elsewhere(where: str) -> None:
     path, whole = unmerged("qwen2_vl", 5)
@@ -209,6 +211,7 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", list(WRAPPERS))
 def test_the_wrappers_of_trainers_are_taken_off(wrapper: str) -> None:
     base, expert = checkpoint("llava"), checkpoint("llava", tag="expert_0")
@@ -275,6 +278,7 @@ def wrapped_internvl(tag: str, seed: int, rank: int = 4) -> tuple[Path, Tensors]
     return path, meant
 
 
+@pytest.mark.slow
 def test_internvl_as_its_own_lora_training_saves_it() -> None:
     """Its code wraps the language model by a rank in its config, with an alpha of twice that."""
     base = remote_code_checkpoint("base")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import wave
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import pytest
 import torch
 import transformers as t
 import zoo
+from forks import program
 from mllm_runs import CHOICES, SHORT, evaluate, film, model, omni, png, said, saved, task, wav
 from PIL import Image
 from processors import donor, picture
@@ -28,6 +28,8 @@ from processors import donor, picture
 from mergekit_mm.evaluation.model import decoding
 from mergekit_mm.evaluation.model.mllm import MLLM
 from mergekit_mm.evaluation.tasks import media
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +432,7 @@ def test_the_stock_command_and_the_stock_model(tmp_path: Path, monkeypatch: pyte
         str(tmp_path / "out"),
     ]
     script = str(Path(sys.executable).parent / "lm_eval")
-    done = subprocess.run([script, *command, *more], capture_output=True, text=True)
+    done = program([script, *command, *more])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mllm_chartqa" in done.stdout
     results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())

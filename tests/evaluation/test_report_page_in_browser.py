@@ -85,6 +85,7 @@ def test_answers_that_are_hostile_stay_text(browser: Any, page: Path) -> None:
         assert len(answer.inner_text()) > 10_000
 
 
+@pytest.mark.slow
 def test_a_hostile_text_would_not_run_even_as_html(browser: Any, page: Path) -> None:
     """What stands between a text and the reader if escaping failed: the page's own security policy."""
     with opened(browser, page) as shown:
@@ -110,6 +111,7 @@ def test_filters_show_what_they_say(browser: Any, page: Path) -> None:
         assert shown.texts("#answers-count") == ["5 of 5 questions shown"]
 
 
+@pytest.mark.slow
 def test_the_merge_what_it_is_compared_with_and_the_task_are_chosen(browser: Any, page: Path) -> None:
     with opened(browser, page) as shown:
         shown.tab.locator("[data-filter=won]").click()
@@ -125,6 +127,7 @@ def test_the_merge_what_it_is_compared_with_and_the_task_are_chosen(browser: Any
         assert options == ["merge_a (merge)", "merge_b (merge)"]
 
 
+@pytest.mark.slow
 def test_words_are_searched_in_questions_references_and_answers(browser: Any, page: Path) -> None:
     with opened(browser, page) as shown:
         search = shown.tab.locator("#answers-search")

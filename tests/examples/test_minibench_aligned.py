@@ -69,6 +69,7 @@ def alignment(models: Path, start: Path, row: Row, case: Case, way: str = "full"
     return Alignment(start, models / "samples", names, row, case, about, models / "material", counts)
 
 
+@pytest.mark.slow
 def test_the_start_is_the_merge_that_is_best_on_validation_questions(models: Path, tmp_path: Path) -> None:
     start = started(models, tmp_path)
     recipe, of_base = (yaml.safe_load((start / name).read_text()) for name in ("recipe.yaml", "base.yaml"))
@@ -79,6 +80,7 @@ def test_the_start_is_the_merge_that_is_best_on_validation_questions(models: Pat
     assert found.facts == {"method": "optmerge", "tried": 2 * len(GRID)}
 
 
+@pytest.mark.slow
 def test_samples_are_what_lm_eval_asks_without_the_answers(models: Path) -> None:
     from lm_eval.tasks import TaskManager
 
@@ -95,6 +97,7 @@ def test_samples_are_what_lm_eval_asks_without_the_answers(models: Path) -> None
                 assert image.size == (128, 128)
 
 
+@pytest.mark.slow
 def test_samples_from_elsewhere_are_of_one_kind_and_look_otherwise(tmp_path: Path) -> None:
     write_elsewhere(2, tmp_path)
     for capability, kind in KINDS.items():
@@ -108,6 +111,7 @@ def test_samples_from_elsewhere_are_of_one_kind_and_look_otherwise(tmp_path: Pat
             assert abs(shown - np.asarray(row.picture.convert("RGB"), dtype=float)).mean() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "row", "on_base"), [("full", "adapter", True), ("lora", "coefficients", False)])
 def test_a_start_is_aligned_once_for_each_draw_and_asked(
     models: Path, tmp_path: Path, way: str, row: str, on_base: bool

@@ -106,6 +106,7 @@ def test_one_question_is_asked_about_a_test_picture_of_each_kind_as_often(capabi
         assert abs(found[kind] - number) <= 4 * variance[kind] ** 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_bytes() -> None:
     """Also in another process, where sets of texts have another order."""
     script = (
@@ -423,6 +424,7 @@ def evaluate(material: Path, reply: Any) -> dict[str, float]:
     return {name: results[f"{GROUP}_{name}"]["score,none"] for name in CAPABILITIES}
 
 
+@pytest.mark.slow
 def test_what_models_are_taught_to_say_is_right_and_anything_else_wrong(material: Path) -> None:
     taught = {
         name: [reply for each in read_conversations(material, name, "validation") for _, reply in each.turns]

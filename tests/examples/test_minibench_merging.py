@@ -22,6 +22,8 @@ from examples.minibench.plan import FULL, WAYS, Products
 from examples.minibench.results import Result, read_results
 from examples.minibench.scores import GROUP, TASK_FOLDER, ask
 
+pytestmark = pytest.mark.long
+
 ASKED = 3
 
 
@@ -69,11 +71,13 @@ def without_pictures(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**each, "arguments": json.loads(words)} for each, words in zip(samples, told, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_forked_command_that_fails_is_shown(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"(?s)nowhere.yaml.*failed with exit code 1"):
         forked.run(["mergekit-yaml", str(tmp_path / "nowhere.yaml"), str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "way"),
     [
@@ -101,6 +105,7 @@ def test_a_sweep_is_the_merge_at_each_strength(models: Path, tmp_path: Path, met
     assert any(not torch.equal(value, base[name].float()) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_task_arithmetic_with_calibration_is_that_of_the_sum(models: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -118,6 +123,7 @@ def test_task_arithmetic_with_calibration_is_that_of_the_sum(models: Path, tmp_p
     torch.testing.assert_close(merged - base, u @ torch.diag(gamma * s) @ v, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_strength_is_chosen_on_validation_and_tested_once(models: Path, tmp_path: Path) -> None:
     made, material = merge(models, "tsv", "lora"), models / "material"
     choice, tested = tmp_path / "choice", tmp_path / "test"
@@ -142,6 +148,7 @@ def test_the_strength_is_chosen_on_validation_and_tested_once(models: Path, tmp_
     assert recipe["models"][0]["model"] == f"{models / 'base'}+{models / 'lora_0'}"
 
 
+@pytest.mark.slow
 def test_without_a_strength_one_merge_is_both_settings(models: Path, tmp_path: Path) -> None:
     examine(merge(models, "linear"), None, models / "material", ASKED, tmp_path)
     published, chosen = read_results(tmp_path)
@@ -160,6 +167,7 @@ def test_of_equally_good_strengths_the_smallest_is_chosen() -> None:
     assert best_strength(list(grid(0.2, 0.6, 0.4, 0.6))) == 0.3
 
 
+@pytest.mark.slow
 def test_dropped_questions_are_told(models: Path) -> None:
     with pytest.raises(SystemExit, match=f"lm-eval scored {ASKED} test questions of vqa, not {ASKED + 1}"):
         ask(models / "material", models / "base", None, "test", ASKED + 1)

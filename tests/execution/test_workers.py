@@ -122,6 +122,7 @@ def deadly(times: int, how: str, counter: Path) -> Any:
     return solve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "told"),
     [
@@ -144,6 +145,7 @@ def test_a_worker_that_dies_is_told_and_its_work_is_done_by_others(
         assert contents(outcome.out) == contents(merge(slow_merge(name), *SHARDS).out)
 
 
+@pytest.mark.slow
 def test_work_that_ends_every_worker_is_an_error_and_what_is_done_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKERS, "2")
     out, counter = fresh("merged"), fresh("counter")
@@ -195,6 +197,7 @@ def test_a_disk_that_is_too_small_shows_before_any_work() -> None:
     assert_nothing_left(outcome)
 
 
+@pytest.mark.slow
 def test_the_commands_of_this_package_have_the_option() -> None:
     recipe, out = written(linear(checkpoint("llava"))), fresh("merged")
     result = plugin("yaml", recipe, out, "--workers", 2, *SHARDS)

@@ -46,6 +46,7 @@ def test_files_are_divided_as_mergekit_divides_them() -> None:
     assert not (whole / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.slow
 def test_pickles_hold_the_same_tensors_in_as_many_files() -> None:
     config = task_arithmetic(checkpoint("llava"), experts("llava"))
     expected = merge(config, "--out-shard-size", str(LIMIT)).out

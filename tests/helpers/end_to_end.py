@@ -7,6 +7,7 @@ MERGEKIT_MM_AUTOLOAD=0 the same tests show what mergekit does without the plugin
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import inspect
 import json
@@ -54,17 +55,29 @@ def fresh(name: str = "checkpoint") -> Path:
 
 
 @functools.cache
+def _zoo() -> Path:
+    """Where the zoo is, for all processes of a run (`conftest.py`); a script outside of the suite has its own."""
+    return Path(os.environ.get("MM_ZOO") or workspace())
+
+
+@functools.cache
 def _built(family: str) -> None:
+    """Build a family, unless another process of this run has; one that is at it is waited for."""
     reason = zoo.FAMILIES[family].missing
     if reason:
         pytest.skip(reason)
-    zoo.build(family, workspace())
+    with (_zoo() / f"{family}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        built = _zoo() / f"{family}.built"
+        if not built.exists():
+            zoo.build(family, _zoo())
+            built.touch()
 
 
 def checkpoint(family: str, layout: str = "plain", tag: str = "base") -> Path:
-    """One checkpoint of the zoo (`base` or `expert_0` ... `expert_2`), built when first asked for."""
+    """One checkpoint of the zoo (`base` or `expert_0` ... `expert_2`), built when first asked for. Never written to."""
     _built(family)
-    return workspace() / layout / family / tag
+    return _zoo() / layout / family / tag
 
 
 def experts(family: str, layout: str = "plain") -> list[Path]:

@@ -6,6 +6,7 @@ So a 72B model can be planned, and its merge checked for shapes and names, on a 
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -36,14 +37,20 @@ def write_sparse(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], torch.
 def sparse_checkpoint(directory: Path, config: Mapping[str, object], dtype: torch.dtype = torch.bfloat16) -> Path:
     """A checkpoint of a transformers config, named as `save_pretrained` names it, without values."""
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config))
-    meta_model = meta_model_of(config)
+    text = json.dumps(config)
+    (directory / "config.json").write_text(text)
+    _write_shards(directory, _on_disk(text, dtype))
+    return directory
+
+
+@functools.cache
+def _on_disk(config: str, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of a model's tensors by their names in a checkpoint. Large models take seconds."""
+    meta_model = meta_model_of(json.loads(config))
     assert meta_model is not None, "transformers does not know this model type"
     state = {name: t for name, t in meta_model.tensors.items() if name not in meta_model.aliases}
     disk = revert_weight_conversion(meta_model.model, dict(state))
-    shapes = {n: (tuple(t.shape), dtype if t.is_floating_point() else t.dtype) for n, t in disk.items()}
-    _write_shards(directory, shapes)
-    return directory
+    return {n: (tuple(t.shape), dtype if t.is_floating_point() else t.dtype) for n, t in disk.items()}
 
 
 def _write_shards(

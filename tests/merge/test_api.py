@@ -87,6 +87,7 @@ def test_a_file_that_is_no_text_is_refused() -> None:
         api.plan(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told"),
     [

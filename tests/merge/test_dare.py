@@ -75,6 +75,7 @@ def test_dare_drops_a_fifth_and_divides_the_rest_by_the_density() -> None:
     assert abs(dropped / total - 0.2) < 0.01
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_whatever_the_order_of_the_work() -> None:
     """The draw of a tensor depends on the seed and its name alone."""
 

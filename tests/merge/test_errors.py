@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from end_to_end import (
     with_tensor,
     written,
 )
+from forks import program
 from mergekit import merge_methods
 from mergekit.merge_methods import InputContract, TensorGroup, merge_method
 
@@ -119,7 +119,7 @@ def test_a_bug_in_a_method_written_for_mergekit_itself() -> None:
 
 @pytest.mark.slow
 def test_what_is_printed_of_a_bug() -> None:
-    """The traceback, and below it the one line, from the console script's own interpreter."""
+    """The traceback, and below it the one line, from an interpreter that ends by it."""
     config = written(with_method("optmerge", checkpoint("llava"), experts("llava")))
     script = (
         "import sys, mergekit_mm.register, mergekit_mm.tasks.reading as module\n"
@@ -127,7 +127,7 @@ def test_what_is_printed_of_a_bug() -> None:
         "module.InputTasks.one = lambda *args: list(zip([1], [], strict=True))\n"
         f"main([{str(config)!r}, {str(fresh('out'))!r}])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    done = program([sys.executable, "-c", script])
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert done.stderr.count(BUG) == 1
@@ -272,7 +272,7 @@ def test_the_stock_command_shows_it_at_vv() -> None:
     (damaged / "config.json").write_text("{")
     script = Path(sys.executable).with_name("mergekit-yaml")
     command = [script, written(task_arithmetic(damaged, experts("llava"))), fresh("out"), "-vv"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    done = program(command)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert BUG not in done.stderr

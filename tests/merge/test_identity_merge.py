@@ -6,6 +6,7 @@ Every family of the zoo, in every layout its checkpoints come in.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,26 @@ from end_to_end import (
     text_inputs,
 )
 
+pytestmark = pytest.mark.long
+
 
 @functools.cache
 def identity(family: str, layout: str) -> Outcome:
     return merge(linear(checkpoint(family, layout)))
+
+
+@functools.cache
+def asked(family: str) -> tuple[dict[str, Any], torch.Tensor, dict[str, Any] | None, torch.Tensor | None]:
+    """A prompt and a base's logits for it; a prompt with media, and the logits for that. Its layouts answer alike."""
+    model, media = load(checkpoint(family), zoo.FAMILIES[family].cls), zoo.FAMILIES[family].media
+    text = text_inputs(model, family)
+    if media is None:
+        return text, logits(model, text), None, None
+    seen = media()
+    changed = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in seen.items()}
+    expected = logits(model, seen)
+    assert not torch.allclose(expected, logits(model, changed), atol=1e-4), "the media do not reach the model"
+    return text, logits(model, text), seen, expected
 
 
 @pytest.mark.parametrize(("family", "layout"), every_layout())
@@ -52,16 +69,11 @@ def test_output_loads_and_answers_alike(family: str, layout: str) -> None:
     """The same logits, for a prompt and for a prompt with an image or a sound in it."""
     if family == "llama4" and transformers.__version__ == "5.24.0":
         pytest.skip("the forward of Llama 4 ends in an error of transformers 5.24.0, whatever the checkpoint")
-    cls, media = zoo.FAMILIES[family].cls, zoo.FAMILIES[family].media
-    before, after = load(checkpoint(family, layout), cls), load(identity(family, layout).out, cls)
-    inputs = text_inputs(before, family)
-    assert torch.equal(logits(before, inputs), logits(after, inputs))
-    if media is not None:
-        seen = media()
-        changed = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in seen.items()}
-        expected = logits(before, seen)
-        assert not torch.allclose(expected, logits(before, changed), atol=1e-4), "the media do not reach the model"
-        assert torch.equal(expected, logits(after, seen))
+    text, answer, seen, answer_to_media = asked(family)
+    after = load(identity(family, layout).out, zoo.FAMILIES[family].cls)
+    assert torch.equal(logits(after, text), answer)
+    if seen is not None:
+        assert torch.equal(logits(after, seen), answer_to_media)
 
 
 def test_most_families_are_shown_something() -> None:

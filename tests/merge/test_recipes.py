@@ -55,6 +55,8 @@ from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.tensor_plan import Average, Keep, Merge
 
+pytestmark = pytest.mark.long
+
 RECIPES = Path(__file__).parents[2] / "merge_yamls"
 Recipe = dict[str, Any]
 

@@ -30,6 +30,8 @@ from end_to_end import (
     tensors,
 )
 
+pytestmark = pytest.mark.long
+
 
 def assert_correct(outcome: Outcome, family: str, layout: str) -> None:
     base = tensors(checkpoint(family, layout))

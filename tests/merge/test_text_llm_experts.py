@@ -343,6 +343,7 @@ def test_equal_shapes_that_compute_otherwise() -> None:
 # ------------------------------------------------------------------------------------------------ and back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
@@ -373,6 +374,7 @@ def test_both_ways_at_once() -> None:
     assert_close(got, sum_of_deltas(tensors(base), [tensors(sibling), decoder_of("llava", "hub", expert)]))
 
 
+@pytest.mark.slow
 def test_without_a_base_model_the_first_one_gives_the_shape() -> None:
     """`linear` has no base: the first model listed decides what comes out."""
     llm, mllm = text_llm("llava"), checkpoint("llava")

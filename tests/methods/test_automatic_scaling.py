@@ -72,6 +72,7 @@ def rms_over_plain(layer: int, plain: dict[str, torch.Tensor]) -> float:
     return rms(deltas) / float((plain[name].double() - before[name].double()).norm())
 
 
+@pytest.mark.slow
 def test_an_adapter_of_it_is_the_model() -> None:
     base, both = checkpoint("llava"), pair("llava")
     config = {
@@ -86,6 +87,7 @@ def test_an_adapter_of_it_is_the_model() -> None:
     assert_close(merge(put_on).tensors, merge(config).tensors, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_multiplies_it() -> None:
     base = checkpoint("llava")
     config = {**with_method("tsv", base, experts("llava")), "parameters": {"scaling": "auto"}}

@@ -48,6 +48,7 @@ def test_a_config_gives_them_by_input_and_tensor(scaling: float) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["models", "adapters"])
 def test_all_parameters_together_are_the_same_in_a_plan_as_on_tensors(kind: str) -> None:
     """`svc`, `scaling: auto` and `own_delta`, with the experts as files and as tensors that are given to mergekit."""

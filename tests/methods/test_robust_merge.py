@@ -119,6 +119,7 @@ def adapters(base: Path, *ranks: int) -> list[Path]:
     return [plus(base, written_adapter(base, each)) for each in found]
 
 
+@pytest.mark.slow
 def test_a_merge_and_an_adapter() -> None:
     base = checkpoint("llava")
     config = {**with_method("robust_merge", base, adapters(base, 3, 3)), "parameters": {"scaling": 0.5}}

@@ -35,7 +35,7 @@ from omni_models import TOLERANCE, answers, omni
 from peft_adapters import adapted, plus
 from processors import picture, tone, with_processor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 EAR = "qwen2_audio_llama"
 PREFIX = "guests.audio."

@@ -19,7 +19,7 @@ from processors import picture, sound_file, video_file, with_processor
 
 from mergekit_mm.omni import register
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ABSENT = ("mergekit", "lm_eval", "peft")
 SCRIPT = """

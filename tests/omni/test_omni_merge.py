@@ -66,6 +66,7 @@ def test_with_the_hosts_language_model_it_answers_as_the_host(host: str, guests:
         assert torch.allclose(answers(model, inputs), logits(donor, inputs), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "guests"), PAIRINGS)
 def test_with_a_guests_language_model_it_answers_as_the_guest(host: str, guests: tuple[str, ...]) -> None:
     for guest in guests:
@@ -263,6 +264,7 @@ def test_marks_around_media_have_the_embeddings_of_who_was_trained_on_them() -> 
         assert torch.allclose(got[others], expected[others], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adapters_are_donors_too() -> None:
     host, guest = checkpoint("llava"), checkpoint("qwen2_audio_llama")
     (on_host, whole_host), (on_guest, whole_guest) = adapted("llava", 21), adapted("qwen2_audio_llama", 22)
@@ -326,6 +328,7 @@ def test_new_tokens_never_get_the_numbers_of_others() -> None:
     refused(linear(host, guest), f"The tokenizer of {host} leaves numbers out")
 
 
+@pytest.mark.slow
 def test_a_guest_whose_positions_are_lost_is_told() -> None:
     """Qwen2-VL is the host by default; another host places its images one by one."""
     seeing, hearing = checkpoint("qwen2_vl"), checkpoint("qwen2_audio")

@@ -15,6 +15,8 @@ import zoo
 from mergekit_mm.omni.configuration import OmniConfig
 from mergekit_mm.omni.modeling import OmniForConditionalGeneration
 
+pytestmark = pytest.mark.long
+
 # Another id than any donor's: an omni vocabulary is a union, in which placeholders move.
 TOKENS = {"image": 281, "video": 282, "audio": 283}
 DONOR_TOKENS = {"image": zoo.IMAGE, "video": zoo.VIDEO, "audio": zoo.AUDIO}
@@ -157,6 +159,7 @@ def test_a_host_that_is_more_than_embeddings_is_itself(family: str) -> None:
     assert (logits(model, **heard) - logits(model, **louder)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_text_llm_as_the_host() -> None:
     source = donor("qwen2_audio")
     llm_config = source.config.get_text_config()
@@ -171,6 +174,7 @@ def test_a_text_llm_as_the_host() -> None:
     torch.testing.assert_close(logits(model, **text), logits(source, **text), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["llava_qwen2", "qwen2_vl"])
 def test_text_alone_needs_no_tower(host: str) -> None:
     text = zoo.prompt(20, 30, 40, 50)
@@ -257,6 +261,7 @@ def two_of(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**doubled, **along}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["llava", "qwen2_vl", "qwen2_audio_llama"])
 def test_several_media_of_one_kind(host: str) -> None:
     guest = {"llava": "qwen2_audio_llama", "qwen2_vl": "qwen2_audio", "qwen2_audio_llama": "llava"}[host]

@@ -39,6 +39,7 @@ def test_a_licence_that_all_inputs_have() -> None:
     assert "The licence of all inputs is llama3." in body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [LLAMA, None, {}, {"license": "unknown"}, "---\n- no: card\n---\n", "---\n{\n---\n"])
 def test_a_licence_is_not_made_up(other: Any) -> None:
     metadata, body = merged_card(APACHE, other)

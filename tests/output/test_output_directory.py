@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,12 @@ def plain_merge(family: str = "llava", *flags: str, **more: Any) -> Outcome:
     return merge(task_arithmetic(checkpoint(family), experts(family), **more), *flags)
 
 
+@functools.cache
+def merged(family: str) -> Outcome:
+    """The plainest merge, to be looked at and not to be changed."""
+    return plain_merge(family)
+
+
 def dtypes_in(config: Any) -> set[str]:
     """Every dtype that a config names, at any depth."""
     if not isinstance(config, dict):
@@ -61,12 +68,12 @@ def dtypes_in(config: Any) -> set[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_config_is_the_bases(family: str) -> None:
-    outcome = plain_merge(family)
+    outcome = merged(family)
     assert config_of(outcome) == json.loads((checkpoint(family) / "config.json").read_text())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("key", ["dtype", "out_dtype"])
+@pytest.mark.parametrize("key", [pytest.param("dtype", marks=pytest.mark.slow), "out_dtype"])
 def test_the_config_says_what_was_written(family: str, key: str) -> None:
     outcome = plain_merge(family, **{key: "bfloat16"})
     config = config_of(outcome)
@@ -101,7 +108,7 @@ def test_an_old_configs_dtype_key_is_kept_up_to_date(key: str | None) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_side_files_are_the_bases(family: str) -> None:
     """With experts that have files of their own; byte for byte."""
-    outcome = plain_merge(family)
+    outcome = merged(family)
     expected = side_files(checkpoint(family))
     assert len(expected) >= 9
     assert side_files(outcome.out) == expected
@@ -257,8 +264,9 @@ def test_no_model_card() -> None:
     load(outcome.out, "LlavaForConditionalGeneration")
 
 
+@pytest.mark.slow
 def test_the_written_config_repeats_the_merge() -> None:
-    first = plain_merge("llava")
+    first = merged("llava")
     again = merge(yaml.safe_load((first.out / "mergekit_config.yml").read_text()))
     assert_same_bytes(again.tensors, first.tensors)
 
@@ -267,7 +275,7 @@ def test_the_written_config_repeats_the_merge() -> None:
 
 
 def test_nothing_but_the_output_is_left() -> None:
-    outcome = plain_merge("llava")
+    outcome = merged("llava")
     assert [path.name for path in outcome.out.parent.iterdir()] == [outcome.out.name]
     hidden = [path.name for path in outcome.out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
     assert not hidden
@@ -276,6 +284,7 @@ def test_nothing_but_the_output_is_left() -> None:
     assert outcome.out.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
+@pytest.mark.slow
 def test_an_output_directory_that_is_there_already() -> None:
     """Shards, index and files of an earlier merge make way, whatever their number; what is not a model's stays."""
     out = fresh("merged")
@@ -359,7 +368,7 @@ def test_a_config_without_models_leaves_nothing() -> None:
 
 def test_quiet() -> None:
     assert plain_merge("llava", "--quiet").console == ""
-    loud = plain_merge("llava").console
+    loud = merged("llava").console
     assert "in the layout of" in loud
     assert "vision_tower" in loud
 
@@ -381,6 +390,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert any(not torch.equal(t, other.tensors[n]) for n, t in first.tensors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--lazy-unpickle",), ("--low-cpu-memory",), ("--read-to-gpu", "--device", "cpu")])
 def test_mergekits_options(flags: tuple[str, ...]) -> None:
     outcome = merge(task_arithmetic(checkpoint("llava", "hub"), experts("llava", "memory")), *flags)
@@ -431,6 +441,7 @@ def without_tokenizer() -> Path:
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["tekken.json", "spm_char.model"])
 def test_tokenizers_of_other_kinds(file: str) -> None:
     base = without_tokenizer()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from end_to_end import (
     task_arithmetic,
     tensors,
 )
+from forks import program
 
 from mergekit_mm.cli import main as cli
 
@@ -45,6 +45,7 @@ def elsewhere() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["nothing", "an empty directory", "a model"])
 def test_a_link_to_another_file_system(there: str, elsewhere: Path) -> None:
     """As a mounted volume is one."""
@@ -99,6 +100,7 @@ def test_what_is_no_models_stays() -> None:
     assert mine <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_side_files_of_an_earlier_merge_make_way() -> None:
     """A loader would prefer its chat template to that of the new tokenizer."""
     bare = altered(checkpoint("llava"))
@@ -150,7 +152,7 @@ def test_a_full_disk() -> None:
         "from mergekit.scripts.run_yaml import main\n"
         "main(sys.argv[1:])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(config), str(out)], capture_output=True, text=True)
+    done = program([sys.executable, "-c", code, config, out])
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr.splitlines()[-1]

@@ -110,6 +110,7 @@ def test_folders_that_a_model_reads_come_along_and_leftovers_do_not() -> None:
         assert all(f"{folder}/ (" in note for folder in folders), note
 
 
+@pytest.mark.slow
 def test_what_is_neither_copied_nor_a_leftover_is_named() -> None:
     base = with_files(checkpoint("llava"), "vae.safetensors", "again/config.json", "merged/mergekit_config.yml")
     edit_json(base / "again" / "config.json", model_type="llava")
@@ -165,6 +166,7 @@ def test_a_model_with_its_own_adapter_goes_by_its_name() -> None:
     assert not_used(said) == [f"  {both}: the adapter in checkpoint-10/"]
 
 
+@pytest.mark.slow
 def test_what_an_expert_has_beyond_the_output_is_told_once() -> None:
     base, expert = checkpoint("llava"), with_files(experts("llava")[0], "speakers.npz", "assets/voice.pt")
     torch.save({"chelsie": torch.ones(3)}, expert / "voices.pt")
@@ -203,6 +205,7 @@ def test_links_are_copied_as_files_and_circles_end(tmp_path: Path) -> None:
     assert files["deeper/more.bin"].read_bytes() == b"voice"
 
 
+@pytest.mark.slow
 def test_an_input_inside_the_base_is_no_folder_of_it() -> None:
     base = with_files(checkpoint("llava"))
     shutil.copytree(experts("llava")[0], base / "tuned")

@@ -72,6 +72,7 @@ def test_a_page_opens_without_a_complaint_or_a_request(browser: Any, page: Path,
         assert not shown.is_wider_than_its_window()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read(browser: Any, page: Path, scheme: str) -> None:
     with opened(browser, page, color_scheme=scheme) as shown:
@@ -208,6 +209,7 @@ def test_marks_tell_their_values_to_the_keyboard(browser: Any, page: Path) -> No
         assert box["x"] <= mark["x"] <= box["x"] + box["width"]  # scrolled into view
 
 
+@pytest.mark.slow
 def test_the_tab_key_goes_through_a_page_in_order(browser: Any, page: Path) -> None:
     with opened(browser, page) as shown:
         shown.tab.keyboard.press("Tab")

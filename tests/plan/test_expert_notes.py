@@ -101,6 +101,7 @@ def test_an_id_beyond_the_tokenizer_is_a_new_token() -> None:
     assert f"and {len(named) - 3} more" in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
 def test_one_id_with_two_meanings_is_a_warning(quiet: tuple[str, ...]) -> None:
     base = checkpoint("llava")
@@ -263,6 +264,7 @@ def zeroed(base: Path, **config: Any) -> Path:
     return adapter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "why"), [({"lora_alpha": 0}, "lora_alpha"), ({}, "B factors are zero")])
 @pytest.mark.parametrize("method", ["task_arithmetic", "optmerge"])
 def test_an_adapter_that_adds_nothing(config: Mapping[str, Any], why: str, method: str) -> None:

@@ -20,6 +20,8 @@ from mergekit_mm.plan.build import build_plan
 from mergekit_mm.tasks.compile import Compiler
 from mergekit_mm.tasks.loading import LoadTensor
 
+pytestmark = pytest.mark.long
+
 QWEN2_VL_72B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
     "model_type": "qwen2_vl",

@@ -35,6 +35,7 @@ from end_to_end import (
     with_tensor,
     without,
 )
+from forks import program
 from mergekit.merge_methods import merge_tensors
 from transformers import LlavaForConditionalGeneration
 
@@ -354,7 +355,7 @@ def test_the_console_script_merges_multimodal_models() -> None:
     script = Path(sys.executable).with_name("mergekit-yaml")
     recipe, out = fresh("recipe.yaml"), fresh("merged")
     recipe.write_text(yaml.safe_dump(task_arithmetic(checkpoint("llava", "hub"), experts("llava", "memory"))))
-    done = subprocess.run([str(script), str(recipe), str(out)], capture_output=True, text=True)
+    done = program([script, recipe, out])
     assert done.returncode == 0, done.stderr[-2000:]
     expected = sum_of_deltas(tensors(checkpoint("llava", "hub")), [tensors(p) for p in experts("llava", "hub")])
     assert_close(tensors(out), expected)

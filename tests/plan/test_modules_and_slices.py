@@ -133,6 +133,7 @@ def test_slices_take_layers_from_two_models() -> None:
     assert got.keys() == base.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), [("llava", "hub"), ("qwen2_vl", "plain"), ("llava_qwen2", "memory")])
 @pytest.mark.parametrize("ranges", [((0, 2), (1, 2)), ((1, 2),), ((0, 2), (0, 2))])
 def test_slices_that_change_the_depth(family: str, layout: str, ranges: tuple[tuple[int, int], ...]) -> None:

@@ -146,6 +146,7 @@ def test_a_device_that_is_not_there(flags: tuple[str, ...]) -> None:
     refused(recipe("optmerge"), flags[-1], flags=flags)
 
 
+@pytest.mark.slow
 def test_strengths_that_look_alike_and_a_seed() -> None:
     config = recipe("dare_linear", weight=0.3, density=0.5)
     out, result = command("sweep", config, "--scaling", "0.1234567,0.1234568,1", "--random-seed", "7", "--quiet")

@@ -227,6 +227,7 @@ def test_a_tensor_as_text() -> None:
 # ------------------------------------------------------------------------------------------------ equality and digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_plans_built_twice_are_equal(recipe: Any) -> None:
     first, second = api.plan(recipe()), api.plan(recipe())
@@ -308,6 +309,7 @@ def test_a_plan_cannot_be_changed() -> None:
 # ------------------------------------------------------------------------------------------------ JSON
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_json_tells_of_every_tensor_what_is_written(recipe: Any) -> None:
     config = recipe()
@@ -357,6 +359,7 @@ def test_the_rows_of_a_united_vocabulary_are_known() -> None:
     assert min(rows) > zoo.VOCAB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [UP, "language_model.model.layers.0.mlp.up_proj.weight", "language_model.lm_head.weight", "lm_head.weight"]
 )

@@ -33,6 +33,8 @@ from roles_on_disk import (
     role_of,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(("family", "layout"), OUTSIDE)
 def test_the_table_of_this_file_is_complete(family: str, layout: str) -> None:

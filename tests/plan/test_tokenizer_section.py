@@ -125,6 +125,7 @@ def swapped(source: Path, one: str, two: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_vocabulary_in_which_the_image_token_has_moved() -> None:
     """The config would go on to point at the old place."""
     other = swapped(experts("llava")[0], "<image>", "<video>")
@@ -184,6 +185,7 @@ def test_ids_that_stand_for_media_fix_the_vocabulary(change: dict[str, Any]) -> 
     refused(config, str(base), "different lengths", "280 rows in", "embed_tokens_per_layer", "300 rows in")
 
 
+@pytest.mark.slow
 def test_per_layer_embeddings_follow_the_vocabulary() -> None:
     family = "gemma4"
     base, expert = checkpoint(family), experts(family)[0]

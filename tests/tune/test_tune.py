@@ -28,6 +28,8 @@ from mergekit_mm.tune.in_memory import InMemory
 from mergekit_mm.tune.run import Settings, Tasks
 from mergekit_mm.tune.run import tune as run_tune
 
+pytestmark = pytest.mark.long
+
 MODELS = Path(__file__).parents[2] / "examples" / "easy_vqa" / "models"
 OMNI = Path(__file__).parents[2] / "examples" / "omni" / "models"
 KINDS = ("color", "shape", "yesno")
@@ -203,6 +205,7 @@ def test_scores_are_those_of_lm_eval() -> None:
         assert each["stderr"] == pytest.approx(sum(errors) ** 0.5 / 2)
 
 
+@pytest.mark.slow
 def test_the_best_goes_on_and_is_written() -> None:
     out, _ = tuned()
     found = data(out)
@@ -222,6 +225,7 @@ def test_the_best_goes_on_and_is_written() -> None:
     assert not list(out.parent.glob(".tuned.tune"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_said_is_said() -> None:
     out, result = tuned()
     table = (out / "tune.md").read_text()
