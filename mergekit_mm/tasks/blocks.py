@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-BLOCK = 1 << 17  # entries: what is computed with so many in float32 stays in the cache of a core
+BLOCK = 1 << 18  # entries: what is computed with so many in float32 stays in the cache of a core
 
 Key = TypeVar("Key")
 Tensors = Mapping[Key, torch.Tensor]

@@ -23,8 +23,8 @@ ARITHMETIC: dict[str, Any] = {"normalize": False, "lambda": 0.9, "int8_mask": Fa
 SHAPES = [
     (2 * BLOCK - 1,),  # too small for two blocks
     (3 * BLOCK + 1,),
-    (577, 1025),
-    (3, 257, 513),
+    (577, 1125),
+    (3, 401, 513),
 ]
 
 
