@@ -16,7 +16,7 @@ from mergekit_mm.execution.machine import cores
 from mergekit_mm.execution.progress import Bar, Progress
 from mergekit_mm.plan.merge_plan import MergePlan
 
-_BLOCK = 1 << 22  # bytes
+_BLOCK = 1 << 20  # bytes, which stay in the cache of a core until they are hashed
 _MOST = 8  # threads, which is more than a disk reads for
 
 
@@ -90,12 +90,12 @@ class InputHashes:
         if re.fullmatch(r"[0-9a-f]{64}", target):
             self._found[path] = target
             return
-        digest = self._blank.copy()
-        with path.open("rb") as file:
-            while (block := file.read(_BLOCK)) and not self._stop.is_set():
-                digest.update(block)
+        digest, block = self._blank.copy(), memoryview(bytearray(_BLOCK))
+        with path.open("rb", buffering=0) as file:
+            while (length := file.readinto(block)) and not self._stop.is_set():
+                digest.update(block[:length])
                 if self._bar is not None:
-                    self._bar.update(0, len(block))
+                    self._bar.update(0, length)
         if not self._stop.is_set():
             self._found[path] = digest.hexdigest()
             self._journal.append({"input": str(path), "sha256": self._found[path]})

@@ -292,10 +292,13 @@ def add_delta(base: Tensor, delta: TaskVector, scaling: float) -> Tensor:
 
 
 def is_finite(value: Tensor | TaskVector) -> bool:
-    """One pass and no copy: NaN and Inf both survive in the extremes."""
+    """Whether a value holds neither NaN nor Inf. No copy is made of it.
+
+    Both survive in a sum, which is the faster pass. A sum can overflow by itself too; both survive in the extremes.
+    """
     if isinstance(value, TaskVector):
         return all(is_finite(part) for part in value.parts)
-    if value.numel() == 0:
+    if value.numel() == 0 or math.isfinite(float(value.detach().sum())):
         return True
     low, high = torch.aminmax(value.detach())
     return math.isfinite(float(low)) and math.isfinite(float(high))

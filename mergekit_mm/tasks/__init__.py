@@ -7,7 +7,8 @@
 - `deltas`: from inputs to task vectors to base plus delta, for the plugin's methods and sums of adapters; `damc`: the
   factors of owners; `solutions`: merged deltas in files, for merges that differ in strength alone
 - `measuring`: the experts' task vectors looked at, and nothing made of them
-- `merging`: the tasks of mergekit's own methods; `inputs_check` has the cases in which no method may compute
+- `merging`: the tasks of mergekit's own methods; `blocks`: sums in parts that stay in the cache; `inputs_check` has the
+  cases in which no method may compute
 - `drawing`: random numbers that depend on seed, name and values alone
 - `writing`: the layout on disk, and the cast at the end
 - `chat_template`: mergekit's `chat_template:`

@@ -9,7 +9,8 @@ from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
 from mergekit_mm.errors import refused_by
 from mergekit_mm.methods.apply import is_finite
-from mergekit_mm.methods.declarations import DRAWING
+from mergekit_mm.methods.declarations import DRAWING, WEIGHTED_SUMS
+from mergekit_mm.tasks.blocks import in_blocks
 from mergekit_mm.tasks.drawing import stream_of
 from mergekit_mm.tasks.inputs_check import is_kept, require_finite_result
 
@@ -45,18 +46,22 @@ class MergeTensors(ExecuteMergeMethodTask):
         if is_kept(tensors, self.model_order, kept_model, name):
             return tensors[kept_model]
         merged = self._merged(tensors)
-        if merged is not None and merged.dtype.itemsize < 4 and not is_finite(merged):
+        if merged is None or is_finite(merged):
+            return merged
+        if merged.dtype.itemsize < 4:
             # Small constants of some methods vanish in 16 bits, and sums of squares overflow there.
             wide = self._merged({model: tensor.float() for model, tensor in tensors.items()})
             merged = merged if wide is None else wide.to(merged.dtype)
-        if merged is not None:
-            require_finite_result(merged, name, self.method_name)
+        require_finite_result(merged, name, self.method_name)
         return merged
 
     def _merged(self, tensors: dict[ModelReference, torch.Tensor]) -> torch.Tensor | None:
         """The method's result. mergekit refuses some values, such as weights under which all vectors cancel."""
         about = f"{self.method_name} cannot merge {self.output_weight.name}: "
-        values = [tensors[model] for model in self.model_order]
-        with refused_by(*_REFUSING, about=about), stream_of(self.seed, self.output_weight.name, values):
+        values = {model: tensors[model] for model in self.model_order}
+        if self.method_name in WEIGHTED_SUMS:
+            with refused_by(*_REFUSING, about=about):
+                return in_blocks(super().execute, values)
+        with refused_by(*_REFUSING, about=about), stream_of(self.seed, self.output_weight.name, [*values.values()]):
             merged: torch.Tensor | None = super().execute(tensors)
         return merged
