@@ -20,6 +20,7 @@ The tensors of one checkpoint:
   the scaling of factors, `bare_parameters` the rules for parameters without a module
 - `describe`: the description of a checkpoint for `mergekit-mm inspect`
 - `values`: whether two tensors hold the same values
+- `mapped`: values of files, fetched so that a disk that fails is an error
 
 Two checkpoints:
 

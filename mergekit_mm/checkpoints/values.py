@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
+from mergekit_mm.checkpoints.mapped import Fetched, opened
 from mergekit_mm.numerics.low_rank import widened
 
 _ROWS = 4096
@@ -76,21 +76,21 @@ def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
-    """An opened tensor, whose values are read when it is sliced."""
+    """An opened tensor, whose values are read when it is indexed."""
     tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
-    return _slice(checkpoint, tensor.file, tensor.key, files)
+    return _opened(checkpoint, tensor.file, tensor.key, files)
 
 
 def _read(checkpoint: Checkpoint, tensor: DiskTensor, files: ExitStack) -> torch.Tensor:
     def value(key: str) -> torch.Tensor:
-        found: torch.Tensor = _slice(checkpoint, tensor.file, key, files)[...]
+        found: torch.Tensor = _opened(checkpoint, tensor.file, key, files)[...]
         return found.detach()
 
     return value(tensor.name) if tensor.stored is None else tensor.stored.value(value)
 
 
-def _slice(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any:
+def _opened(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any:
     path = checkpoint.directory / file
     if path.suffix == ".safetensors":
-        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(key)
+        return Fetched(path, key, files.enter_context(opened(path)).get_tensor)
     return unpickled(path)[key]

@@ -75,7 +75,7 @@ class WeightFiles:
         if name not in self.layout.places:
             return False
         place, found = self.layout.places[name], hashlib.sha256()
-        with _opened(self.path_of(name), os.O_RDONLY) as handle:
+        with system_errors(self.path_of(name)), _opened(self.path_of(name), os.O_RDONLY) as handle:
             end = place.offset + place.nbytes
             for begin in range(place.offset, end, _BLOCK):
                 found.update(os.pread(handle, min(_BLOCK, end - begin), begin))

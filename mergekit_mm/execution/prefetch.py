@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mergekit_mm.checkpoints.mapped import tensor_ranges
 from mergekit_mm.execution.units import Unit, made_from
 from mergekit_mm.plan.merge_plan import MergePlan
-
-Ranges = Mapping[str, tuple[int, int]]  # tensor -> where its bytes begin in the file, and how many they are
 
 
 class Prefetch:
@@ -21,7 +19,7 @@ class Prefetch:
     def __init__(self, plan: MergePlan) -> None:
         self._plan = plan
         self._outputs = {output.name: output for output in plan.outputs}
-        self._ranges: dict[Path, Ranges] = {}
+        self._ranges: dict[Path, Mapping[str, tuple[int, int]]] = {}
 
     def read(self, unit: Unit) -> None:
         """Ask for all that a unit is made from. What cannot be asked for is read when it is needed, as ever."""
@@ -48,16 +46,9 @@ class Prefetch:
                         found.setdefault(path, []).append(place)
         return {path: sorted(set(ranges)) for path, ranges in found.items()}
 
-    def _ranges_of(self, path: Path) -> Ranges:
+    def _ranges_of(self, path: Path) -> Mapping[str, tuple[int, int]]:
         if path not in self._ranges:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                entries = json.loads(file.read(length))
-            self._ranges[path] = {
-                name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-                for name, entry in entries.items()
-                if name != "__metadata__"
-            }
+            self._ranges[path] = tensor_ranges(path)
         return self._ranges[path]
 
 

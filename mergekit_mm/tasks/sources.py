@@ -12,6 +12,7 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit_mm.checkpoints.adapters.binding import Adaptation
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.mapped import fetched
 from mergekit_mm.checkpoints.values import read_group
 from mergekit_mm.errors import SystemRefusal
 from mergekit_mm.plan.inputs import Inputs
@@ -39,10 +40,13 @@ class Source:
         return read_group(self.checkpoint, name, read)
 
     def _read(self, key: str, file: str, device: str | None) -> torch.Tensor:
+        path = self.checkpoint.directory / file
         try:
-            return self.loader.get_tensor(key, device=device or "cpu").detach()  # A pickle may hold parameters.
+            return fetched(path, key, self.loader.get_tensor).to(device or "cpu")
+        except SystemRefusal:
+            raise
         except Exception as error:
-            raise SystemRefusal(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
+            raise SystemRefusal(f"{key} cannot be read from {path}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
