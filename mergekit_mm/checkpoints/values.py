@@ -10,6 +10,7 @@ import torch
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
+from mergekit_mm.checkpoints.expert_stacks import Part, part_of
 from mergekit_mm.checkpoints.mapped import Fetched, opened
 from mergekit_mm.numerics.low_rank import widened
 
@@ -42,13 +43,14 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def read_group(
-    checkpoint: Checkpoint, name: str, read: Callable[[DiskTensor], torch.Tensor]
+    checkpoint: Checkpoint, name: str, read: Callable[[DiskTensor], torch.Tensor], part: Part | None = None
 ) -> dict[str, torch.Tensor]:
     """All tensors, by their names in memory, that are stored together with the one of this name.
 
-    read: gives the value of one tensor on disk.
+    read: gives the value of one tensor on disk. part: the experts that are read of a stack, None for the whole; of a
+    stack that is one tensor on disk, `read` gives that part.
     """
-    group = checkpoint.group_of[name]
+    group = checkpoint.group_of[name] if part is None else part_of(checkpoint, name, part)
     tensors = {key: read(checkpoint.disk[key]) for key in group.disk}
     if checkpoint.is_folded(name):  # A group may have some tensors with factors, which are wider, and some without.
         tensors = {key: widened(t) if t.is_floating_point() else t for key, t in tensors.items()}

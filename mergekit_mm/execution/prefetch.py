@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mergekit_mm.checkpoints.expert_stacks import is_one_on_disk, part_of
 from mergekit_mm.checkpoints.mapped import tensor_ranges
 from mergekit_mm.execution.units import Unit, made_from
 from mergekit_mm.plan.merge_plan import MergePlan
@@ -18,7 +19,7 @@ class Prefetch:
 
     def __init__(self, plan: MergePlan) -> None:
         self._plan = plan
-        self._outputs = {output.name: output for output in plan.outputs}
+        self._outputs = {output.name: output for output in plan.made}
         self._ranges: dict[Path, Mapping[str, tuple[int, int]]] = {}
 
     def read(self, unit: Unit) -> None:
@@ -40,9 +41,14 @@ class Prefetch:
         for tensor in tensors.values():
             for model, own in tensor.inputs.items():
                 checkpoint = self._plan.inputs.checkpoints[model]
-                for stored in (checkpoint.disk[name] for name in checkpoint.group_of[own].disk):
+                part = tensor.part
+                group = checkpoint.group_of[own] if part is None else part_of(checkpoint, own, part)
+                for stored in (checkpoint.disk[name] for name in group.disk):
                     path = checkpoint.directory / stored.file
                     if path.suffix == ".safetensors" and (place := self._ranges_of(path).get(stored.key)):
+                        if part is not None and is_one_on_disk(checkpoint, own):
+                            row = place[1] // stored.shape[0]
+                            place = place[0] + part[0] * row, (part[1] - part[0]) * row
                         found.setdefault(path, []).append(place)
         return {path: sorted(set(ranges)) for path, ranges in found.items()}
 
