@@ -16,6 +16,8 @@ SOURCES := mergekit_mm tests examples hatch_build.py
 export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
+# What --no-compile leaves out is compiled once, not at every start of Python: some ten seconds of torch and transformers.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast lint browser evidence-check soak dist clean
 

@@ -16,10 +16,12 @@ The tensors of one checkpoint:
 - `meta_model`: the model of a config, instantiated without storage
 - `roles`: which part of a multimodal model each tensor belongs to
 - `weight_names`: names on disk and in memory, and the conversion between the two
+- `expert_stacks`: stacks of expert matrices on disk and in memory, taken apart by experts
 - `unwrapping`: checkpoints that were saved with PEFT still around the model; `wrapping` knows the names, `lora_scaling`
   the scaling of factors, `bare_parameters` the rules for parameters without a module
 - `describe`: the description of a checkpoint for `mergekit-mm inspect`
 - `values`: whether two tensors hold the same values
+- `mapped`: values of files, fetched so that a disk that fails is an error
 
 Two checkpoints:
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
-from safetensors import safe_open
 
-from mergekit_mm.errors import MergeError
+from mergekit_mm.checkpoints.mapped import opened, read_header
+from mergekit_mm.errors import MergeError, SystemRefusal
 from mergekit_mm.numerics.low_rank import lora_delta, stacked_lora_delta, widened, with_row_lengths
 
 # the header of a safetensors file names dtypes in its own short form
@@ -208,7 +208,9 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
             f"{directory} holds no weights, but {below}/ in it does, as scripts that gather the shards of a training "
             f"leave them: move what is in {below}/ up into the directory of the model."
         )
-    weight_files(directory)  # refuses an index that leads elsewhere
+    for file in sorted(weight_files(directory)):  # which refuses an index that leads elsewhere
+        if (path := directory / file).suffix == ".safetensors" and path.is_file():
+            read_header(path)
     try:
         index = ShardedTensorIndex.from_disk(str(directory))
     except Exception as error:
@@ -231,6 +233,8 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
             raise MergeError(f"{directory} is incomplete: its index names {shard.filename}, which is not there.")
         try:
             found += file_headers(path, shard.filename)
+        except SystemRefusal:
+            raise
         except Exception as error:
             raise MergeError(f"{path} cannot be read: {error}") from error
     named, present = set(index.tensor_paths.items()), {(tensor.name, tensor.file) for tensor in found}
@@ -250,11 +254,12 @@ def file_headers(path: Path, file: str) -> Iterator[DiskTensor]:
     file: the name of the file in the tensors' descriptions.
 
     Raises:
+        SystemRefusal: the system cannot read it.
         MergeError: a tensor has a dtype that cannot be merged, or a pickle holds more than tensors.
         Exception: from safetensors or pickle, for a damaged file.
     """
     if path.suffix == ".safetensors":
-        with safe_open(str(path), framework="pt") as shard:
+        with opened(path) as shard:
             for name in shard.keys():
                 view = shard.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
+from mergekit_mm.checkpoints.expert_stacks import Part, part_of
+from mergekit_mm.checkpoints.mapped import Fetched, opened
 from mergekit_mm.numerics.low_rank import widened
 
 _ROWS = 4096
@@ -42,13 +43,14 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def read_group(
-    checkpoint: Checkpoint, name: str, read: Callable[[DiskTensor], torch.Tensor]
+    checkpoint: Checkpoint, name: str, read: Callable[[DiskTensor], torch.Tensor], part: Part | None = None
 ) -> dict[str, torch.Tensor]:
     """All tensors, by their names in memory, that are stored together with the one of this name.
 
-    read: gives the value of one tensor on disk.
+    read: gives the value of one tensor on disk. part: the experts that are read of a stack, None for the whole; of a
+    stack that is one tensor on disk, `read` gives that part.
     """
-    group = checkpoint.group_of[name]
+    group = checkpoint.group_of[name] if part is None else part_of(checkpoint, name, part)
     tensors = {key: read(checkpoint.disk[key]) for key in group.disk}
     if checkpoint.is_folded(name):  # A group may have some tensors with factors, which are wider, and some without.
         tensors = {key: widened(t) if t.is_floating_point() else t for key, t in tensors.items()}
@@ -76,21 +78,21 @@ def _is_plain(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _open(checkpoint: Checkpoint, name: str, files: ExitStack) -> Any:
-    """An opened tensor, whose values are read when it is sliced."""
+    """An opened tensor, whose values are read when it is indexed."""
     tensor = checkpoint.disk[checkpoint.group_of[name].disk[0]]
-    return _slice(checkpoint, tensor.file, tensor.key, files)
+    return _opened(checkpoint, tensor.file, tensor.key, files)
 
 
 def _read(checkpoint: Checkpoint, tensor: DiskTensor, files: ExitStack) -> torch.Tensor:
     def value(key: str) -> torch.Tensor:
-        found: torch.Tensor = _slice(checkpoint, tensor.file, key, files)[...]
+        found: torch.Tensor = _opened(checkpoint, tensor.file, key, files)[...]
         return found.detach()
 
     return value(tensor.name) if tensor.stored is None else tensor.stored.value(value)
 
 
-def _slice(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any:
+def _opened(checkpoint: Checkpoint, file: str, key: str, files: ExitStack) -> Any:
     path = checkpoint.directory / file
     if path.suffix == ".safetensors":
-        return files.enter_context(safe_open(str(path), framework="pt")).get_slice(key)
+        return Fetched(path, key, files.enter_context(opened(path)).get_tensor)
     return unpickled(path)[key]

@@ -101,7 +101,7 @@ def _pickles(checkpoint: Checkpoint) -> Iterator[Path]:
 
 def _by_shape(plan: MergePlan, units: Iterable[Unit], speed: Speed) -> Iterator[str]:
     """A line on each method and shape that arithmetic is spent on, those first that take the most of it."""
-    outputs = {output.name: output for output in plan.outputs}
+    outputs = {output.name: output for output in plan.made}
     tensors = {
         tensor.name: tensor for unit in units for name in unit.names for tensor in made_from(plan, outputs[name])
     }

@@ -50,17 +50,18 @@ class WeightFiles:
             if not (path := self.directory / file.name).is_file() or path.stat().st_size != file.nbytes
         )
 
-    def path_of(self, tensor: str) -> Path:
-        return self.directory / self.layout.places[tensor].file
+    def path_of(self, name: str) -> Path:
+        """The file of a tensor, or of a part of one."""
+        return self.directory / self.layout.written[name].file
 
     def write(self, name: str, tensor: torch.Tensor) -> str:
-        """Write a tensor into its range; returns the SHA-256 of its bytes.
+        """Write a tensor, or a part of one, into its range; returns the SHA-256 of its bytes.
 
         Raises:
             MergeError: the file cannot be written.
             RuntimeError: the tensor is of another shape or dtype than planned, which is a bug.
         """
-        place = self.layout.places[name]
+        place = self.layout.written[name]
         if (tensor.shape, tensor.dtype) != (place.shape, place.dtype):
             raise RuntimeError(
                 f"{name} was planned as {place.dtype} {place.shape}, and made as {tensor.dtype} {tuple(tensor.shape)}"
@@ -72,10 +73,10 @@ class WeightFiles:
 
     def holds(self, name: str, digest: str) -> bool:
         """Whether the range of a tensor has these bytes, by their SHA-256."""
-        if name not in self.layout.places:
+        if name not in self.layout.written:
             return False
-        place, found = self.layout.places[name], hashlib.sha256()
-        with _opened(self.path_of(name), os.O_RDONLY) as handle:
+        place, found = self.layout.written[name], hashlib.sha256()
+        with system_errors(self.path_of(name)), _opened(self.path_of(name), os.O_RDONLY) as handle:
             end = place.offset + place.nbytes
             for begin in range(place.offset, end, _BLOCK):
                 found.update(os.pread(handle, min(_BLOCK, end - begin), begin))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_mm.errors import system_errors
 from mergekit_mm.execution.journal import Journal
 from mergekit_mm.execution.machine import cores
 from mergekit_mm.execution.progress import Bar, Progress
@@ -64,7 +65,7 @@ class InputHashes:
         """(model or adapter, file) -> SHA-256 in hexadecimal. Waits for what is not hashed yet, with a progress bar.
 
         Raises:
-            OSError: a file cannot be read.
+            SystemRefusal: a file cannot be read.
         """
         left = {*self._files.values()} - self._found.keys()
         nbytes = sum(path.stat().st_size for path in left)
@@ -91,7 +92,7 @@ class InputHashes:
             self._found[path] = target
             return
         digest, block = self._blank.copy(), memoryview(bytearray(_BLOCK))
-        with path.open("rb", buffering=0) as file:
+        with system_errors(path), path.open("rb", buffering=0) as file:
             while (length := file.readinto(block)) and not self._stop.is_set():
                 digest.update(block[:length])
                 if self._bar is not None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_mm.errors import system_errors
+
 Entry = Mapping[str, Any]  # one JSON object; what it speaks of is told by its keys
 
 NAME = "journal.jsonl"
@@ -68,7 +70,7 @@ class Journal:
         """Add an entry, soon. files: whose data has to be on the disk before.
 
         Raises:
-            OSError: an earlier entry could not be written, or its files could not be brought to the disk.
+            SystemRefusal: an earlier entry could not be written, or its files could not be brought to the disk.
         """
         self._raise()
         self._queue.put((entry, tuple(files)))
@@ -98,12 +100,10 @@ def append_entries(path: Path, entries: Iterable[Entry], files: Iterable[Path] =
     """Add entries to a journal, after the data of some files is on the disk, and wait until they are on it too."""
     sync_files(files)
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(handle, text)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with system_errors(path), path.open("ab") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_files(files: Iterable[Path]) -> None:
@@ -121,8 +121,9 @@ def sync_tree(directory: Path) -> None:
 
 
 def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with system_errors(path):
+        handle = os.open(path, flags)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 import mergekit_mm
 from mergekit_mm.checkpoints.side_files.model_files import is_of_tokenizer
 from mergekit_mm.checkpoints.weight_files import ADAPTER_CONFIG
+from mergekit_mm.errors import system_errors
 from mergekit_mm.methods import is_own_method, method_named
 from mergekit_mm.plan.as_json import digest
 from mergekit_mm.plan.merge_plan import MergePlan
@@ -119,8 +121,7 @@ def inputs_of(plan: MergePlan) -> Iterator[Path]:
 
 def _file(path: Path) -> list[Any]:
     """What tells a file of weights from another without reading it; of a small file, its content."""
-    state = path.stat()
-    with path.open("rb") as file:
+    with system_errors(path), path.open("rb") as file:
         if path.suffix == ".safetensors":
             length = file.read(8)
             head = length + file.read(min(int.from_bytes(length, "little"), _HEADER))
@@ -128,4 +129,5 @@ def _file(path: Path) -> list[Any]:
             return [hashlib.sha256(file.read()).hexdigest()]
         else:
             head = file.read(1 << 16)
+        state = os.fstat(file.fileno())
     return [state.st_size, state.st_mtime_ns, hashlib.sha256(head).hexdigest()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version as version_of
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from mergekit_mm.checkpoints.disk import DiskTensor, dtype_name
+from mergekit_mm.checkpoints.expert_stacks import Part
 from mergekit_mm.plan.merge_plan import MergePlan
+from mergekit_mm.plan.outputs import OutputTensor
 from mergekit_mm.plan.tensor_plan import Copy
 
 _ALIGNMENT = 8  # The format wants a header whose length is a multiple of it.
@@ -45,10 +47,17 @@ class Place:
     offset: int  # in bytes, from the beginning of the file
     shape: tuple[int, ...]
     dtype: torch.dtype
+    tensor: str  # its name; of a part of a stack, that of the whole
 
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def part(self, part: Part) -> Place:
+        """The place of some of the experts of a stack."""
+        begin, end = part
+        offset = self.offset + begin * (self.nbytes // self.shape[0])
+        return replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,19 @@ class Layout:
 
     files: tuple[PlannedFile, ...]
     places: Mapping[str, Place]  # The keys are names on disk, in the order of writing.
+    written: Mapping[str, Place]  # the same for what is written at once: parts, in place of stacks that are divided
 
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
+
+    @cached_property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """Tensor -> what is written of it at once: its parts, or the whole."""
+        found: dict[str, list[str]] = {}
+        for name, place in self.written.items():
+            found.setdefault(place.tensor, []).append(name)
+        return found
 
     @cached_property
     def index(self) -> Mapping[str, Any] | None:
@@ -83,10 +101,12 @@ class Layout:
         }
 
 
-def lay_out(tensors: Iterable[DiskTensor], shard_size: int) -> Layout:
+def lay_out(tensors: Iterable[DiskTensor], shard_size: int, made: Iterable[OutputTensor]) -> Layout:
     """The files of a model: tensors in the given order, and a new file where one would pass `shard_size` bytes.
 
     So mergekit divides a model. Its option means bytes, and 0 or less that there is one file.
+
+    made: the outputs as they are made, with the parts of stacks that are divided.
     """
     shards: list[list[DiskTensor]] = []
     filled = 0
@@ -103,9 +123,12 @@ def lay_out(tensors: Iterable[DiskTensor], shard_size: int) -> Layout:
         header, offsets = _header(shard)
         files.append(PlannedFile(name, header, len(header) + sum(tensor.nbytes for tensor in shard)))
         places |= {
-            tensor.name: Place(name, len(header) + offsets[tensor.name], tensor.shape, tensor.dtype) for tensor in shard
+            tensor.name: Place(name, len(header) + offsets[tensor.name], tensor.shape, tensor.dtype, tensor.name)
+            for tensor in shard
         }
-    return Layout(tuple(files), places)
+    parts = {o.name: places[o.whole].part(o.part) for o in made if o.whole and o.part}
+    divided = {place.tensor for place in parts.values()}
+    return Layout(tuple(files), places, {n: place for n, place in places.items() if n not in divided} | parts)
 
 
 def _header(tensors: Sequence[DiskTensor]) -> tuple[bytes, dict[str, int]]:

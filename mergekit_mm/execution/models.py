@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -64,17 +64,18 @@ def write_models(
     claimed, scalings = _claimed(staging)
     done = _held(claimed, files, tell)
     if done:
-        tell(f"continuing: {len(done)} of {len(layout.places)} tensors are done")
+        tell(f"continuing: {len(_complete(layout, done))} of {len(layout.places)} tensors are done")
     left = without(groups, done)
     with _cluster(job, compiler, settings) as cluster:
         count = cluster.width if cluster else workers_for(left, compiler, settings, tell)
         if left:
             tell("\n".join(estimate(plan, left, count, _computes_here(compiler), measured_speed(plan), len(scales))))
         maker = Maker(compiler, scales, files)
-        nbytes = {name: place.nbytes * len(scales) for name, place in layout.places.items()}
+        nbytes = {name: place.nbytes * len(scales) for name, place in layout.written.items()}
         units = batches(left, count, nbytes, options.out_shard_size)
         bytes_done = sum(nbytes[name] for name in done)
-        with tell.bar("Merging", len(nbytes), len(done), nbytes=sum(nbytes.values()), bytes_done=bytes_done) as bar:
+        total, complete, size = len(layout.places), len(_complete(layout, done)), sum(nbytes.values())
+        with tell.bar("Merging", total, complete, nbytes=size, bytes_done=bytes_done) as bar:
             made_of = cluster.made(units, job, tell) if cluster and job else _made(maker, units, count, tell)
             for unit, made in made_of:
                 paths = {each.path_of(name) for each in files for name in unit.names}
@@ -82,7 +83,9 @@ def write_models(
                 journal.append(entry | ({"scalings": made.scalings} if made.scalings else {}), paths)
                 claimed |= made.digests
                 scalings |= made.scalings
-                bar.update(len({*unit.names} - done), sum(nbytes[name] for name in unit.names if name not in done))
+                new = {*unit.names} - done
+                done |= new
+                bar.update(len(_complete(layout, done, new)), sum(nbytes[name] for name in new))
         maker.inputs.require()
     if cluster and len(held := _held(claimed, files, tell)) < len(nbytes):
         raise SystemRefusal(
@@ -125,7 +128,7 @@ def _claimed(staging: Staging) -> tuple[dict[str, str], dict[str, float]]:
 
 def _held(claimed: Mapping[str, str], files: Sequence[WeightFiles], tell: Progress) -> set[str]:
     """The tensors that all outputs hold as it is claimed, by their hashes."""
-    names = [name for name in files[0].layout.places if all(f"{n}/{name}" in claimed for n in range(len(files)))]
+    names = [name for name in files[0].layout.written if all(f"{n}/{name}" in claimed for n in range(len(files)))]
     held: set[str] = set()
     if not names:
         return held
@@ -141,6 +144,12 @@ def _held(claimed: Mapping[str, str], files: Sequence[WeightFiles], tell: Progre
             held |= {name} if is_held else set()
             bar.update(1)
     return held
+
+
+def _complete(layout: Layout, done: Collection[str], among: Collection[str] | None = None) -> set[str]:
+    """The tensors that are done with all their parts; of those of which something is `among`, if that is given."""
+    tensors = {layout.written[name].tensor for name in (done if among is None else among)}
+    return {tensor for tensor in tensors if all(name in done for name in layout.parts[tensor])}
 
 
 def _computes_here(compiler: Compiler) -> bool:

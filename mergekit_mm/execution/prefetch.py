@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mergekit_mm.checkpoints.expert_stacks import is_one_on_disk, part_of
+from mergekit_mm.checkpoints.mapped import tensor_ranges
 from mergekit_mm.execution.units import Unit, made_from
 from mergekit_mm.plan.merge_plan import MergePlan
-
-Ranges = Mapping[str, tuple[int, int]]  # tensor -> where its bytes begin in the file, and how many they are
 
 
 class Prefetch:
@@ -20,8 +19,8 @@ class Prefetch:
 
     def __init__(self, plan: MergePlan) -> None:
         self._plan = plan
-        self._outputs = {output.name: output for output in plan.outputs}
-        self._ranges: dict[Path, Ranges] = {}
+        self._outputs = {output.name: output for output in plan.made}
+        self._ranges: dict[Path, Mapping[str, tuple[int, int]]] = {}
 
     def read(self, unit: Unit) -> None:
         """Ask for all that a unit is made from. What cannot be asked for is read when it is needed, as ever."""
@@ -42,22 +41,20 @@ class Prefetch:
         for tensor in tensors.values():
             for model, own in tensor.inputs.items():
                 checkpoint = self._plan.inputs.checkpoints[model]
-                for stored in (checkpoint.disk[name] for name in checkpoint.group_of[own].disk):
+                part = tensor.part
+                group = checkpoint.group_of[own] if part is None else part_of(checkpoint, own, part)
+                for stored in (checkpoint.disk[name] for name in group.disk):
                     path = checkpoint.directory / stored.file
                     if path.suffix == ".safetensors" and (place := self._ranges_of(path).get(stored.key)):
+                        if part is not None and is_one_on_disk(checkpoint, own):
+                            row = place[1] // stored.shape[0]
+                            place = place[0] + part[0] * row, (part[1] - part[0]) * row
                         found.setdefault(path, []).append(place)
         return {path: sorted(set(ranges)) for path, ranges in found.items()}
 
-    def _ranges_of(self, path: Path) -> Ranges:
+    def _ranges_of(self, path: Path) -> Mapping[str, tuple[int, int]]:
         if path not in self._ranges:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                entries = json.loads(file.read(length))
-            self._ranges[path] = {
-                name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-                for name, entry in entries.items()
-                if name != "__metadata__"
-            }
+            self._ranges[path] = tensor_ranges(path)
         return self._ranges[path]
 
 

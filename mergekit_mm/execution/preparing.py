@@ -30,4 +30,4 @@ def prepared(
     rows = planned_rows(plan, compiler.new_vocabulary, options)
     tensors = planned_tensors(plan, rows)
     verify_planned(plan, tensors, rows)
-    return compiler, lay_out(in_order(plan, tensors), options.out_shard_size)
+    return compiler, lay_out(in_order(plan, tensors), options.out_shard_size, plan.made)

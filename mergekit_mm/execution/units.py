@@ -18,6 +18,7 @@ from mergekit_mm.methods.costs import NOMINAL, operations
 from mergekit_mm.methods.declarations import makes_factors_of_factors
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
+from mergekit_mm.plan.parts import tensor_of
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, TensorPlan
 
 UNIT_SECONDS = 1.5  # of work, on a machine of the nominal speed
@@ -61,7 +62,7 @@ class Takes:
 
 @dataclass(frozen=True)
 class Unit:
-    """Some output tensors, by their names on disk, and an estimate of what they take."""
+    """Some output tensors, by their names on disk, or parts of them, and an estimate of what they take."""
 
     names: tuple[str, ...]
     takes: Takes
@@ -85,10 +86,10 @@ def smallest_units(plan: MergePlan) -> list[Unit]:
     """The tensors of an output in groups that cannot be divided, in the order in which the base's files have them.
 
     Together are the tensors that are converted together, in the output or in an input; both copies of a tied tensor;
-    and everything that is written of one planned tensor, as the factors of its owners.
+    and everything that is written of one planned tensor, as the factors of its owners; or of one part of a stack.
     """
     groups = _Groups()
-    for output in plan.outputs:
+    for output in plan.made:
         for tensor in made_from(plan, output):
             groups.join(("output", output.name), ("tensor", tensor.name))
             for model, own in tensor.inputs.items():
@@ -96,7 +97,7 @@ def smallest_units(plan: MergePlan) -> list[Unit]:
                 if group is not None and group.conversion is not None and len(group.memory) > 1:
                     groups.join(("tensor", tensor.name), (model, group.memory[0]))
     together: dict[Hashable, list[OutputTensor]] = {}
-    for output in plan.outputs:
+    for output in plan.made:
         together.setdefault(groups.root(("output", output.name)), []).append(output)
     made = [(outputs[0].like.file, _unit(plan, outputs)) for outputs in together.values()]
     return [unit for _, unit in sorted(made, key=lambda entry: entry[0])]
@@ -147,7 +148,7 @@ def made_from(plan: MergePlan, output: OutputTensor) -> list[TensorPlan]:
         names = plan.inputs.base_checkpoint.group_of[output.tensor].memory
     found = []
     for name in names:
-        tensor = plan[name]
+        tensor = tensor_of(plan, output, name)
         while isinstance(tensor.action, Copy):
             tensor = plan[tensor.action.of]
         found.append(tensor)

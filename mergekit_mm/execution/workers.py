@@ -129,6 +129,8 @@ class _Ended:
 
     @property
     def advice(self) -> str:
+        if self.code == -signal.SIGBUS:
+            return "A file could not be read, or a disk is full: the same command goes on once that is mended."
         return "The machine may have too little memory: free some, or take fewer workers. The same command goes on."
 
 

@@ -5,6 +5,7 @@ The plan itself:
 - `tensor_plan`: `TensorPlan`, the plan of one tensor; the actions Keep, Average, Merge, Copy and Route
 - `merge_plan`: `MergePlan` and `OmniPlan`, the plans of all tensors of an output, and their text for people
 - `outputs`: the names on disk under which the planned tensors are written
+- `parts`: stacks of experts that are made in parts
 - `side_files`: the files that an output gets beside its weights
 - `summary`, `usage`, `as_json`: a line for each role, the unused parts of the inputs, and the plan as JSON
 

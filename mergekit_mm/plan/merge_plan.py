@@ -17,6 +17,7 @@ from mergekit_mm.checkpoints.roles import LANGUAGE_ROLES, Role
 from mergekit_mm.errors import MergeError
 from mergekit_mm.plan.inputs import Inputs, OmniInputs, name_in_config
 from mergekit_mm.plan.outputs import OutputTensor, Piece
+from mergekit_mm.plan.parts import in_parts
 from mergekit_mm.plan.side_files import SideFiles
 from mergekit_mm.plan.summary import lines_by_role
 from mergekit_mm.plan.tensor_plan import Copy, Keep, TensorPlan
@@ -69,6 +70,11 @@ class MergePlan:
         return {tensor.name: tensor for tensor in self.tensors}
 
     # ------------------------------------------------------------------------------------------------------ the output
+
+    @cached_property
+    def made(self) -> tuple[OutputTensor, ...]:
+        """The outputs as they are made: of a stack of experts that is made in parts, a part in place of the whole."""
+        return tuple(self.outputs if isinstance(self, OmniPlan) else in_parts(self))
 
     @property
     def output_bytes(self) -> int:

@@ -9,6 +9,7 @@ from enum import Enum
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.expert_stacks import Part
 from mergekit_mm.checkpoints.weight_names import Group
 from mergekit_mm.errors import MergeError
 from mergekit_mm.plan.modules import Module
@@ -34,6 +35,8 @@ class OutputTensor:
     tensor: str  # name in memory of the planned tensor that it is made from; for a converted group, the first of them
     piece: Piece = Piece.WHOLE
     owner: str = ""  # the owner of a piece, `host` or the name of a guest; empty for the other pieces
+    part: Part | None = None  # the experts of the part of a stack that it is made with; None if that is made as a whole
+    whole: str = ""  # the tensor on disk that it is a part of; empty for a whole tensor
 
 
 def outputs_like_base(

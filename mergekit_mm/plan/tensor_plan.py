@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergekit.common import ModelReference
 
 from mergekit_mm.checkpoints.checkpoint import TensorInfo
+from mergekit_mm.checkpoints.expert_stacks import Part
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,17 @@ class TensorPlan:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the method, for all inputs
     input_parameters: Mapping[ModelReference, Mapping[str, Any]] = field(default_factory=dict, hash=False)  # for each
     reason: str = ""  # the reason why the action is not to merge by the method
+    part: Part | None = None  # the experts of a part of a stack, whose shape `info` has; None for a whole tensor
 
     @property
     def experts(self) -> list[ModelReference]:
         """The inputs that have the tensor, without the base model."""
         return [model for model in self.inputs if model != self.base]
+
+    def in_part(self, part: Part) -> TensorPlan:
+        """The same for some of the experts of a stack."""
+        info = replace(self.info, shape=(part[1] - part[0], *self.info.shape[1:]))
+        return replace(self, name=f"{self.name}[{part[0]}:{part[1]}]", info=info, part=part)
 
     @property
     def shared_action(self) -> Keep | Average | Merge | Copy:

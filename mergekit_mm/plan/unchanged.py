@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from mergekit.common import ModelReference
-from safetensors import safe_open
 
 from mergekit_mm.checkpoints.adapters.adapter import Adapter
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor, unpickled
+from mergekit_mm.checkpoints.mapped import fetched, opened
 from mergekit_mm.checkpoints.remote import same_content
 from mergekit_mm.plan.inputs import Inputs, OmniInputs
 
@@ -161,13 +161,13 @@ class _Reader:
         if isinstance(file, dict):
             values: torch.Tensor = file[tensor.key][window]
         else:
-            values = file.get_slice(tensor.key)[window] if tensor.shape else file.get_tensor(tensor.key)
+            values = fetched(self._directory / tensor.file, tensor.key, file.get_tensor, window)
         return values.contiguous().reshape(-1)
 
     def _opened(self, path: Path) -> Any:
         """An open file of safetensors, or the dictionary of a pickle, mapped into memory if torch can do that."""
         if path.suffix == ".safetensors":
-            return self._files.enter_context(safe_open(str(path), framework="pt"))
+            return self._files.enter_context(opened(path))
         return unpickled(path)
 
 

@@ -19,6 +19,7 @@ from mergekit_mm.methods.declarations import WEIGHTED_SUMS, merges_deltas
 from mergekit_mm.numerics.task_vector import TaskVector
 from mergekit_mm.plan.merge_plan import MergePlan, OmniPlan
 from mergekit_mm.plan.outputs import OutputTensor, Piece
+from mergekit_mm.plan.parts import tensor_of
 from mergekit_mm.plan.tensor_plan import Average, Copy, Keep, Merge, Route, TensorPlan
 from mergekit_mm.tasks.core_space import MergeInCore
 from mergekit_mm.tasks.damc import SameTensor, SharedFactors
@@ -68,8 +69,11 @@ class Compiler:
     # ------------------------------------------------------------------------------------------ to a model
 
     def to_model(self, scale: float = 1.0) -> dict[str, Task[torch.Tensor]]:
-        """Name on disk -> the task that makes the tensor as it is written, with every merged delta times `scale`."""
-        return {output.name: self._cast(self._piece(output, scale), output.like.dtype) for output in self.plan.outputs}
+        """Name -> the task that makes a tensor as it is written, with every merged delta times `scale`.
+
+        The names are those of `MergePlan.made`: those on disk, or parts of stacks.
+        """
+        return {output.name: self._cast(self._piece(output, scale), output.like.dtype) for output in self.plan.made}
 
     def to_memory(self) -> dict[str, Task[torch.Tensor]]:
         """Name in memory -> the task that makes a tensor of the model, as a merge writes it; copies are left out."""
@@ -92,13 +96,13 @@ class Compiler:
 
     def _piece(self, output: OutputTensor, scale: float) -> Task:
         """The task that makes one tensor on disk, before its cast."""
-        tensor = self.plan[output.tensor]
+        tensor = tensor_of(self.plan, output, output.tensor)
         if output.piece is Piece.CONVERTED:
             base = self.inputs.base_checkpoint
             names = base.group_of[output.tensor].memory
-            merged = tuple((name, self._tensor(self.plan[name], scale)) for name in names)
-            back = ConvertToDisk(checkpoint=base, tensor=output.tensor, merged=merged)
-            return PickTensor(group=back, key=output.name)
+            merged = tuple((name, self._tensor(tensor_of(self.plan, output, name), scale)) for name in names)
+            back = ConvertToDisk(checkpoint=base, tensor=output.tensor, merged=merged, part=output.part)
+            return PickTensor(group=back, key=output.whole or output.name)
         if output.piece is Piece.OWNER:
             return self._owners_tensor(tensor, output.owner, scale)
         if output.piece is Piece.BASIS:

@@ -11,6 +11,7 @@ from mergekit.graph import Task
 from mergekit.io.tasks import GatherTensors
 from pydantic import InstanceOf
 
+from mergekit_mm.checkpoints.expert_stacks import Part
 from mergekit_mm.errors import MergeError
 from mergekit_mm.methods.apply import is_finite
 from mergekit_mm.numerics.task_vector import TaskVector
@@ -25,6 +26,7 @@ class LoadGroup(Task[dict[str, torch.Tensor]]):
     tensor: str  # the name in memory of any tensor of the group
     label: str  # as of `LoadTensor`
     device: str | None = None
+    part: Part | None = None  # the experts that are read of a stack; None for the whole
 
     def arguments(self) -> dict[str, Task]:
         return {}
@@ -36,7 +38,7 @@ class LoadGroup(Task[dict[str, torch.Tensor]]):
         return self.label
 
     def execute(self, **_kwargs: object) -> dict[str, torch.Tensor]:
-        return self.source.group(self.tensor, self.device)
+        return self.source.group(self.tensor, self.device, self.part)
 
 
 class LoadTensor(Task[torch.Tensor]):
@@ -51,12 +53,14 @@ class LoadTensor(Task[torch.Tensor]):
     label: str
     dtype: str | None = None
     device: str | None = None
+    part: Part | None = None  # as of `LoadGroup`
 
     def arguments(self) -> dict[str, Task]:
         group = self.source.checkpoint.group_of[self.tensor]
         if group.conversion is None:
             return {}
-        return {"group": LoadGroup(source=self.source, tensor=group.memory[0], label=self.label, device=self.device)}
+        first, source = group.memory[0], self.source
+        return {"group": LoadGroup(source=source, tensor=first, label=self.label, device=self.device, part=self.part)}
 
     def priority(self) -> int:
         return -1000
@@ -65,7 +69,7 @@ class LoadTensor(Task[torch.Tensor]):
         return self.label
 
     def execute(self, group: dict[str, torch.Tensor] | None = None, **_kwargs: object) -> torch.Tensor:
-        tensors = self.source.group(self.tensor, self.device) if group is None else group
+        tensors = self.source.group(self.tensor, self.device, self.part) if group is None else group
         return cast(tensors[self.tensor], self.dtype, self.tensor)
 
 
@@ -152,19 +156,24 @@ class Reader:
     def __init__(self, sources: Sources, device: str | None) -> None:
         self.sources, self.device = sources, device
 
-    def plain(self, model: ModelReference, tensor: str, label: str, dtype: str | None = None) -> LoadTensor:
-        """The task that gives one tensor of an input without its adapter."""
+    def plain(
+        self, model: ModelReference, tensor: str, label: str, dtype: str | None = None, part: Part | None = None
+    ) -> LoadTensor:
+        """The task that gives one tensor of an input without its adapter, or a part of a stack."""
         source = self.sources.models[model]
-        return LoadTensor(source=source, tensor=tensor, label=label, dtype=dtype, device=self.device)
+        return LoadTensor(source=source, tensor=tensor, label=label, dtype=dtype, device=self.device, part=part)
 
-    def tensor(self, model: ModelReference, tensor: str, label: str, dtype: str | None = None) -> Task[torch.Tensor]:
+    def tensor(
+        self, model: ModelReference, tensor: str, label: str, dtype: str | None = None, part: Part | None = None
+    ) -> Task[torch.Tensor]:
         """The task that gives one tensor of an input, with its adapter applied if that changes it.
 
         An adapted tensor comes in float32 unless `dtype` is given: rounded to 16 bits, much of the delta would be lost.
         """
         adapter = self.sources.adapters.get(model)
         if adapter is None or not adapter.adaptation.changes(tensor):
-            return self.plain(model, tensor, label, dtype)
+            return self.plain(model, tensor, label, dtype, part)
+        assert part is None, "a stack with an adapter is made as a whole"
         return AdaptTensor(adapter=adapter, tensor=tensor, base=self.plain(model, tensor, label), dtype=dtype)
 
     def delta(self, model: ModelReference, tensor: str, label: str) -> LoadDelta:

@@ -41,7 +41,7 @@ class InputTasks:
         """The tensor of one input, with its rows moved if token ids index them and the merge moves rows."""
         if self.rows_move(tensor):
             return PickTensor(group=self.together(tensor, tensor.inputs, dtype), key=model)
-        return self.reader.tensor(model, tensor.inputs[model], self.label(tensor), dtype)
+        return self.reader.tensor(model, tensor.inputs[model], self.label(tensor), dtype, tensor.part)
 
     def together(
         self,
@@ -62,7 +62,7 @@ class InputTasks:
         tasks: dict[ModelReference, Task] = {
             model: self.reader.delta(model, own, label)
             if model in deltas
-            else self.reader.tensor(model, own, label, dtype)
+            else self.reader.tensor(model, own, label, dtype, tensor.part)
             for model, own in names.items()
         }
         if layout is not None:
@@ -118,4 +118,6 @@ class InputTasks:
     def base_tensor(self, tensor: TensorPlan) -> Task[torch.Tensor]:
         """The task that reads the tensor under the deltas: that of the layout's model, without its adapter."""
         layout = self.inputs.base
-        return self.reader.plain(layout, self.inputs.names[layout][tensor.info.name], self.label(tensor))
+        return self.reader.plain(
+            layout, self.inputs.names[layout][tensor.info.name], self.label(tensor), part=tensor.part
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mergekit.common import ModelReference
@@ -12,6 +13,8 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 from mergekit_mm.checkpoints.adapters.binding import Adaptation
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
 from mergekit_mm.checkpoints.disk import DiskTensor
+from mergekit_mm.checkpoints.expert_stacks import Part, is_one_on_disk
+from mergekit_mm.checkpoints.mapped import fetched
 from mergekit_mm.checkpoints.values import read_group
 from mergekit_mm.errors import SystemRefusal
 from mergekit_mm.plan.inputs import Inputs
@@ -24,8 +27,10 @@ class Source:
     checkpoint: Checkpoint
     loader: LazyTensorLoader
 
-    def group(self, name: str, device: str | None) -> dict[str, torch.Tensor]:
+    def group(self, name: str, device: str | None, part: Part | None = None) -> dict[str, torch.Tensor]:
         """The group of a tensor: all tensors that are stored together with it, by their names in memory.
+
+        part: the experts that are read of a stack; None for the whole.
 
         Raises:
             SystemRefusal: a file has changed since the merge was planned, or mergekit's reader cannot read it.
@@ -33,16 +38,20 @@ class Source:
 
         def read(tensor: DiskTensor) -> torch.Tensor:
             if tensor.stored is None:
-                return self._read(tensor.name, tensor.file, device)
-            return tensor.stored.value(lambda key: self._read(key, tensor.file, device))
+                return self._read(tensor.name, tensor.file, device, within)
+            return tensor.stored.value(lambda key: self._read(key, tensor.file, device, within))
 
-        return read_group(self.checkpoint, name, read)
+        within = slice(*part) if part is not None and is_one_on_disk(self.checkpoint, name) else ...
+        return read_group(self.checkpoint, name, read, part)
 
-    def _read(self, key: str, file: str, device: str | None) -> torch.Tensor:
+    def _read(self, key: str, file: str, device: str | None, within: Any = ...) -> torch.Tensor:
+        path = self.checkpoint.directory / file
         try:
-            return self.loader.get_tensor(key, device=device or "cpu").detach()  # A pickle may hold parameters.
+            return fetched(path, key, self.loader.get_tensor, within).to(device or "cpu")
+        except SystemRefusal:
+            raise
         except Exception as error:
-            raise SystemRefusal(f"{key} cannot be read from {self.checkpoint.directory / file}: {error}") from error
+            raise SystemRefusal(f"{key} cannot be read from {path}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

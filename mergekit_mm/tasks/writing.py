@@ -8,6 +8,7 @@ from mergekit.graph import Task
 from pydantic import InstanceOf
 
 from mergekit_mm.checkpoints.checkpoint import Checkpoint
+from mergekit_mm.checkpoints.expert_stacks import Part, part_of
 from mergekit_mm.tasks.loading import cast
 from mergekit_mm.tasks.step import Step
 
@@ -18,6 +19,7 @@ class ConvertToDisk(Task[dict[str, torch.Tensor]]):
     checkpoint: InstanceOf[Checkpoint]  # that of the base, whose layout on disk the output has
     tensor: str  # the name in memory of any tensor of the group
     merged: tuple[tuple[str, Task], ...]  # memory name -> the task that makes it
+    part: Part | None = None  # the experts of a stack that are converted; None for all
 
     def arguments(self) -> dict[str, Task]:
         return dict(self.merged)
@@ -26,7 +28,9 @@ class ConvertToDisk(Task[dict[str, torch.Tensor]]):
         return self.checkpoint.group_of[self.tensor].disk[0]
 
     def execute(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.checkpoint.group_of[self.tensor].to_disk(tensors)
+        whole = self.checkpoint.group_of[self.tensor]
+        group = whole if self.part is None else part_of(self.checkpoint, self.tensor, self.part)
+        return group.to_disk(tensors)
 
 
 class PickTensor(Step[torch.Tensor]):

@@ -7,14 +7,11 @@ MERGEKIT_MM_SOAK_SEED draws them.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +33,7 @@ from end_to_end import (
     written,
 )
 from interruptions import SHARDS, after, contents, made, slow_merge, slow_method
+from mounts import in_own_mounts, mount_memory
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum
@@ -138,16 +136,7 @@ def test_an_input_that_changes_meanwhile(how: str, workers: str, monkeypatch: py
 def test_a_disk_that_is_full_later() -> None:
     """Another program takes the rest of a small disk while a merge runs, and gives it back."""
     mergekit_yaml()
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_on_a_small_disk, args=(fresh("disk"), sender))
-    process.start()
-    sender.close()
-    try:
-        told, has_config, done, again, is_equal = receiver.recv()
-    except EOFError:
-        pytest.skip("no file system can be mounted here")
-    finally:
-        process.join()
+    told, has_config, done, again, is_equal = in_own_mounts(_on_a_small_disk, fresh("disk"))
     assert told.splitlines()[-1].startswith("Error: No space left on device")
     assert not has_config
     assert done
@@ -155,8 +144,8 @@ def test_a_disk_that_is_full_later() -> None:
     assert is_equal
 
 
-def _on_a_small_disk(disk: Path, told: Any) -> None:
-    _mount(disk, "4m")
+def _on_a_small_disk(disk: Path) -> tuple[str, bool, int, str, bool]:
+    mount_memory(disk, "4m")
     filler, calls = disk / "filler", []
 
     def filling(task_vectors: Any) -> TaskVector:
@@ -173,7 +162,7 @@ def _on_a_small_disk(disk: Path, told: Any) -> None:
         filler.unlink()
         again = merge(slow_merge(name), *SHARDS, out=out)
         is_equal = contents(out) == contents(merge(slow_merge(name), *SHARDS).out)
-    told.send((first.console, has_config, done, again.console, is_equal))
+    return first.console, has_config, done, again.console, is_equal
 
 
 def _fill(path: Path) -> None:
@@ -184,21 +173,3 @@ def _fill(path: Path) -> None:
                 file.write(bytes(1024))
         except OSError:
             return
-
-
-def _mount(directory: Path, size: str) -> None:
-    """Mount a small file system in memory that this process alone sees. SystemExit where that is not allowed."""
-    if sys.platform != "linux":
-        raise SystemExit
-    new_user, new_mounts, private = 0x10000000, 0x20000, (1 << 18) | (1 << 14)
-    libc, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
-    directory.mkdir()
-    if libc.unshare(new_user | new_mounts):
-        raise SystemExit
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    if libc.mount(b"none", b"/", None, private, None):
-        raise SystemExit
-    if libc.mount(b"none", os.fsencode(directory), b"tmpfs", 0, f"size={size}".encode()):
-        raise SystemExit

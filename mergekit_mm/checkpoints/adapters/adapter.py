@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mergekit_mm.checkpoints.disk import unpickled
+from mergekit_mm.checkpoints.mapped import fetched, opened
 from mergekit_mm.checkpoints.weight_files import WeightFile
-from mergekit_mm.errors import MergeError
+from mergekit_mm.errors import SystemRefusal
 from mergekit_mm.numerics.low_rank import lora_delta, widened, with_row_lengths
 from mergekit_mm.numerics.task_vector import TaskVector
 
@@ -80,11 +80,12 @@ class Adapter:
                 held = self._pickles[path]
                 tensor: Tensor = (held[beside.within] if beside and beside.within else held)[key]
                 return tensor.detach()
-            with safe_open(str(path), framework="pt") as file:
-                tensor = file.get_tensor(key)
-                return tensor
+            with opened(path) as file:
+                return fetched(path, key, file.get_tensor)
+        except SystemRefusal:
+            raise
         except Exception as error:  # the file is not what it was when the merge was planned
-            raise MergeError(f"{key} cannot be read from {path}: {error}") from error
+            raise SystemRefusal(f"{key} cannot be read from {path}: {error}") from error
 
     def same_values(self, key: str, other: str) -> bool:
         """Whether two keys of its files stand for the same values."""
