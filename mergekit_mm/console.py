@@ -17,8 +17,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import RLock
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -102,13 +103,21 @@ def _coloured(found: re.Match[str], style: dict[str, Any]) -> str:
 
 def bar(**options: Any) -> tqdm[Any]:
     """tqdm with these options: a bar on a terminal; elsewhere, of work that takes long, a line twice a minute."""
-    from tqdm import tqdm  # local: most commands draw no bar, and `--help` is to be instant
-
     if sys.stderr.isatty():
-        return tqdm(dynamic_ncols=True, **options)
+        return _kind_of_bar()(dynamic_ncols=True, **options)
     form = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {elapsed} so far, {remaining} left"
     lines = {"file": _Lines(), "bar_format": form, "mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY}
-    return tqdm(**{**lines, **options})
+    return _kind_of_bar()(**{**lines, **options})
+
+
+@cache
+def _kind_of_bar() -> type[tqdm[Any]]:
+    """tqdm with a lock of this process. Its own is shared with all forks: one that is killed may hold it for ever."""
+    from tqdm import tqdm  # local: most commands draw no bar, and `--help` is to be instant
+
+    kind: type[tqdm[Any]] = type("bar", (tqdm,), {"_lock": RLock()})
+    os.register_at_fork(after_in_child=lambda: kind.set_lock(RLock()))  # a thread that is not here may hold this one
+    return kind
 
 
 class _Lines:

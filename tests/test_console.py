@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,29 @@ def test_a_bug_is_in_the_log_file(log: Path, monkeypatch: pytest.MonkeyPatch) ->
     result = plugin("inspect", altered(checkpoint("llava")), "--log-file", log)
     assert isinstance(result.exception, ZeroDivisionError)
     assert "ZeroDivisionError" in log.read_text()
+
+
+def test_a_fork_that_is_killed_does_not_hold_the_bars_of_others() -> None:
+    with console.bar(total=1) as before:
+        child = os.fork()
+        if child == 0:
+            with before.get_lock():
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert before.get_lock().acquire(timeout=10)
+        before.get_lock().release()
+        child = os.fork()
+        if child == 0:
+            os._exit(not before.get_lock().acquire(timeout=10))
+        assert os.waitpid(child, 0)[1] == 0
+    with before.get_lock():  # as its monitoring thread may, at the time of a fork
+        child = os.fork()
+        if child == 0:
+            os._exit(not another_thread(lambda: before.get_lock().acquire(timeout=10)))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def another_thread(function: Callable[[], bool]) -> bool:
+    """What a function returns in a thread of its own: a lock can be taken twice by one thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()

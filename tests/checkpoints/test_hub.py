@@ -127,6 +127,11 @@ def world() -> Iterator[World]:
         "org/pickled": pickled(first),
         "org/cut": cut_off(first),
     }
+    named = fresh("named")  # names of folders in which messages have them in the order of the repositories'
+    for name, folder in local.items():
+        (named / name).parent.mkdir(parents=True, exist_ok=True)
+        (named / name).symlink_to(folder)
+    local = {name: named / name for name in local}
     repos = {name: {"main": folder} for name, folder in local.items()}
     repos["org/expert"]["v2"] = second
     hub = Hub(repos, frozenset({"org/gated"}), {"org/broken": 200_000}, {"org/flaky"})

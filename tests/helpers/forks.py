@@ -113,9 +113,13 @@ _real_run = subprocess.run
 
 
 def _run(command: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run` in a program: other Python programs are forks, too; the rest is as ever."""
+    """`subprocess.run` in a program: other Python programs are forks, too; the rest is as ever.
+
+    `-c` takes a process of its own: that is how `mergekit-mm doctor` asks what a fresh interpreter is like.
+    """
     ours = isinstance(command, list) and (
-        str(command[0]) == sys.executable or Path(str(command[0])).parent == Path(sys.executable).parent
+        (str(command[0]) == sys.executable and command[1] != "-c")
+        or (command[0] != sys.executable and Path(str(command[0])).parent == Path(sys.executable).parent)
     )
     if not ours:
         return _real_run(command, **options)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 from added_methods import added
 from end_to_end import checkpoint, experts, mergekit_yaml, run, with_method
+from tqdm import tqdm
 
 from mergekit_mm.methods.apply import task_vector_method
 from mergekit_mm.numerics.task_vector import TaskVector, weighted_sum
@@ -112,6 +114,7 @@ def _signal(process: BaseProcess, number: signal.Signals) -> None:
 
 def _quietly(work: Callable[[], Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
+    tqdm.set_lock(threading.RLock())  # the usual one is the test's as well, which would wait for it after a kill
     with open(os.devnull, "w") as nothing:
         sys.stdout = sys.stderr = nothing
         work()
