@@ -97,6 +97,7 @@ def report(
         --expert '*-OCR' --expert '*-Chart' --out report/
     """
     from mergekit_mm.evaluation.report import Sources, make_report
+    from mergekit_mm.hosts.lm_eval_tasks import task_directory
 
     made = make_report(results, base, experts, references, metric, tasks.split(",") if tasks else ())
     if out:
@@ -107,5 +108,7 @@ def report(
         tell("\n".join(made.notes))
     if html:
         folders = [path if path.is_dir() else path.parent for path in results]
-        size = made.write_page(html, Sources(folders, include_path, metadata, round(media_mb * 1e6)))
+        # With ours named, the thousands of task files of lm-eval are read only for tasks that are in none of these.
+        tasks_in = [task_directory(), *include_path]
+        size = made.write_page(html, Sources(folders, tasks_in, metadata, round(media_mb * 1e6)))
         tell(f"{html}: {size / 1e6:.1f} MB")
