@@ -20,7 +20,7 @@ FAST_FAMILIES = ("llava", "qwen2_vl", "qwen2_audio")
 
 def pytest_configure(config: pytest.Config) -> None:
     """One directory for the zoo of all processes of a run: each family is built once, by whichever asks first."""
-    if "MM_ZOO" not in os.environ:  # which the processes that xdist starts inherit
+    if "MM_ZOO" not in os.environ:  # The processes that xdist starts inherit it.
         os.environ["MM_ZOO"] = directory = tempfile.mkdtemp(prefix="mergekit-mm-zoo-")
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 

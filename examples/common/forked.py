@@ -133,7 +133,12 @@ def _called(command: Sequence[str], environment: dict[str, str], output: int) ->
         code = end.code
     except BaseException:
         traceback.print_exc()
-    if code is not None and not isinstance(code, int):  # a message: as the interpreter does with it
+    return exit_code(code)
+
+
+def exit_code(code: Any) -> int:
+    """The exit code of a child that ends by `SystemExit(code)`; prints a message, as the interpreter does."""
+    if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
     sys.stdout.flush()

@@ -208,7 +208,7 @@ def read_headers(directory: Path) -> dict[str, DiskTensor]:
             f"{directory} holds no weights, but {below}/ in it does, as scripts that gather the shards of a training "
             f"leave them: move what is in {below}/ up into the directory of the model."
         )
-    for file in sorted(weight_files(directory)):  # which refuses an index that leads elsewhere
+    for file in sorted(weight_files(directory)):  # An index that leads elsewhere is refused.
         if (path := directory / file).suffix == ".safetensors" and path.is_file():
             read_header(path)
     try:

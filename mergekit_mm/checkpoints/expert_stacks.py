@@ -37,10 +37,9 @@ def part_of(checkpoint: Checkpoint, name: str, part: Part) -> Group:
     return _some_experts(group, part)
 
 
-def expert_of(group: Group, name: str) -> int:
-    """The number of the expert that a tensor on disk is of."""
-    assert group.conversion is not None
-    return _members(group)[group.conversion.patterns[name]].index(name)
+def experts_of(group: Group) -> dict[str, int]:
+    """The number of the expert that each tensor on disk is of, for a group in which each expert has its own."""
+    return {name: number for names in _members(group).values() for number, name in enumerate(names)}
 
 
 def comes_apart(checkpoint: Checkpoint, name: str) -> bool:
@@ -112,7 +111,7 @@ def _some_experts(group: Group, part: Part) -> Group:
     assert group.conversion is not None
     conversion, members, (begin, end) = group.conversion, _members(group), part
     kept = {name for names in members.values() for name in names[begin:end]}
-    number = {name: index for names in members.values() for index, name in enumerate(names)}
+    number = experts_of(group)
     # The inverse of the conversion counts the experts of the part from 0.
     stems = {
         stem: members[conversion.patterns[name]][begin + number[name]]

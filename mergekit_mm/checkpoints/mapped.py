@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from mergekit_mm.errors import SystemRefusal, system_errors
 
-_POPULATE_READ = 22  # of Linux's madvise, from 5.14 on
+_POPULATE_READ = 22  # This advice is known to Linux from 5.14 on.
 _BLOCK = 1 << 20  # bytes
 
 Get = Callable[[str], torch.Tensor]

@@ -47,7 +47,7 @@ class Place:
     offset: int  # in bytes, from the beginning of the file
     shape: tuple[int, ...]
     dtype: torch.dtype
-    tensor: str  # its name; of a part of a stack, that of the whole
+    tensor: str  # The name of the tensor; a part of a stack has that of the whole.
 
     @property
     def nbytes(self) -> int:

@@ -7,13 +7,13 @@ parts follow from the plan alone: they are the same for any number of workers, a
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mergekit.common import ModelReference
 
-from mergekit_mm.checkpoints.expert_stacks import Part, comes_apart, expert_of, is_one_on_disk
+from mergekit_mm.checkpoints.expert_stacks import Part, comes_apart, experts_of, is_one_on_disk
 from mergekit_mm.methods import is_own_method
 from mergekit_mm.methods.apply import AUTO
 from mergekit_mm.methods.declarations import WEIGHTED_SUMS
@@ -43,23 +43,46 @@ def in_parts(plan: MergePlan) -> Iterator[OutputTensor]:
             found[kind] = comes_apart(checkpoint, name)
         return found[kind]
 
-    for output in plan.outputs:
-        tensor = plan[output.tensor]
-        ranges = _ranges(tensor.info.shape) if output.piece in (Piece.WHOLE, Piece.CONVERTED) else []
+    def divided(output: OutputTensor) -> _Divided:
+        """How the stack that an output is made from is divided. It is asked once for all outputs of that stack."""
+        tensor, layout = plan[output.tensor], plan.inputs.base_checkpoint
+        ranges = _ranges(tensor.info.shape)
         if len(ranges) < 2 or tensor.name in copied or not _is_made_by_matrix(tensor):
+            return _Divided()
+        if not all(_is_plain(plan, model, name) and divides(model, name) for model, name in _read(tensor)):
+            return _Divided()
+        if output.piece is Piece.WHOLE:
+            return _Divided(ranges)
+        if not divides(plan.inputs.base, output.tensor):
+            return _Divided()
+        is_one = is_one_on_disk(layout, output.tensor)
+        return _Divided(ranges, {} if is_one else experts_of(layout.group_of[output.tensor]))
+
+    known: dict[str, _Divided] = {}
+    for output in plan.outputs:
+        if output.piece not in (Piece.WHOLE, Piece.CONVERTED):
             yield output
             continue
-        read = [(model, tensor.inputs[model]) for model in _read(tensor)]
-        is_whole, layout = output.piece is Piece.WHOLE, plan.inputs.base_checkpoint
-        if not all(_is_plain(plan, *each) and divides(*each) for each in read) or not (
-            is_whole or divides(plan.inputs.base, output.tensor)
-        ):
+        if output.tensor not in known:
+            known[output.tensor] = divided(output)
+        ranges, expert = known[output.tensor].ranges, known[output.tensor].experts.get(output.name)
+        if not ranges:
             yield output
-        elif is_whole or is_one_on_disk(layout, output.tensor):
+        elif expert is None:
             yield from (_part_of(output, part) for part in ranges)
         else:
-            number = expert_of(layout.group_of[output.tensor], output.name)
-            yield replace(output, part=next(part for part in ranges if part[0] <= number < part[1]))
+            yield replace(output, part=next(part for part in ranges if part[0] <= expert < part[1]))
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """How a stack is divided.
+
+    ranges: its parts; none if it is made as a whole. experts: of tensors on disk that are an expert's, its number.
+    """
+
+    ranges: Sequence[Part] = ()
+    experts: Mapping[str, int] = field(default_factory=dict)
 
 
 def tensor_of(plan: MergePlan, output: OutputTensor, name: str) -> TensorPlan:
@@ -87,11 +110,10 @@ def _is_made_by_matrix(tensor: TensorPlan) -> bool:
     return not isinstance(action, (Copy, Route))
 
 
-def _read(tensor: TensorPlan) -> list[ModelReference]:
-    """The inputs that a tensor is made from."""
-    if isinstance(tensor.action, Keep):
-        return [tensor.action.model]
-    return list(dict.fromkeys([*tensor.inputs]))
+def _read(tensor: TensorPlan) -> list[tuple[ModelReference, str]]:
+    """The inputs that a tensor is made from, with its name there."""
+    models = [tensor.action.model] if isinstance(tensor.action, Keep) else tensor.inputs
+    return [(model, tensor.inputs[model]) for model in models]
 
 
 def _is_plain(plan: MergePlan, model: ModelReference, name: str) -> bool:

@@ -53,7 +53,7 @@ class LoadTensor(Task[torch.Tensor]):
     label: str
     dtype: str | None = None
     device: str | None = None
-    part: Part | None = None  # as of `LoadGroup`
+    part: Part | None = None  # the experts that are read of a stack; None for the whole
 
     def arguments(self) -> dict[str, Task]:
         group = self.source.checkpoint.group_of[self.tensor]

@@ -34,11 +34,12 @@ from mergekit_mm.plan.build import build_plan
 from mergekit_mm.plan.merge_plan import MergePlan
 from mergekit_mm.tasks.compile import Compiler
 
-EXPERTS, WIDTH = 12, 384  # so many that a stack of a toy is worth parts
+EXPERTS, WIDTH = 12, 384  # Stacks of this size are large enough to be made in parts.
 _STACK = re.compile(r"(.*mlp\.experts\.)(gate_up_proj|down_proj)")
 _SINGLE = re.compile(r"(.*mlp\.experts\.)(\d+)(\.(?:gate|up|down)_proj\.weight)")
 _ROUTER = re.compile(r".*mlp\.gate\.weight")
-WAYS = [("qwen3_vl_moe", "plain"), ("qwen3_5_moe", "plain"), ("qwen3_5_moe", "memory")]  # as stacks, or one by one
+# On disk these are stacks of transposed matrices, a tensor for each expert, and stacks as in memory.
+WAYS = [("qwen3_vl_moe", "plain"), ("qwen3_5_moe", "plain"), ("qwen3_5_moe", "memory")]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -86,7 +86,7 @@ def _failing_input(inputs: list[Path], file: Path) -> tuple[str, int, bool, str,
             merged = weighted_sum(task_vectors, [0.5] * len(task_vectors))
             if calls.stat().st_size >= 8 and not mended.exists():
                 time.sleep(0.2)  # the journal waits for the disk
-                disk.fail(forget=file.name.startswith("adapter"))  # which is read more than once
+                disk.fail(forget=file.name.startswith("adapter"))  # An adapter is read more than once.
             return merged
 
         flags = (*SHARDS, "--no-write-model-card")  # for which all files would be read at once

@@ -88,12 +88,7 @@ def _child(
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    if code is not None and not isinstance(code, int):  # a message: as the interpreter does with it
-        print(code, file=sys.stderr)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code or 0
+    return forked.exit_code(code)
 
 
 def _interpret(words: list[str]) -> None:

@@ -24,8 +24,8 @@ import pytest
 _NEW_USER, _NEW_MOUNTS, _PRIVATE, _DETACH = 0x10000000, 0x20000, (1 << 18) | (1 << 14), 2
 
 _HEADER, _ANSWER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
-_KEEP_CACHE = 1 << 1  # of the flags of an opened file
-_SIZE = 1 << 3  # of the valid fields of SETATTR
+_KEEP_CACHE = 1 << 1  # This is a flag of an opened file.
+_SIZE = 1 << 3  # This bit says that SETATTR sets the size.
 _MOST = 1 << 17  # bytes in one message
 
 
@@ -160,7 +160,7 @@ def _serve(device: int, real: int, failing: Operation, state: Any) -> None:
         except OSError as error:
             if error.errno == errno.ENODEV:  # it is unmounted
                 return
-            continue  # who has asked does not wait any more
+            continue  # The process that has asked does not wait any more.
         _, operation, unique, *_ = _HEADER.unpack_from(message)
         if operation in _WITHOUT_ANSWER:
             continue

@@ -134,7 +134,7 @@ def test_charts_are_in_the_order_of_the_table(browser: Any, page: Path) -> None:
 def test_keys_and_screen_readers_go_through_a_chart_in_the_order_of_the_table(browser: Any, page: Path) -> None:
     with opened(browser, page) as shown:
         shown.tab.locator("#models th[data-column=x] button").press("Enter")
-        shown.tab.locator("#models .filter").fill("e")  # which all names have
+        shown.tab.locator("#models .filter").fill("e")  # All names have an e.
         panel = "#points svg[data-column=x]"
         told = [f"{NAMES[1]}, x: 10.0", "merge 9, x: 9.0", "base, x: 2.0 (1.9 to 2.1)", "merge 10, x: −3.0"]
         assert _told_by_keys(shown, panel) == told
